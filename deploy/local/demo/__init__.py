@@ -1,0 +1,1 @@
+"""Described with its first module."""

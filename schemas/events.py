@@ -1,0 +1,153 @@
+"""Kafka events. JSON, one pydantic model per topic, `schema_version` in each event.
+
+Unknown fields are ignored (a newer producer may add some); an unknown `schema_version` is poison, because its meaning is
+not known. Text is refused when Postgres cannot hold it (NUL, lone surrogates).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+MAX_ATTRIBUTE_DEPTH = 8
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain NUL characters: Postgres text cannot hold them")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates: they are not valid UTF-8") from None
+    return text
+
+
+def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
+    stack: list[tuple[Any, int]] = [(value, 1)]
+    while stack:
+        node, depth = stack.pop()
+        if depth > MAX_ATTRIBUTE_DEPTH:
+            raise ValueError(f"must not nest deeper than {MAX_ATTRIBUTE_DEPTH} levels")
+        if isinstance(node, dict):
+            for key in node:
+                _storable(key)
+            stack.extend((child, depth + 1) for child in node.values())
+        elif isinstance(node, list):
+            stack.extend((child, depth + 1) for child in node)
+        elif isinstance(node, str):
+            _storable(node)
+        elif isinstance(node, float) and not (-1.8e308 < node < 1.8e308):
+            raise ValueError("must not contain NaN or infinity: JSON columns cannot hold them")
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_storable)]
+Text = Annotated[str, Field(max_length=20_000), AfterValidator(_storable)]
+ShortText = Annotated[str, Field(max_length=1_000), AfterValidator(_storable)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
+# Years that timestamptz and Python both hold, with room for clock errors to be seen rather than refused.
+EventTime = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+
+
+class Event(BaseModel):
+    """Base of all events: version 1 of each, unknown fields ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    schema_version: Literal[1] = 1
+
+
+class CatalogItem(Event):
+    """`catalog.items.v1`, compacted, keyed by item_id; a record without a value (tombstone) deletes the item."""
+
+    item_id: Id
+    title: ShortText
+    description: Text = ""
+    genres: list[ShortText] = Field(default_factory=list, max_length=64)
+    image_uri: Annotated[str, Field(max_length=2_048), AfterValidator(_storable)] | None = None
+    attributes: JsonObject = Field(default_factory=dict)
+    occurred_at: EventTime | None = None
+
+
+class Interaction(Event):
+    """`user.interactions.v1`, keyed by user_id."""
+
+    event_id: UUID
+    user_id: Id
+    item_id: Id
+    kind: Annotated[str, Field(min_length=1, max_length=32), AfterValidator(_storable)]
+    occurred_at: EventTime
+    context: JsonObject = Field(default_factory=dict)
+
+
+class Recommendations(Event):
+    """`user.recommendations.v1`, keyed by user_id: what the recommender will show, best first."""
+
+    user_id: Id
+    item_ids: list[Id] = Field(min_length=1, max_length=1_000)
+    occurred_at: EventTime
+
+
+class PosterFeedback(Event):
+    """`posters.feedback.v1`, keyed by user_id: what a user did with a poster that was shown."""
+
+    event_id: UUID
+    poster_id: Id
+    user_id: Id
+    item_id: Id
+    action: Literal["impression", "click", "dismiss"]
+    position: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    surface: ShortText | None = None
+    propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+    occurred_at: EventTime
+
+
+class Erasure(Event):
+    """`users.erasure.v1`, keyed by user_id: forget this user."""
+
+    user_id: Id
+    occurred_at: EventTime
+
+
+class PosterPublished(Event):
+    """`posters.published.v1`, keyed by user_id; we produce it when a poster can be surfaced."""
+
+    poster_id: Id
+    user_id: Id
+    item_id: Id
+    variant: Annotated[int, Field(ge=0)]
+    image_key: ShortText
+    manifest_key: ShortText
+    propensity: UnitInterval
+    model_version: ShortText
+    occurred_at: EventTime
+
+
+CATALOG = "catalog.items.v1"
+INTERACTIONS = "user.interactions.v1"
+RECOMMENDATIONS = "user.recommendations.v1"
+FEEDBACK = "posters.feedback.v1"
+ERASURE = "users.erasure.v1"
+PUBLISHED = "posters.published.v1"
+
+# What we consume, and the model of each topic's value.
+CONSUMED: dict[str, type[Event]] = {
+    CATALOG: CatalogItem,
+    INTERACTIONS: Interaction,
+    RECOMMENDATIONS: Recommendations,
+    FEEDBACK: PosterFeedback,
+    ERASURE: Erasure,
+}
+# Every topic that must exist; compacted ones keep the last value of a key.
+TOPICS: dict[str, type[Event]] = {**CONSUMED, PUBLISHED: PosterPublished}
+COMPACTED = frozenset({CATALOG})
+DLQ_SUFFIX = ".dlq"
+
+
+def all_topics(prefix: str = "") -> list[str]:
+    """Every topic name with its dead-letter topic where we consume it."""
+    return [prefix + t for t in TOPICS] + [prefix + t + DLQ_SUFFIX for t in CONSUMED]

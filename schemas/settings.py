@@ -1,0 +1,281 @@
+"""Every setting of the product, with its default, unit and meaning.
+
+Sources, strongest first: arguments, environment (`PIGEON_` prefix, `__` between levels), the dotenv file that `pigeon up`
+writes (`<state_dir>/env`), a TOML file (`pigeon.toml`, or the one named by `PIGEON_CONFIG_FILE`), defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from schemas.errors import InputError
+
+PREFIX = "PIGEON_"
+# Read by `load_settings` or by deploy.local themselves, before there are settings.
+NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Group):
+    """The broker and how we speak to it."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Comma-separated host:port list.")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    topic_prefix: str = Field("", description="Put before every topic name; lets several installations share a broker.")
+    group_id: str = Field("pigeon", description="Consumer group and the key of our stored offsets.")
+    session_timeout_ms: int = Field(45_000, ge=1_000, description="The embedded broker wants 2000-6000.")
+    max_poll_interval_ms: int = Field(300_000, ge=1_000)
+    request_timeout_ms: int = Field(30_000, ge=1_000)
+
+
+class DatabaseSettings(_Group):
+    """Postgres."""
+
+    url: SecretStr = Field(
+        SecretStr("postgresql+psycopg2://postgres@127.0.0.1:5432/pigeon"),
+        description="SQLAlchemy URL; the driver must be named: postgresql+psycopg2://user:password@host:port/name",
+    )
+    pool_size: int = Field(5, ge=1)
+    connect_timeout_seconds: Seconds = 10.0
+    statement_timeout_seconds: Seconds = 60.0
+    lock_timeout_seconds: Seconds = 10.0
+
+    @field_validator("url")
+    @classmethod
+    def _driver_is_named(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith("postgresql+psycopg2://"):
+            raise ValueError(
+                "must start with postgresql+psycopg2:// (SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3)"
+            )
+        return url
+
+
+class S3Settings(_Group):
+    """The object store that holds images, manifests, snapshots and adapters."""
+
+    endpoint_url: str | None = Field(None, description="Empty for AWS itself.")
+    bucket: str = Field("pigeon", min_length=3, max_length=63)
+    region: str = "us-east-1"
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    checksums: Literal["when_required", "when_supported"] = Field(
+        "when_required", description="botocore's extra checksums; some S3 servers refuse `when_supported`."
+    )
+    connect_timeout_seconds: Seconds = 5.0
+    read_timeout_seconds: Seconds = 30.0
+    max_attempts: int = Field(5, ge=1)
+
+
+class TritonSettings(_Group):
+    """The inference server."""
+
+    url: str = Field("127.0.0.1:8001", description="host:port of gRPC.")
+    metrics_url: str | None = None
+    admin_key: SecretStr | None = Field(None, description="Key that guards model control; see deploy/local.")
+    model_repository: Path | None = Field(None, description="The folder the server reads models from.")
+    network_timeout_seconds: Seconds = 10.0
+    inference_timeout_seconds: Seconds = 60.0
+    start_timeout_seconds: Seconds = 120.0
+    max_in_flight: int = Field(2, ge=1, description="Requests that one night keeps under way.")
+
+
+class ConsumerSettings(_Group):
+    """Kafka -> Postgres."""
+
+    batch_max_records: int = Field(5_000, ge=1)
+    batch_max_bytes: int = Field(8 * 2**20, ge=1_024)
+    batch_max_seconds: Seconds = 1.0
+    max_event_bytes: int = Field(256 * 2**10, ge=64, description="A larger record is poison.")
+    history_size: int = Field(50, ge=1, le=1_000, description="Interactions kept in a user's history row.")
+    max_future_seconds: Seconds = Field(
+        300.0, description="Events dated further ahead are clamped for ordering and counted."
+    )
+    dlq_max_count: int = Field(1_000, ge=0, description="Poison records per window past which the consumer stops...")
+    dlq_max_share: Share = Field(
+        0.5, description="...or this share of the window's records, once it holds 100 or more."
+    )
+    dlq_window_seconds: Seconds = 300.0
+    outage_backoff_max_seconds: Seconds = 30.0
+    stop_deadline_seconds: Seconds = 20.0
+    metrics_port: int | None = Field(None, description="Prometheus, liveness and readiness; none when empty.")
+    log_every_seconds: Seconds = 10.0
+    on_topic_recreated: Literal["stop", "restart"] = Field(
+        "stop",
+        description="When the log is shorter than our offset: stop, or read it again from its start (event ids dedupe).",
+    )
+    positive_kinds: tuple[str, ...] = Field(
+        ("click", "play", "like", "purchase"), description="Kinds that enter the history."
+    )
+
+
+class NightSettings(_Group):
+    """The nightly batch."""
+
+    history_length: int = Field(5, ge=1, le=20, description="Pictures given to the model (the paper's H).")
+    min_history: int = Field(3, ge=1, description="Users with fewer interactions are skipped, and counted.")
+    targets_per_user: int = Field(4, ge=1)
+    alphas: tuple[Share, ...] = Field(
+        (0.0, 0.5, 0.9), min_length=1, description="Reference mask ratios; one candidate each."
+    )
+    variants: int = Field(2, ge=1, description="Candidates kept per task, so that feedback can compare them.")
+    exploration: Share = Field(
+        0.5, description="Probability mass shared evenly among the variants; the rest goes to the best."
+    )
+    reference_weight: Share = Field(0.5, description="Weight of CS; 1 - this is the weight of the history CIS.")
+    max_attempts: int = Field(3, ge=1, description="Per task.")
+    min_reference_score: float = Field(0.0, description="CS below this is off-reference and refused (100 x cosine).")
+    near_duplicate_distance: int = Field(
+        2, ge=0, description="Perceptual-hash bits; closer to the reference's picture is refused."
+    )
+    blank_stddev: float = Field(
+        4.0, ge=0, description="Pixel standard deviation (0-255) under which a picture is blank."
+    )
+    sizes: tuple[str, ...] = Field(
+        ("400x600",), min_length=1, description="WIDTHxHEIGHT of composed posters; the first is the manifest's."
+    )
+    webp_quality: int = Field(88, ge=1, le=100)
+    max_users: int | None = Field(None, ge=1)
+    failure_exit_share: Share = Field(0.5, description="Share of failed tasks past which nothing is published.")
+    keep_manifests: int = Field(30, ge=2)
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes_parse(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
+        for size in sizes:
+            width, _, height = size.partition("x")
+            if not (width.isdigit() and height.isdigit() and 64 <= int(width) <= 4096 and 64 <= int(height) <= 4096):
+                raise ValueError(f"{size!r} is not WIDTHxHEIGHT with 64..4096 each, for example 400x600")
+        return sizes
+
+
+class RetrainSettings(_Group):
+    """The loop: pairs, DPO, gate, promotion."""
+
+    window_days: int = Field(28, ge=1)
+    min_pairs: int = Field(50, ge=1, description="Below this nothing is trained.")
+    score_pairs_share: Share = Field(
+        0.5, description="At most this share of the pairs may be the paper's score-ranked ones."
+    )
+    holdout_share: Share = Field(0.2, description="Users held out of training, for the gate.")
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
+    batch_size: int = Field(8, ge=1)
+    epochs: int = Field(2, ge=1)
+    seed: int = 0
+    gate_min_accuracy: float | None = Field(0.55, description="Preference accuracy on held-out users; none refuses.")
+    gate_min_margin: float | None = Field(0.0, description="Mean reward margin on held-out users; none refuses.")
+    gate_max_kl: float | None = Field(5.0, description="KL to the champion in nats per answer; none refuses.")
+    gate_max_cs_drop: float | None = Field(2.0, description="Points of reference CS that may be lost; none refuses.")
+    gate_max_cis_drop: float | None = Field(1.0, description="Points of history CIS that may be lost; none refuses.")
+    gate_tasks: int = Field(24, ge=1, description="Held-out tasks drawn by champion and challenger each.")
+    canary_share: Share = Field(0.1, description="Users of the next night that a canary draws for.")
+
+
+class ScheduleSettings(_Group):
+    """`pigeon schedule`: cron expressions in one named time zone."""
+
+    time_zone: str = "UTC"
+    night_cron: str = Field("0 2 * * *", description="minute hour day month weekday")
+    retrain_cron: str = "0 5 * * mon"
+    upkeep_cron: str = "30 0 * * *"
+    misfire_grace_seconds: int = Field(4 * 3600, ge=1)
+    retention_months: int = Field(24, ge=1, description="Older interaction partitions are detached and dropped.")
+    partitions_ahead_months: int = Field(3, ge=1)
+
+
+class ModelSettings(_Group):
+    """Which Pigeon."""
+
+    preset: Literal["nano", "lavit-7b"] = "nano"
+    checkpoint: Path | None = Field(None, description="Checkpoint directory; empty = the committed nano weights.")
+
+
+class Settings(BaseSettings):
+    """All settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    state_dir: Path = Field(Path(".pigeon"), description="Embedded servers' data, logs, caches, work files.")
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    kafka: KafkaSettings = KafkaSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    s3: S3Settings = S3Settings()
+    triton: TritonSettings = TritonSettings()
+    consumer: ConsumerSettings = ConsumerSettings()
+    night: NightSettings = NightSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    models: ModelSettings = ModelSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("PIGEON_CONFIG_FILE", "pigeon.toml")))
+        return init_settings, env_settings, dotenv_settings, toml
+
+
+def _unknown_variable(name: str) -> str | None:
+    """The innermost part of `name` that no setting has, or None when it is a setting."""
+    model: type[BaseModel] = Settings
+    for part in name.removeprefix(PREFIX).lower().split("__"):
+        field = model.model_fields.get(part)
+        if field is None:
+            return part
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return None
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the effective settings.
+
+    Raises:
+        InputError: a setting is unknown or has a bad value; the message names it and the fix.
+    """
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS and _unknown_variable(name):
+            raise InputError(f"unknown setting {name}: no such name; `pigeon settings` lists them all")
+    config_file = os.environ.get("PIGEON_CONFIG_FILE")
+    if config_file and not Path(config_file).is_file():
+        raise InputError(f"PIGEON_CONFIG_FILE={config_file}: no such file")
+    state_dir = Path(overrides.get("state_dir") or os.environ.get("PIGEON_STATE_DIR", ".pigeon"))
+    env_file = state_dir / "env"
+    try:
+        return Settings(_env_file=env_file if env_file.is_file() else None, **overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"unknown setting {name}: `pigeon settings` lists them all") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"setting {name} (PIGEON_{'__'.join(str(p) for p in first['loc']).upper()}): {message}"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{config_file or 'pigeon.toml'}: not valid TOML: {error}") from None

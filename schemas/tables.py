@@ -1,0 +1,330 @@
+"""Every Postgres table. Alembic migrations (migrations/) are checked for drift against this file.
+
+`interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, MetaData, Text, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+Key = Annotated[str, mapped_column(Text, primary_key=True)]
+Timestamp = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True))]
+# When our transaction wrote the row; the database's clock, so that all members agree.
+Now = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True), server_default=text("now()"))]
+Texts = Annotated[list[str], mapped_column(ARRAY(Text), server_default=text("'{}'"))]
+Ints = Annotated[list[int], mapped_column(ARRAY(BigInteger))]
+Floats = Annotated[list[float], mapped_column(ARRAY(REAL))]
+Object = Annotated[Json, mapped_column(JSONB, server_default=text("'{}'::jsonb"))]
+
+
+class Base(DeclarativeBase):
+    """Declarative base with a naming convention, so that every constraint has a name migrations can use."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        datetime: TIMESTAMP(timezone=True),
+        int: BigInteger,
+        float: REAL,
+    }
+
+
+# --- data in (consumers) -------------------------------------------------------------------------------------------------
+
+
+class ConsumerOffset(Base):
+    """The next offset to read of a partition, and the epoch of the member that owns it (fencing)."""
+
+    __tablename__ = "consumer_offsets"
+
+    group_id: Mapped[Key]
+    topic: Mapped[Key]
+    partition: Mapped[int] = mapped_column(primary_key=True)
+    next_offset: Mapped[int]
+    owner: Mapped[str]
+    owner_epoch: Mapped[int]
+    topic_id: Mapped[str | None]
+    updated_at: Mapped[Now]
+
+
+class Item(Base):
+    """The catalogue; a deleted item keeps its row, so that histories and posters still resolve."""
+
+    __tablename__ = "items"
+
+    item_id: Mapped[Key]
+    title: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    genres: Mapped[Texts]
+    image_uri: Mapped[str | None]
+    attributes: Mapped[Object]
+    occurred_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    updated_at: Mapped[Now]
+
+
+class Interaction(Base):
+    """The full log of what users did, partitioned by month of `occurred_at`."""
+
+    __tablename__ = "interactions"
+    __table_args__ = (
+        Index("ix_interactions_user_id_occurred_at", "user_id", "occurred_at"),
+        {"postgresql_partition_by": "RANGE (occurred_at)"},
+    )
+
+    event_id: Mapped[UUID] = mapped_column(primary_key=True)
+    occurred_at: Mapped[Timestamp] = mapped_column(primary_key=True)
+    user_id: Mapped[str]
+    item_id: Mapped[str]
+    kind: Mapped[str]
+    context: Mapped[Object]
+    ingested_at: Mapped[Now]
+
+
+class UserHistory(Base):
+    """A user's last N positive interactions, newest first, so that the night reads one row per user.
+
+    `entries` is a JSON array of {"event_id", "item_id", "kind", "occurred_at"}; `fingerprint` is a hash of its event ids.
+    """
+
+    __tablename__ = "user_histories"
+
+    user_id: Mapped[Key]
+    entries: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    fingerprint: Mapped[str]
+    interaction_count: Mapped[int]
+    last_occurred_at: Mapped[datetime]
+    updated_at: Mapped[Now]
+
+
+class Recommendation(Base):
+    """What the recommender will show a user, best first; the night's targets."""
+
+    __tablename__ = "recommendations"
+
+    user_id: Mapped[Key]
+    item_ids: Mapped[Texts]
+    occurred_at: Mapped[datetime]
+    updated_at: Mapped[Now]
+
+
+class PosterFeedback(Base):
+    """What users did with posters; `poster_id` is not a foreign key, because feedback may outlive or precede our row."""
+
+    __tablename__ = "poster_feedback"
+    __table_args__ = (
+        Index("ix_poster_feedback_occurred_at", "occurred_at"),
+        Index("ix_poster_feedback_user_id_item_id", "user_id", "item_id"),
+    )
+
+    event_id: Mapped[UUID] = mapped_column(primary_key=True)
+    poster_id: Mapped[str]
+    user_id: Mapped[str]
+    item_id: Mapped[str]
+    action: Mapped[str]
+    position: Mapped[int | None]
+    surface: Mapped[str | None]
+    propensity: Mapped[float | None]
+    occurred_at: Mapped[datetime]
+    ingested_at: Mapped[Now]
+
+
+class Erasure(Base):
+    """A user to forget: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
+
+    __tablename__ = "erasures"
+
+    user_id: Mapped[Key]
+    requested_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
+    proof: Mapped[Object]
+
+
+# --- the night -----------------------------------------------------------------------------------------------------------
+
+
+class ImageFeature(Base):
+    """A catalogue picture's visual tokens and scorer embedding: made once per picture and model, never per user."""
+
+    __tablename__ = "image_features"
+
+    image_sha256: Mapped[Key]
+    tokenizer_version: Mapped[Key]
+    tokens: Mapped[Ints]
+    embedding: Mapped[Floats]
+    created_at: Mapped[Now]
+
+
+class NightRun(Base):
+    """One night, keyed by its logical date; its plan is frozen in `settings`."""
+
+    __tablename__ = "night_runs"
+    __table_args__ = (CheckConstraint("status in ('planned', 'running', 'published', 'failed')", name="status"),)
+
+    run_id: Mapped[Key]
+    logical_date: Mapped[date] = mapped_column(unique=True)
+    status: Mapped[str]
+    model_version: Mapped[str]
+    settings: Mapped[Object]
+    fencing_token: Mapped[int]
+    started_at: Mapped[Now]
+    finished_at: Mapped[datetime | None]
+    manifest_key: Mapped[str | None]
+    manifest_sha256: Mapped[str | None]
+    report_key: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class NightTask(Base):
+    """One (user, item) to draw. Everything that its pictures depend on is frozen here at plan time."""
+
+    __tablename__ = "night_tasks"
+    __table_args__ = (
+        CheckConstraint("status in ('pending', 'done', 'refused', 'failed')", name="status"),
+        Index("ix_night_tasks_run_id_status", "run_id", "status"),
+        Index("ix_night_tasks_user_id_item_id", "user_id", "item_id"),
+    )
+
+    run_id: Mapped[Key] = mapped_column(ForeignKey("night_runs.run_id", ondelete="CASCADE"))
+    user_id: Mapped[Key]
+    item_id: Mapped[Key]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    reason: Mapped[str | None]
+    input_fingerprint: Mapped[str]
+    model_version: Mapped[str]
+    adapter_version: Mapped[int]
+    seed: Mapped[int]
+    prompt: Mapped[Object]
+    seconds: Mapped[float | None]
+    finished_at: Mapped[datetime | None]
+
+
+class NightSkip(Base):
+    """A user or target that the plan left out, with its reason: nothing is dropped without being counted."""
+
+    __tablename__ = "night_skips"
+
+    run_id: Mapped[Key] = mapped_column(ForeignKey("night_runs.run_id", ondelete="CASCADE"))
+    user_id: Mapped[Key]
+    item_id: Mapped[Key] = mapped_column(server_default="")
+    reason: Mapped[str]
+
+
+class Poster(Base):
+    """A drawn and kept variant. Its id is derived from (user, item, model, variant, input), so a redraw is the same row."""
+
+    __tablename__ = "posters"
+    __table_args__ = (
+        Index("ix_posters_user_id_item_id", "user_id", "item_id"),
+        Index("ix_posters_run_id", "run_id"),
+    )
+
+    poster_id: Mapped[Key]
+    run_id: Mapped[str] = mapped_column(ForeignKey("night_runs.run_id", ondelete="CASCADE"))
+    user_id: Mapped[str]
+    item_id: Mapped[str]
+    variant: Mapped[int]
+    input_fingerprint: Mapped[str]
+    model_version: Mapped[str]
+    alpha: Mapped[float]
+    seed: Mapped[int]
+    tokens: Mapped[Ints]
+    art_key: Mapped[str]
+    art_sha256: Mapped[str]
+    image_key: Mapped[str]
+    image_sha256: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    cs: Mapped[float]
+    cis_reference: Mapped[float]
+    cis_history: Mapped[float]
+    score: Mapped[float]
+    propensity: Mapped[float]
+    safety: Mapped[str]
+    created_at: Mapped[Now]
+    announced_at: Mapped[datetime | None]
+
+
+class Lease(Base):
+    """Who leads (night, scheduler, retrain). `token` only grows: a write with an older one is refused."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[Key]
+    holder: Mapped[str]
+    token: Mapped[int]
+    acquired_at: Mapped[Now]
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------------
+
+
+class PreferenceSnapshot(Base):
+    """An immutable set of preference pairs in S3; its id is the hash of its content."""
+
+    __tablename__ = "preference_snapshots"
+
+    snapshot_id: Mapped[Key]
+    key: Mapped[str]
+    window_start: Mapped[datetime]
+    window_end: Mapped[datetime]
+    train_pairs: Mapped[int]
+    holdout_pairs: Mapped[int]
+    counts: Mapped[Object]
+    created_at: Mapped[Now]
+
+
+class ModelVersion(Base):
+    """A model that serves or might. `number` is the version folder of the adapter in Triton; 1 is the checkpoint as shipped."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (
+        CheckConstraint(
+            "state in ('registered', 'refused', 'loaded', 'canary', 'champion', 'retired', 'failed')", name="state"
+        ),
+        Index("uq_model_versions_one_champion", "state", unique=True, postgresql_where=text("state = 'champion'")),
+        Index("uq_model_versions_one_canary", "state", unique=True, postgresql_where=text("state = 'canary'")),
+    )
+
+    version: Mapped[Key]
+    number: Mapped[int] = mapped_column(unique=True)
+    state: Mapped[str]
+    parent: Mapped[str | None]
+    base_sha256: Mapped[str]
+    adapter_key: Mapped[str | None]
+    adapter_sha256: Mapped[str | None]
+    snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("preference_snapshots.snapshot_id"))
+    metrics: Mapped[Object]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
+
+
+class ModelEvent(Base):
+    """The history of a model version's states, each with its reason."""
+
+    __tablename__ = "model_events"
+    __table_args__ = (Index("ix_model_events_version", "version"),)
+
+    event_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    version: Mapped[str] = mapped_column(ForeignKey("model_versions.version"))
+    from_state: Mapped[str | None]
+    to_state: Mapped[str]
+    reason: Mapped[str]
+    actor: Mapped[str]
+    at: Mapped[Now]
