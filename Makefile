@@ -1,0 +1,41 @@
+# Everything sets itself up: `make demo` and `make test` need only Python 3.11+ (and npm, or nothing: a wheel brings it).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help demo test check bench format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pigeon needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,demo,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Real clicks through Kafka, Postgres, Triton and S3, a retrain, and a page to look at
+	@$(BIN)/pigeon demo
+
+test: $(STAMP) ## All tests, on real embedded servers
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## Format, lint, types, import contracts, dependencies, contract drift
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/pigeon events check
+
+bench: $(STAMP) ## Ratios of things measured in one run on this machine
+	@$(BIN)/python -m tests.benchmarks
+
+format: $(STAMP) ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the virtual environment and caches (servers' data in .pigeon stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
