@@ -1,0 +1,112 @@
+"""The token decoder: codes -> the conditions of the diffusion model (PIGEON.md section 4; LaVIT, arXiv 2309.04669)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.pigeon.config import DecoderConfig
+from generator.pigeon.layers import CrossAttention, Mlp, SelfAttention, join_heads, split_heads
+
+DECODER_EPS = 1e-5
+PADDING_BIAS = -1e4
+
+
+class DecoderBlock(nn.Module):
+    """queries (B, Q, C), memory (B, N, C), bias (B, 1, 1, N) -> (B, Q, C)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm0 = nn.LayerNorm(config.width, eps=DECODER_EPS)
+        self.self_attn = SelfAttention(config.width, config.heads)
+        self.norm1 = nn.LayerNorm(config.width, eps=DECODER_EPS)
+        self.cross_attn = CrossAttention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width, eps=DECODER_EPS)
+        self.mlp = Mlp(config.width, config.mlp_ratio)
+
+    def forward(self, queries: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+        queries = queries + self.self_attn(self.norm0(queries))
+        queries = queries + self.cross_attn(self.norm1(queries), memory, bias=bias)
+        queries = queries + self.mlp(self.norm2(queries))
+        return queries
+
+
+class AttentionPool(nn.Module):
+    """CLIP's attention pooling with the mean token as the query: (B, Q, C) -> (B, out)."""
+
+    def __init__(self, tokens: int, width: int, heads: int, out_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(tokens + 1, width) * width**-0.5)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding  # (B, 1 + Q, C)
+        query = split_heads(self.q_proj(x[:, :1]), self.heads)
+        key = split_heads(self.k_proj(x), self.heads)
+        value = split_heads(self.v_proj(x), self.heads)
+        pooled = join_heads(F.scaled_dot_product_attention(query, key, value))  # (B, 1, C)
+        out: Tensor = self.c_proj(pooled[:, 0])
+        return out
+
+
+class HighresVQDecoder(nn.Module):
+    """Code vectors (B, N, d), padded behind, and their lengths (B,) -> prompt_embeds (B, Q, a + b), pooled (B, p).
+
+    N may be anything from 1 to `config.max_tokens`. Training: call it on `tokenizer.compact(...)`'s output.
+    `hidden` alone gives the reference condition's features.
+    """
+
+    def __init__(self, config: DecoderConfig, code_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.in_proj = nn.Linear(code_dim, width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.max_tokens, width))
+        self.query_embed = nn.Parameter(torch.zeros(1, config.queries, width))
+        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=DECODER_EPS)
+        self.decode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+        self.unet_proj_1 = nn.Linear(width, config.projections[0])
+        self.unet_proj_2 = nn.Linear(width, config.projections[1])
+        self.unet_attnpool = AttentionPool(config.queries, width, config.heads, config.pooled_width)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.query_embed, std=0.02)
+
+    def hidden(self, code_vectors: Tensor, lengths: Tensor) -> Tensor:
+        """(B, N, d), (B,) -> the queries' outputs (B, Q, C).
+
+        An image without tokens (length 0) is decoded from one zero vector, whatever the padded length.
+        """
+        count = code_vectors.shape[1]
+        memory = self.in_proj(code_vectors) + self.pos_embed[:, :count]
+        padding = torch.arange(count, device=lengths.device)[None] >= lengths[:, None].clamp(min=1)  # (B, N)
+        bias = padding[:, None, None, :].to(memory.dtype) * PADDING_BIAS
+        queries = self.query_embed.expand(memory.shape[0], -1, -1)
+        for block in self.blocks:
+            queries = block(queries, memory, bias)
+        out: Tensor = self.decode_task_layer(self.norm(queries))
+        return out
+
+    def forward(self, code_vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(code_vectors, lengths)
+        prompt_embeds = torch.cat([self.unet_proj_1(hidden), self.unet_proj_2(hidden)], dim=-1)
+        pooled: Tensor = self.unet_attnpool(hidden)
+        return prompt_embeds, pooled
+
+
+def pad_codes(codes: list[Tensor], max_tokens: int) -> tuple[Tensor, Tensor]:
+    """Per image code ids (n,) or code vectors (n, d) -> (B, max_tokens[, d]) with zeros behind, lengths (B,).
+
+    More than `max_tokens` are cut, as the published code does.
+    """
+    codes = [row[:max_tokens] for row in codes]
+    lengths = torch.tensor([len(row) for row in codes], device=codes[0].device)
+    padded = codes[0].new_zeros((len(codes), max_tokens, *codes[0].shape[1:]))
+    for row, values in zip(padded, codes, strict=True):
+        row[: len(values)] = values
+    return padded, lengths

@@ -1,0 +1,124 @@
+"""The two presets. `lavit-7b`: the published sizes. `nano`: the same architecture, trained by this project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from generator.pigeon.config import (
+    AdapterConfig,
+    DecoderConfig,
+    DiffusionConfig,
+    GenerationConfig,
+    LanguageConfig,
+    PigeonConfig,
+    PromptWording,
+    ScorerConfig,
+    TokenIds,
+    TokenizerConfig,
+    VisionConfig,
+)
+
+SDXL_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+}
+
+
+def lavit_7b() -> PigeonConfig:
+    """LaVIT-7B-v2 with Pigeon: the sizes of the published weights. UNet and VAE come from the checkpoint's folders."""
+    vision = VisionConfig(image_size=224, patch_size=14, width=1408, depth=40, heads=16)
+    return PigeonConfig(
+        name="lavit-7b",
+        tokenizer=TokenizerConfig(vision=vision, merger_depth=12, merger_heads=16, codebook_size=16384, code_dim=32),
+        ids=TokenIds(text_size=32000, codebook_size=16384, pad_id=2, bos_id=1),
+        language=LanguageConfig(width=4096, depth=32, heads=32, mlp_width=11008),
+        adapter=AdapterConfig(mlp_width=512),
+        decoder=DecoderConfig(
+            width=1408, depth=12, heads=16, queries=256, max_tokens=256, projections=(768, 1280), pooled_width=1280
+        ),
+        generation=GenerationConfig(suppressed=((3, 32000),)),
+        diffusion=DiffusionConfig(image_size=1024, scheduler=SDXL_SCHEDULER),
+        wording=PromptWording(
+            instruction=(
+                "You know a person by the pictures they chose. Draw the target item anew, so that it stays the same "
+                "item and suits this person's taste.\nChosen so far, oldest first:\n"
+            ),
+            reference="Target item: {title}. {description} Its picture: <emb>\n",
+            response="### Picture for this person: <img>",
+        ),
+    )
+
+
+def nano() -> PigeonConfig:
+    """The same architecture at 64x64 pixels: 64 patches, 1,024 codes, a 4-layer LLaMA, 16x16 latents."""
+    vision = VisionConfig(image_size=64, patch_size=8, width=128, depth=4, heads=4)
+    decoder = DecoderConfig(
+        width=128, depth=3, heads=4, queries=64, max_tokens=64, projections=(48, 80), pooled_width=80
+    )
+    time_width = 32
+    return PigeonConfig(
+        name="nano",
+        tokenizer=TokenizerConfig(vision=vision, merger_depth=2, merger_heads=4, codebook_size=1024, code_dim=16),
+        ids=TokenIds(text_size=2048, codebook_size=1024, pad_id=0, bos_id=1),
+        language=LanguageConfig(width=256, depth=4, heads=4, mlp_width=688, max_positions=1024),
+        adapter=AdapterConfig(mlp_width=64),
+        decoder=decoder,
+        generation=GenerationConfig(min_new_tokens=4, max_new_tokens=65, top_k=50, suppressed=((0, 2049),)),
+        diffusion=DiffusionConfig(
+            steps=12,
+            guidance=3.0,
+            image_size=64,
+            unet={
+                "sample_size": 16,
+                "in_channels": 4,
+                "out_channels": 4,
+                "layers_per_block": 1,
+                "block_out_channels": [96, 192],
+                "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+                "norm_num_groups": 16,
+                "attention_head_dim": 4,
+                "use_linear_projection": True,
+                "cross_attention_dim": decoder.prompt_width,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": time_width,
+                "projection_class_embeddings_input_dim": decoder.pooled_width + 6 * time_width,
+            },
+            vae={
+                "in_channels": 3,
+                "out_channels": 3,
+                "latent_channels": 4,
+                "sample_size": 64,
+                "block_out_channels": [32, 64, 64],
+                "down_block_types": ["DownEncoderBlock2D"] * 3,
+                "up_block_types": ["UpDecoderBlock2D"] * 3,
+                "layers_per_block": 1,
+                "norm_num_groups": 16,
+                "mid_block_add_attention": False,
+                "scaling_factor": 1.0,
+            },
+            scheduler=SDXL_SCHEDULER,
+        ),
+        scorer=ScorerConfig(
+            vision=VisionConfig(image_size=64, patch_size=8, width=128, depth=4, heads=4),
+            text_size=2048,
+            text_width=128,
+            text_depth=2,
+            text_heads=4,
+            text_tokens=64,
+            feature_width=128,
+        ),
+        wording=PromptWording(
+            instruction="Liked:\n", reference="Draw: {title}. {description} <emb>\n", response="For you: <img>"
+        ),
+    )
+
+
+PRESETS: Mapping[str, Callable[[], PigeonConfig]] = {"nano": nano, "lavit-7b": lavit_7b}

@@ -1,0 +1,72 @@
+"""Codebook lookup: the nearest of K rows for a normalised vector, with an EMA-trained codebook."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.pigeon.layers import straight_through
+
+
+class VectorQuantizer(nn.Module):
+    """The nearest codebook row of an L2-normalised vector (squared distance).
+
+    The codebook is `embedding.weight` (K, d), no gradient reaches it. In training mode `forward` moves it by an
+    exponential moving average of the vectors assigned to each row (normalised), and gives rows that nothing has used
+    for long to random vectors of the batch. Call `.eval()` to freeze it.
+    """
+
+    usage: Tensor
+
+    def __init__(self, codebook_size: int, code_dim: int, decay: float = 0.99, revive_below: float = 0.01) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        self.embedding.weight.requires_grad_(False)
+        self.decay = decay
+        self.revive_below = revive_below
+        with torch.no_grad():
+            self.embedding.weight.copy_(F.normalize(torch.randn(codebook_size, code_dim), dim=-1))
+        # How often each row is used per batch, decayed; a training state, so it is not part of a checkpoint.
+        self.register_buffer("usage", torch.ones(codebook_size), persistent=False)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """(..., d), not yet normalised -> row numbers (...), int64. Ties go to the lowest row."""
+        vectors = F.normalize(vectors, dim=-1)
+        codebook = self.embedding.weight
+        # |v - e|^2 = |v|^2 - 2 v.e + |e|^2, and |v|^2 is the same for every row.
+        return (codebook.square().sum(dim=-1) - 2 * vectors @ codebook.t()).argmin(dim=-1)
+
+    def forward(self, vectors: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """vectors (B, N, d), weight (B, N) of 0/1 (which vectors count; all by default).
+
+        Returns code vectors (B, N, d) (straight-through to `vectors`), ids (B, N), commitment loss () = mean squared
+        distance of the counted vectors to their rows.
+        """
+        normalised = F.normalize(vectors, dim=-1)
+        ids = self.nearest(vectors)
+        codes = self.embedding(ids)
+        counted = torch.ones_like(ids, dtype=vectors.dtype) if weight is None else weight.detach().to(vectors.dtype)
+        distance = (normalised - codes).square().sum(dim=-1)
+        loss = (distance * counted).sum() / counted.sum().clamp(min=1.0)
+        if self.training:
+            self._follow(normalised.detach()[counted > 0], ids[counted > 0])
+        return straight_through(codes, normalised), ids, loss
+
+    @torch.no_grad()
+    def _follow(self, vectors: Tensor, ids: Tensor) -> None:
+        """vectors (n, d) normalised, ids (n,): one EMA step of the codebook."""
+        if not len(ids):
+            return
+        codebook = self.embedding.weight
+        count = torch.zeros_like(self.usage).index_add_(0, ids, torch.ones_like(ids, dtype=self.usage.dtype))
+        total = torch.zeros_like(codebook).index_add_(0, ids, vectors)
+        used = count > 0
+        mean = F.normalize(total[used] / count[used, None], dim=-1)
+        codebook[used] = F.normalize(torch.lerp(codebook[used], mean, 1 - self.decay), dim=-1)
+        self.usage.lerp_(count, 1 - self.decay)
+        dead = (self.usage < self.revive_below).nonzero().flatten()
+        if len(dead):
+            chosen = torch.randint(len(vectors), (len(dead),), device=vectors.device)
+            codebook[dead] = vectors[chosen]
+            self.usage[dead] = 1.0
