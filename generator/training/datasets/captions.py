@@ -1,0 +1,56 @@
+"""Text for pictures: captions to train on, and the sentence that a catalogue gives of a film."""
+
+from generator.training.datasets.icons import STYLE_NAMES, Concept
+from generator.training.datasets.movies import Movie
+from generator.training.datasets.palettes import palette_named
+from generator.training.datasets.posters import PosterSpec
+
+CAPTION_TEMPLATES: tuple[str, ...] = (
+    "{a_label}, {style} style, {colour} with {motif}",
+    "a {colour} poster of {a_label} in {style} style",
+    "{label}",
+    "{style} {label}: {tags}",
+    "A poster with {a_label}.",
+    "{facts}. A poster with {a_label}.",
+    "{tags}, {style} style, {colour}",
+    "{label} on a {colour} background with {motif}",
+)
+
+
+def caption(spec: PosterSpec, concept: Concept, variant: int, facts: str = "") -> str:
+    """A caption of the picture; `variant` picks the template (modulo their number).
+
+    `facts` is what `facts_of` says of a film; a template that needs it falls back to the plain one without.
+    """
+    palette = palette_named(spec.palette)
+    template = CAPTION_TEMPLATES[variant % len(CAPTION_TEMPLATES)]
+    if "{facts}" in template and not facts:
+        template = "A poster with {a_label}."
+    return template.format(
+        a_label=with_article(concept.label),
+        label=concept.label,
+        tags=", ".join(concept.tags[:4]) or concept.label,
+        style=STYLE_NAMES[spec.style].lower(),
+        colour=palette.words[0],
+        motif=palette.words[1],
+        facts=facts,
+    )
+
+
+def facts_of(movie: Movie) -> str:
+    """Genres and year, e.g. "Action, Sci-Fi, 1977"."""
+    return ", ".join([*movie.genres, *([str(movie.year)] if movie.year else [])]) or "Film"
+
+
+def description(movie: Movie, concept: Concept) -> str:
+    """The catalogue's sentence on a film, e.g. "Action, Sci-Fi, 1977. A poster with a rocket."."""
+    return f"{facts_of(movie)}. A poster with {with_article(concept.label)}."
+
+
+def with_article(label: str) -> str:
+    """The label as a noun phrase; plural things and those that carry an article go without "a"."""
+    first, *_, last = [*label.lower().split(), label.lower().split()[-1]]
+    plural = last.endswith("s") and not last.endswith(("ss", "us", "is"))
+    if first in ("the", "mount") or label[0].isdigit() or plural:
+        return label
+    return f"{'an' if first[0] in 'aeiou' and not first.startswith(('uni', 'one', 'euro')) else 'a'} {label}"
