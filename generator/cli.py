@@ -67,3 +67,7 @@ def main() -> None:
             raise
         typer.echo(f"pigeon: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
