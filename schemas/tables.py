@@ -171,7 +171,7 @@ class ImageFeature(Base):
 
 
 class NightRun(Base):
-    """One night, keyed by its logical date; its plan is frozen in `settings`."""
+    """One night, keyed by its logical date; its plan's inputs are frozen in `settings`, its outcome is in `figures`."""
 
     __tablename__ = "night_runs"
     __table_args__ = (CheckConstraint("status in ('planned', 'running', 'published', 'failed')", name="status"),)
@@ -181,6 +181,7 @@ class NightRun(Base):
     status: Mapped[str]
     model_version: Mapped[str]
     settings: Mapped[Object]
+    figures: Mapped[Object]
     fencing_token: Mapped[int]
     started_at: Mapped[Now]
     finished_at: Mapped[datetime | None]
@@ -191,7 +192,11 @@ class NightRun(Base):
 
 
 class NightTask(Base):
-    """One (user, item) to draw. Everything that its pictures depend on is frozen here at plan time."""
+    """One (user, item) to draw. Everything that its pictures depend on is frozen here at plan time.
+
+    `prompt` names the pictures and texts (generator/nightly/prompts.py); their visual tokens join it when it is drawn.
+    `candidates` is a JSON array of every picture drawn with its scores and, when it was not kept, why.
+    """
 
     __tablename__ = "night_tasks"
     __table_args__ = (
@@ -211,6 +216,7 @@ class NightTask(Base):
     adapter_version: Mapped[int]
     seed: Mapped[int]
     prompt: Mapped[Object]
+    candidates: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
     seconds: Mapped[float | None]
     finished_at: Mapped[datetime | None]
 
@@ -227,7 +233,11 @@ class NightSkip(Base):
 
 
 class Poster(Base):
-    """A drawn and kept variant. Its id is derived from (user, item, model, variant, input), so a redraw is the same row."""
+    """A drawn and kept variant. Its id is derived from (user, item, model, variant, input), so a redraw is the same row.
+
+    `look` is what near-duplicates are found by (generator/nightly/select.py); `renditions` lists further sizes
+    ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest.
+    """
 
     __tablename__ = "posters"
     __table_args__ = (
@@ -251,12 +261,16 @@ class Poster(Base):
     image_sha256: Mapped[str]
     width: Mapped[int]
     height: Mapped[int]
+    renditions: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    look: Mapped[str]
     cs: Mapped[float]
     cis_reference: Mapped[float]
     cis_history: Mapped[float]
     score: Mapped[float]
     propensity: Mapped[float]
     safety: Mapped[str]
+    synthetic: Mapped[bool] = mapped_column(server_default=text("false"))
+    withheld: Mapped[str | None]
     created_at: Mapped[Now]
     announced_at: Mapped[datetime | None]
 
