@@ -78,10 +78,9 @@ def _draw_motif(draw: ImageDraw.ImageDraw, palette: Palette, side: int) -> None:
         case "disc":
             _disc(draw, middle, middle, side * 0.42, accent)
         case "spotlight":
-            draw.polygon(
-                [(middle * 0.8, 0), (middle * 1.2, 0), (side * 0.96, side * 0.86), (side * 0.04, side * 0.86)], accent
-            )
-            draw.ellipse((side * 0.04, side * 0.74, side * 0.96, side * 0.98), accent)
+            cone = [(middle * 0.6, 0), (middle * 1.4, 0), (side * 0.99, side * 0.84), (side * 0.01, side * 0.84)]
+            draw.polygon(cone, accent)
+            draw.ellipse((side * 0.01, side * 0.7, side * 0.99, side * 0.98), accent)
         case "waves":
             for level, shade in ((0.62, 0.45), (0.74, 0.7), (0.86, 1.0)):
                 crest = [

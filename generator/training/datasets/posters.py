@@ -29,7 +29,7 @@ STYLE_OF_GENRE: dict[str, str] = {
         "noto-v1": ("Romance",),
         "twemoji": ("Action", "Adventure", "Western", "War", "Sci-Fi"),
         "fluent-emoji": ("Animation", "Children's", "Fantasy", "Musical"),
-        "fluent-emoji-flat": ("Drama", "Documentary", ""),
+        "fluent-emoji-flat": ("Drama", "Documentary", "none"),
         "fluent-emoji-high-contrast": ("Horror", "Film-Noir", "Mystery", "Thriller", "Crime"),
     }.items()
     for genre in genres
@@ -59,7 +59,7 @@ PALETTES_OF_GENRE: dict[str, tuple[str, str, str, str]] = {
     "Action": ("desert", "sunset", "crimson", "sunset"),
     "Comedy": ("lemon", "sunset", "lemon", "lemon"),
     "Drama": ("noir", "desert", "ocean", "meadow"),
-    "": ("noir", "desert", "noir", "midnight"),
+    "none": ("noir", "desert", "noir", "midnight"),
 }
 
 
