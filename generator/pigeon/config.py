@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from generator.pigeon.prompt import PromptWording, TokenIds
+from generator.pigeon.sampling import GenerationConfig
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -56,32 +59,6 @@ class TokenizerConfig(_Frozen):
     codebook_size: int = Field(gt=0)
     code_dim: int = Field(gt=0)
     mlp_ratio: float = 4.3637
-
-
-class TokenIds(_Frozen):
-    """The language model's vocabulary: `text_size` text ids, image start, image end, then the visual codes."""
-
-    text_size: int = Field(gt=0)
-    codebook_size: int = Field(gt=0)
-    pad_id: int = 0
-    bos_id: int | None = 1
-
-    @property
-    def image_start(self) -> int:
-        return self.text_size
-
-    @property
-    def image_end(self) -> int:
-        return self.text_size + 1
-
-    @property
-    def code_offset(self) -> int:
-        """Visual code k is id `code_offset + k`."""
-        return self.text_size + 2
-
-    @property
-    def vocab_size(self) -> int:
-        return self.code_offset + self.codebook_size
 
 
 class LanguageConfig(_Frozen):
@@ -135,16 +112,6 @@ class DecoderConfig(_Frozen):
         return sum(self.projections)
 
 
-class GenerationConfig(_Frozen):
-    """How an answer is sampled. `suppressed`: half-open ranges of ids that an answer may not hold."""
-
-    min_new_tokens: int = 20
-    max_new_tokens: int = 300
-    top_k: int = 50
-    temperature: float = Field(1.0, gt=0)
-    suppressed: tuple[tuple[int, int], ...] = ()
-
-
 class DiffusionConfig(_Frozen):
     """Denoising: `steps` of DDIM with classifier-free guidance.
 
@@ -171,29 +138,6 @@ class ScorerConfig(_Frozen):
     text_tokens: int = Field(gt=0)
     feature_width: int = Field(gt=0)
     pad_id: int = 0
-
-
-class PromptWording(_Frozen):
-    """The prompt's fixed sentences. `<img>` is where an image goes, `<emb>` where the reference embedding goes.
-
-    `history_line` may use {title}; `reference` may use {title} and {description} and holds `<emb>` once;
-    `response` ends with `<img>`, where the answer starts.
-    """
-
-    instruction: str
-    history_line: str = "{title} <img>\n"
-    reference: str
-    response: str
-
-    @model_validator(mode="after")
-    def _markers(self) -> PromptWording:
-        if self.history_line.count("<img>") != 1:
-            raise ValueError("history_line must hold <img> exactly once")
-        if self.reference.count("<emb>") != 1 or "<img>" in self.reference:
-            raise ValueError("reference must hold <emb> exactly once and no <img>")
-        if not self.response.endswith("<img>") or self.response.count("<img>") != 1:
-            raise ValueError("response must end with its only <img>")
-        return self
 
 
 class PigeonConfig(_Frozen):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from generator.pigeon.config import MaskConfig
 from generator.pigeon.layers import gumbel_noise, join_heads, split_heads, straight_through
+from generator.pigeon.prompt import HISTORY, REFERENCE
 
-HISTORY, REFERENCE = 1, 2
 LAYER_NORM_EPS = 1e-5
 RATIO_EPS = 1e-6
 
@@ -194,14 +194,3 @@ def keep_top(probability: Tensor, member: Tensor, ratio: Tensor, *, noise: Tenso
 def draw_noise(types: Tensor, generator: torch.Generator | None, like: Tensor) -> Tensor:
     """Gumbel noise (B, N) for a batch whose types are (B, N)."""
     return gumbel_noise(tuple(types.shape), generator, like)
-
-
-def mask_layout(history: list[list[int]], reference: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """Token ids, positions and types of one task's row, unpadded.
-
-    history: token ids of each image, without image start and end; reference: with both.
-    """
-    ids = [token for image in history for token in image] + list(reference)
-    positions = [i + 1 for image in [*history, reference] for i in range(len(image))]
-    types = [HISTORY] * sum(len(image) for image in history) + [REFERENCE] * len(reference)
-    return ids, positions, types

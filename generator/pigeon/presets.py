@@ -8,15 +8,14 @@ from generator.pigeon.config import (
     AdapterConfig,
     DecoderConfig,
     DiffusionConfig,
-    GenerationConfig,
     LanguageConfig,
     PigeonConfig,
-    PromptWording,
     ScorerConfig,
-    TokenIds,
     TokenizerConfig,
     VisionConfig,
 )
+from generator.pigeon.prompt import PromptWording, TokenIds
+from generator.pigeon.sampling import GenerationConfig
 
 SDXL_SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -96,11 +95,11 @@ def nano() -> PigeonConfig:
                 "out_channels": 3,
                 "latent_channels": 4,
                 "sample_size": 64,
-                "block_out_channels": [32, 64, 64],
+                "block_out_channels": [16, 32, 64],
                 "down_block_types": ["DownEncoderBlock2D"] * 3,
                 "up_block_types": ["UpDecoderBlock2D"] * 3,
                 "layers_per_block": 1,
-                "norm_num_groups": 16,
+                "norm_num_groups": 8,
                 "mid_block_add_attention": False,
                 "scaling_factor": 1.0,
             },
