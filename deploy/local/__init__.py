@@ -1,0 +1,14 @@
+"""The embedded servers of `pigeon up`: Postgres, SeaweedFS's S3, a Kafka-protocol broker and Triton, all real, all from wheels.
+
+    commands     `pigeon up | down | status`
+    stack        Stack: what a caller uses (up, down, status); talks to the supervisor
+    supervisor   the process that owns the servers: start in order, watch, restart, stop
+    watchdog     restart limits, and Triton's dead stubs
+    server       what every embedded server has in common
+    postgres, seaweedfs, tansu, triton (triton_env, triton_control)   one module per server
+    process      children, their identities, and leaving none behind
+    state        folders, ports, secrets and the run record of one state folder
+    environment  the PIGEON_* addresses, given or written
+
+Imports `schemas` only. Linux only, because the servers' wheels are.
+"""

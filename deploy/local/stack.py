@@ -1,0 +1,247 @@
+"""The embedded servers as a caller sees them: up, down, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from deploy.local.environment import SERVICES
+from deploy.local.process import ProcessId, kill_strays, tail
+from deploy.local.state import StateDir
+from schemas.errors import InputError, ServerUnavailable
+
+_DOWN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """One server. `state`: ready, silent (runs, does not answer), dead, starting, external or stopped."""
+
+    name: str
+    state: str
+    address: str = ""
+    pid: int | None = None
+    restarts: int = 0
+    log: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_services(names: str | None) -> tuple[str, ...]:
+    """`postgres,s3` as service names in starting order; all of them when none is named.
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    if not names:
+        return SERVICES
+    wanted = {name.strip() for name in names.split(",")}
+    unknown = sorted(wanted - set(SERVICES))
+    if unknown:
+        raise InputError(f"--only: no such server: {', '.join(unknown)}; there are {', '.join(SERVICES)}")
+    return tuple(name for name in SERVICES if name in wanted)
+
+
+class Stack:
+    """The stack of one state folder."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state = StateDir(state_dir)
+        self._tie: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def up(
+        self,
+        *,
+        detach: bool = True,
+        services: tuple[str, ...] = SERVICES,
+        say: Callable[[str], None] = lambda _: None,
+        tied: bool = False,
+    ) -> None:
+        """Start the servers and wait until they answer; a running stack is left as it is, new models are loaded.
+
+        `say` gets one line per server. Without `detach` this returns only when the stack has been stopped (Ctrl-C, `down`).
+        With `tied` a detached stack ends when this process does, however that happens.
+
+        Raises:
+            InputError: a wheel or setting is missing, or the running stack has other servers.
+            ServerUnavailable: a server does not start or answer; the message ends with the tail of its log.
+        """
+        if not sys.platform.startswith("linux"):
+            raise InputError("the embedded servers are Linux only: set the PIGEON_* addresses of your own instead")
+        self.state.make()
+        if self.state.is_locked():
+            self._join(services, say)
+        elif detach:
+            self._spawn(services, say, tied=tied)
+        else:
+            from deploy.local.supervisor import Supervisor
+
+            def ready() -> None:
+                say(f"settings  {self.state.env_file}; Ctrl-C stops the servers")
+
+            Supervisor(self.state, services, say, tied_to=None).run(ready)
+            say("stopped")
+
+    def _join(self, services: tuple[str, ...], say: Callable[[str], None]) -> None:
+        deadline = time.monotonic() + 300
+        while self.state.record().get("phase") == "starting" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        missing = sorted(set(services) - set(self.state.record().get("services", ())))
+        if missing:
+            raise InputError(f"a stack without {', '.join(missing)} runs in {self.state.path}: `pigeon down` first")
+        for server in self.status():
+            if server.state not in ("ready", "external"):
+                raise ServerUnavailable(
+                    f"{server.name} of the running stack is {server.state}: see {server.log}, or `pigeon down`"
+                )
+            say(f"{server.name:<9} {server.address:<27} already up")
+        known = self.state.identity()
+        if known and "triton" in self.state.record().get("servers", {}):
+            from deploy.local.supervisor import build_servers
+
+            say(f"{'triton':<9} {build_servers(self.state, *known, say)['triton'].furnish()}")
+
+    def _spawn(self, services: tuple[str, ...], say: Callable[[str], None], *, tied: bool) -> None:
+        log = self.state.logs / "supervisor.log"
+        reader, writer = os.pipe()
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "deploy.local.supervisor",
+                        str(self.state.path),
+                        ",".join(services),
+                        str(writer),
+                        "tied" if tied else "free",
+                    ],
+                    stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[writer],
+                )
+        finally:
+            os.close(writer)
+        self._tie = self._process.stdin
+        try:
+            self._follow(os.fdopen(reader), say, log)
+        except BaseException:
+            # Ctrl-C, or it failed: either way nothing of it may stay.
+            self._process.terminate()
+            self._process.wait(_DOWN_SECONDS)
+            raise
+
+    def _follow(self, report: IO[str], say: Callable[[str], None], log: Path) -> None:
+        with report:
+            for text in report:
+                message = json.loads(text)
+                if "line" in message:
+                    say(message["line"])
+                elif "error" in message:
+                    error = ServerUnavailable if message["exit_code"] == ServerUnavailable.exit_code else InputError
+                    raise error(message["error"])
+                else:
+                    say(f"settings  {self.state.env_file}")
+                    return
+        raise ServerUnavailable(f"the supervisor ended while starting; {log} ends:\n{tail(log)}")
+
+    def down(self, *, purge: bool = False) -> bool:
+        """Stop everything of this state folder; with `purge` also delete the servers' data, ports and secrets.
+
+        Returns whether anything ran.
+
+        Raises:
+            ServerUnavailable: something does not end even when killed.
+        """
+        if not self.state.run.exists():
+            return False
+        ran = self._stop_supervisor()
+        try:
+            swept = self._sweep()
+        except TimeoutError as error:
+            raise ServerUnavailable(str(error)) from None
+        self.state.drop_record()
+        if purge:
+            self._purge()
+        return ran or swept > 0
+
+    def _stop_supervisor(self) -> bool:
+        ran = self.state.is_locked()
+        if self._tie:
+            self._tie.close()
+            self._tie = None
+        record = self.state.record().get("supervisor")
+        supervisor = ProcessId.from_record(record) if record else None
+        if supervisor and supervisor.is_running() and supervisor.pid != os.getpid():
+            supervisor.signal(signal.SIGTERM)
+            if not supervisor.wait_gone(_DOWN_SECONDS):
+                supervisor.signal(signal.SIGKILL)  # its children get theirs from the kernel
+                supervisor.wait_gone(5.0)
+        if self._process:
+            self._process.wait(_DOWN_SECONDS)
+            self._process = None
+        return ran
+
+    def _sweep(self) -> int:
+        """End what a killed supervisor left."""
+        from deploy.local.supervisor import build_servers
+
+        known = self.state.identity()
+        if known is None:
+            return 0
+        swept = 0
+        for server in build_servers(self.state, *known).values():
+            if server.folder.exists():
+                swept += kill_strays(server.folder, server.executables)
+                server.clean()
+        return swept
+
+    def _purge(self) -> None:
+        from deploy.local.supervisor import build_servers
+
+        known = self.state.identity()
+        if known:
+            for server in build_servers(self.state, *known).values():
+                server.purge()
+        for leftover in (self.state.env_file, self.state.path / "local.json"):
+            leftover.unlink(missing_ok=True)
+        for folder in (self.state.run, self.state.logs):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def status(self) -> list[ServerStatus]:
+        """Every server, asked now."""
+        from deploy.local.supervisor import build_servers
+
+        record = self.state.record() if self.state.is_locked() else {}
+        known = self.state.identity()
+        servers = build_servers(self.state, *known) if known else {}
+        found = []
+        for name in SERVICES:
+            entry = record.get("servers", {}).get(name)
+            if name in record.get("external", {}):
+                found.append(ServerStatus(name, "external", record["external"][name]))
+            elif entry is None:
+                found.append(ServerStatus(name, "stopped"))
+            else:
+                process = ProcessId.from_record(entry["process"])
+                if not process.is_running():
+                    state = "dead"
+                elif servers[name].answers():
+                    state = "ready" if entry["seconds"] else "starting"
+                else:
+                    state = "silent" if entry["seconds"] else "starting"
+                found.append(ServerStatus(name, state, entry["address"], process.pid, entry["restarts"], entry["log"]))
+        return found
