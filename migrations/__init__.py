@@ -1,1 +1,4 @@
-"""Placeholder until the part lands in its own commit."""
+"""Alembic: the database's way from empty to head and back, and the check that it matches schemas/tables.py.
+
+Imports schemas only; imported by the command line and by tests.
+"""

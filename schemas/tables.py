@@ -79,7 +79,10 @@ class Item(Base):
 
 
 class Interaction(Base):
-    """The full log of what users did, partitioned by month of `occurred_at`."""
+    """The full log of what users did, partitioned by month of `occurred_at`.
+
+    An event dated in the future is stored under the time it came in; `claimed_at` then keeps what it said.
+    """
 
     __tablename__ = "interactions"
     __table_args__ = (
@@ -93,6 +96,7 @@ class Interaction(Base):
     item_id: Mapped[str]
     kind: Mapped[str]
     context: Mapped[Object]
+    claimed_at: Mapped[datetime | None]
     ingested_at: Mapped[Now]
 
 
@@ -141,6 +145,7 @@ class PosterFeedback(Base):
     surface: Mapped[str | None]
     propensity: Mapped[float | None]
     occurred_at: Mapped[datetime]
+    claimed_at: Mapped[datetime | None]
     ingested_at: Mapped[Now]
 
 

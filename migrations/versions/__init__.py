@@ -1,0 +1,1 @@
+"""One file per revision; each is one transaction and works with the previous release's code."""
