@@ -153,6 +153,12 @@ class NightSettings(_Group):
         ("400x600",), min_length=1, description="WIDTHxHEIGHT of composed posters; the first is the manifest's."
     )
     webp_quality: int = Field(88, ge=1, le=100)
+    font: Path | None = Field(None, description="TrueType font of the titles; empty = DejaVu Sans Bold.")
+    max_image_bytes: int = Field(20 * 2**20, ge=1_024, description="A larger catalogue picture is unreadable.")
+    image_timeout_seconds: Seconds = 10.0
+    outage_seconds: float = Field(
+        120.0, gt=0, description="A model server away for longer stops the night; its tasks stay pending."
+    )
     max_users: int | None = Field(None, ge=1)
     failure_exit_share: Share = Field(0.5, description="Share of failed tasks past which nothing is published.")
     keep_manifests: int = Field(30, ge=2)
