@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.config import DecoderConfig
-from generator.pigeon.layers import CrossAttention, Mlp, SelfAttention, join_heads, split_heads
+from generator.pigeon.layers import CrossAttention, Mlp, SelfAttention, compact, join_heads, split_heads
 
 DECODER_EPS = 1e-5
 PADDING_BIAS = -1e4
@@ -57,7 +57,7 @@ class AttentionPool(nn.Module):
 class HighresVQDecoder(nn.Module):
     """Code vectors (B, N, d), padded behind, and their lengths (B,) -> prompt_embeds (B, Q, a + b), pooled (B, p).
 
-    N may be anything from 1 to `config.max_tokens`. Training: call it on `tokenizer.compact(...)`'s output.
+    N may be anything from 1 to `config.max_tokens`. Training: call it on `layers.compact(...)`'s output.
     `hidden` alone gives the reference condition's features.
     """
 
@@ -97,6 +97,37 @@ class HighresVQDecoder(nn.Module):
         prompt_embeds = torch.cat([self.unet_proj_1(hidden), self.unet_proj_2(hidden)], dim=-1)
         pooled: Tensor = self.unet_attnpool(hidden)
         return prompt_embeds, pooled
+
+
+class CodeDecoder(nn.Module):
+    """The token decoder behind its codebook: code ids in, conditions out. This is the graph to export.
+
+    codes (B, N) int64, 0..K-1, padded behind with any valid code; lengths (B,) -> prompt_embeds (B, Q, a + b), pooled (B, p).
+    """
+
+    codebook: Tensor
+
+    def __init__(self, decoder: HighresVQDecoder, codebook: Tensor) -> None:
+        """codebook (K, d): `tokenizer.quantize.embedding.weight`, shared, not copied."""
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("codebook", codebook.detach(), persistent=False)
+
+    def forward(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        real = torch.arange(codes.shape[1], device=codes.device)[None] < lengths[:, None]
+        vectors = F.embedding(codes, self.codebook) * real[..., None].to(self.codebook.dtype)
+        out: tuple[Tensor, Tensor] = self.decoder(vectors, lengths)
+        return out
+
+    def decode_kept(self, codes: Tensor, keep: Tensor) -> Tensor:
+        """codes (B, N) of which those with keep (B, N) 1 count, in order -> prompt_embeds; differentiable in `keep`.
+
+        More than `max_tokens` kept codes are cut.
+        """
+        vectors, lengths = compact(F.embedding(codes, self.codebook) * keep[..., None], keep)
+        limit = self.decoder.config.max_tokens
+        prompt_embeds: Tensor = self.decoder(vectors[:, :limit], lengths.clamp(max=limit))[0]
+        return prompt_embeds
 
 
 def pad_codes(codes: list[Tensor], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -100,3 +100,19 @@ def gumbel_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator
     """Standard Gumbel noise of the given shape; drawn on the CPU, so that a seed means the same on every device."""
     uniform = torch.rand(shape, generator=generator, dtype=torch.float32).clamp_(1e-9, 1 - 1e-7)
     return -torch.log(-torch.log(uniform)).to(device=like.device, dtype=like.dtype)
+
+
+def compact(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves the kept entries of each row to its front, in order; the padding behind is zero.
+
+    values (B, P, d) or (B, P), keep (B, P) bool or 0/1 -> same shape as values, and lengths (B,) int64.
+    Differentiable in `values`; no shape depends on the data.
+    """
+    kept = keep.detach() > 0.5
+    order = torch.argsort(kept.to(torch.int8), dim=1, descending=True, stable=True)  # (B, P)
+    lengths = kept.sum(dim=1)
+    inside = torch.arange(kept.shape[1], device=kept.device)[None] < lengths[:, None]
+    if values.dim() == 3:
+        moved = values.gather(1, order[..., None].expand_as(values))
+        return moved * inside[..., None].to(values.dtype), lengths
+    return values.gather(1, order) * inside.to(values.dtype), lengths

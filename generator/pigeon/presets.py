@@ -120,4 +120,50 @@ def nano() -> PigeonConfig:
     )
 
 
+def tiny() -> PigeonConfig:
+    """For tests: 16 patches, 32 codes, text ids 0..39, every width another. Not a preset, there are no weights for it."""
+    fields = nano().model_dump(mode="json")
+    vision = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
+    fields["name"] = "tiny"
+    fields["history"] = 2
+    fields["tokenizer"] = {"vision": vision, "merger_depth": 2, "merger_heads": 2, "codebook_size": 32, "code_dim": 6}
+    fields["ids"] = {"text_size": 40, "codebook_size": 32, "pad_id": 0, "bos_id": 1}
+    fields["language"] |= {"width": 32, "depth": 2, "heads": 4, "mlp_width": 48, "max_positions": 128}
+    fields["mask"] |= {"mlp_width": 40}
+    fields["adapter"] = {"mlp_width": 10}
+    fields["decoder"] = {
+        "width": 20,
+        "depth": 2,
+        "heads": 2,
+        "queries": 5,
+        "max_tokens": 16,
+        "projections": [6, 10],
+        "pooled_width": 12,
+    }
+    fields["generation"] |= {"min_new_tokens": 2, "max_new_tokens": 9, "top_k": 8, "suppressed": [[0, 41]]}
+    diffusion = fields["diffusion"]
+    diffusion["steps"] = 3
+    diffusion["image_size"] = 32
+    diffusion["unet"] |= {
+        "sample_size": 8,
+        "block_out_channels": [16, 32],
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 12 + 6 * 8,
+    }
+    diffusion["vae"] |= {"sample_size": 32, "block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+    fields["scorer"] = {
+        "vision": vision,
+        "text_size": 40,
+        "text_width": 16,
+        "text_depth": 1,
+        "text_heads": 2,
+        "text_tokens": 12,
+        "feature_width": 14,
+    }
+    return PigeonConfig.model_validate(fields)
+
+
 PRESETS: Mapping[str, Callable[[], PigeonConfig]] = {"nano": nano, "lavit-7b": lavit_7b}

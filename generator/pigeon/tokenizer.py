@@ -171,19 +171,3 @@ def at_least_one(keep: Tensor, logprobs: Tensor) -> Tensor:
     best = F.one_hot(logprobs[..., 0].argmax(dim=-1), keep.shape[-1]).to(keep.dtype)  # (B, P)
     empty = (keep.sum(dim=-1, keepdim=True) == 0).to(keep.dtype)
     return torch.maximum(keep, best * empty)
-
-
-def compact(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Moves the kept entries of each row to its front, in order; the padding behind is zero.
-
-    values (B, P, d) or (B, P), keep (B, P) bool or 0/1 -> same shape as values, and lengths (B,) int64.
-    Differentiable in `values`; no shape depends on the data.
-    """
-    kept = keep.detach() > 0.5
-    order = torch.argsort(kept.to(torch.int8), dim=1, descending=True, stable=True)  # (B, P)
-    lengths = kept.sum(dim=1)
-    inside = torch.arange(kept.shape[1], device=kept.device)[None] < lengths[:, None]
-    if values.dim() == 3:
-        moved = values.gather(1, order[..., None].expand_as(values))
-        return moved * inside[..., None].to(values.dtype), lengths
-    return values.gather(1, order) * inside.to(values.dtype), lengths

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from generator.pigeon.config import DecoderConfig, MaskConfig, TokenizerConfig, VisionConfig
 from generator.pigeon.decoder import HighresVQDecoder, pad_codes
+from generator.pigeon.layers import compact
 from generator.pigeon.masking import MutualMaskGenerator
-from generator.pigeon.tokenizer import DynamicVisualTokenizer, compact
+from generator.pigeon.tokenizer import DynamicVisualTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CODE_OFFSET = 32002

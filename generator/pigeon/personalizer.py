@@ -1,0 +1,262 @@
+"""The personalization module: LLaMA with LoRA, the mask generator and the reference condition (PIGEON.md section 3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from generator.pigeon.config import PigeonConfig
+from generator.pigeon.decoder import CodeDecoder
+from generator.pigeon.llama_step import LlamaStep, LoraMatrices
+from generator.pigeon.masking import MaskOutput, MutualMaskGenerator
+from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, MaskInputs, PromptBatch
+from generator.pigeon.sampling import AnswerSampler, answer_codes
+
+
+class Adapter(nn.Module):
+    """Mean prompt embedding of the kept reference (B, P) -> one LLaMA input embedding (B, C), in -1..1."""
+
+    def __init__(self, in_width: int, mlp_width: int, out_width: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(in_width, mlp_width)
+        self.decoder = nn.Linear(mlp_width, out_width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        hidden = self.dropout(self.encoder(condition))
+        out: Tensor = self.dropout(torch.tanh(self.decoder(hidden)))
+        return out
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What `Personalizer.forward` needs; `from_arrays` makes it from `prompt`'s arrays."""
+
+    tokens: Tensor  # (B, T) unmasked ids and EMBEDDING
+    attention: Tensor  # (B, T)
+    labels: Tensor  # (B, T)
+    mask_column: Tensor  # (B, T), -1 or column of the mask row
+    mask_tokens: Tensor  # (B, N)
+    mask_positions: Tensor  # (B, N)
+    mask_types: Tensor  # (B, N)
+
+    @classmethod
+    def from_arrays(cls, prompt: PromptBatch, mask: MaskInputs) -> TrainingBatch:
+        """prompt must be assembled from *unmasked* images: the masks are applied here, with their gradients."""
+        return cls(
+            *(torch.from_numpy(a) for a in (prompt.tokens, prompt.attention, prompt.labels, prompt.mask_column)),
+            *(torch.from_numpy(a) for a in (mask.tokens, mask.positions, mask.types)),
+        )
+
+
+@dataclass(frozen=True)
+class PersonalizerOutput:
+    loss: Tensor  # (), mean cross-entropy over the answers' tokens
+    answer_logprobs: Tensor  # (B,), sum over the answer's tokens: DPO's input
+    mask: MaskOutput
+
+
+class Personalizer(nn.Module):
+    """History, reference and texts -> the answer's tokens.
+
+    Training (stage 1): `out = personalizer.train()(TrainingBatch.from_arrays(prompt, mask), ratio, noise=...)`, with
+    `ratio` (B,) drawn uniformly from 0..1; `out.loss.backward()` reaches LoRA, mask generator and adapter.
+    Pretraining LLaMA itself: `personalizer.set_trainable(llama=True)`.
+    DPO: `answer_logprobs` of chosen and rejected batches; run the mask generator in inference form with `invert_reference=False`.
+    """
+
+    def __init__(self, config: PigeonConfig, llama: LlamaForCausalLM, code_decoder: CodeDecoder) -> None:
+        """code_decoder: frozen here; gradients pass through it."""
+        super().__init__()
+        self.config = config
+        self.llama = with_lora(llama, config)
+        width = config.language.width
+        self.mask_generator = MutualMaskGenerator(width, config.mask)
+        self.adapter = Adapter(config.decoder.prompt_width, config.adapter.mlp_width, width, config.adapter.dropout)
+        self.code_decoder = code_decoder.requires_grad_(False)
+        self.set_trainable()
+
+    def set_trainable(self, *, llama: bool = False) -> None:
+        """LoRA, mask generator and adapter learn; with `llama` LLaMA's own weights do too. The code decoder never."""
+        for name, parameter in self.llama.named_parameters():
+            parameter.requires_grad_(llama or "lora_" in name)
+
+    def token_embeddings(self, tokens: Tensor) -> Tensor:
+        """Ids (B, T), negative markers allowed -> (B, T, C); zero vectors at the markers."""
+        embedding = self.llama.get_input_embeddings()
+        embeds: Tensor = embedding(tokens.clamp(min=0))
+        return embeds * (tokens >= 0)[..., None].to(embeds.dtype)
+
+    def masks(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        types: Tensor,
+        ratio: Tensor | float,
+        *,
+        invert_reference: bool = False,
+        noise: Tensor | None = None,
+    ) -> MaskOutput:
+        """tokens, positions, types (B, N) as `prompt.mask_inputs` gives, ratio (B,) -> keep decisions (B, N)."""
+        out: MaskOutput = self.mask_generator(
+            self.token_embeddings(tokens), positions, types, ratio, invert_reference=invert_reference, noise=noise
+        )
+        return out
+
+    def reference_embedding(self, tokens: Tensor, types: Tensor, keep: Tensor) -> Tensor:
+        """The mask generator's row (B, N) and its keep decisions (B, N) -> the embedding at `<emb>` (B, C).
+
+        Differentiable in `keep`.
+        """
+        codes = tokens - self.config.ids.code_offset
+        chosen = keep * ((types == 2) & (codes >= 0)).to(keep.dtype)
+        prompt_embeds = self.code_decoder.decode_kept(codes.clamp(min=0), chosen)
+        out: Tensor = self.adapter(prompt_embeds.mean(dim=1))
+        return out
+
+    def input_embeddings(self, batch: TrainingBatch, keep: Tensor, reference: Tensor) -> Tensor:
+        """keep (B, N), reference (B, C) -> LLaMA's inputs (B, T, C): masked history zero, reference at its place."""
+        embeds = self.token_embeddings(batch.tokens)
+        gathered = keep.gather(1, batch.mask_column.clamp(min=0))
+        factor = torch.where(batch.mask_column >= 0, gathered, torch.ones_like(gathered))
+        place = (batch.tokens == EMBEDDING)[..., None].to(embeds.dtype)
+        return embeds * factor[..., None] + place * reference[:, None]
+
+    def forward(
+        self,
+        batch: TrainingBatch,
+        ratio: Tensor | float,
+        *,
+        invert_reference: bool = True,
+        noise: Tensor | None = None,
+    ) -> PersonalizerOutput:
+        """ratio: α_r (B,) or one number; noise (B, N): Gumbel noise for the masks, none = deterministic."""
+        mask = self.masks(
+            batch.mask_tokens,
+            batch.mask_positions,
+            batch.mask_types,
+            ratio,
+            invert_reference=invert_reference,
+            noise=noise,
+        )
+        reference = self.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
+        embeds = self.input_embeddings(batch, mask.keep, reference)
+        logits = self.logits(embeds, batch.attention)
+        logprobs = token_logprobs(logits, batch.labels)
+        counted = (batch.labels[:, 1:] != IGNORED_LABEL).sum()
+        return PersonalizerOutput(-logprobs.sum() / counted.clamp(min=1), logprobs.sum(dim=1), mask)
+
+    def logits(self, embeds: Tensor, attention: Tensor) -> Tensor:
+        """(B, T, C), (B, T) left-padded -> (B, T, V)."""
+        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+        out: Tensor = self.llama(inputs_embeds=embeds, attention_mask=attention, position_ids=positions).logits
+        return out
+
+    def lora(self) -> LoraMatrices:
+        """The active adapter as plain tensors."""
+        language = self.config.language
+        state = get_peft_model_state_dict(self.llama)
+        return LoraMatrices.from_state(state, language.depth, language.lora_alpha / language.lora_rank)
+
+    def step(self) -> LlamaStep:
+        """The language model without its adapter, in the form that generation and export use; shares the weights."""
+        base = self.llama.get_base_model()
+        assert isinstance(base, LlamaForCausalLM)  # noqa: S101 -- __init__ took nothing else; for the type checker
+        return LlamaStep(base)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: PromptBatch,
+        references: Tensor,
+        streams: Sequence[Sequence[tuple[int, int]]],
+    ) -> list[list[list[int]]]:
+        """Samples answers for each task and each of its variants.
+
+        prompt: B assembled rows without answers, history already masked; references (B, A, C): an embedding per variant;
+        streams: per task and variant (seed, variant). The part of the prompt before `<emb>` is computed once per task.
+        Returns codes 0..K-1, [task][variant].
+        """
+        self.eval()
+        variants = references.shape[1]
+        tokens, attention = torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.attention)
+        lora = self.lora()
+        step = self.step().eval()
+        cut = prompt.embedding_column
+        embeds = self.token_embeddings(tokens)
+        cache = step.empty_cache(len(tokens))
+        _, keys, values = step(embeds[:, :cut], attention[:, :cut], cache, cache, lora.a, lora.b)
+
+        keys, values = (cache.repeat_interleave(variants, dim=1) for cache in (keys, values))
+        attention = attention.repeat_interleave(variants, dim=0)
+        tail = embeds[:, cut:].repeat_interleave(variants, dim=0)
+        tail[:, 0] = references.flatten(0, 1)
+        ids = self.config.ids
+        sampler = AnswerSampler(
+            self.config.generation, [s for row in streams for s in row], ids.image_end, ids.vocab_size
+        )
+        while True:
+            logits, keys, values = step(tail, attention, keys, values, lora.a, lora.b)
+            drawn = sampler.step(logits.float().numpy())
+            if sampler.done:
+                break
+            tail = self.token_embeddings(torch.from_numpy(drawn)[:, None])
+            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
+        rows = [answer_codes(row, ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
+        return [rows[start : start + variants] for start in range(0, len(rows), variants)]
+
+
+def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """logits (B, T, V), labels (B, T) with IGNORED_LABEL -> log-probability of each next label (B, T - 1), 0 where ignored."""
+    targets = labels[:, 1:]
+    flat = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return -flat.view(targets.shape)
+
+
+def with_lora(llama: LlamaForCausalLM, config: PigeonConfig) -> PeftModel:
+    """The language model behind a fresh LoRA (which changes nothing yet)."""
+    language = config.language
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for a property under its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(
+            llama,
+            LoraConfig(
+                r=language.lora_rank,
+                lora_alpha=language.lora_alpha,
+                lora_dropout=language.lora_dropout,
+                target_modules=list(language.lora_targets),
+                task_type="CAUSAL_LM",
+            ),
+        )
+
+
+def new_llama(config: PigeonConfig) -> LlamaForCausalLM:
+    """A LLaMA of the configured size with random weights."""
+    language = config.language
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.ids.vocab_size,
+            hidden_size=language.width,
+            intermediate_size=language.mlp_width,
+            num_hidden_layers=language.depth,
+            num_attention_heads=language.heads,
+            num_key_value_heads=language.heads,
+            max_position_embeddings=language.max_positions,
+            rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta},
+            rms_norm_eps=language.rms_eps,
+            tie_word_embeddings=language.tie_embeddings,
+            pad_token_id=config.ids.pad_id,
+            bos_token_id=config.ids.bos_id,
+            eos_token_id=config.ids.image_end,
+        )
+    )
