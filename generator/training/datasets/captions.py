@@ -1,5 +1,7 @@
 """Text for pictures: captions to train on, and the sentence that a catalogue gives of a film."""
 
+import re
+
 from generator.training.datasets.icons import STYLE_NAMES, Concept
 from generator.training.datasets.movies import Movie
 from generator.training.datasets.palettes import palette_named
@@ -16,6 +18,12 @@ CAPTION_TEMPLATES: tuple[str, ...] = (
     "{label} on a {colour} background with {motif}",
 )
 
+_POSE = re.compile(r" (tilted (left|right)|(not )?done)$")
+_UNCOUNTABLE = frozenset(
+    {"bacon", "biohazard", "bread", "camping", "construction", "fire", "fog", "foggy", "lightning", "radioactive"}
+    | {"rain", "rice", "snow", "spaghetti", "sushi", "tennis", "voltage"}
+)
+
 
 def caption(spec: PosterSpec, concept: Concept, variant: int, facts: str = "") -> str:
     """A caption of the picture; `variant` picks the template (modulo their number).
@@ -28,7 +36,7 @@ def caption(spec: PosterSpec, concept: Concept, variant: int, facts: str = "") -
         template = "A poster with {a_label}."
     return template.format(
         a_label=with_article(concept.label),
-        label=concept.label,
+        label=_POSE.sub("", concept.label),
         tags=", ".join(concept.tags[:4]) or concept.label,
         style=STYLE_NAMES[spec.style].lower(),
         colour=palette.words[0],
@@ -48,9 +56,12 @@ def description(movie: Movie, concept: Concept) -> str:
 
 
 def with_article(label: str) -> str:
-    """The label as a noun phrase; plural things and those that carry an article go without "a"."""
-    first, *_, last = [*label.lower().split(), label.lower().split()[-1]]
-    plural = last.endswith("s") and not last.endswith(("ss", "us", "is"))
-    if first in ("the", "mount") or label[0].isdigit() or plural:
+    """The label as a noun phrase: "an owl", "glasses", "a magnifying glass"."""
+    label = _POSE.sub("", label)
+    head = label.split(" with ")[0].lower()
+    first, last = head.split()[0], head.split()[-1]
+    plural = last.endswith("s") and not last.endswith(("ss", "us"))
+    if plural or first in ("the", "mount") or last in _UNCOUNTABLE or not label[0].isalpha():
         return label
-    return f"{'an' if first[0] in 'aeiou' and not first.startswith(('uni', 'one', 'euro')) else 'a'} {label}"
+    vowel = first.startswith("hour") or (first[0] in "aeiou" and not first.startswith(("uni", "one", "euro")))
+    return f"{'an' if vowel else 'a'} {label}"

@@ -100,7 +100,7 @@ def fetch_movies(cache_dir: Path, progress: Progress = no_progress) -> Path:
 def _npm_package(npm: Sequence[str], spec: str, files: Sequence[str], target: Path) -> None:
     """`npm pack` one package (no install, hence no scripts and no dependencies) and keep the named files."""
     with tempfile.TemporaryDirectory() as scratch:
-        _run([*npm, "pack", "--silent", "--ignore-scripts", "--pack-destination", scratch, spec], spec)
+        _run([*npm, "pack", "--loglevel=error", "--ignore-scripts", "--pack-destination", scratch, spec], spec)
         tarball = next(Path(scratch).glob("*.tgz"), None)
         if tarball is None:
             raise DatasetError(f"npm reported success but left no package {spec}; run it again")
@@ -147,9 +147,14 @@ def _run(command: Sequence[str], what: str) -> None:
             f"{client} did not finish downloading {what} in {_CLIENT_TIMEOUT_SECONDS} s; check the network"
         ) from error
     if done.returncode != 0:
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()] or lines or ["no message"]
-        raise DatasetError(f"{client} could not download {what} (exit {done.returncode}): {errors[0]}")
+        raise DatasetError(f"{client} could not download {what} (exit {done.returncode}): {_reason(done.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    """The first line of a client's error output that says what happened, without npm's error code line."""
+    lines = [line.strip() for line in stderr.splitlines()]
+    errors = [line for line in lines if line.lower().startswith(("error", "npm err")) and " code E" not in line]
+    return next(filter(None, [*errors, *lines]), "it gave no reason")
 
 
 def _write(path: Path, data: bytes) -> None:
