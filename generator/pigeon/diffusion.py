@@ -1,0 +1,123 @@
+"""Conditions -> pictures: a diffusers UNet with SDXL's conditioning, DDIM with guidance, a VAE (PIGEON.md section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from generator.pigeon.config import DiffusionConfig
+from generator.pigeon.ddim import DdimSchedule, guide, sdxl_time_ids, to_uint8
+
+
+class Diffusion(nn.Module):
+    """UNet and VAE with their schedule.
+
+    Training the UNet: `diffusion.unet_output(noisy, timesteps, prompt_embeds, pooled)`, with zero `prompt_embeds` and `pooled`
+    for the share of samples that learn the unconditional case.
+    """
+
+    def __init__(self, config: DiffusionConfig, unet: Any, vae: Any, scheduler: Mapping[str, Any]) -> None:
+        """unet, vae: diffusers' UNet2DConditionModel and AutoencoderKL (their lazy imports hide the types);
+        scheduler: diffusers' scheduler configuration.
+        """
+        super().__init__()
+        self.config = config
+        self.unet: Any = unet
+        self.vae: Any = vae
+        self.scheduler = dict(scheduler)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one picture's latents."""
+        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        side = self.config.image_size // factor
+        return int(self.unet.config["in_channels"]), side, side
+
+    def unet_output(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor) -> Tensor:
+        """latents (B, 4, h, w), timesteps (B,) int64, prompt_embeds (B, Q, E), pooled (B, p) -> (B, 4, h, w)."""
+        time_ids = torch.from_numpy(sdxl_time_ids(len(latents), self.config.image_size)).to(latents)
+        out: Tensor = self.unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=prompt_embeds,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+        ).sample
+        return out
+
+    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """RGB (B, 3, S, S) in -1..1 -> scaled latents (B, 4, h, w); the mean, or a sample if a generator is given."""
+        distribution = self.vae.encode(pictures).latent_dist
+        latents: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
+        scaled: Tensor = (latents - self._shift) * float(self.vae.config["scaling_factor"])
+        return scaled
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> RGB (B, 3, S, S) about -1..1, in float32."""
+        out: Tensor = self.vae.decode(latents.float() / float(self.vae.config["scaling_factor"]) + self._shift).sample
+        return out
+
+    @property
+    def _shift(self) -> float:
+        return float(self.vae.config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        noise: NDArray[np.float32],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8.
+
+        The negative condition of the guidance is zero embeddings; guidance 1 leaves it out.
+        progress: called with (steps done, steps).
+        """
+        schedule = DdimSchedule.from_config(self.scheduler, steps or self.config.steps)
+        strength = self.config.guidance if guidance is None else guidance
+        latents = noise
+        for index, timestep in enumerate(schedule.timesteps):
+            current = torch.from_numpy(latents)
+            if strength == 1.0:
+                predicted = self._predict(current, int(timestep), prompt_embeds, pooled)
+            else:
+                both = self._predict(
+                    torch.cat([current, current]),
+                    int(timestep),
+                    torch.cat([torch.zeros_like(prompt_embeds), prompt_embeds]),
+                    torch.cat([torch.zeros_like(pooled), pooled]),
+                )
+                predicted = guide(both[: len(latents)], both[len(latents) :], strength)
+            latents = schedule.step(index, latents, predicted)
+            if progress is not None:
+                progress(index + 1, len(schedule.timesteps))
+        return to_uint8(self.decode_latents(torch.from_numpy(latents)).numpy())
+
+    def _predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, pooled: Tensor) -> NDArray[np.float32]:
+        timesteps = torch.full((len(latents),), timestep, dtype=torch.int64)
+        out: NDArray[np.float32] = self.unet_output(latents, timesteps, prompt_embeds, pooled).float().numpy()
+        return out
+
+
+def new_diffusion(config: DiffusionConfig) -> Diffusion:
+    """A diffusion model with random weights from the configured constructor arguments.
+
+    Raises:
+        ValueError: the configuration has none (preset lavit-7b: load a checkpoint).
+    """
+    if not config.unet or not config.vae:
+        raise ValueError(
+            "diffusion.unet and diffusion.vae: no constructor arguments; load this preset from a checkpoint"
+        )
+    unet: Any = UNet2DConditionModel
+    vae: Any = AutoencoderKL
+    return Diffusion(config, unet(**config.unet), vae(**config.vae), config.scheduler)
