@@ -227,7 +227,10 @@ class NightTask(Base):
 
 
 class NightSkip(Base):
-    """A user or target that the plan left out, with its reason: nothing is dropped without being counted."""
+    """A user or target that the plan left out, with its reason: nothing is dropped without being counted.
+
+    When the reason is `unchanged`, fingerprint and model version tell which earlier posters stay current.
+    """
 
     __tablename__ = "night_skips"
 
@@ -235,6 +238,8 @@ class NightSkip(Base):
     user_id: Mapped[Key]
     item_id: Mapped[Key] = mapped_column(server_default="")
     reason: Mapped[str]
+    input_fingerprint: Mapped[str | None]
+    model_version: Mapped[str | None]
 
 
 class Poster(Base):

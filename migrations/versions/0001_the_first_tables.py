@@ -207,6 +207,8 @@ def upgrade() -> None:
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("item_id", sa.Text(), server_default="", nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("input_fingerprint", sa.Text(), nullable=True),
+        sa.Column("model_version", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
             ["run_id"], ["night_runs.run_id"], name=op.f("fk_night_skips_run_id"), ondelete="CASCADE"
         ),
