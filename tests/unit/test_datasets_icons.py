@@ -5,6 +5,7 @@ import json
 import stat
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,16 @@ def test_icons_are_drawn_once_and_read_from_the_cache(tmp_path: Path, monkeypatc
     assert np.array_equal(first.pixels, again.pixels)
     assert again.concepts == first.concepts
     assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"half"), lambda path: path.unlink()])
+def test_damaged_pixels_say_what_to_delete(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    write_art(tmp_path / f"art-{versions_key()}")
+    load_icons(tmp_path)
+    (pixels,) = tmp_path.glob("icons-*.npy")
+    damage(pixels)
+    with pytest.raises(DatasetError, match=r"cannot read .*npy: .*; delete .*json and try again"):
+        load_icons(tmp_path)
 
 
 def test_larger_icons_come_from_the_vectors(tmp_path: Path) -> None:

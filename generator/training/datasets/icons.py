@@ -120,10 +120,15 @@ def load_icons(cache_dir: Path, progress: Progress = no_progress) -> IconArt:
         _replace(index_path, json.dumps([asdict(concept) for concept in concepts], ensure_ascii=False).encode())
     rows = _read_json(index_path)
     concepts = [Concept(**{**row, "tags": tuple(row["tags"]), "icons": tuple(row["icons"])}) for row in rows]
-    pixels: Pixels = np.load(pixels_path, mmap_mode="r")
+    try:
+        pixels: Pixels = np.load(pixels_path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read {pixels_path}: {error}; delete {index_path} and try again") from error
     expected = (len(concepts), len(STYLES), ICON_SIZE, ICON_SIZE, 4)
     if pixels.shape != expected:
-        raise DatasetError(f"{pixels_path} has shape {pixels.shape}, expected {expected}; delete it and try again")
+        raise DatasetError(
+            f"{pixels_path} has shape {pixels.shape}, expected {expected}; delete {index_path} and try again"
+        )
     return IconArt(concepts, pixels, source)
 
 
