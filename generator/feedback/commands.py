@@ -2,8 +2,169 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+if TYPE_CHECKING:
+    from generator.feedback.parts import Loop
+
+Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry's history.")]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `pigeon models list` shows it.")]
+
+
+class PromoteTo(StrEnum):
+    """How far a challenger that passed the gate goes by itself."""
+
+    none = "none"
+    canary = "canary"
+    champion = "champion"
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
+    group = typer.Typer(help="Retrain on what people did with the posters.", invoke_without_command=True)
+    group.callback()(retrain)
+    group.command("forget")(forget)
+    app.add_typer(group, name="retrain")
+    models.command("list")(list_versions)
+    models.command("promote")(promote)
+    models.command("canary")(canary)
+    models.command("rollback")(rollback)
+    models.command("sync")(sync)
+
+
+def _loop() -> Loop:
+    from generator.feedback.real import open_loop
+    from schemas.settings import load_settings
+
+    return open_loop(load_settings(), typer.echo)
+
+
+def retrain(
+    ctx: typer.Context,
+    day: Annotated[str | None, typer.Option("--date", metavar="D", help="Last day of the window, UTC; today.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the pairs, write nothing.")] = False,
+    min_pairs: Annotated[
+        int | None, typer.Option("--min-pairs", min=1, metavar="N", help="Instead of retrain.min_pairs.")
+    ] = None,
+    promote_to: Annotated[
+        PromoteTo, typer.Option("--promote", help="How far a challenger goes that passes the gate.")
+    ] = PromoteTo.canary,
+) -> None:
+    """Preference pairs from feedback -> snapshot -> DPO -> gate -> registry, beside the champion in Triton."""
+    if ctx.invoked_subcommand:
+        return
+    from generator.feedback.retrain import retrain as run
+
+    loop = _loop()
+    run(
+        loop,
+        _day(day),
+        min_pairs=min_pairs or loop.settings.retrain.min_pairs,
+        promote=promote_to.value,
+        dry_run=dry_run,
+    )
+
+
+def forget(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+) -> None:
+    """Delete snapshots that hold pairs of users erased since, with proof in `erasures`."""
+    from sqlalchemy.orm import Session
+
+    from generator.feedback.snapshot import forget as purge
+    from generator.nightly.database import lead, plain_errors
+
+    loop = _loop()
+    with lead(loop.engine, "retrain"), plain_errors(loop.engine), Session(loop.engine) as session, session.begin():
+        purged = purge(session, loop.store, dry_run=dry_run)
+    for one in purged:
+        typer.echo(f"snapshot {one.snapshot_id}: {one.pairs} pairs of {one.users} erased users")
+    typer.echo(f"{len(purged)} snapshots {'hold erased users' if dry_run else 'deleted'}")
+
+
+def list_versions(as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False) -> None:
+    """Model versions: state, parent, what the gate measured, and why they are where they are."""
+    import json
+
+    from sqlalchemy.orm import Session
+
+    from generator.feedback import registry
+    from generator.nightly.database import connect, plain_errors
+    from schemas.settings import load_settings
+
+    engine = connect(load_settings().database)
+    with plain_errors(engine), Session(engine) as session:
+        rows: list[dict[str, Any]] = [
+            {
+                "version": version.version,
+                "number": version.number,
+                "state": version.state,
+                "parent": version.parent,
+                "snapshot_id": version.snapshot_id,
+                "metrics": version.metrics,
+                "history": [
+                    {
+                        "from": e.from_state,
+                        "to": e.to_state,
+                        "reason": e.reason,
+                        "actor": e.actor,
+                        "at": e.at.isoformat(),
+                    }
+                    for e in registry.history(session, version.version)
+                ],
+            }
+            for version in registry.listed(session)
+        ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        typer.echo(
+            "no versions yet: the checkpoint as shipped serves; `pigeon retrain` registers it and its challengers"
+        )
+    for row in rows:
+        last = row["history"][-1] if row["history"] else {"at": "", "reason": ""}
+        typer.echo(f"{row['version']:12} {row['state']:10} {last['at'][:16]:16}  {last['reason']}")
+
+
+def promote(version: Version, reason: Reason) -> None:
+    """Make a version champion: it draws for everybody from the next night on."""
+    from generator.feedback import rollout
+
+    rollout.promote(_loop(), version, reason)
+
+
+def canary(version: Version, reason: Reason) -> None:
+    """Let a version draw for retrain.canary_share of the users from the next night on."""
+    from generator.feedback import rollout
+
+    rollout.canary(_loop(), version, reason)
+
+
+def rollback(reason: Reason) -> None:
+    """Withdraw the running canary; without one, bring back the champion before this one."""
+    from generator.feedback import rollout
+
+    rollout.rollback(_loop(), reason)
+
+
+def sync() -> None:
+    """Load champion, canary and waiting challengers into Triton, for example after `pigeon models build`."""
+    from generator.feedback import rollout
+
+    rollout.sync(_loop())
+
+
+def _day(text: str | None) -> date:
+    from schemas.errors import InputError
+
+    if text is None:
+        return datetime.now(UTC).date()
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--date {text!r} is not YYYY-MM-DD") from None

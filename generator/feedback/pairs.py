@@ -1,0 +1,119 @@
+"""Preference pairs from logged feedback, topped up by the paper's score-ranked pairs.
+
+The estimator, for the variants a and b of one (user, item) that were drawn from the same prompt in the same night:
+
+1. *Showings.* Each impression opens a showing of its poster; clicks and dismissals up to that poster's next impression belong
+   to it. A showing counts as clicked if it was clicked and not dismissed. Clicks without an impression in the window are dropped.
+2. *Exposure matching.* Only the first m showings of each variant count, m = the smaller number of showings of the two, so that the
+   variant the policy favoured does not win by being shown more.
+3. *Position debiasing.* θ_k, the chance that position k of a surface is examined at all relative to the best-examined one, is
+   estimated from the same window by indirect standardisation: clicks at k over the clicks expected there from the shown
+   items' own mean rates, shrunk by `PRIOR_CLICKS`, at least `MIN_EXAMINATION`. A variant's rate is clicks / Σ θ_k over
+   its matched showings (the position-based click model). Shrinkage and items seen once bias θ towards 1, never past it.
+4. *Preference.* a is chosen over b when it has more clicks and the higher rate; ties give no pair.
+5. *Weight.* The comparison is in the log only because both variants were shown, so it weighs 1 / (π_a π_b) with the logged propensities
+   π (the published ones where the surface logged none), clipped at `MAX_WEIGHT`, then divided by the mean (self-normalised), so
+   that the learning rate keeps its meaning.
+
+Score-ranked pairs (Pigeon, arXiv 2410.14170, section on alignment): highest over lowest history CIS among a task's variants,
+weight 1, for tasks without a feedback pair, at most a stated share of all pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+
+from generator.feedback.queries import COUNTS, FEEDBACK_PAIRS, SCORE_PAIRS
+from schemas.errors import InputError
+from schemas.preferences import PreferencePair, PromptSnapshot
+
+MAX_WEIGHT = 10.0
+MIN_EXAMINATION = 0.1
+PRIOR_CLICKS = 5.0
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A pair and when its evidence was complete; the time split needs it, training does not."""
+
+    pair: PreferencePair
+    decided_at: datetime
+
+
+@dataclass(frozen=True)
+class Mined:
+    """All pairs of a window and the counts that explain their number."""
+
+    pairs: tuple[Decided, ...]
+    counts: dict[str, int]
+
+
+def mine(session: Session, start: datetime, stop: datetime, *, score_share: float) -> Mined:
+    """Pairs whose evidence lies in [start, stop).
+
+    Raises:
+        InputError: a task's frozen prompt cannot be read as a PromptSnapshot.
+    """
+    window = {"start": start, "stop": stop}
+    counts = {name: int(value) for name, value in session.execute(COUNTS, window).mappings().one().items()}
+    bindings = {**window, "prior": PRIOR_CLICKS, "floor": MIN_EXAMINATION, "max_weight": MAX_WEIGHT}
+    rows = session.execute(FEEDBACK_PAIRS, bindings).mappings().all()
+    feedback = _decide(rows, "feedback")
+    limit = None if score_share >= 1 else int(len(feedback) * score_share / (1 - score_share) + 1e-9)
+    taken = [f"{row['run_id']}/{row['user_id']}/{row['item_id']}" for row in rows]
+    scored = _decide(session.execute(SCORE_PAIRS, {**window, "taken": taken, "limit": limit}).mappings().all(), "score")
+    counts |= {"feedback_pairs": len(feedback), "score_pairs": len(scored)}
+    return Mined((*feedback, *scored), counts)
+
+
+def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) -> list[Decided]:
+    # A poster without visual tokens cannot be a training example; the night refuses such ones, old rows may hold them.
+    rows = [row for row in rows if row["chosen_tokens"] and row["rejected_tokens"]]
+    mean = sum(row["weight"] for row in rows) / len(rows) if rows else 1.0
+    return [
+        Decided(
+            PreferencePair(
+                pair_id=pair_id(row["chosen"], row["rejected"], source),
+                user_id=row["user_id"],
+                item_id=row["item_id"],
+                prompt=prompt_of(row["prompt"], f"night_tasks {row['run_id']}/{row['user_id']}/{row['item_id']}"),
+                alpha=row["alpha"],
+                seed=row["seed"],
+                chosen_poster_id=row["chosen"],
+                rejected_poster_id=row["rejected"],
+                chosen_tokens=tuple(row["chosen_tokens"]),
+                rejected_tokens=tuple(row["rejected_tokens"]),
+                source=source,
+                weight=round(row["weight"] / mean, 6),
+            ),
+            row["decided_at"],
+        )
+        for row in rows
+    ]
+
+
+def pair_id(chosen: str, rejected: str, source: str) -> str:
+    """Stable id of a comparison; poster ids already name user, item, model and input."""
+    return hashlib.sha256(f"{source}:{chosen}>{rejected}".encode()).hexdigest()[:32]
+
+
+def prompt_of(snapshot: dict[str, Any] | None, where: str) -> PromptSnapshot:
+    """The model's input as a drawn task keeps it.
+
+    Raises:
+        InputError: there is none, or a field is missing or of the wrong type.
+    """
+    try:
+        return PromptSnapshot.model_validate(snapshot)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("prompt", "snapshot", *first["loc"]))
+        raise InputError(f"{where}: {field}: {first['msg']}; draw that night again") from None

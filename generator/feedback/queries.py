@@ -1,0 +1,100 @@
+"""The loop's set-based SQL: showings from feedback events, comparisons from showings. generator/feedback/pairs.py says why."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+# Rows of users to be forgotten never enter, even before the consumers' and the night's deletions have run.
+_SHOWINGS = """
+WITH events AS (
+    SELECT f.event_id, f.user_id, f.poster_id, p.item_id, p.run_id, f.action, f.position, f.surface, f.occurred_at,
+           coalesce(f.propensity, p.propensity) AS propensity,
+           count(*) FILTER (WHERE f.action = 'impression') OVER (
+               PARTITION BY f.user_id, f.poster_id
+               ORDER BY f.occurred_at, f.action <> 'impression', f.event_id ROWS UNBOUNDED PRECEDING) AS showing
+    FROM poster_feedback f
+    JOIN posters p ON p.poster_id = f.poster_id AND p.user_id = f.user_id AND p.item_id = f.item_id
+    WHERE f.occurred_at >= :start AND f.occurred_at < :stop
+      AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = f.user_id
+                      AND (f.occurred_at <= e.requested_at OR p.created_at <= e.requested_at))
+), showings AS (
+    SELECT user_id, poster_id, item_id, run_id, showing,
+           coalesce(max(surface) FILTER (WHERE action = 'impression'), '') AS surface,
+           coalesce(max(position) FILTER (WHERE action = 'impression'), 0) AS position,
+           max(propensity) FILTER (WHERE action = 'impression') AS propensity,
+           min(occurred_at) FILTER (WHERE action = 'impression') AS shown_at,
+           (bool_or(action = 'click') AND NOT bool_or(action = 'dismiss'))::int AS clicked
+    FROM events WHERE showing > 0
+    GROUP BY user_id, poster_id, item_id, run_id, showing
+)
+"""
+
+FEEDBACK_PAIRS = text(
+    _SHOWINGS  # noqa: S608 - two constants
+    + """
+, rated AS (
+    SELECT *, avg(clicked) OVER (PARTITION BY item_id) AS item_rate FROM showings
+), positions AS (
+    SELECT surface, position, (sum(clicked) + :prior) / (sum(item_rate) + :prior) AS ratio
+    FROM rated GROUP BY surface, position
+), examination AS (
+    SELECT surface, position,
+           greatest(:floor, ratio / max(ratio) OVER (PARTITION BY surface)) AS theta FROM positions
+), tally AS (
+    SELECT s.user_id, s.poster_id, s.item_id, s.run_id,
+           row_number() OVER w AS nth,
+           count(*) OVER (PARTITION BY s.user_id, s.poster_id) AS total,
+           sum(s.clicked) OVER w AS clicks, sum(e.theta) OVER w AS examined,
+           avg(s.propensity) OVER w AS propensity, max(s.shown_at) OVER w AS decided_at
+    FROM showings s JOIN examination e USING (surface, position)
+    WINDOW w AS (PARTITION BY s.user_id, s.poster_id ORDER BY s.shown_at, s.showing ROWS UNBOUNDED PRECEDING)
+)
+SELECT a.user_id, a.item_id, a.run_id, a.poster_id AS chosen, b.poster_id AS rejected,
+       greatest(a.decided_at, b.decided_at) AS decided_at,
+       least(:max_weight, 1 / (a.propensity * b.propensity)) AS weight,
+       pa.tokens AS chosen_tokens, pb.tokens AS rejected_tokens, pa.alpha, pa.seed, t.prompt -> 'snapshot' AS prompt
+FROM tally a
+JOIN tally b ON b.user_id = a.user_id AND b.item_id = a.item_id AND b.run_id = a.run_id
+     AND b.poster_id <> a.poster_id AND b.nth = a.nth AND a.nth = least(a.total, b.total)
+JOIN posters pa ON pa.poster_id = a.poster_id
+JOIN posters pb ON pb.poster_id = b.poster_id
+JOIN night_tasks t ON t.run_id = a.run_id AND t.user_id = a.user_id AND t.item_id = a.item_id
+WHERE a.clicks > b.clicks AND a.clicks / a.examined > b.clicks / b.examined
+  AND a.propensity > 0 AND b.propensity > 0
+ORDER BY a.user_id, a.item_id, a.run_id, chosen, rejected
+"""
+)
+
+SCORE_PAIRS = text(
+    """
+WITH ranked AS (
+    SELECT p.*, r.logical_date,
+           row_number() OVER (PARTITION BY p.run_id, p.user_id, p.item_id ORDER BY p.cis_history DESC, p.poster_id) AS best,
+           row_number() OVER (PARTITION BY p.run_id, p.user_id, p.item_id ORDER BY p.cis_history, p.poster_id DESC) AS worst
+    FROM posters p JOIN night_runs r USING (run_id)
+    WHERE r.logical_date >= cast(:start AS date) AND r.logical_date < cast(:stop AS date)
+      AND p.withheld IS NULL
+      AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = p.user_id AND p.created_at <= e.requested_at)
+)
+SELECT a.user_id, a.item_id, a.run_id, a.poster_id AS chosen, b.poster_id AS rejected,
+       (a.logical_date AT TIME ZONE 'UTC') AS decided_at, 1.0 AS weight,
+       a.tokens AS chosen_tokens, b.tokens AS rejected_tokens, a.alpha, a.seed, t.prompt -> 'snapshot' AS prompt
+FROM ranked a
+JOIN ranked b ON b.run_id = a.run_id AND b.user_id = a.user_id AND b.item_id = a.item_id AND b.worst = 1
+JOIN night_tasks t ON t.run_id = a.run_id AND t.user_id = a.user_id AND t.item_id = a.item_id
+WHERE a.best = 1 AND a.cis_history > b.cis_history
+  AND NOT (a.run_id || '/' || a.user_id || '/' || a.item_id) = ANY(:taken)
+ORDER BY md5(a.run_id || '/' || a.user_id || '/' || a.item_id)
+LIMIT :limit
+"""
+)
+
+COUNTS = text(
+    _SHOWINGS  # noqa: S608 - two constants
+    + """
+SELECT (SELECT count(*) FROM showings) AS showings,
+       (SELECT coalesce(sum(clicked), 0) FROM showings) AS clicked,
+       (SELECT count(*) FROM events WHERE showing = 0) AS orphans,
+       (SELECT count(*) FROM poster_feedback WHERE occurred_at >= :start AND occurred_at < :stop) AS events
+"""
+)

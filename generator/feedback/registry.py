@@ -1,0 +1,212 @@
+"""Model versions, their states and the history of both.
+
+    registered ──> loaded ──> canary ──> champion ──> retired
+        │            │          │                        │
+        ├─> refused <┤          └────────> retired       └──> champion (rollback)
+        └─> failed  <┘
+
+Every change is one transaction that writes the new state and an event with its reason. A partial unique index allows one champion,
+so that a promotion which dies anywhere leaves the old champion or the new one, never none or two; running it again finishes it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from schemas.errors import InputError, Refused
+from schemas.tables import ModelEvent, ModelVersion
+
+# Taken for the length of each changing transaction: numbers are unique and two promotions cannot interleave.
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('pigeon:model_versions', 0))")
+
+_MOVES: Mapping[str, frozenset[str]] = {
+    "registered": frozenset({"loaded", "refused", "failed"}),
+    "loaded": frozenset({"canary", "champion", "refused", "failed", "retired"}),
+    "canary": frozenset({"champion", "retired", "failed"}),
+    "champion": frozenset({"retired"}),
+    "retired": frozenset({"canary", "champion"}),
+    "refused": frozenset(),
+    "failed": frozenset({"loaded"}),
+}
+
+
+def actor() -> str:
+    """Who does this, for the history."""
+    return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}:{os.getpid()}"
+
+
+def ensure_first(session: Session, preset: str, base_sha256: str) -> ModelVersion:
+    """The champion; on first use, the checkpoint as shipped becomes version 1 and champion.
+
+    Raises:
+        Refused: the registry's versions belong to other base weights than `base_sha256`; adapters do not carry over.
+    """
+    session.execute(_LOCK)
+    champion = current(session, "champion")
+    if champion is None and session.scalar(select(func.count()).select_from(ModelVersion)) == 0:
+        champion = ModelVersion(version=f"{preset}-1", number=1, state="champion", base_sha256=base_sha256, metrics={})
+        session.add(champion)
+        session.flush()
+        _record(session, champion, None, "the checkpoint as shipped")
+    if champion is None:
+        raise Refused(
+            "no champion in model_versions although versions exist: `pigeon models promote VERSION --reason ...`"
+        )
+    if champion.base_sha256 != base_sha256:
+        raise Refused(
+            f"champion {champion.version} belongs to checkpoint {champion.base_sha256[:12]}, "
+            f"models.checkpoint is {base_sha256[:12]}: set models.checkpoint back to the champion's"
+        )
+    return champion
+
+
+def current(session: Session, state: str) -> ModelVersion | None:
+    """The one version in a state that at most one can have (champion, canary)."""
+    return session.scalars(select(ModelVersion).where(ModelVersion.state == state)).one_or_none()
+
+
+def get(session: Session, version: str) -> ModelVersion:
+    """A version by name.
+
+    Raises:
+        InputError: there is none; the message lists those that are.
+    """
+    found = session.get(ModelVersion, version)
+    if found is None:
+        known = ", ".join(v.version for v in listed(session)) or "none yet: `pigeon retrain` registers them"
+        raise InputError(f"no model version {version!r}; there are: {known}")
+    return found
+
+
+def listed(session: Session) -> Sequence[ModelVersion]:
+    """All versions, oldest first."""
+    return session.scalars(select(ModelVersion).order_by(ModelVersion.number)).all()
+
+
+def history(session: Session, version: str) -> Sequence[ModelEvent]:
+    """A version's events, oldest first."""
+    return session.scalars(select(ModelEvent).where(ModelEvent.version == version).order_by(ModelEvent.event_id)).all()
+
+
+def register(session: Session, preset: str, parent: ModelVersion, snapshot_id: str, reason: str) -> ModelVersion:
+    """A challenger of `parent` trained from a snapshot; the one already there if this pair of them has been registered before."""
+    session.execute(_LOCK)
+    same = select(ModelVersion).where(ModelVersion.snapshot_id == snapshot_id, ModelVersion.parent == parent.version)
+    found = session.scalars(same.order_by(ModelVersion.number.desc()).limit(1)).one_or_none()
+    if found is not None:
+        return found
+    number = 1 + (session.scalar(select(func.max(ModelVersion.number))) or 0)
+    made = ModelVersion(
+        version=f"{preset}-{number}",
+        number=number,
+        state="registered",
+        parent=parent.version,
+        base_sha256=parent.base_sha256,
+        snapshot_id=snapshot_id,
+        metrics={},
+    )
+    session.add(made)
+    session.flush()
+    _record(session, made, None, reason)
+    return made
+
+
+def move(session: Session, version: str, to_state: str, reason: str) -> ModelVersion:
+    """Change a version's state; being there already changes nothing.
+
+    Raises:
+        InputError: no such version, or no reason given.
+        Refused: the state machine does not allow it.
+    """
+    if not reason.strip():
+        raise InputError("--reason must not be empty: the registry keeps why each model came and went")
+    session.execute(_LOCK)
+    found = get(session, version)
+    session.refresh(found, with_for_update=True)
+    if found.state == to_state:
+        return found
+    if to_state not in _MOVES[found.state]:
+        allowed = ", ".join(sorted(_MOVES[found.state])) or "nothing"
+        raise Refused(f"{version} is {found.state}: it can become {allowed}, not {to_state}")
+    before, found.state = found.state, to_state
+    found.updated_at = func.now()  # type: ignore[assignment]  # the database's clock, as for all stamps of a row
+    _record(session, found, before, reason)
+    return found
+
+
+def make_champion(session: Session, version: str, reason: str) -> ModelVersion | None:
+    """Retire the champion and crown `version` in this transaction; returns whom it replaced, None when it reigned already."""
+    session.execute(_LOCK)
+    champion = current(session, "champion")
+    if champion is not None and champion.version == version:
+        return None
+    challenger = get(session, version)
+    if not allows(challenger, "champion"):
+        raise Refused(f"{version} is {challenger.state} and cannot become champion: {advice(challenger)}")
+    if champion is not None:
+        move(session, champion.version, "retired", f"replaced by {version}: {reason}")
+    move(session, version, "champion", reason)
+    return champion
+
+
+def make_canary(session: Session, version: str, reason: str) -> ModelVersion | None:
+    """Let `version` draw for the canary share; returns the canary it replaced."""
+    session.execute(_LOCK)
+    running = current(session, "canary")
+    if running is not None and running.version == version:
+        return None
+    challenger = get(session, version)
+    if not allows(challenger, "canary"):
+        raise Refused(f"{version} is {challenger.state} and cannot become canary: {advice(challenger)}")
+    if running is not None:
+        move(session, running.version, "retired", f"replaced by canary {version}: {reason}")
+    move(session, version, "canary", reason)
+    return running
+
+
+def predecessor(session: Session, champion: ModelVersion) -> ModelVersion:
+    """Whom a rollback brings back: the version that `champion` replaced when it *first* became champion.
+
+    The first time, so that rolling back twice goes two steps back instead of returning to what was just withdrawn.
+
+    Raises:
+        Refused: it replaced nobody.
+    """
+    crowned = select(func.min(ModelEvent.event_id)).where(
+        ModelEvent.version == champion.version, ModelEvent.to_state == "champion"
+    )
+    retired = (
+        select(ModelEvent.version)
+        .where(ModelEvent.to_state == "retired", ModelEvent.from_state == "champion")
+        .where(ModelEvent.event_id < crowned.scalar_subquery())
+        .order_by(ModelEvent.event_id.desc())
+        .limit(1)
+    )
+    version = session.scalars(retired).one_or_none()
+    if version is None:
+        raise Refused(f"champion {champion.version} replaced nobody: there is nothing to roll back to")
+    return get(session, version)
+
+
+def allows(version: ModelVersion, state: str) -> bool:
+    """Whether the state machine has this step."""
+    return state in _MOVES[version.state]
+
+
+def advice(version: ModelVersion) -> str:
+    """What to do about a version that cannot serve."""
+    if version.state == "registered":
+        return "it is not loaded in Triton yet; `pigeon retrain` finishes it"
+    return "see its reason in `pigeon models list`"
+
+
+def _record(session: Session, version: ModelVersion, before: str | None, reason: str) -> None:
+    event: dict[str, Any] = {"version": version.version, "from_state": before, "to_state": version.state}
+    session.add(ModelEvent(**event, reason=reason, actor=actor()))
+    session.flush()

@@ -1,0 +1,101 @@
+"""Promotion, canary and rollback: first the adapter answers in Triton, then the registry changes, in one transaction.
+
+Dying between the two leaves the old champion serving and an adapter too many in memory; the same command again finishes the change.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from generator.feedback import registry
+from generator.feedback.artifacts import fetch
+from generator.feedback.parts import Loop
+from schemas.errors import InputError, Refused
+from schemas.tables import ModelVersion
+
+
+def ensure_serving(loop: Loop, version: ModelVersion) -> None:
+    """Have a version answer in Triton: fetch and load its adapter unless it is loaded, then draw with it."""
+    if version.number not in loop.serving.loaded():
+        if version.adapter_key is None or version.adapter_sha256 is None:
+            raise Refused(
+                f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: "
+                + (
+                    "`pigeon models build` and restart Triton"
+                    if version.number == 1
+                    else "`pigeon retrain` finishes it"
+                )
+            )
+        loop.serving.install(version.number, fetch(loop.store, version.adapter_key, version.adapter_sha256, loop.cache))
+        loop.say(f"{version.version}: adapter {version.number} loaded into Triton")
+    loop.serving.probe(version.number)
+
+
+def promote(loop: Loop, name: str, reason: str) -> None:
+    """Make a version champion; all users of the next night are drawn by it."""
+    _needs(reason)
+    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
+        champion = registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+        version = registry.get(session, name)
+        if champion.version != name:
+            _servable(version, "champion")
+    ensure_serving(loop, version)
+    with Session(loop.engine) as session, session.begin():
+        replaced = registry.make_champion(session, name, reason)
+        loop.say(f"{name} is champion, {replaced.version} retired" if replaced else f"{name} is champion already")
+
+
+def canary(loop: Loop, name: str, reason: str) -> None:
+    """Let a version draw for `retrain.canary_share` of the next night's users."""
+    _needs(reason)
+    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
+        registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+        version = registry.get(session, name)
+        if version.state != "canary":
+            _servable(version, "canary")
+    ensure_serving(loop, version)
+    with Session(loop.engine) as session, session.begin():
+        replaced = registry.make_canary(session, name, reason)
+        share = f"{loop.settings.retrain.canary_share:.0%} of the next night's users"
+        loop.say(f"{name} is canary for {share}" + (f", {replaced.version} retired" if replaced else ""))
+
+
+def rollback(loop: Loop, reason: str) -> None:
+    """Undo the latest step: a running canary is withdrawn; without one, the champion gives way to whom it replaced."""
+    _needs(reason)
+    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
+        champion = registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+        running = registry.current(session, "canary")
+        if running is not None:
+            registry.move(session, running.version, "retired", f"rolled back: {reason}")
+            loop.say(f"canary {running.version} withdrawn, champion {champion.version} draws for everybody")
+            return
+        before = registry.predecessor(session, champion)
+    ensure_serving(loop, before)
+    with Session(loop.engine) as session, session.begin():
+        if (now := registry.current(session, "champion")) is None or now.version != champion.version:
+            raise Refused(
+                f"the champion changed meanwhile to {now.version if now else 'none'}; nothing was rolled back"
+            )
+        registry.make_champion(session, before.version, f"rollback of {champion.version}: {reason}")
+        loop.say(f"{before.version} is champion again, {champion.version} retired")
+
+
+def sync(loop: Loop) -> None:
+    """Load every adapter that serves or waits to: after Triton's repository was built anew or lost."""
+    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
+        registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+        wanted = [v for v in registry.listed(session) if v.state in {"champion", "canary", "loaded"}]
+    for version in wanted:
+        ensure_serving(loop, version)
+        loop.say(f"{version.version} ({version.state}): adapter {version.number} answers")
+
+
+def _servable(version: ModelVersion, state: str) -> None:
+    if not registry.allows(version, state):
+        raise Refused(f"{version.version} is {version.state} and cannot become {state}: {registry.advice(version)}")
+
+
+def _needs(reason: str) -> None:
+    if not reason.strip():
+        raise InputError("--reason must not be empty: the registry keeps why each model came and went")

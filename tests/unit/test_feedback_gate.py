@@ -1,0 +1,132 @@
+"""The gate and the split: nothing passes because it was not looked at, nobody is on both sides."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generator.feedback import gate, snapshot, split
+from generator.feedback.pairs import Decided, pair_id
+from schemas.errors import Refused
+from schemas.preferences import PreferencePair, PromptSnapshot
+from schemas.settings import RetrainSettings
+
+GOOD = {"accuracy": 0.8, "margin": 0.3, "kl": 1.0, "cs_drop": 0.0, "cis_drop": -2.0}
+PROMPT = PromptSnapshot(
+    history_titles=("a",), history_tokens=((1,),), title="t", description="d", reference_tokens=(2,)
+)
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+def decided(user: str, n: int = 0, source: str = "feedback", at: datetime = NOON) -> Decided:
+    chosen, rejected = f"{user}-{n}-a", f"{user}-{n}-b"
+    pair = PreferencePair(
+        pair_id=pair_id(chosen, rejected, source),
+        user_id=user,
+        item_id=f"i{n}",
+        prompt=PROMPT,
+        alpha=0.5,
+        seed=1,
+        chosen_poster_id=chosen,
+        rejected_poster_id=rejected,
+        chosen_tokens=(1, 2),
+        rejected_tokens=(3,),
+        source=source,
+        weight=1.0,
+    )
+    return Decided(pair, at)
+
+
+def test_a_better_challenger_passes_with_a_line_per_check() -> None:
+    verdict = gate.decide(GOOD, RetrainSettings())
+    assert verdict.passed
+    assert [reason.split()[1] for reason in verdict.reasons] == [check.metric for check in gate.CHECKS]
+    assert verdict.refusal == ""
+
+
+@pytest.mark.parametrize("metric", GOOD)
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_a_missing_or_mad_metric_refuses_whichever_it_is(metric: str, value: float | None) -> None:
+    verdict = gate.decide({**GOOD, metric: value}, RetrainSettings())
+    assert not verdict.passed
+    assert metric in verdict.refusal
+    assert not gate.decide({k: v for k, v in GOOD.items() if k != metric}, RetrainSettings()).passed
+
+
+@pytest.mark.parametrize("check", gate.CHECKS, ids=lambda check: check.metric)
+def test_a_threshold_that_is_not_set_refuses_and_names_the_setting(check: gate.Check) -> None:
+    verdict = gate.decide(GOOD, RetrainSettings.model_validate({check.setting: None}))
+    assert not verdict.passed
+    assert f"retrain.{check.setting}" in verdict.refusal
+
+
+def test_an_equal_challenger_is_not_better() -> None:
+    verdict = gate.decide(
+        {"accuracy": 0.0, "margin": 0.0, "kl": 0.0, "cs_drop": 0.0, "cis_drop": 0.0}, RetrainSettings()
+    )
+    assert not verdict.passed
+    assert "margin 0 nats, must be more than 0" in verdict.refusal
+
+
+def test_no_checks_is_no_pass() -> None:
+    assert not gate.decide(GOOD, RetrainSettings(), checks=()).passed
+
+
+@given(st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=40), st.floats(0, 1))
+def test_users_are_on_one_side_and_every_pair_is_somewhere(users: set[str], share: float) -> None:
+    pairs = [decided(user, n, at=NOON + timedelta(hours=n)) for user in users for n in range(3)]
+    examples = split.divide(pairs, share)
+    split.check_leaks(examples)
+    assert sorted(e.decided.pair.pair_id for e in examples) == sorted(d.pair.pair_id for d in pairs)
+    trained = [e.decided.decided_at for e in examples if e.split == "train"]
+    assert all(e.decided.decided_at > max(trained) for e in examples if e.split == "future")
+
+
+def test_held_out_users_stay_held_out_and_their_share_is_as_asked() -> None:
+    users = [f"user-{n}" for n in range(2000)]
+    at_20 = {user for user in users if split.is_held_out(user, 0.2)}
+    assert 0.17 < len(at_20) / len(users) < 0.23
+    assert at_20 < {user for user in users if split.is_held_out(user, 0.3)}
+
+
+def test_leaks_are_named() -> None:
+    same_user = [split.Example("train", decided("u", 0)), split.Example("holdout", decided("u", 1))]
+    with pytest.raises(Refused, match="user u is both"):
+        split.check_leaks(same_user)
+    with pytest.raises(Refused, match="twice"):
+        split.check_leaks([split.Example("train", decided("u")), split.Example("future", decided("u"))])
+    other = decided("v").pair.model_copy(update={"rejected_poster_id": "u-0-a"})
+    with pytest.raises(Refused, match="poster u-0-a"):
+        split.check_leaks([split.Example("train", decided("u")), split.Example("holdout", Decided(other, NOON))])
+
+
+def test_too_little_one_user_and_nothing_to_judge_by_are_refused_with_counts() -> None:
+    with pytest.raises(Refused, match="0 training pairs of 0 users"):
+        split.check_enough([], 1)
+    many = [split.Example("train", decided("u", n)) for n in range(9)]
+    with pytest.raises(Refused, match=r"9 training pairs.*min_pairs is 10"):
+        split.check_enough(many, 10)
+    with pytest.raises(Refused, match="one user"):
+        split.check_enough(many, 5)
+    two = [*many, split.Example("train", decided("w"))]
+    scored = split.Example("holdout", decided("x", source="score"))
+    with pytest.raises(Refused, match="nothing to judge by"):
+        split.check_enough([*two, scored], 5)
+    split.check_enough([*two, split.Example("holdout", decided("x"))], 5)
+
+
+def test_a_snapshot_is_named_by_its_content_and_refused_when_altered() -> None:
+    examples = split.divide([decided(f"u{n}") for n in range(20)], 0.2)
+    body = snapshot.encode(examples)
+    assert snapshot.encode(list(reversed(examples))) == body
+    name = snapshot.snapshot_of(body)
+    assert snapshot.decode(body, name).examples == tuple(examples)
+    assert not {p.user_id for p in snapshot.decode(body, name).pairs("train")} & {
+        p.user_id for p in snapshot.decode(body, name).pairs("holdout")
+    }
+    with pytest.raises(Refused, match="altered"):
+        snapshot.decode(body.replace(b'"weight":1.0', b'"weight":2.0', 1), name)
