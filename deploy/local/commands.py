@@ -25,7 +25,9 @@ def up(
     from deploy.local.stack import Stack, parse_services
     from schemas.settings import load_settings
 
-    Stack(load_settings().state_dir).up(detach=detach, services=parse_services(only), say=typer.echo)
+    stopped_by = Stack(load_settings().state_dir).up(detach=detach, services=parse_services(only), say=typer.echo)
+    if stopped_by:
+        raise typer.Exit(128 + stopped_by)
 
 
 def down(

@@ -15,6 +15,7 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KEEP_LOG_BYTES = 10 * 2**20
+_IMMEDIATE_SECONDS = 2.0
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -207,6 +208,10 @@ class Child:
 
     def kill(self) -> None:
         """End it and its process group, whatever it thinks of signals."""
+        # Postgres removes its shared memory at an immediate shutdown, and leaks it when killed.
+        if self._command.death_signal != signal.SIGKILL and self.exit_code() is None:
+            self._process.send_signal(self._command.death_signal)
+            self.wait(_IMMEDIATE_SECONDS)
         try:
             # Its number cannot be a stranger's: we have not reaped it, or its group still has members.
             if self.exit_code() is None:

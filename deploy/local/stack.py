@@ -57,7 +57,6 @@ class Stack:
 
     def __init__(self, state_dir: Path) -> None:
         self.state = StateDir(state_dir)
-        self._tie: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def up(
@@ -67,11 +66,12 @@ class Stack:
         services: tuple[str, ...] = SERVICES,
         say: Callable[[str], None] = lambda _: None,
         tied: bool = False,
-    ) -> None:
+    ) -> int | None:
         """Start the servers and wait until they answer; a running stack is left as it is, new models are loaded.
 
         `say` gets one line per server. Without `detach` this returns only when the stack has been stopped (Ctrl-C, `down`).
-        With `tied` a detached stack ends when this process does, however that happens.
+        With `tied` a detached stack ends when this process does, however that happens. Returns the signal that ended a
+        stack that was not detached, else None.
 
         Raises:
             InputError: a wheel or setting is missing, or the running stack has other servers.
@@ -87,11 +87,11 @@ class Stack:
         else:
             from deploy.local.supervisor import Supervisor
 
-            def ready() -> None:
-                say(f"settings  {self.state.env_file}; Ctrl-C stops the servers")
-
-            Supervisor(self.state, services, say, tied_to=None).run(ready)
+            supervisor = Supervisor(self.state, services, say, tied_to=None)
+            supervisor.run(lambda: say(f"settings  {self.state.env_file}; Ctrl-C stops the servers"))
             say("stopped")
+            return supervisor.stopped_by
+        return None
 
     def _join(self, services: tuple[str, ...], say: Callable[[str], None]) -> None:
         deadline = time.monotonic() + 300
@@ -113,6 +113,7 @@ class Stack:
             say(f"{'triton':<9} {build_servers(self.state, *known, say)['triton'].furnish()}")
 
     def _spawn(self, services: tuple[str, ...], say: Callable[[str], None], *, tied: bool) -> None:
+        self._forget_process()
         log = self.state.logs / "supervisor.log"
         reader, writer = os.pipe()
         try:
@@ -135,13 +136,12 @@ class Stack:
                 )
         finally:
             os.close(writer)
-        self._tie = self._process.stdin
         try:
             self._follow(os.fdopen(reader), say, log)
         except BaseException:
             # Ctrl-C, or it failed: either way nothing of it may stay.
             self._process.terminate()
-            self._process.wait(_DOWN_SECONDS)
+            self._forget_process()
             raise
 
     def _follow(self, report: IO[str], say: Callable[[str], None], log: Path) -> None:
@@ -168,7 +168,7 @@ class Stack:
         """
         if not self.state.run.exists():
             return False
-        ran = self._stop_supervisor()
+        ran = self._stop_supervisor(signal.SIGQUIT if purge else signal.SIGTERM)
         try:
             swept = self._sweep()
         except TimeoutError as error:
@@ -178,22 +178,25 @@ class Stack:
             self._purge()
         return ran or swept > 0
 
-    def _stop_supervisor(self) -> bool:
+    def _stop_supervisor(self, how: signal.Signals) -> bool:
         ran = self.state.is_locked()
-        if self._tie:
-            self._tie.close()
-            self._tie = None
         record = self.state.record().get("supervisor")
         supervisor = ProcessId.from_record(record) if record else None
         if supervisor and supervisor.is_running() and supervisor.pid != os.getpid():
-            supervisor.signal(signal.SIGTERM)
+            supervisor.signal(how)
             if not supervisor.wait_gone(_DOWN_SECONDS):
                 supervisor.signal(signal.SIGKILL)  # its children get theirs from the kernel
                 supervisor.wait_gone(5.0)
+        self._forget_process()
+        return ran
+
+    def _forget_process(self) -> None:
+        """Reap the supervisor that this object started, once it has ended."""
         if self._process:
+            if self._process.stdin:
+                self._process.stdin.close()
             self._process.wait(_DOWN_SECONDS)
             self._process = None
-        return ran
 
     def _sweep(self) -> int:
         """End what a killed supervisor left."""

@@ -74,6 +74,7 @@ class Supervisor:
         self._say = say
         self._tied_to = tied_to
         self._stop = 0
+        self.stopped_by: int | None = None
         self._running: dict[str, _Running] = {}
         self._external: dict[str, str] = {}
         self._phase = "starting"
@@ -106,10 +107,12 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        def note(*_: object) -> None:
-            self._stop += 1
+        def note(number: int, _: object) -> None:
+            # Asked twice, or by SIGQUIT, means at once: without waiting for a graceful end.
+            self._stop += 2 if number == signal.SIGQUIT else 1
+            self.stopped_by = number
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
@@ -256,7 +259,6 @@ class Supervisor:
 
     def _shut_down(self) -> None:
         """Stop the servers, those that need others first; nothing of theirs is left when this returns."""
-        asked = self._stop
         needed = {running.server.needs for running in self._running.values()}
         waves = (
             [r for r in self._running.values() if r.server.name not in needed],
@@ -267,11 +269,11 @@ class Supervisor:
                 running.child.ask_to_stop()
             for running in wave:
                 deadline = time.monotonic() + running.server.stop_seconds
-                # A second Ctrl-C ends the patience.
-                while not running.child.wait(0.1) and time.monotonic() < deadline and self._stop <= max(asked, 1):
+                while self._stop < 2 and not running.child.wait(0.1) and time.monotonic() < deadline:
                     pass
                 if running.child.exit_code() is None:
-                    self._say(f"{running.server.name:<9} did not stop when asked: killed")
+                    if self._stop < 2:
+                        self._say(f"{running.server.name:<9} did not stop when asked: killed")
                     running.child.kill()
                 kill_strays(running.server.folder, running.server.executables)
                 running.server.clean()

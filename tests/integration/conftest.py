@@ -1,0 +1,156 @@
+"""Real servers for the tests: one stack for the whole run; for each test its own database, bucket and topics on it.
+
+Fixtures: `stack` (the servers), `database_url` (migrated, empty), `bucket`, `topic_prefix` (topics made), `settings` (all three),
+`pigeon` (runs the command in a process of its own with these settings).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import psycopg2
+import pytest
+from kafka.admin import KafkaAdminClient
+
+from deploy.local.stack import Stack
+from migrations import database
+from schemas.events import all_topics
+from schemas.settings import DatabaseSettings, Settings, load_settings
+
+CHECKOUT = Path(__file__).parents[2]
+TEMPLATE = "pigeon_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No PIGEON_* setting of the developer's shell reaches the tests; Triton's environment is made once per checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PIGEON_") and name != "PIGEON_TRITON_VENV"]:
+            patch.delenv(name)
+        if "PIGEON_TRITON_VENV" not in os.environ:
+            patch.setenv("PIGEON_TRITON_VENV", str(CHECKOUT / ".pigeon" / "triton" / "venv"))
+        empty = tmp_path_factory.mktemp("config") / "pigeon.toml"
+        empty.touch()
+        patch.setenv("PIGEON_CONFIG_FILE", str(empty))
+        yield
+
+
+@pytest.fixture(scope="session")
+def stack(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Postgres, S3, Kafka and Triton (no models), in a temporary state folder; they end with the test run, also when it is killed."""
+    servers = Stack(tmp_path_factory.mktemp("stack"))
+    servers.up(tied=True)
+    try:
+        yield servers
+    finally:
+        servers.down(purge=True)
+
+
+@pytest.fixture(scope="session")
+def shared_settings(stack: Stack) -> Settings:
+    """The stack's own addresses; nothing may be written through these."""
+    return load_settings(state_dir=stack.state.path)
+
+
+def _connect(url: str) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    return connection
+
+
+@pytest.fixture(scope="session")
+def template_database(shared_settings: Settings) -> str:
+    """A database at the newest migration that nobody is connected to; returns the server's URL without a database name."""
+    url = shared_settings.database.url.get_secret_value()
+    server = url.rpartition("/")[0]
+    connection = _connect(url)  # not as a context manager: that would begin a transaction
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {TEMPLATE}")
+    connection.close()
+    database.upgrade(DatabaseSettings.model_validate({"url": f"{server}/{TEMPLATE}"}))
+    return server
+
+
+@pytest.fixture
+def database_url(shared_settings: Settings, template_database: str) -> Iterator[str]:
+    """The SQLAlchemy URL of a migrated database without rows, gone after the test."""
+    name = f"test_{next(_numbers)}"
+    connection = _connect(shared_settings.database.url.get_secret_value())
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield f"{template_database}/{name}"
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    connection.close()
+
+
+@pytest.fixture
+def bucket(shared_settings: Settings) -> str:
+    """The name of an empty bucket."""
+    s3 = shared_settings.s3
+    assert s3.secret_access_key
+    name = f"test-{next(_numbers)}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint_url,
+        region_name=s3.region,
+        aws_access_key_id=s3.access_key_id,
+        aws_secret_access_key=s3.secret_access_key.get_secret_value(),
+    )
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+@pytest.fixture
+def topic_prefix(shared_settings: Settings) -> str:
+    """A prefix under which every topic exists and is empty."""
+    prefix = f"test{next(_numbers)}."
+    admin = KafkaAdminClient(bootstrap_servers=shared_settings.kafka.bootstrap_servers)
+    admin.create_topics(
+        {name: {"num_partitions": 4, "replication_factor": 1} for name in all_topics(prefix)}, wait_for_metadata=True
+    )
+    admin.close()
+    return prefix
+
+
+@pytest.fixture
+def settings(stack: Stack, database_url: str, bucket: str, topic_prefix: str) -> Settings:
+    """Settings that lead to this test's own database, bucket and topics; its consumer group is its own as well."""
+    return load_settings(
+        state_dir=stack.state.path,
+        database={"url": database_url},
+        s3={"bucket": bucket},
+        kafka={"topic_prefix": topic_prefix, "group_id": f"{topic_prefix}pigeon"},
+    )
+
+
+@pytest.fixture
+def pigeon(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `pigeon ARGUMENTS` in its own process with this test's settings; output is captured as text."""
+    own = {
+        "PIGEON_STATE_DIR": str(settings.state_dir),
+        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
+        "PIGEON_S3__BUCKET": settings.s3.bucket,
+        "PIGEON_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
+        "PIGEON_KAFKA__GROUP_ID": settings.kafka.group_id,
+    }
+
+    def run(*arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "generator.cli", *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **own},
+        )
+
+    return run
