@@ -116,6 +116,7 @@ class ConsumerSettings(_Group):
     dlq_window_seconds: Seconds = 300.0
     outage_backoff_max_seconds: Seconds = 30.0
     stop_deadline_seconds: Seconds = 20.0
+    metrics_host: str = Field("127.0.0.1", description="Address that metrics_port listens on.")
     metrics_port: int | None = Field(None, description="Prometheus, liveness and readiness; none when empty.")
     log_every_seconds: Seconds = 10.0
     on_topic_recreated: Literal["stop", "restart"] = Field(

@@ -1,0 +1,202 @@
+"""Every Kafka client we make, the topics, and the one place that knows what brokers get wrong.
+
+What the embedded Tansu broker does otherwise than Apache Kafka, and where it is met; nothing else depends on it:
+- its `end_offsets` lies, so the end of a log is `consumer.highwater`, known after the first fetch (run.py);
+- a position past the end is never refused, so run.py compares it with `highwater` as well as catching OffsetOutOfRange;
+- joining a group takes half the session timeout: the embedded settings use a short one;
+- an idle fetch answers late: `fetch_max_wait_ms` is 50.
+kafka-python refuses to send a header without a value: `sendable_headers`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.admin import OffsetSpec
+
+from consumers.outage import first_line
+from schemas.errors import InputError, ServerUnavailable
+from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
+from schemas.settings import ConsumerSettings, KafkaSettings
+
+KafkaError = kafka_errors.KafkaError
+OffsetOutOfRange = kafka_errors.OffsetOutOfRangeError
+# Trying again does not help: not allowed, too large, misconfigured.
+Unrecoverable = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.KafkaConfigurationError,
+)
+BOOTSTRAP_TIMEOUT_MS = 15_000
+CLIENT = f"pigeon-{socket.gethostname()}"
+
+
+def _common(settings: KafkaSettings) -> dict[str, Any]:
+    if settings.security_protocol.startswith("SASL") and settings.sasl_mechanism is None:
+        raise InputError(
+            f"kafka.sasl_mechanism is empty, but kafka.security_protocol is {settings.security_protocol}: "
+            "set PIGEON_KAFKA__SASL_MECHANISM, for example SCRAM-SHA-512"
+        )
+    config: dict[str, Any] = {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        "client_id": CLIENT,
+        "request_timeout_ms": settings.request_timeout_ms,
+        "security_protocol": settings.security_protocol,
+        "bootstrap_timeout_ms": min(BOOTSTRAP_TIMEOUT_MS, settings.request_timeout_ms),
+        "reconnect_backoff_max_ms": 5_000,
+    }
+    optional = {
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+        "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
+        "ssl_certfile": str(settings.ssl_certfile) if settings.ssl_certfile else None,
+        "ssl_keyfile": str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+    }
+    return config | {key: value for key, value in optional.items() if value is not None}
+
+
+def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
+    try:
+        return client(**_common(settings), **config)
+    except (kafka_errors.SaslAuthenticationFailedError, kafka_errors.AuthorizationError) as error:
+        raise InputError(f"kafka.bootstrap_servers {settings.bootstrap_servers} refused the login: {error}") from None
+    except kafka_errors.KafkaConfigurationError as error:
+        raise InputError(f"kafka settings: {error}") from None
+    except (KafkaError, OSError) as error:
+        raise ServerUnavailable(
+            f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
+        ) from None
+
+
+def consumer(settings: KafkaSettings, limits: ConsumerSettings, group: bool = True) -> Any:
+    """A consumer that never moves its own offsets: we seek, and a lost position is an error.
+
+    Args:
+        group: join the group; without it the caller assigns partitions.
+
+    Raises:
+        ServerUnavailable: no broker answers.
+        InputError: the login is refused or a setting is wrong.
+    """
+    membership = {
+        "group_id": settings.group_id,
+        "session_timeout_ms": settings.session_timeout_ms,
+        "heartbeat_interval_ms": max(100, settings.session_timeout_ms // 4),
+        "max_poll_interval_ms": settings.max_poll_interval_ms,
+    }
+    return _connect(
+        KafkaConsumer,
+        settings,
+        **(membership if group else {}),
+        enable_auto_commit=False,
+        metrics_enabled=False,
+        auto_offset_reset="none" if group else "earliest",
+        allow_auto_create_topics=False,
+        fetch_max_wait_ms=50,
+        fetch_max_bytes=max(limits.batch_max_bytes, 2**20),
+        max_poll_records=limits.batch_max_records,
+    )
+
+
+def producer(settings: KafkaSettings, max_request_bytes: int = 2**20) -> Any:
+    """A producer: idempotent, all replicas, compressed.
+
+    Raises: as `consumer`.
+    """
+    return _connect(
+        KafkaProducer,
+        settings,
+        acks="all",
+        linger_ms=20,
+        metrics_enabled=False,
+        batch_size=128 * 1024,
+        compression_type="gzip",
+        max_request_size=max_request_bytes,
+        max_block_ms=settings.request_timeout_ms,
+        delivery_timeout_ms=2 * settings.request_timeout_ms,
+        allow_auto_create_topics=False,
+    )
+
+
+def admin(settings: KafkaSettings) -> Any:
+    """An admin client. Raises: as `consumer`."""
+    return _connect(KafkaAdminClient, settings)
+
+
+def topic_ids(client: Any, topics: Iterable[str]) -> dict[str, str | None]:
+    """Each existing topic's id; None where the broker has no ids. Topics that do not exist are left out."""
+    found: dict[str, str | None] = {}
+    for topic in client.describe_topics(sorted(topics)):
+        if topic["error_code"] == 0:
+            identity = str(topic["topic_id"] or "")
+            found[topic["name"]] = identity if identity.strip("0-") else None
+    return found
+
+
+def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The first offset that each partition still has."""
+    found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
+    return {tp: max(0, int(at.offset)) for tp, at in found.items()}
+
+
+def require_topics(settings: KafkaSettings, topics: Iterable[str]) -> None:
+    """Check that the topics exist.
+
+    Raises:
+        InputError: some do not; the message names them and the fix.
+    """
+    client = admin(settings)
+    try:
+        missing = sorted(set(topics) - set(topic_ids(client, topics)))
+    finally:
+        client.close()
+    if missing:
+        raise InputError(f"topics {', '.join(missing)} do not exist: `pigeon topics create`")
+
+
+def create_topics(settings: KafkaSettings, partitions: int, replication: int) -> tuple[list[str], list[str]]:
+    """Make every topic that does not exist yet; returns the names made and those that were there.
+
+    Raises:
+        InputError: the broker refused one; the message names it.
+    """
+    client = admin(settings)
+    try:
+        wanted = all_topics(settings.topic_prefix)
+        existing = set(topic_ids(client, wanted))
+        made = [topic for topic in wanted if topic not in existing]
+        if not made:
+            return [], wanted
+        compacted = {settings.topic_prefix + topic for topic in COMPACTED}
+        answer = client.create_topics(
+            {
+                topic: {
+                    "num_partitions": 1 if topic.endswith(DLQ_SUFFIX) else partitions,
+                    "replication_factor": replication,
+                    "configs": {"cleanup.policy": "compact"} if topic in compacted else {},
+                }
+                for topic in made
+            },
+            raise_errors=False,
+        )
+        for topic in answer["topics"]:
+            if topic["error_code"] not in (0, kafka_errors.TopicAlreadyExistsError.errno):
+                raise InputError(f"topic {topic['name']}: the broker refused it: {topic['error_message']}")
+        return made, [topic for topic in wanted if topic in existing]
+    finally:
+        client.close()
+
+
+def sendable_headers(headers: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, bytes]]:
+    """Headers that kafka-python accepts; those without a value get an empty one and are named in a header of their own."""
+    headers = list(headers)
+    empty = [name for name, value in headers if value is None]
+    sendable = [(name, value or b"") for name, value in headers]
+    return [*sendable, ("pigeon-null-headers", ",".join(empty).encode())] if empty else sendable

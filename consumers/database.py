@@ -1,0 +1,75 @@
+"""Connections to Postgres with the settings' timeouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+from sqlalchemy import make_url
+
+from consumers.outage import first_line
+from schemas.errors import InputError, ServerUnavailable
+from schemas.settings import DatabaseSettings
+
+
+def connect(settings: DatabaseSettings, application: str) -> Any:
+    """A psycopg2 connection. The server ends it when a transaction idles, so that a stalled member holds no locks.
+
+    Raises:
+        psycopg2.OperationalError: Postgres does not answer or refuses the login.
+    """
+    url = make_url(settings.url.get_secret_value())
+    statement = round(settings.statement_timeout_seconds * 1000)
+    return psycopg2.connect(
+        host=url.host,
+        port=url.port,
+        user=url.username,
+        password=url.password,
+        dbname=url.database,
+        **{key: value for key, value in url.query.items() if isinstance(value, str)},
+        connect_timeout=max(1, round(settings.connect_timeout_seconds)),
+        application_name=application,
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=statement,
+        options=f"-c statement_timeout={statement} -c lock_timeout={round(settings.lock_timeout_seconds * 1000)}"
+        f" -c idle_in_transaction_session_timeout={statement} -c timezone=UTC",
+    )
+
+
+def describe(settings: DatabaseSettings) -> str:
+    """The database's address without its password, for messages."""
+    return make_url(settings.url.get_secret_value()).render_as_string(hide_password=True)
+
+
+@contextmanager
+def connected(settings: DatabaseSettings, application: str) -> Iterator[Any]:
+    """`connect`, closed at the end.
+
+    Raises:
+        ServerUnavailable: Postgres does not answer or refuses the login; the message names the address.
+    """
+    try:
+        connection = connect(settings, application)
+    except psycopg2.OperationalError as error:
+        raise ServerUnavailable(f"database.url {describe(settings)}: {first_line(error)}") from None
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def require_tables(settings: DatabaseSettings) -> None:
+    """Check that the database answers and has our tables.
+
+    Raises:
+        ServerUnavailable: it does not answer.
+        InputError: it is empty.
+    """
+    with connected(settings, "pigeon-check") as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('consumer_offsets'), to_regclass('interactions')")
+        if None in cursor.fetchone():
+            raise InputError(f"the database {describe(settings)} has no tables of ours: `pigeon db upgrade`")

@@ -1,0 +1,101 @@
+"""Liveness that proves progress, readiness that knows the stores, and the small HTTP server that tells both."""
+
+from __future__ import annotations
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import generate_latest
+
+from consumers.metrics import REGISTRY
+
+# A loop that has not come round for this long is stuck; so is one that has work, no outage, and stores nothing.
+STUCK_LOOP_SECONDS = 60.0
+STUCK_WORK_SECONDS = 300.0
+
+
+class Health:
+    """What the loop last did; written by the loop, read by the HTTP threads."""
+
+    def __init__(self) -> None:
+        self._beat = self._progress = time.monotonic()
+        self._lag = 0
+        self._assigned = False
+        self._outages: dict[str, str] = {}
+
+    def beat(self, lag: int) -> None:
+        """The loop came round and knows its lag in records."""
+        self._beat = time.monotonic()
+        self._assigned = True
+        if not lag:
+            self._progress = self._beat
+        self._lag = lag
+
+    def progressed(self) -> None:
+        """Something became durable."""
+        self._progress = time.monotonic()
+
+    def outage(self, server: str, error: str) -> bool:
+        """A server does not work; True when that is news."""
+        news = server not in self._outages
+        self._outages[server] = error
+        return news
+
+    def recovered(self, server: str) -> None:
+        """It works again."""
+        if self._outages.pop(server, None):
+            self._progress = time.monotonic()
+
+    def alive(self) -> tuple[bool, str]:
+        """Whether restarting this process would help, and why."""
+        now = time.monotonic()
+        if now - self._beat > STUCK_LOOP_SECONDS:
+            return False, f"the loop has not come round for {now - self._beat:.0f} s"
+        if self._lag and not self._outages and now - self._progress > STUCK_WORK_SECONDS:
+            return False, f"{self._lag} records wait and nothing was stored for {now - self._progress:.0f} s"
+        return True, "ok"
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether it can do its work now, and what is in the way."""
+        if self._outages:
+            return False, "; ".join(f"{server}: {error}" for server, error in sorted(self._outages.items()))
+        return (True, "ok") if self._assigned else (False, "not started")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    health: Health
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._answer(200, generate_latest(REGISTRY), "text/plain; version=0.0.4; charset=utf-8")
+            return
+        checks = {"/live": self.health.alive, "/ready": self.health.ready}
+        if self.path not in checks:
+            self._answer(404, b"/metrics, /live, /ready\n")
+            return
+        good, reason = checks[self.path]()
+        self._answer(200 if good else 503, f"{reason}\n".encode())
+
+    def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # the base class names it so
+        """Say nothing: probes come every few seconds."""
+
+
+def serve(health: Health, host: str, port: int) -> ThreadingHTTPServer:
+    """Answer /metrics, /live and /ready in the background until `shutdown()`.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    handler = type("Handler", (_Handler,), {"health": health})
+    server = ThreadingHTTPServer((host, port), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="pigeon-health", daemon=True).start()
+    return server

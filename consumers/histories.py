@@ -1,0 +1,95 @@
+"""`user_histories`: each user's newest N positive interactions, merged set-wise with what is new to the log.
+
+The order is (occurred_at, event_id), newest first, so it does not depend on the order of arrival: reordered, late and
+doubled events end in the same rows. Sound under concurrency: rows are made and locked in user order before they are read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MAKE = """
+INSERT INTO user_histories (user_id, entries, fingerprint, interaction_count, last_occurred_at)
+SELECT f.user_id, '[]', '', 0, min(f.occurred_at) FROM fresh_interactions f WHERE f.kind = ANY(%(kinds)s)
+  AND NOT EXISTS (SELECT FROM user_histories h WHERE h.user_id = f.user_id)
+GROUP BY f.user_id ORDER BY f.user_id
+ON CONFLICT DO NOTHING
+"""
+
+_LOCK = """
+SELECT count(*) FROM (
+  SELECT FROM user_histories WHERE user_id IN (SELECT user_id FROM fresh_interactions WHERE kind = ANY(%(kinds)s))
+  ORDER BY user_id FOR UPDATE
+) AS locked
+"""
+
+_MERGE = """
+WITH added AS (
+  SELECT user_id, event_id, occurred_at,
+         jsonb_build_object('event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at) AS entry
+  FROM fresh_interactions WHERE kind = ANY(%(kinds)s)
+), known AS (
+  SELECT h.user_id, (e.entry ->> 'event_id')::uuid AS event_id, (e.entry ->> 'occurred_at')::timestamptz AS occurred_at,
+         e.entry
+  FROM user_histories h CROSS JOIN LATERAL jsonb_array_elements(h.entries) AS e (entry)
+  WHERE h.user_id IN (SELECT user_id FROM added)
+), ranked AS (
+  SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY occurred_at DESC, event_id DESC) AS place
+  FROM (SELECT * FROM added UNION ALL SELECT * FROM known) AS both_
+), merged AS (
+  SELECT user_id, jsonb_agg(entry ORDER BY place) AS entries,
+         md5(string_agg(event_id::text, ',' ORDER BY place)) AS fingerprint, max(occurred_at) AS last_occurred_at
+  FROM ranked WHERE place <= %(size)s GROUP BY user_id
+), counted AS (
+  SELECT user_id, count(*) AS added FROM added GROUP BY user_id
+)
+UPDATE user_histories h
+SET entries = m.entries, fingerprint = m.fingerprint, last_occurred_at = m.last_occurred_at,
+    interaction_count = h.interaction_count + c.added, updated_at = now()
+FROM merged m JOIN counted c USING (user_id)
+WHERE h.user_id = m.user_id
+"""
+
+
+def merge(cursor: Any, positive_kinds: tuple[str, ...], size: int) -> int:
+    """Merge the fresh interactions of this transaction into their users' histories; returns how many users changed."""
+    values = {"kinds": list(positive_kinds), "size": size}
+    cursor.execute(_MAKE, values)
+    cursor.execute(_LOCK, values)
+    cursor.execute(_MERGE, values)
+    return int(cursor.rowcount)
+
+
+# What is left of a history after an erasure: entries later than it whose event is still in the log.
+_SHRINK = """
+WITH kept AS (
+  SELECT h.user_id, e.entry, e.place
+  FROM user_histories h JOIN stage_erasures s USING (user_id) JOIN erasures x USING (user_id)
+  CROSS JOIN LATERAL jsonb_array_elements(h.entries) WITH ORDINALITY AS e (entry, place)
+  WHERE (e.entry ->> 'occurred_at')::timestamptz > x.requested_at
+    AND EXISTS (SELECT FROM interactions i WHERE i.user_id = h.user_id
+                AND i.occurred_at = (e.entry ->> 'occurred_at')::timestamptz
+                AND i.event_id = (e.entry ->> 'event_id')::uuid)
+), merged AS (
+  SELECT user_id, jsonb_agg(entry ORDER BY place) AS entries,
+         md5(string_agg(entry ->> 'event_id', ',' ORDER BY place)) AS fingerprint,
+         max((entry ->> 'occurred_at')::timestamptz) AS last_occurred_at
+  FROM (SELECT DISTINCT user_id, entry, place FROM kept) AS once GROUP BY user_id
+)
+UPDATE user_histories h
+SET entries = m.entries, fingerprint = m.fingerprint, last_occurred_at = m.last_occurred_at, updated_at = now(),
+    interaction_count = (SELECT count(*) FROM interactions i WHERE i.user_id = h.user_id AND i.kind = ANY(%(kinds)s))
+FROM merged m WHERE h.user_id = m.user_id
+RETURNING h.user_id
+"""
+
+
+def forget(cursor: Any, positive_kinds: tuple[str, ...]) -> int:
+    """Take erased entries out of the histories of this transaction's erasures; returns how many histories went whole."""
+    cursor.execute(_SHRINK, {"kinds": list(positive_kinds)})
+    kept = [user for (user,) in cursor]
+    cursor.execute(
+        "DELETE FROM user_histories WHERE user_id IN (SELECT user_id FROM stage_erasures) AND user_id <> ALL(%s)",
+        (kept,),
+    )
+    return int(cursor.rowcount)

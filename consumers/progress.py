@@ -1,0 +1,58 @@
+"""How far a run has come: a bar on a terminal, one line per N seconds elsewhere. Both on stderr."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from consumers.run import Summary
+
+log = structlog.get_logger("pigeon.consume")
+
+
+class Reporter:
+    """Called by the loop about once a poll."""
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every = every_seconds
+        self._last = time.monotonic()
+        self._last_records = 0
+        console = Console(stderr=True)
+        self._bar = (
+            Progress(
+                TextColumn("consume"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            if console.is_terminal
+            else None
+        )
+        if self._bar:
+            self._bar.start()
+            self._row = self._bar.add_task("consume", total=None, note="joining the group")
+
+    def __call__(self, summary: Summary, lag: int | None) -> None:
+        """Show `summary` and the known lag in records."""
+        now = time.monotonic()
+        if self._bar:
+            total = None if lag is None else summary.records + lag
+            note = f"{summary.poison} poison, {summary.written.duplicates} duplicates"
+            self._bar.update(self._row, completed=summary.records, total=total, note=note)
+            return
+        if now - self._last < self._every:
+            return
+        rate = (summary.records - self._last_records) / (now - self._last)
+        log.info("consuming", records=summary.records, per_second=round(rate), lag=lag, poison=summary.poison)
+        self._last, self._last_records = now, summary.records
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar:
+            self._bar.stop()

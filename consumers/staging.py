@@ -1,0 +1,66 @@
+"""COPY of a batch's rows into temporary tables, one per topic, from which set-based SQL goes on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from consumers.decode import Row
+from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
+
+# Temporary table of each topic; `seq` is the record's place in the batch. Rows: consumers/decode.py.
+TABLES: dict[str, tuple[str, str]] = {
+    CATALOG: (
+        "stage_items",
+        "seq int, item_id text, title text, description text, genres jsonb, image_uri text, attributes jsonb, "
+        "occurred_at timestamptz, deleted boolean",
+    ),
+    INTERACTIONS: (
+        "stage_interactions",
+        "seq int, event_id uuid, occurred_at timestamptz, claimed_at timestamptz, user_id text, item_id text, "
+        "kind text, context jsonb",
+    ),
+    RECOMMENDATIONS: ("stage_recommendations", "seq int, user_id text, item_ids jsonb, occurred_at timestamptz"),
+    FEEDBACK: (
+        "stage_feedback",
+        "seq int, event_id uuid, poster_id text, user_id text, item_id text, action text, position bigint, "
+        "surface text, propensity real, occurred_at timestamptz, claimed_at timestamptz",
+    ),
+    ERASURE: ("stage_erasures", "seq int, user_id text, requested_at timestamptz"),
+}
+
+
+def create(cursor: Any) -> None:
+    """Make the temporary tables; they live as long as the connection and are emptied by each commit."""
+    for table, columns in TABLES.values():
+        cursor.execute(f"CREATE TEMPORARY TABLE IF NOT EXISTS {table} ({columns}) ON COMMIT DELETE ROWS")
+    # Interactions that were new to the log: what the histories are made of.
+    cursor.execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS fresh_interactions (event_id uuid, user_id text, item_id text, kind text, "
+        "occurred_at timestamptz) ON COMMIT DELETE ROWS"
+    )
+
+
+def _field(value: object) -> str:
+    if value is None:
+        return r"\N"
+    if isinstance(value, str):
+        if "\\" in value:
+            value = value.replace("\\", "\\\\")
+        if not value.isprintable():  # tab, newline and carriage return are not
+            value = value.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is True or value is False:
+        return "t" if value else "f"
+    return str(value)
+
+
+def copy(cursor: Any, topic: str, rows: Iterable[tuple[int, Row]]) -> None:
+    """COPY (seq, row) pairs into the topic's temporary table."""
+    lines = ["\t".join([str(seq), *map(_field, row)]) for seq, row in rows]
+    lines.append("")
+    cursor.copy_expert(f"COPY {TABLES[topic][0]} FROM STDIN", io.StringIO("\n".join(lines)))
