@@ -1,0 +1,80 @@
+"""The demo from end to end: the commands a user would type, in order, and a page about what they did."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from deploy.local.demo.steps import Steps
+from schemas.settings import load_settings
+
+EVENING_USERS = 4
+"""Users of the second night, drawn by the champion as it is after the retrain."""
+
+
+def run(*, users: int, seed: int, keep: bool, page: Path | None) -> Path:
+    """Run the whole loop and return the path of the page.
+
+    Raises:
+        StepFailed: a command failed; the servers are stopped all the same unless `keep`.
+    """
+    from deploy.local.demo import page as pages
+    from deploy.local.demo.data import build
+    from deploy.local.demo.progress import bar
+    from deploy.local.demo.simulator import ASSUMPTIONS
+
+    steps = Steps(total=16)
+    settings = load_settings()
+    target = page or settings.state_dir / "demo.html"
+    with _terminated_like_interrupted():
+        try:
+            steps.run("up", "--detach")
+            settings = load_settings()
+            steps.run("db", "upgrade")
+            with bar() as progress:
+                data = build(settings, progress)
+            typer.echo(
+                f"        {data.items} films, {data.click_count} clicks of {data.user_count} users, posters drawn by us"
+            )
+            steps.run("models", "build")
+            steps.run("catalog", "import", str(data.catalog))
+            steps.run("clicks", "import", str(data.clicks))
+            steps.run("recommendations", "import", str(data.recommendations))
+            steps.run("consume", "--until-idle", "2")
+            first, second = data.night, data.night + timedelta(days=1)
+            chosen = list(data.tastes)[:users]
+            steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen))
+            steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen))
+            steps.run("demo", "feedback", "--date", first.isoformat(), "--seed", str(seed))
+            steps.run("consume", "--until-idle", "2")
+            # 8 is the gate's (or the minimum's) refusal: an outcome of the loop, shown on the page, not a failure of the demo.
+            steps.run("retrain", "--date", second.isoformat(), "--promote", "champion", allowed=(0, 8))
+            steps.run("models", "list")
+            steps.run("night", "run", "--date", second.isoformat(), "--users", ",".join(chosen[:EVENING_USERS]))
+            pages.write(target, settings, data, (first, second), steps.done, ASSUMPTIONS)
+        finally:
+            if keep:
+                typer.echo("servers are left running; `pigeon down` stops them")
+            else:
+                steps.run("down")
+    return target
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the demo like Ctrl-C does, so that the servers are stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
