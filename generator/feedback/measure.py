@@ -71,7 +71,7 @@ def held_out_tasks(
         prompt = FrozenPrompt.model_validate(row["prompt"])
         hashes = [picture.sha256 for picture in prompt.history]
         answer = session.execute(_EMBEDDINGS, {"version": prompt.tokenizer_version, "hashes": hashes})
-        known: dict[str, list[float]] = dict(answer.tuples().all())
+        known: dict[str, list[float]] = {row.image_sha256: row.embedding for row in answer}
         if all(sha256 in known for sha256 in hashes):
             history = np.array([known[sha256] for sha256 in hashes], np.float32)
             found.append(HeldOutTask(row["task_id"], prompt, row["seed"], history))

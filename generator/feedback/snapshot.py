@@ -139,7 +139,7 @@ def forget(session: Session, store: Store, *, dry_run: bool) -> list[Purged]:
     trained from it stay: what they learned of one user cannot be taken out, only trained anew (`model_versions.snapshot_id` names them).
     """
     rows = session.execute(text("SELECT user_id, requested_at FROM erasures"))
-    erased: dict[str, datetime] = dict(rows.tuples().all())
+    erased: dict[str, datetime] = {row.user_id: row.requested_at for row in rows}
     purged = []
     for row in session.scalars(select(PreferenceSnapshot).order_by(PreferenceSnapshot.snapshot_id)):
         # A user may return after an erasure; a later snapshot then holds only what came after it.

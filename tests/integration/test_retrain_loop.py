@@ -1,0 +1,561 @@
+"""The loop on a real Postgres and a real bucket. Training and serving are test doubles here, with faults put where the parts meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid5
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from generator.feedback import pairs, registry, rollout, snapshot, split
+from generator.feedback.parts import Judged, Loop, Trained
+from generator.feedback.retrain import Promotion, retrain
+from generator.nightly.database import connect, lead
+from generator.nightly.store import Store
+from generator.serving.api import Candidate, DrawRequest, ImageFeatures, InferenceCorrupt, InferenceUnavailable
+from schemas.errors import LockHeld, ModelError, Refused, ServerUnavailable
+from schemas.preferences import PreferencePair
+from schemas.settings import Settings
+from schemas.tables import (
+    Erasure,
+    ImageFeature,
+    ModelEvent,
+    ModelVersion,
+    NightRun,
+    NightTask,
+    Poster,
+    PosterFeedback,
+    PreferenceSnapshot,
+)
+
+pytestmark = pytest.mark.integration
+
+DAY = date(2026, 11, 2)
+MORNING = datetime(2026, 11, 2, 8, tzinfo=UTC)
+WINDOW = (datetime(2026, 10, 6, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC))
+TOKENIZER = "double"
+
+
+class TrainerDouble:
+    """Writes a stated adapter and reports stated figures: a test double."""
+
+    def __init__(self) -> None:
+        self.judged = Judged(0.8, 0.2, 0.5)
+        self.trainings = 0
+        self.fail: Exception | None = None
+        self.champions: list[Path | None] = []
+
+    def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
+        if self.fail:
+            raise self.fail
+        self.trainings += 1
+        self.champions.append(champion)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "adapter_model.safetensors").write_bytes("".join(p.pair_id for p in pairs).encode())
+        return Trained(out, {"last_loss": math.nan, "pairs": len(pairs)})
+
+    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> Judged:
+        assert pairs
+        assert (adapter / "adapter_model.safetensors").is_file()
+        return self.judged
+
+
+class ServingDouble:
+    """Adapters in a dictionary; draws embeddings that a test states per adapter: a test double."""
+
+    tokenizer_version = TOKENIZER
+
+    def __init__(self) -> None:
+        self.adapters: dict[int, Path | None] = {1: None}
+        self.faults: dict[str, Exception] = {}
+        self.angle: dict[int, float] = {}
+        self.drawn: list[DrawRequest] = []
+
+    @property
+    def model(self) -> ServingDouble:
+        return self
+
+    def _maybe(self, call: str) -> None:
+        if call in self.faults:
+            raise self.faults.pop(call)
+
+    def loaded(self) -> frozenset[int]:
+        return frozenset(self.adapters)
+
+    def install(self, number: int, adapter: Path) -> None:
+        self._maybe("install")
+        self.adapters[number] = adapter
+
+    def probe(self, number: int) -> None:
+        assert number in self.adapters
+        self._maybe("probe")
+
+    def remove(self, number: int) -> None:
+        self.adapters.pop(number, None)
+
+    def image_features(self, images: Sequence[np.ndarray]) -> list[ImageFeatures]:
+        raise NotImplementedError
+
+    def text_embeddings(self, texts: Sequence[str]) -> np.ndarray:
+        return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
+
+    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[Candidate]:
+        assert request.adapter_version in self.adapters
+        self._maybe(f"draw {request.adapter_version}")
+        self.drawn.append(request)
+        angle = self.angle.get(request.adapter_version, 0.5)
+        embedding = np.array([math.cos(angle), math.sin(angle)], np.float32)
+        picture = np.zeros((4, 4, 3), np.uint8)
+        return [Candidate(alpha, (1,), picture, embedding) for alpha in request.alphas]
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    made = connect(settings.database)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def loop(settings: Settings, engine: Engine, tmp_path: Path) -> Loop:
+    own = settings.model_copy(update={"state_dir": tmp_path})
+    said: list[str] = []
+    return Loop(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", said.append)
+
+
+class Night:
+    """Rows as a night and its feedback leave them."""
+
+    def __init__(self, engine: Engine, day: date = DAY) -> None:
+        self.engine, self.day, self.run_id = engine, day, f"run-{day}"
+        self.clock = 0
+        self.owners: dict[str, tuple[str, str]] = {}
+        with Session(engine) as session, session.begin():
+            common = {
+                "status": "published",
+                "model_version": "nano-1",
+                "settings": {},
+                "figures": {},
+                "fencing_token": 1,
+            }
+            session.add(NightRun(run_id=self.run_id, logical_date=day, **common))
+            if session.get(ImageFeature, ("h", TOKENIZER)) is None:
+                feature = ImageFeature(image_sha256="h", tokenizer_version=TOKENIZER, tokens=[1], embedding=[0.0, 1.0])
+                session.add(feature)
+
+    def task(
+        self, user: str, item: str, cis: Sequence[float] = (60.0, 50.0), propensity: Sequence[float] = (0.5, 0.5)
+    ) -> list[str]:
+        picture = {"item_id": "h1", "title": "Heat", "uri": "x", "sha256": "h"}
+        prompt = {
+            "history": [picture],
+            "reference": {**picture, "item_id": item, "title": item},
+            "description": "words",
+            "tokenizer_version": TOKENIZER,
+            "snapshot": {
+                "history_titles": ["Heat"],
+                "history_tokens": [[1, 2]],
+                "title": item,
+                "description": "words",
+                "reference_tokens": [3],
+            },
+        }
+        common = {"run_id": self.run_id, "user_id": user, "item_id": item, "model_version": "nano-1", "seed": 7}
+        names = [f"{self.day}-{user}-{item}-{variant}" for variant in range(len(cis))]
+        self.owners |= dict.fromkeys(names, (user, item))
+        with Session(self.engine) as session, session.begin():
+            done = {"status": "done", "input_fingerprint": "f", "adapter_version": 1, "prompt": prompt}
+            session.add(NightTask(**common, **done))
+            session.flush()
+            for variant, name in enumerate(names):
+                files = {
+                    "art_key": "a",
+                    "art_sha256": "a",
+                    "image_key": "i",
+                    "image_sha256": "i",
+                    "width": 4,
+                    "height": 6,
+                }
+                scores = {
+                    "cs": 30.0,
+                    "cis_reference": 70.0,
+                    "cis_history": cis[variant],
+                    "score": 45.0,
+                    "look": "0" * 16,
+                }
+                drawn = {
+                    "alpha": 0.5 * variant,
+                    "tokens": [10 + variant],
+                    "propensity": propensity[variant],
+                    "safety": "ok",
+                }
+                session.add(
+                    Poster(poster_id=name, variant=variant, input_fingerprint="f", **common, **files, **scores, **drawn)
+                )
+        return names
+
+    def feedback(
+        self, poster: str, actions: str, position: int = 0, at: datetime | None = None, propensity: float | None = None
+    ) -> None:
+        """`actions`: i impression, c click, d dismiss, a minute apart."""
+        user, item = self.owners[poster]
+        words = {"i": "impression", "c": "click", "d": "dismiss"}
+        with Session(self.engine) as session, session.begin():
+            for action in actions:
+                self.clock += 1
+                session.add(
+                    PosterFeedback(
+                        event_id=uuid5(UUID(int=0), f"{self.day}/{self.clock}"),
+                        poster_id=poster,
+                        user_id=user,
+                        item_id=item,
+                        action=words[action],
+                        position=position,
+                        propensity=propensity,
+                        occurred_at=(at or MORNING) + timedelta(minutes=self.clock),
+                    )
+                )
+
+
+def mine(engine: Engine, share: float = 0.0) -> pairs.Mined:
+    with Session(engine) as session:
+        return pairs.mine(session, *WINDOW, score_share=share)
+
+
+def chosen(mined: pairs.Mined) -> set[tuple[str, str]]:
+    return {(d.pair.chosen_poster_id, d.pair.rejected_poster_id) for d in mined.pairs}
+
+
+def test_a_click_wins_over_a_showing_and_clicks_belong_to_the_showing_before(engine: Engine) -> None:
+    night = Night(engine)
+    a, b = night.task("u", "x")
+    night.feedback(b, "c")  # clicked out of nowhere: no impression to belong to
+    night.feedback(a, "ic")
+    night.feedback(b, "i")
+    never, shown = night.task("v", "x")
+    night.feedback(shown, "ic")
+    dismissed, calm = night.task("w", "x")
+    night.feedback(dismissed, "icd")
+    night.feedback(calm, "i")
+    both = night.task("z", "x")
+    for poster in both:
+        night.feedback(poster, "ic")
+    mined = mine(engine)
+    assert chosen(mined) == {(a, b)}, f"{never} was never shown, {dismissed} was dismissed, {both} are equal"
+    pair = mined.pairs[0].pair
+    assert (pair.chosen_tokens, pair.rejected_tokens, pair.alpha, pair.weight) == ((10,), (11,), 0.0, 1.0)
+    assert pair.prompt.title == "x"
+    assert mined.counts["orphans"] == 1
+
+
+def test_only_equal_numbers_of_showings_are_compared(engine: Engine) -> None:
+    night = Night(engine)
+    favoured, rare = night.task("u", "x", propensity=(0.9, 0.1))
+    night.feedback(favoured, "iiiic")  # one click in four showings, none in the first
+    night.feedback(rare, "i")
+    early, late = night.task("v", "x")
+    night.feedback(early, "iciii")
+    night.feedback(late, "i")
+    assert chosen(mine(engine)) == {(early, late)}
+
+
+def test_a_low_position_excuses_and_a_high_one_does_not(engine: Engine) -> None:
+    night = Night(engine)
+    for n in range(60):  # position 9 is looked at a fifth as often as position 0, for the same item
+        top, bottom = night.task(f"u{n}", "x")
+        night.feedback(top, "ic" if n % 2 == 0 else "i", position=0)
+        night.feedback(bottom, "ic" if n % 10 == 0 else "i", position=9)
+    a, b = night.task("judge", "x")
+    night.feedback(a, "icic", position=9)  # 2 of 2 where few look...
+    night.feedback(b, "ici", position=0)  # ...over 1 of 2 where all look
+    c, d = night.task("judge", "y")
+    night.feedback(c, "icicii", position=0)  # 2 of 4 where all look is less than...
+    night.feedback(d, "iciii", position=9)  # ...1 of 4 where few look, but not with fewer clicks
+    found = chosen(mine(engine))
+    assert (a, b) in found
+    assert not {(c, d), (d, c)} & found
+
+
+def test_rare_comparisons_weigh_more_up_to_the_clip_and_weights_average_to_one(engine: Engine) -> None:
+    night = Night(engine)
+    for user, share in (("even", 0.5), ("skewed", 0.8), ("extreme", 0.999)):
+        a, b = night.task(user, "x", propensity=(share, 1 - share))
+        night.feedback(a, "ic")
+        night.feedback(b, "i")
+    logged, other = night.task("logged", "x", propensity=(0.999, 0.001))
+    night.feedback(logged, "ic", propensity=0.5)
+    night.feedback(other, "i", propensity=0.5)
+    weights = {d.pair.user_id: d.pair.weight for d in mine(engine).pairs}
+    raw = {"even": 4.0, "skewed": 6.25, "extreme": pairs.MAX_WEIGHT, "logged": 4.0}
+    mean = sum(raw.values()) / 4
+    assert weights == pytest.approx({user: weight / mean for user, weight in raw.items()}, rel=1e-4)
+
+
+def test_score_ranked_pairs_fill_up_to_their_share_and_never_contradict_people(engine: Engine) -> None:
+    night = Night(engine)
+    for n in range(10):
+        low, high = night.task(f"u{n}", "x", cis=(50.0, 60.0))
+        if n < 4:
+            night.feedback(low, "ic")
+            night.feedback(high, "i")
+    night.task("tie", "x", cis=(50.0, 50.0))
+    mined = mine(engine, share=0.5)
+    assert (mined.counts["feedback_pairs"], mined.counts["score_pairs"]) == (4, 4)
+    assert all(d.pair.chosen_tokens == (11,) for d in mined.pairs if d.pair.source == "score")
+    assert len({d.pair.user_id for d in mined.pairs}) == 8
+    assert mine(engine, share=0.0).counts["score_pairs"] == 0
+    assert mine(engine, share=1.0).counts["score_pairs"] == 6
+
+
+def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, loop: Loop) -> None:
+    night = filled(engine, users=30)
+    retrain(loop, DAY, min_pairs=5, promote="none")
+    with Session(engine) as session:
+        stored = session.scalars(select(PreferenceSnapshot)).one()
+        held = {
+            json.loads(line)["pair"]["user_id"] for line in Store(loop.settings.s3).get(stored.key).body.splitlines()
+        }
+    victim = min(held)
+    with Session(engine) as session, session.begin():
+        session.add(Erasure(user_id=victim, requested_at=datetime.now(UTC) + timedelta(seconds=1)))
+    assert victim not in {d.pair.user_id for d in mine(engine, share=0.5).pairs}
+    with Session(engine) as session, session.begin():
+        assert [p.snapshot_id for p in snapshot.forget(session, loop.store, dry_run=True)] == [stored.snapshot_id]
+    assert loop.store.get(stored.key) is not None
+    with Session(engine) as session, session.begin():
+        assert [p.users for p in snapshot.forget(session, loop.store, dry_run=False)] == [1]
+        assert snapshot.forget(session, loop.store, dry_run=False) == []
+    assert loop.store.get(stored.key) is None
+    with Session(engine) as session:
+        assert session.get(Erasure, victim).proof == {"snapshots": [stored.snapshot_id]}
+        assert session.get(PreferenceSnapshot, stored.snapshot_id).counts["purged_users"] == 1
+    night.task("later", "x")
+
+
+def filled(engine: Engine, users: int = 40, day: date = DAY) -> Night:
+    night = Night(engine, day)
+    for n in range(users):
+        a, b = night.task(f"user{n}", "x")
+        night.feedback(a, "ic", at=datetime(day.year, day.month, day.day, 8, tzinfo=UTC))
+        night.feedback(b, "i", at=datetime(day.year, day.month, day.day, 8, tzinfo=UTC))
+    return night
+
+
+def states(engine: Engine) -> dict[str, str]:
+    with Session(engine) as session:
+        found = {v.version: v.state for v in registry.listed(session)}
+    assert list(found.values()).count("champion") == 1
+    return found
+
+
+def run(loop: Loop, promote: Promotion = "canary", day: date = DAY) -> str | None:
+    return retrain(loop, day, min_pairs=5, promote=promote).version
+
+
+def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine, loop: Loop) -> None:
+    filled(engine)
+    assert run(loop) == "nano-2"
+    assert states(engine) == {"nano-1": "champion", "nano-2": "canary"}
+    assert set(loop.serving.adapters) == {1, 2}
+    requests = loop.serving.drawn
+    assert {r.adapter_version for r in requests} == {1, 2}
+    assert all(split.is_held_out(r.task_id.split("/")[1], 0.2) for r in requests)
+    with Session(engine) as session:
+        version = registry.get(session, "nano-2")
+        assert version.metrics["gate"]["passed"] is True
+        assert version.metrics["train"]["last_loss"] is None, "a NaN is null in JSON, not a failed write"
+        assert [e.to_state for e in registry.history(session, "nano-2")] == ["registered", "loaded", "canary"]
+        assert all(e.reason for e in session.scalars(select(ModelEvent)))
+    assert len(list(loop.store.keys("models/nano-2/"))) == 1
+    assert run(loop) == "nano-2", "a rerun changes nothing"
+    assert loop.trainer.trainings == 1
+    assert run(loop, "champion") == "nano-2"
+    assert states(engine) == {"nano-1": "retired", "nano-2": "champion"}
+    filled(engine, users=50, day=DAY - timedelta(days=1))
+    assert run(loop) == "nano-3"
+    assert loop.trainer.champions[1] is not None, "the new champion's adapter is the next reference"
+
+
+@pytest.mark.parametrize(
+    ("judged", "angles", "reason"),
+    [
+        (Judged(0.4, 0.2, 0.5), {}, "accuracy 0.4"),
+        (Judged(0.8, 0.0, 0.5), {}, "margin 0 nats, must be more than 0"),
+        (Judged(math.nan, 0.2, 0.5), {}, "accuracy is nan"),
+        (Judged(0.8, math.nan, 0.5), {}, "margin is nan"),
+        (Judged(0.8, 0.2, 50.0), {}, "kl 50"),
+        (Judged(0.8, 0.2, 0.5), {1: 0.5, 2: 1.0}, "cs_drop 33.*must be at most 2"),
+        (Judged(0.8, 0.2, 0.5), {1: 0.5, 2: 0.2}, "cis_drop 28.*must be at most 1"),
+        (Judged(0.8, 0.2, 0.5), {2: math.nan}, "cs_drop is nan"),
+    ],
+)
+def test_a_worse_equal_or_unmeasured_challenger_is_refused_and_the_champion_serves(
+    engine: Engine, loop: Loop, judged: Judged, angles: dict[int, float], reason: str
+) -> None:
+    filled(engine)
+    loop.trainer.judged, loop.serving.angle = judged, angles
+    with pytest.raises(Refused, match=reason):
+        run(loop, "champion")
+    assert states(engine) == {"nano-1": "champion", "nano-2": "refused"}
+    assert set(loop.serving.adapters) == {1}
+    with pytest.raises(Refused, match="nothing new: nano-2"):
+        run(loop, "champion")
+    with pytest.raises(Refused, match="nano-2 is refused and cannot become champion"):
+        rollout.promote(loop, "nano-2", "I insist")
+    assert loop.trainer.trainings == 1
+
+
+def test_a_threshold_that_is_not_set_refuses(engine: Engine, loop: Loop) -> None:
+    filled(engine)
+    unset = loop.settings.retrain.model_copy(update={"gate_max_cis_drop": None})
+    careless = dataclasses.replace(loop, settings=loop.settings.model_copy(update={"retrain": unset}))
+    with pytest.raises(Refused, match="gate_max_cis_drop is not set"):
+        run(careless)
+    assert states(engine)["nano-2"] == "refused"
+
+
+@pytest.mark.parametrize("fault", ["install", "probe", "draw 2"])
+def test_a_challenger_that_cannot_be_served_fails_and_the_champion_serves(
+    engine: Engine, loop: Loop, fault: str
+) -> None:
+    filled(engine)
+    loop.serving.faults[fault] = ModelError("no such graph input") if fault == "install" else InferenceCorrupt("NaN")
+    with pytest.raises(ModelError, match="nano-2 failed: .*; nano-1 serves on"):
+        run(loop, "champion")
+    assert states(engine) == {"nano-1": "champion", "nano-2": "failed"}
+    assert set(loop.serving.adapters) == {1}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("promote", ["canary", "champion"])
+def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
+    engine: Engine, loop: Loop, promote: Promotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(engine)
+
+    class Killed(BaseException):
+        pass
+
+    steps = [
+        (loop.trainer, "train"),
+        (loop.store, "create"),
+        (loop.trainer, "judge"),
+        (loop.serving, "install"),
+        (loop.serving, "probe"),
+        (loop.serving, "draw"),
+        (registry, "move"),
+        (registry, "_record"),
+    ]
+    killed = 0
+    for owner, name in steps:
+        for before in (True, False):
+            whole = getattr(owner, name)
+
+            def dies(
+                *args: object, _whole: Callable[..., object] = whole, _before: bool = before, **kwargs: object
+            ) -> None:
+                if not _before:
+                    _whole(*args, **kwargs)
+                raise Killed
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, dies)
+                try:
+                    run(loop, promote)
+                except Killed:
+                    killed += 1
+            with Session(engine) as session:
+                champions = session.scalars(select(ModelVersion).where(ModelVersion.state == "champion")).all()
+                assert len(champions) <= 1, (name, before)
+                assert not champions or champions[0].number in loop.serving.loaded(), (name, before)
+    assert killed >= 12, killed
+    assert run(loop, promote) == "nano-2"
+    end = "canary" if promote == "canary" else "champion"
+    assert states(engine)["nano-2"] == end
+    with Session(engine) as session:
+        assert len(registry.listed(session)) == 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["install", "probe", "draw 2"])
+def test_triton_away_changes_no_state_for_good(engine: Engine, loop: Loop, fault: str) -> None:
+    filled(engine)
+    loop.serving.faults[fault] = InferenceUnavailable("connection refused")
+    with pytest.raises(ServerUnavailable, match="run `pigeon retrain` again"):
+        run(loop)
+    assert states(engine) == {"nano-1": "champion", "nano-2": "registered"}
+    assert run(loop) == "nano-2"
+    assert states(engine)["nano-2"] == "canary"
+    assert loop.trainer.trainings == 1
+
+
+def test_rolling_back_goes_back_and_back_again_and_then_says_so(engine: Engine, loop: Loop) -> None:
+    filled(engine)
+    run(loop, "champion")
+    filled(engine, users=45, day=DAY - timedelta(days=1))
+    assert run(loop, "canary") == "nano-3"
+    rollout.rollback(loop, "odd colours")
+    assert states(engine) == {"nano-1": "retired", "nano-2": "champion", "nano-3": "retired"}
+    rollout.promote(loop, "nano-3", "they were the screen's")
+    loop.serving.adapters.clear()  # Triton was restarted on an empty repository, but for the shipped adapter
+    loop.serving.adapters[1] = None
+    rollout.rollback(loop, "no, ours")
+    assert states(engine) == {"nano-1": "retired", "nano-2": "champion", "nano-3": "retired"}
+    assert loop.serving.loaded() == {1, 2}, "the adapter came back from the bucket"
+    rollout.rollback(loop, "further")
+    assert states(engine)["nano-1"] == "champion"
+    with pytest.raises(Refused, match="nothing to roll back to"):
+        rollout.rollback(loop, "further still")
+    rollout.canary(loop, "nano-3", "once more")
+    rollout.sync(loop)
+    assert loop.serving.loaded() == {1, 2, 3}
+
+
+def test_too_little_feedback_trains_nothing_and_a_dry_run_writes_nothing(engine: Engine, loop: Loop) -> None:
+    with pytest.raises(Refused, match="too little feedback: 0 training pairs of 0 users"):
+        run(loop)
+    filled(engine)
+    outcome = retrain(loop, DAY, min_pairs=5, promote="champion", dry_run=True)
+    assert outcome.counts["feedback_pairs"] == 40
+    with Session(engine) as session:
+        assert session.scalar(text("SELECT count(*) FROM model_versions")) == 0
+        assert session.scalar(text("SELECT count(*) FROM preference_snapshots")) == 0
+    assert list(loop.store.keys("")) == []
+
+
+def test_one_retrain_at_a_time(engine: Engine, loop: Loop) -> None:
+    filled(engine)
+    with lead(engine, "retrain"), pytest.raises(LockHeld):
+        run(loop)
+    assert run(loop) == "nano-2"
+
+
+def test_the_database_itself_allows_one_champion(engine: Engine) -> None:
+    common = {"state": "champion", "base_sha256": "b", "metrics": {}}
+    with Session(engine) as session, pytest.raises(IntegrityError, match="one_champion"):
+        session.add_all([ModelVersion(version="a", number=1, **common), ModelVersion(version="b", number=2, **common)])
+        session.flush()
+
+
+def test_an_altered_adapter_or_another_checkpoint_is_not_served(engine: Engine, loop: Loop) -> None:
+    filled(engine)
+    run(loop, "none")
+    with Session(engine, expire_on_commit=False) as session:
+        key = next(iter(loop.store.keys(registry.get(session, "nano-2").adapter_key)))
+    loop.serving.remove(2)
+    loop.store.delete(key)
+    loop.store.create(key, b"other weights", "application/octet-stream")
+    with pytest.raises(ModelError, match="the registry says"):
+        rollout.promote(loop, "nano-2", "try")
+    with pytest.raises(Refused, match="belongs to checkpoint base"):
+        run(dataclasses.replace(loop, base_sha256="other"))
+    assert states(engine) == {"nano-1": "champion", "nano-2": "loaded"}
