@@ -1,0 +1,115 @@
+"""`posters.published.v1`: tell the world which posters can be surfaced.
+
+A poster is marked when the broker has acknowledged its event, so none is forgotten; a crash between the two sends an event
+again, and `poster_id` tells its readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Protocol
+
+from generator.nightly.killpoints import reach
+from generator.nightly.ledger import Ledger
+from schemas.errors import ServerUnavailable
+from schemas.events import PUBLISHED, PosterPublished
+from schemas.settings import KafkaSettings
+from schemas.tables import NightRun
+
+
+class Announcer(Protocol):
+    """Where events go."""
+
+    def send(self, events: Iterable[PosterPublished]) -> None:
+        """Returns when all are acknowledged.
+
+        Raises:
+            ServerUnavailable: the broker is away.
+        """
+
+    def close(self) -> None:
+        """Release connections."""
+
+
+def announce(ledger: Ledger, run: NightRun, announcer: Announcer) -> int:
+    """Send an event for each poster of the run that nobody has been told of; how many."""
+    if run.manifest_key is None:
+        return 0
+    sent = 0
+    while posters := ledger.unannounced(run.run_id):
+        at = datetime.now(UTC)
+        announcer.send(
+            PosterPublished(
+                poster_id=poster.poster_id,
+                user_id=poster.user_id,
+                item_id=poster.item_id,
+                variant=poster.variant,
+                image_key=poster.image_key,
+                manifest_key=run.manifest_key,
+                propensity=poster.propensity,
+                model_version=poster.model_version,
+                occurred_at=at,
+            )
+            for poster in posters
+        )
+        reach("announced")
+        ledger.announced([poster.poster_id for poster in posters], at)
+        sent += len(posters)
+    return sent
+
+
+class KafkaAnnouncer:
+    """Announcer over kafka-python; connects at the first event."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        from kafka import KafkaProducer
+        from kafka.errors import KafkaError
+
+        self._settings = settings
+        self._error = KafkaError
+        options = {
+            "security_protocol": settings.security_protocol,
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+            "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
+            "ssl_certfile": str(settings.ssl_certfile) if settings.ssl_certfile else None,
+            "ssl_keyfile": str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+        }
+        try:
+            self._producer = KafkaProducer(
+                bootstrap_servers=settings.bootstrap_servers.split(","),
+                request_timeout_ms=settings.request_timeout_ms,
+                delivery_timeout_ms=settings.request_timeout_ms + 1000,
+                max_block_ms=settings.request_timeout_ms,
+                linger_ms=20,
+                acks="all",
+                **{name: value for name, value in options.items() if value is not None},
+            )
+        except KafkaError as error:
+            raise self._away(error) from error
+
+    def send(self, events: Iterable[PosterPublished]) -> None:
+        """Send all, then wait for all."""
+        topic = self._settings.topic_prefix + PUBLISHED
+        timeout = self._settings.request_timeout_ms / 1000
+        try:
+            futures = [
+                self._producer.send(topic, key=event.user_id.encode(), value=event.model_dump_json().encode())
+                for event in events
+            ]
+            self._producer.flush(timeout=timeout)
+            for future in futures:
+                future.get(timeout=timeout)
+        except self._error as error:
+            raise self._away(error) from error
+
+    def close(self) -> None:
+        """Release connections."""
+        self._producer.close(timeout=5)
+
+    def _away(self, error: Exception) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"Kafka {self._settings.bootstrap_servers}: {type(error).__name__} {error} (setting kafka.bootstrap_servers)"
+        )

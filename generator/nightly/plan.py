@@ -1,0 +1,309 @@
+"""What the night will draw: users with something new, their targets, and each task's input, frozen.
+
+Everything is read from one snapshot of the database, so that events arriving meanwhile belong to the next night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from sqlalchemy import ColumnClause, func, literal_column, select
+from sqlalchemy.orm import Session
+
+from generator.nightly.pictures import Pictures, Probe
+from generator.nightly.prompts import FrozenPicture, FrozenPrompt, input_fingerprint, recipe, share, task_seed
+from schemas.settings import Settings
+from schemas.tables import Erasure, Item, ModelVersion, NightRun, NightTask, Recommendation, UserHistory
+
+USERS_AT_ONCE = 200
+
+ERASED = "user is to be forgotten"
+NO_HISTORY = "user without history"
+TOO_LITTLE_HISTORY = "too little history"
+TOO_FEW_PICTURES = "too few readable history pictures"
+NO_TARGETS = "no target left"
+UNKNOWN_ITEM = "item unknown"
+DELETED_ITEM = "item deleted"
+NO_TEXT = "item without text"
+NO_IMAGE = "item without image"
+UNREADABLE_IMAGE = "unreadable image"
+UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Who the night is for: everybody, or these users, or the first `limit` users that have something new."""
+
+    users: tuple[str, ...] | None = None
+    limit: int | None = None
+
+    def json(self) -> dict[str, Any]:
+        """As frozen in `night_runs.settings`."""
+        return {"users": sorted(self.users) if self.users is not None else None, "limit": self.limit}
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A model version that draws."""
+
+    version: str
+    number: int
+
+
+@dataclass
+class Chunk:
+    """Tasks and skips of some users, as rows of night_tasks and night_skips without their run."""
+
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    skips: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, user_id: str, reason: str, item_id: str = "", **posters: str) -> None:
+        """Count a user, or a target of a user, that is left out."""
+        row = {
+            "user_id": user_id,
+            "item_id": item_id,
+            "reason": reason,
+            "input_fingerprint": None,
+            "model_version": None,
+        }
+        self.skips.append({**row, **posters})
+
+
+@dataclass(frozen=True)
+class Drawers:
+    """The champion, and the canary for a stable share of the users."""
+
+    champion: Drawer
+    canary: Drawer | None
+    canary_share: float
+
+    def of(self, user_id: str) -> Drawer:
+        """Who draws for this user."""
+        if self.canary and share(user_id, f"canary {self.canary.version}") < self.canary_share:
+            return self.canary
+        return self.champion
+
+    @classmethod
+    def read(cls, session: Session, settings: Settings) -> Drawers:
+        """From the registry; before there is one, the checkpoint as shipped draws."""
+        rows = session.execute(
+            select(ModelVersion.state, ModelVersion.version, ModelVersion.number).where(
+                ModelVersion.state.in_(("champion", "canary"))
+            )
+        )
+        found = {state: Drawer(version, number) for state, version, number in rows}
+        champion = found.get("champion", Drawer(f"{settings.models.preset}-1", 1))
+        return cls(champion, found.get("canary"), settings.retrain.canary_share)
+
+
+@dataclass(frozen=True)
+class _User:
+    user_id: str
+    history: list[str]
+    """Item ids, newest first, each once."""
+    targets: list[str]
+
+
+class Planner:
+    """Plans one night inside one session (a snapshot)."""
+
+    def __init__(
+        self, session: Session, settings: Settings, pictures: Pictures, tokenizer_version: str, logical_date: date
+    ) -> None:
+        self._session = session
+        self._night = settings.night
+        self._pictures = pictures
+        self._tokenizer_version = tokenizer_version
+        self._date = logical_date
+        self._recipe = recipe(settings.night)
+        self._items: dict[str, Item | None] = {}
+        self._probes: dict[str, Probe] = {}
+        self.drawers = Drawers.read(session, settings)
+
+    def chunks(self, scope: Scope) -> Iterator[Chunk]:
+        """Tasks and skips, users in the order of their ids."""
+        limit = scope.limit if scope.limit is not None else self._night.max_users
+        popular = self._popular()
+        erased = set(self._session.scalars(select(Erasure.user_id).where(Erasure.completed_at.is_(None))))
+        drawn_for = 0
+        if scope.users is not None:
+            yield self._unknown_users(scope.users, erased)
+        for rows in self._users(scope.users):
+            chunk = Chunk()
+            users = [self._user(row, popular, chunk) for row in rows if row.user_id not in erased]
+            for row in rows:
+                if row.user_id in erased:
+                    chunk.skip(row.user_id, ERASED)
+            known = [user for user in users if user is not None]
+            self._look_at_pictures(known)
+            drawn_before = self._drawn_before([user.user_id for user in known])
+            for user in known:
+                tasks = self._tasks(user, drawn_before, chunk)
+                if tasks and limit is not None and drawn_for >= limit:
+                    yield chunk
+                    return
+                drawn_for += bool(tasks)
+                chunk.tasks.extend(tasks)
+            yield chunk
+
+    def _users(self, only: Sequence[str] | None) -> Iterator[Sequence[Any]]:
+        query = (
+            select(UserHistory.user_id, UserHistory.entries, Recommendation.item_ids)
+            .outerjoin(Recommendation, Recommendation.user_id == UserHistory.user_id)
+            .order_by(UserHistory.user_id)
+            .limit(USERS_AT_ONCE)
+        )
+        if only is not None:
+            query = query.where(UserHistory.user_id.in_(only))
+        after = ""
+        while rows := self._session.execute(query.where(UserHistory.user_id > after)).all():
+            yield rows
+            after = rows[-1].user_id
+
+    def _unknown_users(self, wanted: Sequence[str], erased: set[str]) -> Chunk:
+        found = set(self._session.scalars(select(UserHistory.user_id).where(UserHistory.user_id.in_(wanted))))
+        chunk = Chunk()
+        for user_id in sorted(set(wanted) - found):
+            chunk.skip(user_id, ERASED if user_id in erased else NO_HISTORY)
+        return chunk
+
+    def _user(self, row: Any, popular: list[str], chunk: Chunk) -> _User | None:
+        history = list(dict.fromkeys(str(entry["item_id"]) for entry in row.entries))
+        if len(history) < self._night.min_history:
+            chunk.skip(row.user_id, TOO_LITTLE_HISTORY)
+            return None
+        seen = set(history)
+        targets = list(dict.fromkeys(row.item_ids)) if row.item_ids else [item for item in popular if item not in seen]
+        return _User(row.user_id, history, targets)
+
+    def _popular(self) -> list[str]:
+        """Items by how many histories hold them: targets for users without recommendations."""
+        entry = func.jsonb_array_elements(UserHistory.entries).table_valued("value").render_derived("entry")
+        item: ColumnClause[str] = literal_column("entry.value ->> 'item_id'")
+        query = (
+            select(item).select_from(UserHistory, entry).group_by(item).order_by(func.count().desc(), item).limit(1000)
+        )
+        return list(self._session.scalars(query))
+
+    def _look_at_pictures(self, users: Sequence[_User]) -> None:
+        """Fetch what these users' tasks need, each picture once, and further ones in place of those that are unreadable."""
+        self._load_items({item for user in users for item in (*user.history, *user.targets)})
+        while True:
+            wanted: set[str] = set()
+            for user in users:
+                wanted.update(self._unseen(user.history, self._night.history_length))
+                wanted.update(self._unseen(user.targets, self._night.targets_per_user, target=True))
+            if not wanted:
+                return
+            self._probes.update(self._pictures.probe_all(wanted))
+
+    def _unseen(self, item_ids: Sequence[str], enough: int, *, target: bool = False) -> Iterator[str]:
+        """Addresses to look at before it is known which of these items are the first `enough` that can be used."""
+        usable = 0
+        for item_id in item_ids:
+            if usable == enough:
+                return
+            problem = self._problem(item_id, target=target)
+            usable += problem is None
+            item = self._items[item_id]
+            if problem is None and item is not None and item.image_uri and item.image_uri not in self._probes:
+                yield item.image_uri
+
+    def _load_items(self, item_ids: set[str]) -> None:
+        missing = sorted(item_ids - self._items.keys())
+        for start in range(0, len(missing), 5000):
+            page = missing[start : start + 5000]
+            self._items.update(dict.fromkeys(page))
+            self._items.update(
+                {item.item_id: item for item in self._session.scalars(select(Item).where(Item.item_id.in_(page)))}
+            )
+
+    def _problem(self, item_id: str, *, target: bool = False) -> str | None:
+        """Why the item cannot be used; a deleted one may still be in a history. Unseen pictures count as readable."""
+        item = self._items[item_id]
+        if item is None:
+            return UNKNOWN_ITEM
+        if target and item.deleted_at is not None:
+            return DELETED_ITEM
+        if not item.title.strip():
+            return NO_TEXT
+        if not item.image_uri:
+            return NO_IMAGE
+        probe = self._probes.get(item.image_uri)
+        return UNREADABLE_IMAGE if probe is not None and probe.sha256 is None else None
+
+    def _drawn_before(self, user_ids: Sequence[str]) -> set[tuple[str, str, str, str]]:
+        """(user, item, fingerprint, model version) of earlier published nights, drawn or refused: a redraw gives the same."""
+        rows = self._session.execute(
+            select(NightTask.user_id, NightTask.item_id, NightTask.input_fingerprint, NightTask.model_version)
+            .join(NightRun, NightRun.run_id == NightTask.run_id)
+            .where(
+                NightTask.user_id.in_(user_ids),
+                NightTask.status.in_(("done", "refused")),
+                NightRun.status == "published",
+                NightRun.logical_date < self._date,
+            )
+        )
+        return {(user, item, fingerprint, version) for user, item, fingerprint, version in rows}
+
+    def _tasks(self, user: _User, drawn_before: set[tuple[str, str, str, str]], chunk: Chunk) -> list[dict[str, Any]]:
+        usable = [item for item in user.history if self._problem(item) is None][: self._night.history_length]
+        if len(usable) < self._night.min_history:
+            chunk.skip(user.user_id, TOO_FEW_PICTURES)
+            return []
+        history = tuple(self._picture(item) for item in reversed(usable))
+        drawer = self.drawers.of(user.user_id)
+        tasks = []
+        eligible = 0
+        for item_id in user.targets:
+            if eligible == self._night.targets_per_user:
+                break
+            problem = self._problem(item_id, target=True)
+            if problem:
+                chunk.skip(user.user_id, problem, item_id)
+                continue
+            eligible += 1
+            prompt = self._prompt(item_id, history)
+            fingerprint = input_fingerprint(prompt, self._recipe)
+            if (user.user_id, item_id, fingerprint, drawer.version) in drawn_before:
+                chunk.skip(
+                    user.user_id, UNCHANGED, item_id, input_fingerprint=fingerprint, model_version=drawer.version
+                )
+                continue
+            tasks.append(
+                {
+                    "user_id": user.user_id,
+                    "item_id": item_id,
+                    "input_fingerprint": fingerprint,
+                    "model_version": drawer.version,
+                    "adapter_version": drawer.number,
+                    "seed": task_seed(user.user_id, item_id, drawer.version, fingerprint),
+                    "prompt": prompt.model_dump(mode="json"),
+                }
+            )
+        if not eligible:
+            chunk.skip(user.user_id, NO_TARGETS)
+        return tasks
+
+    def _picture(self, item_id: str) -> FrozenPicture:
+        item = self._items[item_id]
+        assert item is not None and item.image_uri is not None  # noqa: S101, PT018 - `_problem` said so
+        sha256 = self._probes[item.image_uri].sha256
+        assert sha256 is not None  # noqa: S101
+        return FrozenPicture(item_id=item_id, title=item.title.strip(), uri=item.image_uri, sha256=sha256)
+
+    def _prompt(self, item_id: str, history: tuple[FrozenPicture, ...]) -> FrozenPrompt:
+        item = self._items[item_id]
+        assert item is not None  # noqa: S101
+        year = item.attributes.get("year")
+        return FrozenPrompt(
+            history=history,
+            reference=self._picture(item_id),
+            description=item.description.strip(),
+            year=str(year) if isinstance(year, int | str) and str(year).isdigit() else None,
+            synthetic=item.attributes.get("synthetic") is True,
+            tokenizer_version=self._tokenizer_version,
+        )

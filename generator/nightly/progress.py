@@ -1,0 +1,61 @@
+"""What a person sees while the night works: a bar on a terminal, a line now and then elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from generator.nightly.generate import Tally
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class NightProgress:
+    """Shows a tally against the number of tasks; a context manager."""
+
+    def __init__(self, tasks: int, *, every_seconds: float = LINE_EVERY_SECONDS) -> None:
+        self._tasks = tasks
+        self._every = every_seconds
+        self._start = self._said = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("[bold]Draw posters"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.2f}/s  {task.fields[failed]} failed"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("draw", total=tasks, rate=0.0, failed=0)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, tally: Tally) -> None:
+        """Bring the bar up to date, or say a line when it is time."""
+        now = time.monotonic()
+        rate = tally.finished / max(1e-9, now - self._start)
+        if self._bar:
+            self._bar.update(self._task, completed=tally.finished, rate=rate, failed=tally.failed)
+        elif now - self._said >= self._every:
+            self._said = now
+            sys.stderr.write(
+                f"night: {tally.finished} of {self._tasks} tasks, {tally.posters} posters, {rate:.2f}/s, "
+                f"{tally.refused} refused, {tally.failed} failed\n"
+            )
+            sys.stderr.flush()

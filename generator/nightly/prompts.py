@@ -1,0 +1,82 @@
+"""What is frozen of a task when the night is planned, and the ids and seeds that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.preferences import PromptSnapshot
+from schemas.settings import NightSettings
+
+# Part of every fingerprint: raise it when composing or selecting would give other bytes from the same input.
+RECIPE_VERSION = 1
+
+
+class FrozenPicture(BaseModel):
+    """An item's picture as the plan saw it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item_id: str
+    title: str
+    uri: str
+    sha256: str
+
+
+class FrozenPrompt(BaseModel):
+    """Column `night_tasks.prompt`. `snapshot` is None until the pictures' tokens are known, that is until the task is drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history: tuple[FrozenPicture, ...]
+    """Oldest first."""
+    reference: FrozenPicture
+    description: str
+    year: str | None = None
+    synthetic: bool = False
+    tokenizer_version: str
+    snapshot: PromptSnapshot | None = None
+
+
+def recipe(settings: NightSettings) -> dict[str, Any]:
+    """The settings that change what is drawn, kept or composed."""
+    names = (
+        "alphas variants exploration reference_weight min_reference_score near_duplicate_distance blank_stddev "
+        "sizes webp_quality font"
+    )
+    dumped = settings.model_dump(mode="json")
+    return {"version": RECIPE_VERSION, **{name: dumped[name] for name in names.split()}}
+
+
+def input_fingerprint(prompt: FrozenPrompt, recipe_: dict[str, Any]) -> str:
+    """Hash of everything but the model that a task's posters depend on; addresses of pictures do not count, bytes do."""
+    content = prompt.model_dump(
+        mode="json", exclude={"snapshot": True, "reference": {"uri"}, "history": {"__all__": {"uri"}}}
+    )
+    return _hash("input", json.dumps([content, recipe_], sort_keys=True))[:32]
+
+
+def task_seed(user_id: str, item_id: str, model_version: str, fingerprint: str) -> int:
+    """The seed of a task, in 0..2^53-1 so that every JSON reader keeps it exact; candidate i draws with (seed, i)."""
+    return int(_hash("seed", user_id, item_id, model_version, fingerprint)[:16], 16) >> 11
+
+
+def poster_id(user_id: str, item_id: str, model_version: str, variant: int, fingerprint: str) -> str:
+    """The id of a kept variant: the same input gives the same id on any machine and any day."""
+    return _hash("poster", user_id, item_id, model_version, str(variant), fingerprint)[:32]
+
+
+def share(user_id: str, purpose: str) -> float:
+    """A stable number in [0, 1) for a user, independent between purposes."""
+    return int(_hash("share", purpose, user_id)[:13], 16) / 16**13
+
+
+def _hash(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:  # length first, so that ("ab", "c") and ("a", "bc") differ
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

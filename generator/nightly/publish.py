@@ -1,0 +1,111 @@
+"""Publishing: manifest and items, report, then the pointer's flip. A reader sees the old set or the new one, whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from generator.nightly.killpoints import reach
+from generator.nightly.ledger import Ledger
+from generator.nightly.settle import Settled
+from generator.nightly.store import Store
+from schemas.errors import InputError, ServerUnavailable
+from schemas.manifest import (
+    ITEM_SCHEMA,
+    POINTER_KEY,
+    POSTER_SCHEMA,
+    ManifestRef,
+    Pointer,
+    items_key,
+    manifest_key,
+    to_parquet,
+)
+from schemas.tables import Item, NightRun
+
+PARQUET = "application/vnd.apache.parquet"
+FLIP_ATTEMPTS = 10
+
+
+def store_manifest(store: Store, ledger: Ledger, run: NightRun, settled: Settled) -> ManifestRef:
+    """Write the set of `run` without leading anybody to it."""
+    day = run.logical_date.isoformat()
+    about = {"run_id": run.run_id, "logical_date": day}
+    manifest = to_parquet(settled.rows, POSTER_SCHEMA, **about)
+    items = to_parquet(_items(ledger), ITEM_SCHEMA, **about)
+    return ManifestRef(
+        run_id=run.run_id,
+        logical_date=day,
+        manifest_key=create_revision(store, manifest_key(day, run.run_id), manifest),
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        items_key=create_revision(store, items_key(day, run.run_id), items),
+        items_sha256=hashlib.sha256(items).hexdigest(),
+        posters=len(settled.rows),
+        model_version=run.model_version,
+    )
+
+
+def create_revision(store: Store, key: str, body: bytes) -> str:
+    """Store Parquet under `key`, or beside it under the name of its content when `key` holds something else; the key used.
+
+    Something else is there when an attempt died before its pointer and the catalogue or an erasure has changed the set since.
+    """
+    try:
+        store.create(key, body, PARQUET)
+    except FileExistsError:
+        key = f"{key.removesuffix('.parquet')}.{hashlib.sha256(body).hexdigest()[:12]}.parquet"
+        store.create(key, body, PARQUET)
+    return key
+
+
+def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
+    """Lead readers to `ref`; False when they are led to a later night, which stays.
+
+    Raises:
+        LockHeld: another process has taken the night over.
+        ServerUnavailable: others keep changing the pointer.
+    """
+
+    def change(old: Pointer | None) -> Pointer | None:
+        if old and old.current == ref:
+            return old
+        if old and old.current.logical_date > ref.logical_date:
+            return None
+        previous = old.current if old and old.current.run_id != ref.run_id else old.previous if old else None
+        return Pointer(ref, previous, token, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    return replace_pointer(store, ledger, change) is not None
+
+
+def replace_pointer(store: Store, ledger: Ledger, change: Callable[[Pointer | None], Pointer | None]) -> Pointer | None:
+    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it. Returns what is there now.
+
+    The lease is checked between reading the tag and writing: a replaced leader is stopped by the one or by the other.
+    """
+    for _ in range(FLIP_ATTEMPTS):
+        stored = store.get(POINTER_KEY)
+        try:
+            old = Pointer.parse(stored.body) if stored else None
+        except ValueError as error:
+            raise InputError(f"s3://{store.bucket}/{POINTER_KEY}: {error}; move it away to start over") from error
+        new = change(old)
+        if new is None or new == old:
+            return new
+        with ledger.writing():
+            pass
+        if store.replace(POINTER_KEY, new.to_json(), "application/json", etag=stored.etag if stored else None):
+            reach("pointer flipped")
+            return new
+    raise ServerUnavailable(f"s3://{store.bucket}/{POINTER_KEY} kept changing under us; try again")
+
+
+def _items(ledger: Ledger) -> list[dict[str, Any]]:
+    """The catalogue's own pictures, the last rung of the reader's ladder."""
+    with ledger.reading() as session:
+        rows = session.execute(
+            select(Item.item_id, Item.image_uri).where(Item.deleted_at.is_(None)).order_by(Item.item_id.collate("C"))
+        )
+        return [{"item_id": item_id, "image_uri": image_uri} for item_id, image_uri in rows]

@@ -1,0 +1,309 @@
+"""One night from plan to announcement. Every step can be repeated: a night that died goes on where it stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import structlog
+
+from generator.nightly.announce import Announcer, announce
+from generator.nightly.database import connect, lead
+from generator.nightly.generate import Generator, Tally
+from generator.nightly.killpoints import reach
+from generator.nightly.ledger import Ledger, run_id_of
+from generator.nightly.pictures import Pictures
+from generator.nightly.plan import Planner, Scope
+from generator.nightly.progress import NightProgress
+from generator.nightly.prompts import recipe
+from generator.nightly.publish import flip, store_manifest
+from generator.nightly.report import write_report
+from generator.nightly.settle import settle
+from generator.nightly.store import Store
+from generator.serving.api import PigeonModel
+from schemas.errors import InputError, PartialFailure, PigeonError
+from schemas.settings import Settings
+from schemas.tables import NightRun
+
+log = structlog.get_logger()
+
+
+class Interrupted(PigeonError):
+    """The night was asked to stop; what is finished is kept."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a night works with; the command line makes them from the settings, tests put doubles in."""
+
+    settings: Settings
+    model: Callable[[], PigeonModel]
+    announcer: Callable[[], Announcer]
+    say: Callable[[str], None]
+
+
+class Night:
+    """The night of one logical date."""
+
+    def __init__(self, parts: Parts, logical_date: date) -> None:
+        self._parts = parts
+        self._settings = parts.settings
+        self._say = parts.say
+        self._date = logical_date
+        self._engine = connect(self._settings.database)
+        self._store = Store(self._settings.s3)
+        cache = self._settings.state_dir / "cache" / "pictures"
+        self._pictures = Pictures(self._settings.night, self._store, cache)
+
+    def dry_run(self, scope: Scope) -> dict[str, Any]:
+        """Count what a night would draw and skip; nothing is written but the picture cache."""
+        ledger = Ledger(self._engine)
+        with ledger.reading() as session:
+            planner = self._planner(session, self._parts.model())
+            tasks = users = 0
+            skips: dict[str, int] = {}
+            for chunk in planner.chunks(scope):
+                tasks += len(chunk.tasks)
+                users += len({task["user_id"] for task in chunk.tasks})
+                for skip in chunk.skips:
+                    skips[skip["reason"]] = skips.get(skip["reason"], 0) + 1
+        self._say(f"night of {self._date}: would draw {tasks} tasks for {users} users; skipped: {_counts(skips)}")
+        return {"tasks": tasks, "users": users, "skips": skips}
+
+    def run(self, scope: Scope) -> None:
+        """Plan, draw, publish, announce; the same night again does only what is missing.
+
+        Raises:
+            InputError: the night was planned for other users.
+            LockHeld: another night is under way.
+            ServerUnavailable: a server is away; `resume` continues.
+            PartialFailure: some tasks failed for good.
+            Interrupted: SIGINT or SIGTERM.
+        """
+        self._store.check()
+        with lead(self._engine, "night") as lease:
+            ledger = Ledger(self._engine, lease)
+            run = ledger.run(self._date)
+            if run is not None and run.figures.get("empty"):
+                ledger.drop_plan(run.run_id)
+                run = None
+            if run is not None and run.settings.get("scope") != scope.json():
+                raise InputError(
+                    f"the night of {self._date} was planned for {_scope_words(run.settings.get('scope', {}))}: "
+                    "run it with the same --users and --limit, or choose another --date"
+                )
+            if run is None:
+                run = self._plan(ledger, scope)
+                if run is None:
+                    return
+            self._go_on(ledger, run)
+
+    def resume(self) -> None:
+        """Finish a night that stopped.
+
+        Raises:
+            As `run`; InputError: there is no such night.
+        """
+        self._store.check()
+        with lead(self._engine, "night") as lease:
+            ledger = Ledger(self._engine, lease)
+            run = ledger.run(self._date)
+            if run is None:
+                raise InputError(f"no night of {self._date} to resume: `pigeon night run --date {self._date}` plans it")
+            self._go_on(ledger, run)
+
+    def _planner(self, session: Any, model: PigeonModel) -> Planner:
+        return Planner(session, self._settings, self._pictures, model.tokenizer_version, self._date)
+
+    def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
+        start = time.monotonic()
+        with ledger.reading() as session:
+            planner = self._planner(session, self._parts.model())
+            frozen = {"scope": scope.json(), "recipe": recipe(self._settings.night)}
+            version = planner.drawers.champion.version
+            tasks, skips = ledger.save_plan(self._date, version, frozen, planner.chunks(scope))
+        reach("planned")
+        run = ledger.run(self._date)
+        assert run is not None  # noqa: S101 - just written
+        reasons = ledger.skips(run.run_id)
+        self._say(
+            f"night of {self._date}: planned {tasks} tasks in {time.monotonic() - start:.1f} s; "
+            f"skipped {skips}: {_counts(reasons)}"
+        )
+        if tasks:
+            return run
+        ledger.published(run.run_id, figures={"empty": True, "skips": reasons})
+        self._say(f"night of {self._date}: nothing to draw; the published posters stay as they are")
+        return None
+
+    def _go_on(self, ledger: Ledger, run: NightRun) -> None:
+        if run.status == "published":
+            announced = self._announce(ledger, run)
+            self._say(
+                f"night of {self._date}: published already, nothing drawn"
+                + (f"; {announced} announcements caught up" if announced else "")
+            )
+            return
+        start = time.monotonic()
+        pending = ledger.begin(run.run_id)
+        generator = None
+        if pending:
+            generator = self._draw(ledger, run, pending)
+        counts = ledger.counts(run.run_id)
+        failed, tasks = counts.get("failed", 0), sum(counts.values())
+        if failed > self._settings.night.failure_exit_share * tasks:
+            message = (
+                f"{failed} of {tasks} tasks failed, more than night.failure_exit_share allows; nothing was published. "
+                f"Most: {next(iter(ledger.reasons(run.run_id)), 'unknown')}; `pigeon night resume` tries them again"
+            )
+            ledger.fail(run.run_id, message)
+            raise PartialFailure(message)
+        seconds = time.monotonic() - start
+        figures = self._publish(ledger, run, generator, seconds)
+        if failed:
+            raise PartialFailure(
+                f"published, but {failed} of {tasks} tasks failed: {_counts(ledger.reasons(run.run_id))}; "
+                "the next night tries them again"
+            )
+        log.debug("night over", **figures)
+
+    def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
+        generator = Generator(self._settings, ledger, self._store, self._pictures, self._parts.model(), run.run_id)
+        with _stop_on_signal(generator.pipeline.stop) as received, NightProgress(pending) as progress:
+            tally = generator.run(progress.show)
+        if received:
+            raise Interrupted(
+                received[0],
+                f"stopped: {tally.finished} of {pending} tasks finished and kept; `pigeon night resume` continues",
+            )
+        return generator
+
+    def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> dict[str, Any]:
+        settled = settle(ledger, run.run_id, self._date, self._settings.night)
+        reach("judged")
+        ref = store_manifest(self._store, ledger, run, settled)
+        reach("manifest stored")
+        figures = self._figures(ledger, run, settled.drawn, settled.carried, settled.withheld, generator, seconds)
+        report = write_report(self._store, ledger, run, figures)
+        led = flip(self._store, ledger, ref, run.fencing_token)
+        ledger.published(
+            run.run_id,
+            manifest_key=ref.manifest_key,
+            manifest_sha256=ref.manifest_sha256,
+            report_key=report,
+            figures=figures,
+        )
+        reach("published")
+        tally = generator.tally if generator else Tally()
+        self._say(
+            f"night of {self._date}: {settled.drawn} posters drawn, {settled.carried} carried over, "
+            f"{settled.withheld} withheld; {tally.finished} tasks in {seconds:.1f} s "
+            f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
+            f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
+        )
+        if not led:
+            self._say("a later night is published: readers stay with it, this night's set can be read by its key")
+            return figures
+        run = ledger.run(self._date) or run
+        announced = self._announce(ledger, run)
+        self._say(f"night of {self._date}: {announced} posters announced")
+        return figures
+
+    def _announce(self, ledger: Ledger, run: NightRun) -> int:
+        if run.manifest_key is None or not ledger.unannounced(run.run_id, page=1):
+            return 0
+        announcer = self._parts.announcer()
+        try:
+            return announce(ledger, run, announcer)
+        finally:
+            announcer.close()
+
+    def _figures(
+        self,
+        ledger: Ledger,
+        run: NightRun,
+        drawn: int,
+        carried: int,
+        withheld: int,
+        generator: Generator | None,
+        seconds: float,
+    ) -> dict[str, Any]:
+        figures: dict[str, Any] = {
+            "tasks": ledger.counts(run.run_id),
+            "reasons": ledger.reasons(run.run_id),
+            "skips": ledger.skips(run.run_id),
+            "posters_drawn": drawn,
+            "posters_carried": carried,
+            "posters_withheld": withheld,
+        }
+        if generator:
+            tally = generator.tally
+            figures["last_session"] = {
+                "seconds": round(seconds, 2),
+                "tasks": tally.finished,
+                "tasks_per_second": round(tally.finished / max(seconds, 1e-9), 3),
+                "draw_seconds_per_task": round(tally.draw_seconds / max(1, tally.finished), 3),
+                "pictures_tokenized": generator.pictures_tokenized,
+                "model_retries": generator.retries,
+                "uploaded_bytes": tally.uploaded_bytes,
+            }
+        return figures
+
+
+def find_unfinished(settings: Settings) -> date:
+    """The latest night that has not been published.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = Ledger(connect(settings.database)).latest(unfinished=True)
+    if run is None:
+        raise InputError("no unfinished night: `pigeon night run` starts one")
+    return run.logical_date
+
+
+@contextmanager
+def _stop_on_signal(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """On SIGINT or SIGTERM call `stop` and note the signal; a second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        for other, old in before.items():
+            signal.signal(other, old)
+        stop()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+
+
+def _scope_words(scope: dict[str, Any]) -> str:
+    users = scope.get("users")
+    words = f"{len(users)} given users" if users is not None else "all users"
+    return f"{words}, at most {scope['limit']}" if scope.get("limit") is not None else words
+
+
+__all__ = ["Interrupted", "Night", "Parts", "find_unfinished", "run_id_of"]

@@ -1,0 +1,184 @@
+"""The object store: content-addressed puts, conditional replacement, clear errors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from schemas.errors import InputError, ServerUnavailable
+from schemas.settings import S3Settings
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+
+class _Again(Exception):
+    """The server asked for a retry that botocore does not do by itself."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object's bytes and the tag that a conditional replacement needs."""
+
+    body: bytes
+    etag: str
+
+
+def client(settings: S3Settings) -> S3Client:
+    """A boto3 client with the timeouts, retries and checksum policy of the settings."""
+    secret = settings.secret_access_key
+    return boto3.client(
+        "s3",
+        endpoint_url=settings.endpoint_url,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=secret.get_secret_value() if secret else None,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=settings.connect_timeout_seconds,
+            read_timeout=settings.read_timeout_seconds,
+            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+            request_checksum_calculation=settings.checksums,
+            response_checksum_validation=settings.checksums,
+            max_pool_connections=16,
+        ),
+    )
+
+
+class Store:
+    """One bucket. Every method may raise InputError (wrong bucket, secret) or ServerUnavailable."""
+
+    def __init__(self, settings: S3Settings, s3: S3Client | None = None) -> None:
+        self.bucket = settings.bucket
+        self.s3 = s3 or client(settings)
+        self._where = f"{settings.endpoint_url or 'AWS'}, bucket {settings.bucket}"
+        self._attempts = settings.max_attempts
+
+    def check(self) -> None:
+        """Fail early when the bucket is missing or the keys are wrong."""
+        try:
+            self.s3.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        except (ClientError, BotoCoreError) as error:
+            raise self._plain(error) from error
+
+    def get(self, key: str, *, bucket: str | None = None) -> Stored | None:
+        """The object, or None when there is none."""
+        try:
+            for attempt in self._retrying():
+                with attempt:
+                    answer = self.s3.get_object(Bucket=bucket or self.bucket, Key=key)
+                    try:
+                        body = answer["Body"].read()
+                    except BotoCoreError as error:  # cut off in the middle: botocore does not retry the body
+                        raise _Again(str(error)) from error
+                    return Stored(body, answer["ETag"])
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise self._plain(error) from error
+        except (BotoCoreError, _Again) as error:
+            raise self._plain(error) from error
+        raise AssertionError("unreachable")
+
+    def create(self, key: str, body: bytes, content_type: str) -> bool:
+        """Put `body` under `key` if there is nothing yet; False when these very bytes were there already.
+
+        Raises:
+            FileExistsError: the key holds other bytes; they are left as they are.
+        """
+        if self._put(key, body, content_type, IfNoneMatch="*"):
+            return True
+        there = self.get(key)
+        if there is None:  # deleted between the two calls
+            return self.create(key, body, content_type)
+        if hashlib.sha256(there.body).digest() != hashlib.sha256(body).digest():
+            raise FileExistsError(key)
+        return False
+
+    def replace(self, key: str, body: bytes, content_type: str, *, etag: str | None) -> bool:
+        """Put `body` if the object still has `etag` (None: if there is none); False when somebody was first."""
+        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        return self._put(key, body, content_type, **condition)
+
+    def put(self, key: str, body: bytes, content_type: str) -> None:
+        """Put `body`, whatever was there."""
+        self._put(key, body, content_type)
+
+    def delete(self, key: str) -> None:
+        """Delete the object; one that is not there is fine."""
+        try:
+            self.s3.delete_object(Bucket=self.bucket, Key=key)
+        except (ClientError, BotoCoreError) as error:
+            raise self._plain(error) from error
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            self.s3.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "404"}:
+                return False
+            raise self._plain(error) from error
+        except BotoCoreError as error:
+            raise self._plain(error) from error
+        return True
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every key under `prefix`, in order."""
+        try:
+            for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    yield entry["Key"]
+        except (ClientError, BotoCoreError) as error:
+            raise self._plain(error) from error
+
+    def _put(self, key: str, body: bytes, content_type: str, **condition: Any) -> bool:
+        try:
+            for attempt in self._retrying():
+                with attempt:
+                    try:
+                        self.s3.put_object(
+                            Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, **condition
+                        )
+                    except ClientError as error:
+                        if _code(error) in {"PreconditionFailed", "412"}:
+                            return False
+                        if _code(error) in {"ConditionalRequestConflict", "409"}:
+                            raise _Again("conditional request conflict") from error
+                        raise
+        except (ClientError, BotoCoreError, _Again) as error:
+            raise self._plain(error) from error
+        return True
+
+    def _retrying(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(_Again),
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_exponential_jitter(multiplier=0.1, max=5),
+            reraise=True,
+        )
+
+    def _plain(self, error: Exception) -> Exception:
+        if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+            return InputError("no S3 keys: set PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY")
+        if isinstance(error, ClientError):
+            code = _code(error)
+            if code in {"NoSuchBucket"}:
+                return InputError(f"S3 ({self._where}): no such bucket; set PIGEON_S3__BUCKET or create it")
+            if code in {"SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403", "Forbidden"}:
+                return InputError(
+                    f"S3 ({self._where}): {code}; check PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY"
+                )
+            return ServerUnavailable(f"S3 ({self._where}): {code}: {error.response['Error'].get('Message', '')}")
+        return ServerUnavailable(f"S3 ({self._where}): {error} (setting s3.endpoint_url)")
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
