@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,11 +38,19 @@ class Diffusion(nn.Module):
         """(channels, height, width) of one picture's latents."""
         factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         side = self.config.image_size // factor
-        return int(self.unet.config["in_channels"]), side, side
+        return int(self.unet.config["out_channels"]), side, side
 
     def unet_output(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor) -> Tensor:
-        """latents (B, 4, h, w), timesteps (B,) int64, prompt_embeds (B, Q, E), pooled (B, p) -> (B, 4, h, w)."""
-        time_ids = torch.from_numpy(sdxl_time_ids(len(latents), self.config.image_size)).to(latents)
+        """latents (B, 4, h, w), timesteps (B,) int64, prompt_embeds (B, Q, E), pooled (B, p) -> (B, 4, h, w).
+
+        A UNet with more input than output channels sees where it draws: the rest are `coordinates` (preset nano, whose
+        few training pictures would otherwise go into learning positions from the convolutions' borders).
+        """
+        extra = int(self.unet.config["in_channels"]) - latents.shape[1]
+        if extra:
+            where = coordinates(extra, latents.shape[2], latents.shape[3]).to(latents)
+            latents = torch.cat([latents, where.expand(latents.shape[0], -1, -1, -1)], dim=1)
+        time_ids = torch.from_numpy(sdxl_time_ids(1, self.config.image_size)).to(latents).expand(latents.shape[0], 6)
         out: Tensor = self.unet(
             latents,
             timesteps,
@@ -106,6 +115,23 @@ class Diffusion(nn.Module):
         timesteps = torch.full((len(latents),), timestep, dtype=torch.int64)
         out: NDArray[np.float32] = self.unet_output(latents, timesteps, prompt_embeds, pooled).float().numpy()
         return out
+
+
+def coordinates(channels: int, height: int, width: int) -> Tensor:
+    """Fixed maps (1, channels, h, w): x and y in -1..1, then their sines and cosines at doubling frequencies.
+
+    Raises:
+        ValueError: channels is not 2, 6, 10, ...
+    """
+    if channels < 2 or (channels - 2) % 4:
+        raise ValueError(
+            f"unet.in_channels: {channels} channels past the latents' cannot be coordinates; use 2, 6, 10, ..."
+        )
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    maps = [columns, rows]
+    for power in range((channels - 2) // 4):
+        maps += [wave(math.pi * 2**power * axis) for axis in (columns, rows) for wave in (torch.sin, torch.cos)]
+    return torch.stack(maps)[None]
 
 
 def new_diffusion(config: DiffusionConfig) -> Diffusion:

@@ -57,8 +57,9 @@ class LoraMatrices:
 class LlamaStep(nn.Module):
     """Input embeddings after a cache -> the next token's logits and the longer cache.
 
-    embeds (B, T, C); attention (B, S + T) int64, 1 = real, left-padded; past_keys, past_values (L, B, H, S, D), S = 0 at
-    the start; lora_a (L, 2, r, C), lora_b (L, 2, C, r) -> logits (B, V) of the last position, keys, values (L, B, H, S + T, D).
+    embeds (B, T, C); attention (B, T) and past_attention (B, S) int64, 1 = real, padding on the left;
+    past_keys, past_values (L, B, H, S, D), S = 0 at the start; lora_a (L, 2, r, C), lora_b (L, 2, C, r)
+    -> logits (B, V) of the last position, keys, values (L, B, H, S + T, D).
     """
 
     inverse_frequency: Tensor
@@ -96,18 +97,19 @@ class LlamaStep(nn.Module):
         self,
         embeds: Tensor,
         attention: Tensor,
+        past_attention: Tensor,
         past_keys: Tensor,
         past_values: Tensor,
         lora_a: Tensor,
         lora_b: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        new, total = embeds.shape[1], attention.shape[1]
-        places = torch.arange(total, device=embeds.device)
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)[:, total - new :]  # (B, T)
-        angles = positions[..., None].to(torch.float32) * self.inverse_frequency
+        new = torch.ones_like(attention)
+        positions = past_attention.sum(dim=1, keepdim=True) + attention.cumsum(dim=1) - 1  # (B, T)
+        angles = positions.clamp(min=0)[..., None].to(torch.float32) * self.inverse_frequency
         angles = torch.cat([angles, angles], dim=-1)[:, None]  # (B, 1, T, D)
         cos, sin = angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype)
-        visible = (places[None, :] <= places[total - new :, None])[None] & (attention > 0)[:, None, :]  # (B, T, S + T)
+        causal = (new[:, :, None] * attention[:, None, :]).tril()  # (B, T, T)
+        visible = torch.cat([new[:, :, None] * past_attention[:, None, :], causal], dim=2) > 0  # (B, T, S + T)
         # A finite bias, because the first padded positions see nothing and a softmax over -inf is NaN.
         bias = torch.where(visible, 0.0, -1e9).to(embeds.dtype)[:, None]
 

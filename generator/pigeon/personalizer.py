@@ -192,10 +192,11 @@ class Personalizer(nn.Module):
         cut = prompt.embedding_column
         embeds = self.token_embeddings(tokens)
         cache = step.empty_cache(len(tokens))
-        _, keys, values = step(embeds[:, :cut], attention[:, :cut], cache, cache, lora.a, lora.b)
+        nothing = attention[:, :0]
+        _, keys, values = step(embeds[:, :cut], attention[:, :cut], nothing, cache, cache, lora.a, lora.b)
 
         keys, values = (cache.repeat_interleave(variants, dim=1) for cache in (keys, values))
-        attention = attention.repeat_interleave(variants, dim=0)
+        past, current = (part.repeat_interleave(variants, dim=0) for part in (attention[:, :cut], attention[:, cut:]))
         tail = embeds[:, cut:].repeat_interleave(variants, dim=0)
         tail[:, 0] = references.flatten(0, 1)
         ids = self.config.ids
@@ -203,12 +204,13 @@ class Personalizer(nn.Module):
             self.config.generation, [s for row in streams for s in row], ids.image_end, ids.vocab_size
         )
         while True:
-            logits, keys, values = step(tail, attention, keys, values, lora.a, lora.b)
+            logits, keys, values = step(tail, current, past, keys, values, lora.a, lora.b)
             drawn = sampler.step(logits.float().numpy())
             if sampler.done:
                 break
+            past = torch.cat([past, current], dim=1)
+            current = torch.ones_like(past[:, :1])
             tail = self.token_embeddings(torch.from_numpy(drawn)[:, None])
-            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
         rows = [answer_codes(row, ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
         return [rows[start : start + variants] for start in range(0, len(rows), variants)]
 

@@ -30,6 +30,16 @@ SDXL_SCHEDULER = {
 }
 
 
+NANO_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
 def lavit_7b() -> PigeonConfig:
     """LaVIT-7B-v2 with Pigeon: the sizes of the published weights. UNet and VAE come from the checkpoint's folders."""
     vision = VisionConfig(image_size=224, patch_size=14, width=1408, depth=40, heads=16)
@@ -66,8 +76,8 @@ def nano() -> PigeonConfig:
         name="nano",
         tokenizer=TokenizerConfig(vision=vision, merger_depth=2, merger_heads=4, codebook_size=1024, code_dim=16),
         ids=TokenIds(text_size=2048, codebook_size=1024, pad_id=0, bos_id=1),
-        language=LanguageConfig(width=256, depth=4, heads=4, mlp_width=688, max_positions=1024),
-        adapter=AdapterConfig(mlp_width=64),
+        language=LanguageConfig(width=192, depth=4, heads=4, mlp_width=512, max_positions=1024),
+        adapter=AdapterConfig(mlp_width=128),
         decoder=decoder,
         generation=GenerationConfig(min_new_tokens=4, max_new_tokens=65, top_k=50, suppressed=((0, 2049),)),
         diffusion=DiffusionConfig(
@@ -76,10 +86,10 @@ def nano() -> PigeonConfig:
             image_size=64,
             unet={
                 "sample_size": 16,
-                "in_channels": 4,
+                "in_channels": 14,
                 "out_channels": 4,
                 "layers_per_block": 1,
-                "block_out_channels": [96, 192],
+                "block_out_channels": [64, 128],
                 "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
                 "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
                 "norm_num_groups": 16,
@@ -103,7 +113,7 @@ def nano() -> PigeonConfig:
                 "mid_block_add_attention": False,
                 "scaling_factor": 1.0,
             },
-            scheduler=SDXL_SCHEDULER,
+            scheduler=NANO_SCHEDULER,
         ),
         scorer=ScorerConfig(
             vision=VisionConfig(image_size=64, patch_size=8, width=128, depth=4, heads=4),

@@ -57,7 +57,9 @@ def test_step_agrees_with_transformers_and_peft(personalizer: Personalizer) -> N
     keys = values = step.empty_cache(3)
     cuts = [0, 5, 6, 8, 10]
     for start, stop in pairwise(cuts):
-        logits, keys, values = step(embeds[:, start:stop], attention[:, :stop], keys, values, lora.a, lora.b)
+        logits, keys, values = step(
+            embeds[:, start:stop], attention[:, start:stop], attention[:, :start], keys, values, lora.a, lora.b
+        )
         torch.testing.assert_close(logits, expected[:, stop - 1], rtol=1e-4, atol=1e-5)
     with torch.no_grad(), personalizer.llama.disable_adapter():
         without = personalizer.logits(embeds, attention)
