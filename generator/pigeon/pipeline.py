@@ -1,0 +1,212 @@
+"""The whole path of a task, in PyTorch: check inputs, encode, mask, generate, decode, denoise, score.
+
+What serving does with exported graphs, in one process: the reference that serving is checked against, and what training evaluates with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from generator.pigeon.decoder import pad_codes
+from generator.pigeon.model import PigeonModel
+from generator.pigeon.preprocessing import prepare_pixels
+from generator.pigeon.prompt import assemble, mask_history, mask_inputs, prompt_text_ids
+from generator.pigeon.sampling import gumbel_row, noise_image
+from generator.pigeon.scorer import pad_texts
+
+Picture = NDArray[np.uint8]
+DEFAULT_RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
+
+
+@dataclass(frozen=True)
+class Item:
+    """A catalogue item. `picture` is RGB uint8 (height, width, 3)."""
+
+    title: str
+    picture: Picture
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One user and one reference item. `ratios` is the α_r grid: the share of the reference that is masked, each 0..1."""
+
+    history: Sequence[Item]
+    reference: Item
+    seed: int
+    ratios: Sequence[float] = DEFAULT_RATIOS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One poster of the grid. Scores are 100 * cosine; none without a scorer."""
+
+    ratio: float
+    codes: list[int]  # the answer's visual codes
+    picture: Picture  # (S, S, 3)
+    text_score: float | None = None  # with the reference's description
+    history_score: float | None = None  # mean over the history's pictures
+
+    @property
+    def score(self) -> float | None:
+        """0.5 * text_score + 0.5 * history_score, which the best candidate maximises."""
+        if self.text_score is None or self.history_score is None:
+            return None
+        return 0.5 * self.text_score + 0.5 * self.history_score
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    history_codes: list[list[int]]
+    reference_codes: list[int]
+    candidates: list[Candidate] = field(default_factory=list)  # in the order of the ratios
+
+
+class PigeonPipeline:
+    """`pipeline(tasks)` -> a result per task. A task's result does not depend on the other tasks of the call."""
+
+    def __init__(self, model: PigeonModel) -> None:
+        self.model = model.eval()
+        self.config = model.config
+
+    @torch.no_grad()
+    def __call__(
+        self, tasks: Sequence[Task], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[TaskResult]:
+        """progress: called with (denoising steps done, steps).
+
+        Raises:
+            ValueError: a task has no history, another number of ratios than the first, a ratio outside 0..1, or a bad picture.
+        """
+        self.check_inputs(tasks)
+        history, references = self.encode(tasks)
+        keeps, embeddings = self.mask(tasks, history, references)
+        answers = self.generate(tasks, history, keeps, embeddings)
+        flat = [answer for row in answers for answer in row]
+        prompt_embeds, pooled = self.decode(flat)
+        noise = np.stack([
+            noise_image(task.seed, variant, self.model.diffusion.latent_shape)
+            for task in tasks
+            for variant in range(len(task.ratios))
+        ])  # fmt: skip
+        pictures = self.model.diffusion.draw(prompt_embeds, pooled, noise, progress=progress)
+        count = len(tasks[0].ratios)
+        results = []
+        for number, task in enumerate(tasks):
+            own = pictures[number * count : (number + 1) * count]
+            texts, histories = self.score(task, own)
+            candidates = [
+                Candidate(ratio, codes, picture, text, past)
+                for ratio, codes, picture, text, past in zip(
+                    task.ratios, answers[number], own, texts, histories, strict=True
+                )
+            ]
+            results.append(TaskResult(history[number], references[number], candidates))
+        return results
+
+    def check_inputs(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            raise ValueError("tasks: none given")
+        for number, task in enumerate(tasks):
+            if not task.history:
+                raise ValueError(f"task {number}: history is empty; a user needs at least one item")
+            if len(task.ratios) != len(tasks[0].ratios) or not task.ratios:
+                raise ValueError(f"task {number}: {len(task.ratios)} ratios, task 0 has {len(tasks[0].ratios)}")
+            for ratio in task.ratios:
+                if not 0 <= ratio <= 1:
+                    raise ValueError(f"task {number}: ratio {ratio} must lie between 0 and 1")
+            if not 0 <= task.seed < 2**64:
+                raise ValueError(f"task {number}: seed {task.seed} must lie between 0 and 2**64 - 1")
+
+    def encode(self, tasks: Sequence[Task]) -> tuple[list[list[list[int]]], list[list[int]]]:
+        """-> history codes [task][item], reference codes [task]; the last `config.history` items count."""
+        pictures: list[Picture] = []
+        spans: list[int] = []
+        for task in tasks:
+            recent = task.history[-self.config.history :]
+            pictures += [item.picture for item in recent] + [task.reference.picture]
+            spans.append(len(recent))
+        codes = [row.tolist() for row in self.model.tokenizer.encode(self.pixels(pictures))]
+        history, references = [], []
+        for span in spans:
+            history.append(codes[:span])
+            references.append(codes[span])
+            codes = codes[span + 1 :]
+        return history, references
+
+    def mask(
+        self, tasks: Sequence[Task], history: list[list[list[int]]], references: list[list[int]]
+    ) -> tuple[list[Tensor], Tensor]:
+        """-> the mask generator's keep row per task at its first ratio (the history's part is the same at all), and the
+        reference embeddings (B, A, C). A task's noise is the same at all its ratios, so larger ratios mask strictly more.
+        """
+        inputs = mask_inputs(history, references, self.config.ids)
+        variants = len(tasks[0].ratios)
+        tokens, positions, types = (
+            torch.from_numpy(rows).repeat_interleave(variants, dim=0)
+            for rows in (inputs.tokens, inputs.positions, inputs.types)
+        )
+        noise = torch.from_numpy(np.stack([gumbel_row(task.seed, 0, inputs.tokens.shape[1]) for task in tasks]))
+        ratios = torch.tensor([ratio for task in tasks for ratio in task.ratios], dtype=torch.float64)
+        personalizer = self.model.personalizer
+        out = personalizer.masks(tokens, positions, types, ratios, noise=noise.repeat_interleave(variants, dim=0))
+        embeddings = personalizer.reference_embedding(tokens, types, out.keep)
+        return list(out.keep[::variants]), embeddings.unflatten(0, (len(tasks), variants))  # type: ignore[no-untyped-call]
+
+    def generate(
+        self, tasks: Sequence[Task], history: list[list[list[int]]], keeps: list[Tensor], embeddings: Tensor
+    ) -> list[list[list[int]]]:
+        """-> answer codes [task][variant]."""
+        ids = self.config.ids
+        texts = [
+            prompt_text_ids(
+                self.config.wording,
+                [item.title for item in task.history[-self.config.history :]],
+                task.reference.title,
+                task.reference.description,
+                self.model.encode_text,
+                ids,
+            )
+            for task in tasks
+        ]
+        images = [mask_history(codes, keep.numpy(), ids) for codes, keep in zip(history, keeps, strict=True)]
+        room = self.config.language.max_positions - self.config.generation.max_new_tokens
+        prompt = assemble(texts, images, ids, max_tokens=room)
+        streams = [[(task.seed, variant) for variant in range(len(task.ratios))] for task in tasks]
+        return self.model.personalizer.generate(prompt, embeddings, streams)
+
+    def decode(self, codes: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Codes per picture -> prompt_embeds (B, Q, E), pooled (B, p)."""
+        rows = [torch.tensor(row, dtype=torch.int64) for row in codes]
+        out: tuple[Tensor, Tensor] = self.model.code_decoder(*pad_codes(rows, self.config.decoder.max_tokens))
+        return out
+
+    def score(self, task: Task, pictures: Picture) -> tuple[Sequence[float | None], Sequence[float | None]]:
+        """pictures (A, S, S, 3) -> their scores against the description and against the history."""
+        scorer = self.model.scorer
+        if scorer is None:
+            return [None] * len(pictures), [None] * len(pictures)
+        recent = task.history[-self.config.history :]
+        features = scorer.image(self.pixels([*pictures, *(item.picture for item in recent)], scoring=True))
+        ours, past = features[: len(pictures)], features[len(pictures) :]
+        text = self.model.encode_text(task.reference.description or task.reference.title)
+        described = scorer.text(pad_texts([text], scorer.config))
+        return (100 * ours @ described[0]).tolist(), (100 * ours @ past.t()).mean(dim=1).tolist()
+
+    def pixels(self, pictures: Sequence[Picture], *, scoring: bool = False) -> Tensor:
+        """RGB uint8 -> normalised pixels (B, 3, S, S) of the tokenizer, or of the scorer."""
+        vision = self.config.tokenizer.vision
+        if scoring and self.config.scorer is not None:
+            vision = self.config.scorer.vision
+        return torch.from_numpy(prepare_pixels(pictures, vision.image_size, vision.pixel_mean, vision.pixel_std))
+
+
+def best(result: TaskResult, variants: int = 1) -> list[Candidate]:
+    """The best-scored candidates, best first; ties go to the earlier ratio."""
+    return sorted(result.candidates, key=lambda candidate: -(candidate.score or 0.0))[:variants]

@@ -1,0 +1,145 @@
+"""The whole path on a tiny random model, and the tokenizer's training pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from generator.pigeon.layers import compact
+from generator.pigeon.model import PigeonModel, new_model
+from generator.pigeon.pipeline import Item, PigeonPipeline, Task, best
+from generator.pigeon.presets import tiny
+from generator.pigeon.scorer import ImageScorer, pad_texts
+from generator.pigeon.tokenizer import DynamicVisualTokenizer
+
+
+@pytest.fixture(scope="module")
+def model() -> PigeonModel:
+    torch.manual_seed(5)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3"))
+    words.pre_tokenizer = Whitespace()
+    made = new_model(tiny(), words)
+    with torch.no_grad():
+        for parameter in made.tokenizer.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+        made.personalizer.llama.get_input_embeddings().weight.normal_()
+    return made
+
+
+def picture(seed: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def tasks() -> list[Task]:
+    def item(n: int) -> Item:
+        return Item(f"w{n} w{n + 1}", picture(n, (32 + n, 40)), "w5 " * n)
+
+    return [
+        Task([item(row * 4 + n) for n in range(row + 1)], item(20 + row), seed=row + 2**40, ratios=(0.0, 0.5, 1.0))
+        for row in range(3)
+    ]
+
+
+def test_a_batch_equals_its_tasks_alone(model: PigeonModel) -> None:
+    pipeline = PigeonPipeline(model)
+    steps: list[tuple[int, int]] = []
+    together = pipeline(tasks(), progress=lambda done, of: steps.append((done, of)))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    for task, result in zip(tasks(), together, strict=True):
+        (alone,) = pipeline([task])
+        assert alone.history_codes == result.history_codes
+        assert alone.reference_codes == result.reference_codes
+        assert len(result.history_codes) == min(len(task.history), model.config.history)
+        for ours, theirs in zip(alone.candidates, result.candidates, strict=True):
+            assert ours.codes == theirs.codes
+            assert ours.picture.shape == (32, 32, 3)
+            assert np.abs(ours.picture.astype(int) - theirs.picture).max() <= 1
+            assert ours.score == pytest.approx(theirs.score, abs=0.5)
+            assert -100 <= ours.text_score <= 100
+        assert len({candidate.picture.tobytes() for candidate in result.candidates}) == 3
+        assert best(result)[0].score == max(candidate.score for candidate in result.candidates)
+
+
+def test_another_seed_is_another_poster(model: PigeonModel) -> None:
+    task = tasks()[0]
+    pipeline = PigeonPipeline(model)
+    again = Task(task.history, task.reference, task.seed, task.ratios)
+    other = Task(task.history, task.reference, task.seed + 1, task.ratios)
+    first, second, third = (pipeline([t])[0].candidates[1] for t in (task, again, other))
+    assert (first.picture == second.picture).all()
+    assert (first.picture != third.picture).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history": []}, "task 0: history is empty"),
+        ({"ratios": (0.5, 1.5)}, "task 0: ratio 1.5 must lie between 0 and 1"),
+        ({"seed": -1}, "task 0: seed -1"),
+        ({"reference": Item("t", np.zeros((8, 8), np.uint8))}, r"picture 1: is uint8 \(8, 8\)"),
+    ],
+)
+def test_bad_tasks_are_named(model: PigeonModel, change: dict, message: str) -> None:
+    task = tasks()[0]
+    with pytest.raises(ValueError, match=message):
+        PigeonPipeline(model)([Task(**{**vars(task), **change})])
+
+
+def test_tokenizer_learns_to_keep_and_to_quantize() -> None:
+    torch.manual_seed(6)
+    tokenizer = DynamicVisualTokenizer(tiny().tokenizer).train()
+    before = tokenizer.quantize.embedding.weight.clone()
+    pixels = torch.randn(4, 3, 32, 32)
+    out = tokenizer(pixels, generator=torch.Generator().manual_seed(0))
+    assert set(out.keep.unique().tolist()) <= {0.0, 1.0}
+    assert (out.keep.sum(dim=1) >= 1).all()
+    packed, lengths = compact(out.code_vectors * out.keep[..., None], out.keep)
+    assert lengths.tolist() == out.keep.sum(dim=1).tolist()
+    (packed.square().sum() + packed.sum() + out.commitment_loss + out.keep_probability.mean()).backward()
+    for name in ("token_predictor.out_conv.4", "encode_task_layer.2", "encoder.patch_embed.proj"):
+        assert tokenizer.get_submodule(name).weight.grad.abs().sum() > 0, name
+    assert tokenizer.quantize.embedding.weight.grad is None
+    assert (tokenizer.quantize.embedding.weight != before).any()
+    frozen = tokenizer.quantize.embedding.weight.clone()
+    tokenizer.eval()(pixels)
+    assert torch.equal(tokenizer.quantize.embedding.weight, frozen)
+
+
+def test_gumbel_sampling_is_seeded_and_argmax_needs_no_seed() -> None:
+    torch.manual_seed(7)
+    tokenizer = DynamicVisualTokenizer(tiny().tokenizer).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+
+    def drawn(seed: int) -> torch.Tensor:
+        return tokenizer.encode_dense(pixels, "gumbel", torch.Generator().manual_seed(seed))[1]
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    ids, keep = tokenizer.encode_dense(pixels)
+    rows = tokenizer.encode(pixels)
+    assert [row.tolist() for row in rows] == [i[k].tolist() for i, k in zip(ids, keep, strict=True)]
+
+
+def test_scorer_learns_to_match() -> None:
+    torch.manual_seed(8)
+    config = tiny().scorer
+    assert config is not None
+    scorer = ImageScorer(config).train()
+    pixels = torch.randn(6, 3, 32, 32)
+    tokens = pad_texts([[n + 1, n + 2] for n in range(6)], config)
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = scorer(pixels, tokens)
+        loss.backward()
+        optimizer.step()
+    scores = scorer.image(pixels) @ scorer.text(tokens).t()
+    assert scores.argmax(dim=1).tolist() == list(range(6))
+    # Two equal pictures in a batch: either text is right, so the loss does not push them apart.
+    same = scorer(pixels, tokens, torch.zeros(6, dtype=torch.int64))
+    assert same > loss
