@@ -86,7 +86,7 @@ def draw(loop: Loop, tasks: Sequence[HeldOutTask], adapter: int) -> Drawn | None
     if not tasks:
         return None
     model, alphas = loop.serving.model, loop.settings.night.alphas
-    texts = model.text_embeddings([f"{t.prompt.reference.title}. {t.prompt.description}" for t in tasks])
+    texts = model.text_embeddings([t.prompt.description or t.prompt.reference.title for t in tasks])
     cs: list[float] = []
     cis: list[float] = []
     for task, words in zip(tasks, texts, strict=True):
