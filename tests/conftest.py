@@ -23,7 +23,7 @@ from migrations import database
 from schemas.events import all_topics
 from schemas.settings import DatabaseSettings, Settings, load_settings
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[1]
 TEMPLATE = "pigeon_template"
 _numbers = itertools.count(1)
 
