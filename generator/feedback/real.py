@@ -7,18 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator.feedback.artifacts import folder_sha256
 from generator.feedback.parts import Judged, Loop, Say, Trained
 from generator.nightly.database import connect
 from generator.nightly.store import Store
-from schemas.errors import ModelError
+from generator.serving.repository import checkpoint_folder, combined_hash, tree_hashes
+from schemas.errors import InputError
 from schemas.preferences import PreferencePair
 from schemas.settings import RetrainSettings, Settings
 
 if TYPE_CHECKING:
     from generator.serving.client import TritonPigeon
-
-SHIPPED = Path(__file__).parents[2] / "deploy" / "models"
 
 
 def open_loop(settings: Settings, say: Say) -> Loop:
@@ -27,16 +25,14 @@ def open_loop(settings: Settings, say: Say) -> Loop:
     Raises:
         ModelError: the checkpoint is missing.
     """
-    checkpoint = settings.models.checkpoint or SHIPPED / settings.models.preset
-    if not (checkpoint / "config.json").is_file():
-        raise ModelError(f"models.checkpoint: {checkpoint} has no config.json; set it to a checkpoint directory")
+    checkpoint = checkpoint_folder(settings)
     return Loop(
         settings=settings,
         engine=connect(settings.database),
         store=Store(settings.s3),
         serving=TritonServing(settings),
         trainer=Dpo(checkpoint, settings.retrain, say),
-        base_sha256=folder_sha256(checkpoint),
+        base_sha256=combined_hash(tree_hashes(checkpoint)),
         say=say,
     )
 
@@ -88,10 +84,14 @@ class TritonServing:
         return frozenset(self.model.loaded_versions("personalizer"))
 
     def install(self, number: int, adapter: Path) -> None:
-        """Put the adapter into the repository and load it."""
-        from generator.serving.adapters import install_adapter
+        """Put the adapter into the repository and load it; the registry gives out the numbers, so another's file gives way."""
+        from generator.serving.adapters import install_adapter, remove_adapter
 
-        install_adapter(self._settings, number, adapter)
+        try:
+            install_adapter(self._settings, number, adapter)
+        except InputError:  # left over from a registry that is gone
+            remove_adapter(self._settings, number)
+            install_adapter(self._settings, number, adapter)
 
     def probe(self, number: int) -> None:
         """Draw one small picture with it."""

@@ -135,7 +135,7 @@ def move(session: Session, version: str, to_state: str, reason: str) -> ModelVer
         allowed = ", ".join(sorted(_MOVES[found.state])) or "nothing"
         raise Refused(f"{version} is {found.state}: it can become {allowed}, not {to_state}")
     before, found.state = found.state, to_state
-    found.updated_at = func.now()  # type: ignore[assignment]  # the database's clock, as for all stamps of a row
+    found.updated_at = func.now()  # the database's clock, as for all stamps of a row
     _record(session, found, before, reason)
     return found
 

@@ -15,19 +15,22 @@ from schemas.tables import ModelVersion
 
 
 def ensure_serving(loop: Loop, version: ModelVersion) -> None:
-    """Have a version answer in Triton: fetch and load its adapter unless it is loaded, then draw with it."""
-    if version.number not in loop.serving.loaded():
-        if version.adapter_key is None or version.adapter_sha256 is None:
-            raise Refused(
-                f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: "
-                + (
-                    "`pigeon models build` and restart Triton"
-                    if version.number == 1
-                    else "`pigeon retrain` finishes it"
-                )
-            )
+    """Have a version answer in Triton: its own adapter, from the bucket if need be, then a picture drawn with it.
+
+    Raises:
+        Refused: the version has no adapter to load.
+        ModelError: the adapter is missing, altered or does not fit.
+    """
+    if version.adapter_key is not None and version.adapter_sha256 is not None:
+        # Also when the number is loaded: whether it is this very adapter, only serving knows.
         loop.serving.install(version.number, fetch(loop.store, version.adapter_key, version.adapter_sha256, loop.cache))
-        loop.say(f"{version.version}: adapter {version.number} loaded into Triton")
+    elif version.number not in loop.serving.loaded():
+        cure = (
+            "`pigeon models build` and `pigeon models load`"
+            if version.parent is None
+            else "`pigeon retrain` finishes it"
+        )
+        raise Refused(f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: {cure}")
     loop.serving.probe(version.number)
 
 

@@ -219,7 +219,8 @@ def _retrain(session: Session) -> dict[str, Any]:
         "sentence": f"{challenger.version} was trained from {challenger.parent} by DPO on {pairs} and is now {challenger.state}. {story}",
         "gate": [
             {"name": name, "value": f"{value:.4g}" if isinstance(value, int | float) else value}
-            for name, value in challenger.metrics.items()
+            for name, value in challenger.metrics.get("gate", {}).items()
+            if not isinstance(value, list)
         ],
     }
 
