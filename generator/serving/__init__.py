@@ -1,4 +1,15 @@
 """Pigeon behind Triton: export to ONNX, the model repository, its backends, and the client that the night uses.
 
-The nightly batch and the feedback loop may import `api` and `client` (no torch); only `export` and what it needs import torch.
+    api         what the night asks of the served model, as plain types
+    client      `TritonPigeon`, that contract over gRPC, and model control
+    adapters    a retrained adapter installed beside the one that serves
+    repository  the Triton repository: layout, manifest, build, check
+    configs     each model's config.pbtxt
+    export      checkpoint -> ONNX graphs, each compared with PyTorch
+    llama       LLaMA's step as a graph with a key/value cache and LoRA matrices as inputs
+    tensorrt    the same graphs compiled ahead of time (extra `[tensorrt]`)
+    backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
+
+The nightly batch and the feedback loop may import `api`, `client` and `adapters` (no torch);
+`export` and `llama` import torch. Imports `generator.pigeon` and `schemas`.
 """

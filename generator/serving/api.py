@@ -34,7 +34,7 @@ class ImageFeatures:
     """What the model knows of one picture."""
 
     tokens: tuple[int, ...]
-    """Visual ids, without start and end; 0 to 64 of them in nano."""
+    """Visual codes 0..K-1 (the codebook's numbers, not language-model ids); 0 to 64 of them in nano."""
     embedding: npt.NDArray[np.float32]
     """(D,), unit length: the image scorer's."""
 
@@ -57,6 +57,7 @@ class Candidate:
 
     alpha: float
     tokens: tuple[int, ...]
+    """Visual codes 0..K-1 of the answer."""
     image: npt.NDArray[np.uint8]
     """(H, W, 3) RGB."""
     embedding: npt.NDArray[np.float32]

@@ -2,8 +2,74 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from schemas.errors import PigeonError
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
-    """Add this part's commands to `pigeon` and to `pigeon models`."""
+    """Add this part's commands to `pigeon models`."""
+    models.command()(build)
+    models.command()(check)
+    models.command()(load)
+
+
+def build(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder; by default models.checkpoint, else the nano weights.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="nano or lavit-7b; by default models.preset.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Repository folder; by default the one that Triton serves.")
+    ] = None,
+) -> None:
+    """Write a complete Triton model repository from a checkpoint; unchanged input builds nothing."""
+    from generator.serving.build import build_repository
+    from generator.serving.repository import checkpoint_folder, repository_folder
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    chosen = {name: value for name, value in (("checkpoint", checkpoint), ("preset", preset)) if value is not None}
+    if chosen:
+        settings = load_settings(models={**settings.models.model_dump(), **chosen})
+    folder = output or repository_folder(settings)
+    built = build_repository(checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo)
+    if built.dropped_adapters:
+        numbers = ", ".join(str(number) for number in built.dropped_adapters)
+        typer.echo(f"adapters {numbers} belong to another checkpoint and were left out")
+    state = "built" if built.rebuilt else "unchanged"
+    typer.echo(f"model repository {folder}: {state}, build {built.manifest.build}, {len(built.manifest.models)} models")
+
+
+def check() -> None:
+    """Say whether the model repository is complete and fits the settings, and whether Triton serves it."""
+    from generator.serving.client import TritonPigeon
+    from generator.serving.repository import check_repository, checkpoint_folder, repository_folder
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    folder = repository_folder(settings)
+    manifest = check_repository(folder, settings.models.preset, checkpoint_folder(settings))
+    typer.echo(f"model repository {folder}: complete, build {manifest.build}, {manifest.runtime}")
+    with TritonPigeon(settings) as model:
+        try:
+            model.check_served(manifest)
+        except PigeonError as error:
+            raise type(error)(f"the repository is good, but {error}") from error
+        versions = ", ".join(str(number) for number in model.loaded_versions("personalizer"))
+    typer.echo(f"Triton at {settings.triton.url}: serves this build, adapters {versions}")
+
+
+def load() -> None:
+    """Have a running Triton load the model repository."""
+    from generator.serving.client import TritonPigeon
+    from generator.serving.repository import MODELS, checkpoint_folder
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    with TritonPigeon(settings) as model:
+        manifest = model.load_repository(checkpoint_folder(settings))
+    typer.echo(f"Triton at {settings.triton.url}: {len(MODELS)} models of build {manifest.build} loaded")

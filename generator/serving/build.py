@@ -1,0 +1,279 @@
+"""`pigeon models build`: a checkpoint -> a complete Triton repository, put in place in one step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import generator
+from generator.pigeon.config import PigeonConfig
+from generator.serving import adapters
+from generator.serving.configs import ModelSpec, model_specs
+from generator.serving.repository import (
+    BUILD_PARAMETER,
+    MANIFEST,
+    TOKENIZER_PARAMETER,
+    AgreementEntry,
+    ModelEntry,
+    RepositoryManifest,
+    TensorShape,
+    below,
+    check_repository,
+    combined_hash,
+    file_hash,
+    read_manifest,
+    tree_hashes,
+)
+from schemas.errors import LockHeld, ModelError
+
+if TYPE_CHECKING:
+    from generator.pigeon.model import PigeonModel
+
+Target = Literal["onnx", "tensorrt"]
+LIBRARIES = ("torch", "transformers", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
+# What a backend may import; copied under the same names, so that one import line works here and there.
+PIGEON_FILES = ("prompt.py", "sampling.py", "ddim.py")
+BACKEND_FILES = ("graph.py", "generation.py", "masks.py", "task.py", "triton.py")
+# What decides over tokens and embeddings of a picture, for the night's cache.
+TOKENIZER_FILES = ("visual_tokenizer/eva_vitg_psz14", "visual_tokenizer/tokenizer_encoder", "image_scorer/")
+ADAPTER_BASE_FILES = ("language_model/", "visual_tokenizer/", "pigeon/mask_generator", "pigeon/adapter")
+SOURCE = Path(generator.__file__).parent
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build did."""
+
+    manifest: RepositoryManifest
+    rebuilt: bool
+    kept_adapters: tuple[int, ...] = ()
+    dropped_adapters: tuple[int, ...] = ()
+
+
+def build_repository(
+    checkpoint: Path,
+    preset: str,
+    repository: Path,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> Built:
+    """Export, compare, write, and replace `repository`; nothing is done when what went in has not changed.
+
+    Raises:
+        ModelError: the checkpoint is not whole or not of this preset, or a graph disagrees with PyTorch.
+        LockHeld: another build of this repository is under way.
+    """
+    repository.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(repository):
+        _finish_replace(repository)
+        hashes = tree_hashes(checkpoint)
+        key = _build_key(hashes, preset)
+        if (current := _current(repository, preset, key)) is not None:
+            return Built(current, rebuilt=False)
+        staging = repository.with_name(f"{repository.name}.building")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            manifest = _write(checkpoint, preset, staging, hashes, key, report)
+            kept, dropped = _carry_adapters(repository, staging, manifest.adapter_base)
+            (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            _replace(repository, staging)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return Built(manifest, rebuilt=True, kept_adapters=kept, dropped_adapters=dropped)
+
+
+def _build_key(hashes: dict[str, str], preset: str) -> str:
+    sources = [
+        *sorted((SOURCE / "pigeon").glob("*.py")),
+        *sorted((SOURCE / "serving" / "backends").glob("*.py")),
+        *(SOURCE / "serving" / name for name in ("build.py", "configs.py", "export.py", "repository.py")),
+    ]
+    code = {path.relative_to(SOURCE).as_posix(): file_hash(path) for path in sources}
+    return combined_hash([hashes, code, _libraries(), preset])
+
+
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _current(repository: Path, preset: str, key: str) -> RepositoryManifest | None:
+    """The manifest of what is there, if it is whole and what would be built."""
+    try:
+        if read_manifest(repository).build != key:
+            return None
+        return check_repository(repository, preset)
+    except ModelError:
+        return None
+
+
+def _write(
+    checkpoint: Path,
+    preset: str,
+    staging: Path,
+    hashes: dict[str, str],
+    key: str,
+    report: Callable[[str], None],
+) -> RepositoryManifest:
+    from transformers.utils.logging import disable_progress_bar
+
+    from generator.pigeon.checkpoint import load_model
+    from generator.serving.export import export, networks
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    pigeon = load_model(checkpoint)
+    config = pigeon.config
+    if config.name != preset:
+        raise ModelError(
+            f"checkpoint {checkpoint}: is a {config.name}, the settings say preset {preset}; change PIGEON_MODELS__PRESET"
+        )
+    agreement: dict[str, AgreementEntry] = {}
+    for network in networks(pigeon):
+        folder = staging / network.model / ("graph" if network.model == adapters.PERSONALIZER else "1")
+        folder.mkdir(parents=True, exist_ok=True)
+        found = export(network, folder / network.file)
+        agreement[network.title] = AgreementEntry(
+            max_abs_diff=found.max_abs_diff, scale=found.scale, flipped_share=found.flipped_share
+        )
+        report(
+            f"{network.title:<22} max |ONNX - PyTorch| = {found.max_abs_diff:.1e} at values up to {found.scale:.3g}"
+            + (f", decisions differing {found.flipped_share:.2%}" if found.decisions else "")
+        )
+    base = combined_hash([below(hashes, ADAPTER_BASE_FILES), config.language.model_dump()])
+    tokenizer_version = combined_hash(
+        [
+            below(hashes, (*TOKENIZER_FILES, "language_model/tokenizer")),
+            config.tokenizer.model_dump(),
+            config.scorer.model_dump() if config.scorer else None,
+        ]
+    )
+    parameters = {BUILD_PARAMETER: key, TOKENIZER_PARAMETER: tokenizer_version}
+    entries = {}
+    for spec in model_specs(config, pigeon.diffusion.latent_shape):
+        _write_model(staging / spec.name, spec, checkpoint, pigeon, parameters, base)
+        entries[spec.name] = _entry(staging / spec.name, spec)
+    return RepositoryManifest(
+        build=key,
+        preset=preset,
+        target="onnx",
+        runtime="Triton's Python backend with ONNX Runtime, CPUExecutionProvider",
+        checkpoint_hash=combined_hash(hashes),
+        adapter_base=base,
+        tokenizer_version=tokenizer_version,
+        libraries=_libraries(),
+        models=entries,
+        agreement=agreement,
+    )
+
+
+def _write_model(
+    folder: Path,
+    spec: ModelSpec,
+    checkpoint: Path,
+    pigeon: PigeonModel,
+    parameters: dict[str, str],
+    base: str,
+) -> None:
+    """config.pbtxt and version 1's Python files beside the graphs that are there already."""
+    one = folder / "1"
+    one.mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(spec.pbtxt(parameters), encoding="utf-8")
+    shutil.copyfile(SOURCE / "serving" / "backends" / spec.backend_file, one / "model.py")
+    for package, names in (("pigeon", PIGEON_FILES), ("serving/backends", BACKEND_FILES)):
+        target = one / "generator" / package
+        target.mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(SOURCE / package / name, target / name)
+    for package in ("", "pigeon", "serving", "serving/backends"):
+        shutil.copyfile(SOURCE / package / "__init__.py", one / "generator" / package / "__init__.py")
+    if spec.name in {"pigeon", "image_scorer", adapters.PERSONALIZER}:
+        (one / "config.json").write_text(
+            json.dumps(_backend_config(pigeon.config, pigeon, checkpoint), indent=2) + "\n", encoding="utf-8"
+        )
+    if spec.name in {"pigeon", "image_scorer"}:
+        shutil.copyfile(checkpoint / "language_model" / "tokenizer.json", one / "tokenizer.json")
+    if spec.name == adapters.PERSONALIZER:
+        lora = pigeon.personalizer.lora()
+        matrices = {"lora_a": lora.a.detach().numpy(), "lora_b": lora.b.detach().numpy()}
+        adapters.write_adapter(one, matrices, {"base": base, "sha256": adapters.content_hash(matrices)})
+
+
+def _backend_config(config: PigeonConfig, pigeon: PigeonModel, checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's configuration and what the backends need beyond it."""
+    return {
+        **config.model_dump(mode="json"),
+        "scheduler": pigeon.diffusion.scheduler,
+        "latent_shape": list(pigeon.diffusion.latent_shape),
+        "served_parts": {
+            name: adapters.part_hash(checkpoint / "pigeon" / name) for name in ("mask_generator", "adapter")
+        },
+    }
+
+
+def _entry(folder: Path, spec: ModelSpec) -> ModelEntry:
+    return ModelEntry(
+        files=tree_hashes(folder),
+        inputs=tuple(TensorShape(name=t.name, type=t.type, dims=t.dims) for t in spec.inputs),
+        outputs=tuple(TensorShape(name=t.name, type=t.type, dims=t.dims) for t in spec.outputs),
+    )
+
+
+def _carry_adapters(old: Path, new: Path, base: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Installed adapters of the same base come along with this build's code; others do not fit and stay behind."""
+    kept, dropped = [], []
+    source, target = old / adapters.PERSONALIZER, new / adapters.PERSONALIZER
+    for folder in sorted(source.iterdir()) if source.is_dir() else []:
+        info = folder / adapters.ADAPTER_INFO
+        if not folder.name.isdigit() or folder.name == "1" or not info.is_file():
+            continue
+        if json.loads(info.read_text(encoding="utf-8"))["base"] != base:
+            dropped.append(int(folder.name))
+            continue
+        shutil.copytree(target / "1", target / folder.name, ignore=shutil.ignore_patterns("adapter.*"))
+        for name in (adapters.ADAPTER_FILE, adapters.ADAPTER_INFO):
+            shutil.copyfile(folder / name, target / folder.name / name)
+        kept.append(int(folder.name))
+    return tuple(kept), tuple(dropped)
+
+
+def _replace(repository: Path, staging: Path) -> None:
+    """The new repository under the old one's name; a crash in between is mended by `_finish_replace`."""
+    old = _old(repository)
+    if repository.exists():
+        repository.rename(old)
+    staging.rename(repository)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_replace(repository: Path) -> None:
+    """After a crash inside `_replace`: the old repository, with its adapters, is brought back or removed."""
+    old = _old(repository)
+    if old.exists() and not (repository / MANIFEST).is_file():
+        shutil.rmtree(repository, ignore_errors=True)
+        old.rename(repository)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(repository: Path) -> Path:
+    return repository.with_name(f"{repository.name}.old")
+
+
+@contextmanager
+def _lock(repository: Path) -> Iterator[None]:
+    path = repository.with_name(f"{repository.name}.lock")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockHeld(f"model repository {repository}: another build is under way ({path})") from None
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
