@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 topics_app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
+dlq_app = typer.Typer(help="Dead letters: records that could not be stored, with the reason.", no_args_is_help=True)
+events_app = typer.Typer(help="JSON Schemas of the events.", no_args_is_help=True)
+
+
+IMPORTS = (
+    ("catalog", "catalog.items.v1", "Catalogue items"),
+    ("clicks", "user.interactions.v1", "Interactions of users with items"),
+    ("recommendations", "user.recommendations.v1", "Recommendations, the night's targets,"),
+    ("feedback", "posters.feedback.v1", "Feedback on posters"),
+)
+
+Topic = Annotated[str | None, typer.Option("--topic", help="Only of this source topic.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Only with this reason code.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many, oldest first.")]
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
     app.command()(consume)
     app.add_typer(topics_app, name="topics")
+    app.add_typer(dlq_app, name="dlq")
+    app.add_typer(events_app, name="events")
+    for name, topic, what in IMPORTS:
+        group = typer.Typer(help=f"{what} from files.", no_args_is_help=True)
+        group.command("import")(_importer(topic))
+        app.add_typer(group, name=name)
 
 
 def consume(
@@ -80,3 +102,105 @@ def create_topics(
 
     made, there = broker.create_topics(load_settings().kafka, partitions, replication)
     typer.echo(f"topics: {len(made)} created, {len(there)} existed")
+
+
+def _importer(topic: str) -> Callable[..., None]:
+    def command(
+        file: Annotated[Path, typer.Argument(help="FILE.csv, .jsonl or .ndjson; columns are the event's fields.")],
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; upload and send nothing.")] = False,
+        strict: Annotated[bool, typer.Option("--strict", help="Fail, and send nothing, if any row is bad.")] = False,
+    ) -> None:
+        from consumers import imports
+        from consumers.progress import Counting
+        from schemas.settings import load_settings
+
+        with Counting(file.name) as progress:
+            report = imports.run(load_settings(), topic, file, dry_run=dry_run, strict=strict, progress=progress)
+        for line in report.first:
+            typer.echo(f"{file}: {line}", err=True)
+        hidden = sum(report.skipped.values()) - len(report.first)
+        if hidden > 0:
+            typer.echo(f"{file}: and {hidden} more", err=True)
+        typer.echo(f"{file.name}: {report.line()}" + (" (dry run: nothing was sent)" if dry_run else f" -> {topic}"))
+
+    command.__doc__ = f"Send a file's rows to {topic}; each bad row is named and skipped."
+    return command
+
+
+@dlq_app.command("list")
+def dlq_list(topic: Topic = None, reason: Reason = None, limit: Limit = None) -> None:
+    """List open dead letters, oldest first."""
+    from consumers import deadletters
+    from schemas.settings import load_settings
+
+    letters = deadletters.read(load_settings(), topic, reason, limit)
+    for letter in letters:
+        source = "/".join(letter.source)
+        typer.echo(f"{letter.place}  {letter.note('reason')}  from {source}  {letter.note('detail')}")
+    typer.echo(f"dead letters: {len(letters)} open")
+
+
+@dlq_app.command("show")
+def dlq_show(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET")]) -> None:
+    """Print one dead letter whole: headers, key and value."""
+    from consumers import deadletters
+    from schemas.settings import load_settings
+
+    letter = deadletters.find(load_settings(), place)
+    for name, value in letter.headers:
+        typer.echo(f"{name}: {value.decode('utf-8', 'backslashreplace')}")
+    for name, content in (("key", letter.key), ("value", letter.value)):
+        typer.echo(f"{name}: " + ("(null)" if content is None else content.decode("utf-8", "backslashreplace")))
+
+
+@dlq_app.command("replay")
+def dlq_replay(topic: Topic = None, reason: Reason = None, limit: Limit = None) -> None:
+    """Send open dead letters to their source topics again."""
+    from consumers import deadletters
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    count = deadletters.replay(settings, deadletters.read(settings, topic, reason, limit))
+    typer.echo(f"dead letters: {count} replayed")
+
+
+@dlq_app.command("drop")
+def dlq_drop(
+    topic: Topic = None,
+    reason: Reason = None,
+    limit: Limit = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Needed when neither --topic nor --reason is given.")
+    ] = False,
+) -> None:
+    """Set open dead letters aside for good."""
+    from consumers import deadletters
+    from schemas.errors import InputError
+    from schemas.settings import load_settings
+
+    if not (topic or reason or everything):
+        raise InputError("say which: --topic, --reason or --all")
+    settings = load_settings()
+    count = deadletters.drop(settings, deadletters.read(settings, topic, reason, limit))
+    typer.echo(f"dead letters: {count} dropped")
+
+
+@events_app.command("export")
+def events_export() -> None:
+    """Write the events' JSON Schemas to schemas/jsonschema/."""
+    from schemas import export
+
+    changed = export.export()
+    typer.echo(f"event schemas: {len(changed)} written{': ' if changed else ''}{', '.join(changed)}")
+
+
+@events_app.command("check")
+def events_check() -> None:
+    """Fail when schemas/jsonschema/ differs from the events."""
+    from schemas import export
+    from schemas.errors import Refused
+
+    changed = export.drift()
+    if changed:
+        raise Refused(f"event schemas differ: {', '.join(changed)}; run `pigeon events export`")
+    typer.echo(f"event schemas: {len(export.documents())} agree")

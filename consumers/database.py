@@ -9,8 +9,8 @@ from typing import Any
 import psycopg2
 from sqlalchemy import make_url
 
-from consumers.outage import first_line
-from schemas.errors import InputError, ServerUnavailable
+from consumers.outage import first_line, is_outage
+from schemas.errors import InputError, PigeonError, ServerUnavailable
 from schemas.settings import DatabaseSettings
 
 
@@ -50,7 +50,8 @@ def connected(settings: DatabaseSettings, application: str) -> Iterator[Any]:
     """`connect`, closed at the end.
 
     Raises:
-        ServerUnavailable: Postgres does not answer or refuses the login; the message names the address.
+        ServerUnavailable: Postgres does not answer, refuses the login, or gives up in between.
+        PigeonError: a statement failed for another reason.
     """
     try:
         connection = connect(settings, application)
@@ -58,6 +59,14 @@ def connected(settings: DatabaseSettings, application: str) -> Iterator[Any]:
         raise ServerUnavailable(f"database.url {describe(settings)}: {first_line(error)}") from None
     try:
         yield connection
+    except psycopg2.Error as error:
+        if is_outage(error):
+            raise ServerUnavailable(
+                f"database: {first_line(error)}; nothing of this step was kept, try again"
+            ) from error
+        raise PigeonError(
+            f"database: {first_line(error)}: is it at this release's revision? `pigeon db check`"
+        ) from error
     finally:
         connection.close()
 

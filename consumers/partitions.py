@@ -10,11 +10,7 @@ import re
 from datetime import UTC, date, datetime
 from typing import Any
 
-import psycopg2
-
 from consumers import database
-from consumers.outage import first_line
-from schemas.errors import ServerUnavailable
 from schemas.settings import DatabaseSettings
 
 # Names the lock "partitions of interactions are being made"; see migrations/database.py for its neighbour.
@@ -97,22 +93,19 @@ def upkeep(
     """
     month = (today or datetime.now(UTC).date()).replace(day=1)
     oldest_kept = add_months(month, -retention_months)
-    try:
-        with database.connected(settings, "pigeon-upkeep") as connection:
-            with connection, connection.cursor() as cursor:
-                made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
-            connection.autocommit = True
-            dropped = []
-            with connection.cursor() as cursor:
-                for old, name, state in _partitions(cursor):
-                    if old >= oldest_kept:
-                        continue
-                    if state == "attached":
-                        cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} CONCURRENTLY")
-                    elif state == "pending":
-                        cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} FINALIZE")
-                    cursor.execute(f"DROP TABLE {name}")
-                    dropped.append(name)
-    except psycopg2.OperationalError as error:
-        raise ServerUnavailable(f"upkeep of partitions: {first_line(error)}; run it again") from error
+    with database.connected(settings, "pigeon-upkeep") as connection:
+        with connection, connection.cursor() as cursor:
+            made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
+        connection.autocommit = True
+        dropped = []
+        with connection.cursor() as cursor:
+            for old, name, state in _partitions(cursor):
+                if old >= oldest_kept:
+                    continue
+                if state == "attached":
+                    cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} CONCURRENTLY")
+                elif state == "pending":
+                    cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} FINALIZE")
+                cursor.execute(f"DROP TABLE {name}")
+                dropped.append(name)
     return [name_of(m) for m in made], dropped

@@ -56,3 +56,36 @@ class Reporter:
         """Take the bar off the terminal."""
         if self._bar:
             self._bar.stop()
+
+
+class Counting:
+    """A plain count of rows for imports: a bar on a terminal, silence elsewhere (the last line tells the sum)."""
+
+    def __init__(self, name: str) -> None:
+        console = Console(stderr=True)
+        self._bar = (
+            Progress(
+                TextColumn(name),
+                TextColumn("{task.completed:.0f} rows"),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Counting:
+        if self._bar:
+            self._bar.start()
+            self._row = self._bar.add_task("rows", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, count: int) -> None:
+        """Show that `count` rows are done."""
+        if self._bar:
+            self._bar.update(self._row, completed=count)

@@ -41,3 +41,26 @@ def check() -> None:
     from schemas.settings import load_settings
 
     typer.echo(f"database: at {database.check(load_settings().database)}, no drift")
+
+
+@db.command()
+def upkeep(
+    retention_months: Annotated[
+        int | None, typer.Option(min=1, help="Drop older months; schedule.retention_months when left out.")
+    ] = None,
+) -> None:
+    """Make the coming months' partitions of interactions, drop those past retention."""
+    from consumers import partitions
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    made, dropped = partitions.upkeep(
+        settings.database,
+        settings.schedule.partitions_ahead_months,
+        retention_months or settings.schedule.retention_months,
+    )
+    typer.echo(f"partitions: {len(made)} made{_names(made)}, {len(dropped)} dropped{_names(dropped)}")
+
+
+def _names(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""

@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
-from schemas.errors import InputError, LockHeld, Refused, ServerUnavailable
+from schemas.errors import InputError, LockHeld, PigeonError, Refused, ServerUnavailable
 from schemas.settings import DatabaseSettings
 from schemas.tables import Base
 
@@ -85,6 +85,9 @@ def connected(settings: DatabaseSettings) -> Iterator[sa.Connection]:
     except sa.exc.OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise ServerUnavailable(f"the database gave up: {reason}; nothing of this step was kept, try again") from error
+    except sa.exc.DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise PigeonError(f"the database refused: {reason}; nothing of this step was kept") from error
     finally:
         connection.close()
         engine.dispose()
@@ -142,6 +145,20 @@ def downgrade(settings: DatabaseSettings, revision: str) -> tuple[str, str]:
     return _move(settings, command.downgrade, revision)
 
 
+def _describe(difference: Any) -> str:
+    """One of Alembic's differences in a few words: what to do, and to which table and column."""
+    if isinstance(difference, list):  # changes of one column come in a list
+        return "; ".join(_describe(one) for one in difference)
+    words = [str(difference[0])]
+    for part in difference[1:]:
+        if isinstance(part, sa.Table | sa.Column | sa.Index | sa.Constraint):
+            table = getattr(part, "table", None)
+            words.append(f"{table.name}.{part.name}" if table is not None else str(part.name))
+        elif isinstance(part, str):
+            words.append(part)
+    return " ".join(words)
+
+
 def check(settings: DatabaseSettings) -> str:
     """The revision, when the database is at head and equals schemas/tables.py.
 
@@ -156,7 +173,7 @@ def check(settings: DatabaseSettings) -> str:
                 f"the database is at revision {revision}, this release needs {head()}: `pigeon db upgrade`"
             )
         context = MigrationContext.configure(connection, opts={"include_name": is_ours})
-        differences = [str(d) for d in compare_metadata(context, Base.metadata)]
+        differences = [_describe(d) for d in compare_metadata(context, Base.metadata)]
         if differences:
             raise Refused(f"{len(differences)} differences between tables and models: {'; '.join(differences[:5])}")
         return revision

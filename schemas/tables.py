@@ -160,6 +160,20 @@ class Erasure(Base):
     proof: Mapped[Object]
 
 
+class DeadLetterAction(Base):
+    """A dead letter that somebody dealt with; one without a row here is still open. `topic_id` tells a topic made anew apart."""
+
+    __tablename__ = "dead_letter_actions"
+    __table_args__ = (CheckConstraint("action in ('replayed', 'dropped')", name="action"),)
+
+    topic: Mapped[Key]
+    topic_id: Mapped[Key]
+    partition: Mapped[int] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column(primary_key=True)
+    action: Mapped[str]
+    at: Mapped[Now]
+
+
 # --- the night -----------------------------------------------------------------------------------------------------------
 
 

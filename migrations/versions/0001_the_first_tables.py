@@ -29,6 +29,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("group_id", "topic", "partition", name=op.f("pk_consumer_offsets")),
     )
     op.create_table(
+        "dead_letter_actions",
+        sa.Column("topic", sa.Text(), nullable=False),
+        sa.Column("topic_id", sa.Text(), nullable=False),
+        sa.Column("partition", sa.BigInteger(), nullable=False),
+        sa.Column("offset", sa.BigInteger(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("action in ('replayed', 'dropped')", name=op.f("ck_dead_letter_actions_action")),
+        sa.PrimaryKeyConstraint("topic", "topic_id", "partition", "offset", name=op.f("pk_dead_letter_actions")),
+    )
+    op.create_table(
         "erasures",
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("requested_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
@@ -310,4 +321,5 @@ def downgrade() -> None:
     op.drop_table("interactions")
     op.drop_table("image_features")
     op.drop_table("erasures")
+    op.drop_table("dead_letter_actions")
     op.drop_table("consumer_offsets")

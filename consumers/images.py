@@ -1,0 +1,128 @@
+"""Local pictures of a catalogue file: checked, then uploaded to S3 under their content's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from PIL import Image, UnidentifiedImageError
+
+from schemas.errors import InputError, ServerUnavailable
+from schemas.settings import S3Settings
+
+MAX_BYTES = 32 * 2**20
+EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+
+
+class UnreadableImage(Exception):
+    """A row's picture cannot be used; the text says why."""
+
+
+def local_path(uri: str, base: Path) -> Path | None:
+    """The file that a URI means, relative to `base`; None when it is not a local file.
+
+    Raises:
+        UnreadableImage: the scheme is not one of file, http, https and s3.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https", "s3"):
+        return None
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    if parts.scheme and "://" in uri:
+        raise UnreadableImage(f"image_uri {uri!r}: {parts.scheme}:// is not supported; use a path, http(s):// or s3://")
+    return base / uri
+
+
+def check(path: Path) -> tuple[bytes, str]:
+    """A picture file's bytes and format, decoded once to be sure that it can be.
+
+    Raises:
+        UnreadableImage: it is missing, too large, damaged, or no picture.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UnreadableImage(f"image {path}: {path.stat().st_size} bytes, at most {MAX_BYTES} are taken")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"image {path}: {error.strerror}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                kind = image.format or ""
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise UnreadableImage(f"image {path}: not a readable picture: {error}") from None
+    if kind not in EXTENSIONS:
+        raise UnreadableImage(f"image {path}: {kind or 'unknown format'}; use {', '.join(EXTENSIONS)}")
+    return content, kind
+
+
+class Uploader:
+    """Puts pictures under `catalog/<sha256>.<ext>`, each content once."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._settings = settings
+        secret = settings.secret_access_key
+        self._client: Any = boto3.client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            region_name=settings.region,
+            aws_access_key_id=settings.access_key_id,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=Config(
+                signature_version="s3v4",
+                connect_timeout=settings.connect_timeout_seconds,
+                read_timeout=settings.read_timeout_seconds,
+                retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+                max_pool_connections=16,
+                request_checksum_calculation=settings.checksums,
+                response_checksum_validation=settings.checksums,
+            ),
+        )
+        self.uploaded = 0
+
+    def upload(self, content: bytes, kind: str) -> str:
+        """Store a picture unless its content is there already; returns its s3:// URI. May be called from several threads.
+
+        Raises:
+            InputError: the bucket does not exist or the keys are refused.
+            ServerUnavailable: the store does not answer.
+        """
+        key = f"catalog/{hashlib.sha256(content).hexdigest()}.{EXTENSIONS[kind]}"
+        bucket = self._settings.bucket
+        try:
+            self._client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=Image.MIME[kind], IfNoneMatch="*")
+            self.uploaded += 1
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (409, 412):  # there already, or being put at this moment: the same content either way
+                return f"s3://{bucket}/{key}"
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch") or status == 403:
+                raise InputError(
+                    f"s3.bucket {bucket}: {code}: does it exist, and may these keys write to it?"
+                ) from None
+            raise ServerUnavailable(f"s3.bucket {bucket}: {code or status}") from None
+        except BotoCoreError as error:
+            raise ServerUnavailable(f"s3.endpoint_url {self._settings.endpoint_url}: {error}") from None
+        return f"s3://{bucket}/{key}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
