@@ -37,6 +37,12 @@ def _toml() -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {error}") from None
 
 
+def given(group: str, key: str) -> str | None:
+    """A setting of the environment or the TOML file, leaving out what we wrote ourselves; None when there is none."""
+    value = os.environ.get(f"PIGEON_{group}__{key}".upper(), _toml().get(group, {}).get(key))
+    return None if value is None else str(value)
+
+
 def external_services(ours: Mapping[str, str]) -> dict[str, str]:
     """The servers whose address the environment or the TOML file gives, with where it was found.
 

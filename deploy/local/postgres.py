@@ -7,6 +7,7 @@ no permission of any existing folder is changed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -20,7 +21,7 @@ from typing import ClassVar
 
 import psycopg2
 
-from deploy.local.process import Command
+from deploy.local.process import Command, ProcessId
 from deploy.local.server import LOCALHOST, Server
 from schemas.errors import InputError, ServerUnavailable
 
@@ -179,8 +180,13 @@ class Postgres(Server):
         draft.rename(self.data)
 
     def clean(self) -> None:
-        # Left by a killed server; with its pid in other hands, Postgres would refuse to start.
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        # Left by a killed server. Postgres takes it over, and removes the shared memory that it names; but when its pid
+        # has become somebody else's, Postgres would refuse to start.
+        pid_file = self.data / "postmaster.pid"
+        if pid_file.exists():
+            first = pid_file.read_text().partition("\n")[0]
+            if not first.isdigit() or ProcessId.of(int(first)):
+                pid_file.unlink()
 
     def command(self) -> Command:
         options = {
@@ -215,15 +221,15 @@ class Postgres(Server):
         return True
 
     def furnish(self) -> str | None:
-        connection = self._connect("postgres")
         try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
-                if cursor.fetchone() is None:
-                    cursor.execute(f"CREATE DATABASE {DATABASE}")
-        finally:
-            connection.close()
+            with contextlib.closing(self._connect("postgres")) as connection:
+                connection.autocommit = True
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+                    if cursor.fetchone() is None:
+                        cursor.execute(f"CREATE DATABASE {DATABASE}")
+        except psycopg2.Error as error:
+            raise ServerUnavailable(f"postgres: cannot make the database {DATABASE}: {str(error).strip()}") from None
         return None
 
     def _connect(self, database: str) -> psycopg2.extensions.connection:

@@ -15,7 +15,7 @@ from deploy.local.ports import opened_by
 from deploy.local.process import Command
 from deploy.local.server import LOCALHOST, Server, is_listening
 from deploy.local.state import Secrets, StateDir, write_private
-from schemas.errors import InputError
+from schemas.errors import InputError, ServerUnavailable
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -112,11 +112,16 @@ class SeaweedFS(Server):
         return True
 
     def furnish(self) -> str | None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
         client = self._client()
-        existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
-        for bucket in self.buckets:
-            if bucket not in existing:
-                client.create_bucket(Bucket=bucket)
+        try:
+            existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+            for bucket in self.buckets:
+                if bucket not in existing:
+                    client.create_bucket(Bucket=bucket)
+        except (BotoCoreError, ClientError) as error:
+            raise ServerUnavailable(f"s3: cannot make the buckets {', '.join(self.buckets)}: {error}") from None
         return None
 
     def _client(self) -> S3Client:

@@ -80,7 +80,19 @@ class Server(ABC):
         return None
 
     def furnish(self) -> str | None:
-        """Make what a new installation must find in it; may return a few words for `up`'s line."""
+        """Make what a new installation must find in it; may return a few words for `up`'s line.
+
+        Raises:
+            ServerUnavailable: the server refuses or does not answer.
+        """
+        return None
+
+    def resume(self) -> None:
+        """After a restart: bring back what the server kept in memory only.
+
+        Raises:
+            ServerUnavailable: the server refuses or does not answer.
+        """
         return None
 
     def purge(self) -> None:

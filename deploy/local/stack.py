@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +14,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from deploy.local.environment import SERVICES
+from deploy.local.ports import NAMES
 from deploy.local.process import ProcessId, kill_strays, tail
-from deploy.local.state import StateDir
+from deploy.local.server import Server
+from deploy.local.state import Secrets, StateDir
 from schemas.errors import InputError, ServerUnavailable
 
+_START_SECONDS = 300.0
+_RECOVER_SECONDS = 20.0
 _DOWN_SECONDS = 60.0
 
 
@@ -80,9 +83,9 @@ class Stack:
         if not sys.platform.startswith("linux"):
             raise InputError("the embedded servers are Linux only: set the PIGEON_* addresses of your own instead")
         self.state.make()
-        if self.state.is_locked():
-            self._join(services, say)
-        elif detach:
+        if self._join(services, say):
+            return None
+        if detach:
             self._spawn(services, say, tied=tied)
         else:
             from deploy.local.supervisor import Supervisor
@@ -93,24 +96,53 @@ class Stack:
             return supervisor.stopped_by
         return None
 
-    def _join(self, services: tuple[str, ...], say: Callable[[str], None]) -> None:
-        deadline = time.monotonic() + 300
-        while self.state.record().get("phase") == "starting" and time.monotonic() < deadline:
-            time.sleep(0.1)
-        missing = sorted(set(services) - set(self.state.record().get("services", ())))
+    def _join(self, services: tuple[str, ...], say: Callable[[str], None]) -> bool:
+        """Whether a running stack does; one that has lost a server for good is stopped, to be started anew."""
+        self._await_phase()
+        record = self.state.record()
+        if not record:
+            return False
+        missing = sorted(set(services) - set(record["services"]))
         if missing:
             raise InputError(f"a stack without {', '.join(missing)} runs in {self.state.path}: `pigeon down` first")
+        if not self._recovers():
+            say("repaired: the running stack had lost a server and is started anew")
+            self.down()
+            return False
         for server in self.status():
-            if server.state not in ("ready", "external"):
-                raise ServerUnavailable(
-                    f"{server.name} of the running stack is {server.state}: see {server.log}, or `pigeon down`"
+            if server.state != "stopped":
+                say(
+                    f"{server.name:<9} {server.address:<27} {'external' if server.state == 'external' else 'already up'}"
                 )
-            say(f"{server.name:<9} {server.address:<27} already up")
         known = self.state.identity()
-        if known and "triton" in self.state.record().get("servers", {}):
+        if known and "triton" in record["servers"]:
             from deploy.local.supervisor import build_servers
 
             say(f"{'triton':<9} {build_servers(self.state, *known, say)['triton'].furnish()}")
+        return True
+
+    def _await_phase(self) -> None:
+        """Wait for a stack that another process is starting or stopping."""
+        deadline = time.monotonic() + _START_SECONDS
+        while self.state.owner() and self.state.record().get("phase") != "ready":
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(
+                    f"another `pigeon up` has not finished in {self.state.path}: `pigeon down` ends it"
+                )
+            time.sleep(0.1)
+
+    def _recovers(self) -> bool:
+        """Whether every server of the running stack answers, or is brought back by its supervisor in time."""
+        deadline = time.monotonic() + _RECOVER_SECONDS
+        while True:
+            entries = self.state.record().get("servers", {})
+            if any(entry["given_up"] for entry in entries.values()):
+                return False
+            if all(server.state not in ("dead", "silent", "starting") for server in self.status()):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
 
     def _spawn(self, services: tuple[str, ...], say: Callable[[str], None], *, tied: bool) -> None:
         self._forget_process()
@@ -169,26 +201,42 @@ class Stack:
         if not self.state.run.exists():
             return False
         ran = self._stop_supervisor(signal.SIGQUIT if purge else signal.SIGTERM)
-        try:
-            swept = self._sweep()
-        except TimeoutError as error:
-            raise ServerUnavailable(str(error)) from None
+        servers = self._servers(purge=purge)
+        swept = 0
+        for server in servers:
+            if server.folder.exists():
+                try:
+                    swept += kill_strays(server.folder, server.executables)
+                except TimeoutError as error:
+                    raise ServerUnavailable(f"{server.name}: {error}") from None
+                server.clean()
         self.state.drop_record()
         if purge:
-            self._purge()
+            for server in servers:
+                server.purge()
+            self.state.forget()
         return ran or swept > 0
 
+    def _servers(self, *, purge: bool) -> list[Server]:
+        from deploy.local.supervisor import build_servers
+
+        try:
+            known = self.state.identity()
+        except InputError:
+            if not purge:
+                raise
+            known = dict.fromkeys(NAMES, 0), Secrets.new()  # their folders are what matters
+        return list(build_servers(self.state, *known).values()) if known else []
+
     def _stop_supervisor(self, how: signal.Signals) -> bool:
-        ran = self.state.is_locked()
-        record = self.state.record().get("supervisor")
-        supervisor = ProcessId.from_record(record) if record else None
-        if supervisor and supervisor.is_running() and supervisor.pid != os.getpid():
+        supervisor = self.state.owner()
+        if supervisor:
             supervisor.signal(how)
             if not supervisor.wait_gone(_DOWN_SECONDS):
                 supervisor.signal(signal.SIGKILL)  # its children get theirs from the kernel
                 supervisor.wait_gone(5.0)
         self._forget_process()
-        return ran
+        return supervisor is not None
 
     def _forget_process(self) -> None:
         """Reap the supervisor that this object started, once it has ended."""
@@ -198,37 +246,11 @@ class Stack:
             self._process.wait(_DOWN_SECONDS)
             self._process = None
 
-    def _sweep(self) -> int:
-        """End what a killed supervisor left."""
-        from deploy.local.supervisor import build_servers
-
-        known = self.state.identity()
-        if known is None:
-            return 0
-        swept = 0
-        for server in build_servers(self.state, *known).values():
-            if server.folder.exists():
-                swept += kill_strays(server.folder, server.executables)
-                server.clean()
-        return swept
-
-    def _purge(self) -> None:
-        from deploy.local.supervisor import build_servers
-
-        known = self.state.identity()
-        if known:
-            for server in build_servers(self.state, *known).values():
-                server.purge()
-        for leftover in (self.state.env_file, self.state.path / "local.json"):
-            leftover.unlink(missing_ok=True)
-        for folder in (self.state.run, self.state.logs):
-            shutil.rmtree(folder, ignore_errors=True)
-
     def status(self) -> list[ServerStatus]:
         """Every server, asked now."""
         from deploy.local.supervisor import build_servers
 
-        record = self.state.record() if self.state.is_locked() else {}
+        record = self.state.record()
         known = self.state.identity()
         servers = build_servers(self.state, *known) if known else {}
         found = []

@@ -7,11 +7,14 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from deploy.local import ports
+from deploy.local.process import ProcessId
 from schemas.errors import InputError
 
 
@@ -36,6 +39,14 @@ class Secrets:
     @classmethod
     def new(cls) -> Secrets:
         return cls(*(secrets.token_hex(length) for length in (16, 10, 20, 20)))
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class StateDir:
@@ -72,21 +83,32 @@ class StateDir:
 
     def lock(self) -> IO[str] | None:
         """The lock of the stack's owner, or None while another process has it. The kernel frees it when its owner dies."""
-        file = self._lock_file.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        return file
+        file = self._lock_file.open("a+")
+        for _ in range(10):  # somebody may be asking for the owner just now
+            if _try_lock(file):
+                file.truncate(0)
+                me = ProcessId.of(os.getpid())
+                json.dump(me.to_record() if me else {}, file)
+                file.flush()
+                return file
+            time.sleep(0.05)
+        file.close()
+        return None
 
-    def is_locked(self) -> bool:
-        if not self._lock_file.exists():
-            return False
-        lock = self.lock()
-        if lock:
-            lock.close()
-        return lock is None
+    def owner(self) -> ProcessId | None:
+        """The supervisor that has the lock, or None when nobody has."""
+        try:
+            file = self._lock_file.open()
+        except FileNotFoundError:
+            return None
+        with file:
+            while not _try_lock(file):
+                try:
+                    return ProcessId.from_record(json.loads(file.read()))
+                except (ValueError, KeyError):  # it has the lock and has not written yet
+                    time.sleep(0.01)
+                    file.seek(0)
+        return None
 
     def identity(self) -> tuple[dict[str, int], Secrets] | None:
         """The ports and secrets chosen earlier, or None at first."""
@@ -104,15 +126,24 @@ class StateDir:
         write_private(self._identity_file, json.dumps({"ports": chosen, "secrets": vars(keys)}, indent=1))
 
     def record(self) -> dict[str, Any]:
-        """What the supervisor last wrote about the stack; empty when none runs or it never got that far."""
+        """What the owner last wrote about the stack; empty when none runs or it has not got that far."""
+        owner = self.owner()
         try:
             stored: dict[str, Any] = json.loads(self._record_file.read_text())
         except (FileNotFoundError, ValueError):
             return {}
-        return stored
+        return stored if owner and stored["owner"] == owner.to_record() else {}
 
     def save_record(self, record: dict[str, Any]) -> None:
-        write_private(self._record_file, json.dumps(record, indent=1))
+        me = ProcessId.of(os.getpid())
+        write_private(self._record_file, json.dumps({"owner": me.to_record() if me else None, **record}, indent=1))
 
     def drop_record(self) -> None:
         self._record_file.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Delete ports, secrets, addresses and logs."""
+        for file in (self.env_file, self._identity_file):
+            file.unlink(missing_ok=True)
+        for folder in (self.run, self.logs):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from deploy.local import ports as port_choice
-from deploy.local.environment import SERVICES, external_services, write_environment
+from deploy.local.environment import SERVICES, external_services, given, write_environment
 from deploy.local.postgres import Postgres
-from deploy.local.process import Child, ProcessId, kill_strays, tail
+from deploy.local.process import Child, kill_strays, tail
 from deploy.local.seaweedfs import SeaweedFS
 from deploy.local.server import Server
 from deploy.local.state import Secrets, StateDir
@@ -51,8 +51,8 @@ def build_servers(
     state: StateDir, ports: Mapping[str, int], secrets: Secrets, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Server]:
     """Every server of a state folder, whether it is to be started or not, in the order of starting."""
-    bucket = os.environ.get("PIGEON_S3__BUCKET") or "pigeon"
-    prefix = os.environ.get("PIGEON_KAFKA__TOPIC_PREFIX", "")
+    bucket = given("s3", "bucket") or "pigeon"
+    prefix = given("kafka", "topic_prefix") or ""
     servers: tuple[Server, ...] = (
         Postgres(state, ports, secrets),
         SeaweedFS(state, ports, secrets, buckets=(bucket, TANSU_BUCKET)),
@@ -60,6 +60,13 @@ def build_servers(
         Tansu(state, ports, secrets, prefix),
     )
     return {server.name: server for server in servers}
+
+
+def _kill_strays(server: Server) -> int:
+    try:
+        return kill_strays(server.folder, server.executables) if server.folder.exists() else 0
+    except TimeoutError as error:
+        raise ServerUnavailable(f"{server.name}: {error}") from None
 
 
 class Supervisor:
@@ -74,6 +81,8 @@ class Supervisor:
         self._say = say
         self._tied_to = tied_to
         self._stop = 0
+        self._raise_at_once = False
+        self._wake: int | None = None
         self.stopped_by: int | None = None
         self._running: dict[str, _Running] = {}
         self._external: dict[str, str] = {}
@@ -92,6 +101,7 @@ class Supervisor:
             raise LockHeld(f"another stack is being started or runs in {self._state.path}: see `pigeon status`")
         with lock, self._signals():
             try:
+                self._save()
                 self._start()
                 self._phase = "ready"
                 self._save()
@@ -111,14 +121,32 @@ class Supervisor:
             # Asked twice, or by SIGQUIT, means at once: without waiting for a graceful end.
             self._stop += 2 if number == signal.SIGQUIT else 1
             self.stopped_by = number
+            if self._raise_at_once:
+                raise StopRequested
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        self._wake, signalled = os.pipe2(os.O_NONBLOCK)
         before = {number: signal.signal(number, note) for number in numbers}
+        previous = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
         try:
             yield
         finally:
+            signal.set_wakeup_fd(previous)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.close(self._wake)
+            os.close(signalled)
+
+    @contextlib.contextmanager
+    def _tools(self) -> Iterator[None]:
+        """While other programs do the work (initdb, pip): a signal ends them instead of waiting."""
+        if self._stop:
+            raise StopRequested
+        self._raise_at_once = True
+        try:
+            yield
+        finally:
+            self._raise_at_once = False
 
     def _pause(self, seconds: float) -> None:
         """Sleep, unless asked to stop."""
@@ -129,9 +157,8 @@ class Supervisor:
             left = deadline - time.monotonic()
             if left <= 0:
                 return
-            if self._tied_to is None:
-                time.sleep(min(left, 0.1))
-            elif select.select([self._tied_to], [], [], min(left, 0.1))[0] and not os.read(self._tied_to.fileno(), 64):
+            watched = [fd for fd in (self._wake, self._tied_to) if fd is not None]
+            if self._tied_to in select.select(watched, [], [], left)[0]:  # nothing is ever sent: this is its end
                 raise StopRequested
 
     # Starting
@@ -139,9 +166,7 @@ class Supervisor:
     def _start(self) -> None:
         ports, secrets, fresh = self._identity()
         servers = build_servers(self._state, ports, secrets, self._say)
-        mended = sum(
-            kill_strays(server.folder, server.executables) for server in servers.values() if server.folder.exists()
-        )
+        mended = sum(_kill_strays(server) for server in servers.values())
         if mended:
             self._say(f"repaired: {mended} processes of an earlier stack were left over and are ended")
         if not fresh and not port_choice.all_free(ports):
@@ -158,7 +183,8 @@ class Supervisor:
         started = [name for name in servers if name in wanted or (name == "s3" and "kafka" in wanted)]
         for name in started:  # all before any, so that a download does not count as another server's start
             servers[name].clean()
-            sentence = servers[name].prepare()
+            with self._tools():
+                sentence = servers[name].prepare()
             if sentence:
                 self._say(f"{name:<9} {sentence}")
         for name in started:
@@ -180,8 +206,15 @@ class Supervisor:
     def _launch(self, server: Server) -> None:
         if self._stop:
             raise StopRequested
-        self._running[server.name] = _Running(server, Child(server.command()), time.monotonic())
+        since = time.monotonic()
+        self._running[server.name] = _Running(server, self._child(server), since)
         self._save()
+
+    def _child(self, server: Server) -> Child:
+        try:
+            return Child(server.command())
+        except OSError as error:
+            raise ServerUnavailable(f"{server.name} cannot be started: {error}") from None
 
     def _await(self, running: _Running) -> None:
         """Wait until a launched server answers; furnish it; say so. At most once."""
@@ -241,13 +274,13 @@ class Supervisor:
             self._save()
             return
         since = time.monotonic()
-        kill_strays(server.folder, server.executables)
-        server.clean()
-        running.child = Child(server.command())
         running.restarts += 1
         try:
+            _kill_strays(server)
+            server.clean()
+            running.child = self._child(server)
             self._await_answer(running)
-            server.furnish()
+            server.resume()
         except ServerUnavailable as error:
             # Its process, if any, stays; the next round counts it again when it has ended.
             self._say(f"{server.name:<9} ended ({how}) and does not come back: {error}")
@@ -275,14 +308,15 @@ class Supervisor:
                     if self._stop < 2:
                         self._say(f"{running.server.name:<9} did not stop when asked: killed")
                     running.child.kill()
-                kill_strays(running.server.folder, running.server.executables)
-                running.server.clean()
+                try:
+                    _kill_strays(running.server)
+                    running.server.clean()
+                except ServerUnavailable as error:
+                    self._say(str(error))  # the others still have to be stopped
 
     def _save(self) -> None:
-        me = ProcessId.of(os.getpid())
         record: dict[str, Any] = {
             "phase": self._phase,
-            "supervisor": me.to_record() if me else None,
             "services": list(self._services),
             "external": self._external,
             "servers": {

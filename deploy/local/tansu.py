@@ -12,7 +12,7 @@ from deploy.local.process import Command
 from deploy.local.seaweedfs import REGION
 from deploy.local.server import LOCALHOST, Server, is_listening
 from deploy.local.state import Secrets, StateDir
-from schemas.errors import InputError
+from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, all_topics
 
 BUCKET = "tansu"
@@ -78,9 +78,13 @@ class Tansu(Server):
 
     def furnish(self) -> str | None:
         from kafka.admin import KafkaAdminClient
+        from kafka.errors import KafkaError
 
-        admin = KafkaAdminClient(bootstrap_servers=self.address, client_id="pigeon-up", request_timeout_ms=20_000)
         names = all_topics(self.topic_prefix)
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=self.address, client_id="pigeon-up", request_timeout_ms=20_000)
+        except KafkaError as error:
+            raise ServerUnavailable(f"kafka at {self.address} accepts no client: {error}") from None
         try:
             existing = set(admin.list_topics())
             missing: dict[str, dict[str, Any]] = {
@@ -91,6 +95,8 @@ class Tansu(Server):
                     options["configs"] = {"cleanup.policy": "compact"}
             if missing:
                 admin.create_topics(missing, wait_for_metadata=True)
+        except KafkaError as error:
+            raise ServerUnavailable(f"kafka: cannot make the topics: {error}") from None
         finally:
             admin.close()
         return f"{len(names)} topics"

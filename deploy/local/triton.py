@@ -13,6 +13,7 @@ from deploy.local.server import LOCALHOST, Server
 from deploy.local.state import Secrets, StateDir
 from deploy.local.triton_control import KEY_HEADER, RESTRICTED, TritonControl
 from deploy.local.triton_env import environment_folder, open_environment
+from schemas.errors import ModelError, ServerUnavailable
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel keeps named shared memory
 _EXIT_SECONDS = 15
@@ -21,7 +22,10 @@ _STUB_MODEL, _STUB_INSTANCE = 1, 8
 
 
 class Triton(Server):
-    """Serves the state folder's `models/`."""
+    """Serves the state folder's `models/`.
+
+    The admin key is among the server's arguments, as Triton offers no other way: users of this machine can see it there.
+    """
 
     name: ClassVar[str] = "triton"
     start_seconds: ClassVar[float] = 120.0
@@ -119,10 +123,16 @@ class Triton(Server):
         return self.control.is_ready()
 
     def furnish(self) -> str | None:
-        loaded, failed = self.control.load_all()
+        try:
+            loaded, failed = self.control.load_all()
+        except ModelError as error:
+            raise ServerUnavailable(f"triton: cannot load its models: {error}") from None
         for model, reason in failed.items():
             self._say(f"triton    model {model} does not load: {reason}")
         return f"{len(loaded)} models" + (f", {len(failed)} failed" if failed else "")
+
+    def resume(self) -> None:
+        self.furnish()
 
     def live_instances(self, server_pid: int) -> set[tuple[str, str, str]]:
         """(model, version, instance) of every stub process that is alive under the server."""

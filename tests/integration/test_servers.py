@@ -228,7 +228,8 @@ def test_a_killed_supervisor_takes_its_servers_along_and_up_repairs(new_stack: C
     settings = load_settings(state_dir=stack.state.path)
     query(settings, "CREATE TABLE kept AS SELECT 42 AS answer")
     assert [server.state for server in stack.status()] == ["ready"] * 4
-    supervisor = ProcessId.from_record(stack.state.record()["supervisor"])
+    supervisor = stack.state.owner()
+    assert supervisor
     servers = [record_of(stack, name) for name in ("postgres", "s3", "kafka", "triton")]
     supervisor.signal(signal.SIGKILL)
     wait_until(lambda: not any(server.is_running() for server in servers), 20)
@@ -259,13 +260,16 @@ def test_servers_that_die_or_hang_are_mended(new_stack: Callable[[str], Stack]) 
     for _ in range(4):  # both processes get their turn
         assert double(settings.triton.url) == [3.0, -6.0]
 
-    for name in ("postgres", "kafka", "triton"):
+    for name in ("s3", "postgres", "kafka", "triton"):
         old = record_of(stack, name)
         old.signal(signal.SIGKILL)
         wait_until(lambda old=old, name=name: record_of(stack, name) != old)
     wait_until(lambda: [server.state for server in stack.status()] == ["ready"] * 4)
     assert query(settings, "SELECT 1") == [(1,)]
-    wait_until(lambda: log.read_text().count("restarted in") == 3)
+    wait_until(lambda: log.read_text().count("restarted in") == 4)
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    producer.send(INTERACTIONS, b"{}").get(30)
+    producer.close()
     assert double(settings.triton.url) == [3.0, -6.0]
 
     # One that does not react to being asked is killed.
@@ -275,11 +279,13 @@ def test_servers_that_die_or_hang_are_mended(new_stack: Callable[[str], Stack]) 
     assert "s3        did not stop when asked: killed" in log.read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_leaves_nothing_behind(new_stack: Callable[[str], Stack], number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "servers", "code"), [(signal.SIGINT, "kafka,postgres", 130), (signal.SIGTERM, "postgres", 143)]
+)
+def test_ctrl_c_leaves_nothing_behind(new_stack: Callable[[str], Stack], number: int, servers: str, code: int) -> None:
     stack = new_stack("state")
     command = subprocess.Popen(
-        [sys.executable, "-m", "generator.cli", "up", "--only", "kafka,postgres"],
+        [sys.executable, "-m", "generator.cli", "up", "--only", servers],
         env={**os.environ, "PIGEON_STATE_DIR": str(stack.state.path)},
         stdout=subprocess.PIPE,
         text=True,
@@ -308,7 +314,7 @@ def test_an_interrupted_start_leaves_nothing_behind(new_stack: Callable[[str], S
     command.send_signal(signal.SIGINT)
     assert command.wait(60) == 130
     assert processes_of(stack) == []
-    assert not stack.state.is_locked()
+    assert stack.state.owner() is None
 
 
 def test_a_tied_stack_ends_with_its_caller(new_stack: Callable[[str], Stack]) -> None:
@@ -321,7 +327,7 @@ Stack(Path({str(stack.state.path)!r})).up(services=("postgres",), tied=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    wait_until(lambda: not stack.state.is_locked(), 20)
+    wait_until(lambda: stack.state.owner() is None, 20)
     assert processes_of(stack) == []
 
 
@@ -335,6 +341,22 @@ def test_given_addresses_are_not_started(new_stack: Callable[[str], Stack], monk
     assert "DATABASE" not in stack.state.env_file.read_text()
     with pytest.raises(InputError, match="a stack without kafka runs"):
         stack.up(services=("kafka",))
+
+
+def test_up_repairs_a_stack_that_gave_a_server_up(new_stack: Callable[[str], Stack]) -> None:
+    stack = new_stack("state")
+    stack.up(services=("postgres",), tied=True)
+    log = stack.state.logs / "supervisor.log"
+    for restarts in range(1, 4):
+        record_of(stack, "postgres").signal(signal.SIGKILL)
+        wait_until(lambda restarts=restarts: log.read_text().count("restarted in") == restarts)
+    record_of(stack, "postgres").signal(signal.SIGKILL)
+    wait_until(lambda: "given up after 3 restarts" in log.read_text())
+    assert stack.status()[0].state == "dead"
+    lines: list[str] = []
+    stack.up(services=("postgres",), tied=True, say=lines.append)
+    assert lines[0].startswith("repaired: the running stack had lost a server")
+    assert stack.status()[0].state == "ready"
 
 
 def test_taken_ports_are_replaced(new_stack: Callable[[str], Stack]) -> None:
@@ -358,12 +380,12 @@ def test_taken_ports_are_replaced(new_stack: Callable[[str], Stack]) -> None:
 
 def test_a_server_that_cannot_start_says_why(new_stack: Callable[[str], Stack]) -> None:
     stack = new_stack("state")
-    stack.up(services=("postgres", "s3"), tied=True)
+    stack.up(services=("postgres", "triton"), tied=True)
     postgres = build_servers(stack.state, *stack.state.identity())["postgres"]
     stack.down()
     (postgres.data / "PG_VERSION").write_text("9\n")
     with pytest.raises(ServerUnavailable) as failure:
-        stack.up(services=("postgres", "s3"), tied=True)
+        stack.up(services=("postgres", "triton"), tied=True)
     assert "postgres ended with exit code 1 while starting" in str(failure.value)
     assert str(postgres.log) in str(failure.value)
     assert "initialized by PostgreSQL version 9" in str(failure.value)

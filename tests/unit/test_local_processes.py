@@ -117,9 +117,12 @@ def test_one_owner_per_state_folder(tmp_path: Path) -> None:
     lock = state.lock()
     assert lock
     assert StateDir(tmp_path / "state").lock() is None
-    assert state.is_locked()
+    assert StateDir(tmp_path / "state").owner() == ProcessId.of(os.getpid())
+    state.save_record({"phase": "ready"})
+    assert state.record()["phase"] == "ready"
     lock.close()
-    assert not state.is_locked()
+    assert state.owner() is None
+    assert state.record() == {}  # what a dead owner wrote says nothing
 
 
 def test_the_settings_file_is_read_back_as_it_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
