@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POLICY_EPS = 1e-6
+HIDDEN = -3e4
+"""Bias of a position that attention must not see. Finite, because a padded row sees nothing and a softmax over
+-inf is NaN; within float16's range; its exp is 0 in float32."""
 
 
 def policy_attention(query: Tensor, key: Tensor, value: Tensor, policy: Tensor) -> Tensor:

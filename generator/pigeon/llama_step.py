@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from generator.pigeon.layers import join_heads, split_heads
+from generator.pigeon.layers import HIDDEN, join_heads, split_heads
 
 LORA_MODULES = ("q_proj", "v_proj")
 
@@ -110,8 +110,7 @@ class LlamaStep(nn.Module):
         cos, sin = angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype)
         causal = (new[:, :, None] * attention[:, None, :]).tril()  # (B, T, T)
         visible = torch.cat([new[:, :, None] * past_attention[:, None, :], causal], dim=2) > 0  # (B, T, S + T)
-        # A finite bias, because the first padded positions see nothing and a softmax over -inf is NaN.
-        bias = torch.where(visible, 0.0, -1e9).to(embeds.dtype)[:, None]
+        bias = torch.where(visible, 0.0, HIDDEN).to(embeds.dtype)[:, None]
 
         x = embeds
         keys, values = [], []

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.config import MaskConfig
-from generator.pigeon.layers import gumbel_noise, join_heads, split_heads, straight_through
+from generator.pigeon.layers import HIDDEN, gumbel_noise, join_heads, split_heads, straight_through
 from generator.pigeon.prompt import HISTORY, REFERENCE
 
 LAYER_NORM_EPS = 1e-5
-RATIO_EPS = 1e-6
+RATIO_EPS = 1e-7
 
 
 class PositionTable(nn.Module):
@@ -126,7 +126,7 @@ class MutualMaskGenerator(nn.Module):
         """-> cosine of each input embedding and its encoding (B, N). This is the graph to export."""
         x = self.LayerNorm(embeds + self.position_embedding(positions) + self.type_embedding(types))
         padding = types == 0
-        bias = torch.zeros_like(embeds[..., 0]).masked_fill(padding, float("-inf"))[:, None, None, :]
+        bias = torch.zeros_like(embeds[..., 0]).masked_fill(padding, HIDDEN)[:, None, None, :]
         x = self.encoder(x, bias)
         x = x.masked_fill(padding[..., None], 0.0)  # as torch's padded fast path does, so that padding is defined
         out = torch.tanh(self.dense(self.LayerNorm(x)))
@@ -168,9 +168,9 @@ def type_probability(scores: Tensor, member: Tensor) -> Tensor:
 def keep_count(members: Tensor, ratio: Tensor) -> Tensor:
     """max(1, floor(n * (1 - ratio))), at most n; members (B,) counts, ratio (B,) -> (B,) int64.
 
-    A hair is added before the floor, so that 10 tokens at ratio 0.9 keep 1 and not 0.99999.
+    1 - ratio is rounded up by float32's rounding error, so that 10 tokens at ratio 0.9 keep 1 and not 0.99999.
     """
-    count = (members * (1 - ratio.double()) + RATIO_EPS).floor().to(torch.int64)
+    count = (members * (1 - ratio.double() + RATIO_EPS)).floor().to(torch.int64)
     return torch.minimum(count.clamp(min=1), members)
 
 

@@ -15,6 +15,7 @@ from generator.pigeon.layers import compact
 from generator.pigeon.masking import MutualMaskGenerator
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 
+torch.set_num_threads(1)
 GOLDEN = Path(__file__).parents[1] / "golden"
 CODE_OFFSET = 32002
 # Published weights that Pigeon's forward pass never reads.

@@ -19,6 +19,8 @@ from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.presets import tiny
 from schemas.errors import ModelError
 
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="module")
 def model() -> PigeonModel:

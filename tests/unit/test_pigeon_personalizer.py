@@ -13,6 +13,7 @@ from generator.pigeon.personalizer import Personalizer, TrainingBatch, new_llama
 from generator.pigeon.presets import tiny
 from generator.pigeon.prompt import EMBEDDING, assemble, mask_history, mask_inputs
 
+torch.set_num_threads(1)
 CONFIG = tiny()
 IDS = CONFIG.ids
 HISTORY = [[[1, 2, 3], [4, 5]], [[9], [8, 7, 6, 5]], [[0, 31], []]]
