@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from sqlalchemy import ColumnClause, func, literal_column, select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.pictures import Pictures, Probe
@@ -19,6 +19,11 @@ from schemas.settings import Settings
 from schemas.tables import Erasure, Item, ModelVersion, NightRun, NightTask, Recommendation, UserHistory
 
 USERS_AT_ONCE = 200
+
+_POPULAR = text(
+    "SELECT entry ->> 'item_id' FROM user_histories, jsonb_array_elements(entries) AS entry "
+    "GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1000"
+)
 
 ERASED = "user is to be forgotten"
 NO_HISTORY = "user without history"
@@ -105,6 +110,8 @@ class _User:
     history: list[str]
     """Item ids, newest first, each once."""
     targets: list[str]
+    recommended: bool
+    """Targets were asked for by the recommender; popular items that cannot be used are passed over without a word."""
 
 
 class Planner:
@@ -176,17 +183,13 @@ class Planner:
             chunk.skip(row.user_id, TOO_LITTLE_HISTORY)
             return None
         seen = set(history)
-        targets = list(dict.fromkeys(row.item_ids)) if row.item_ids else [item for item in popular if item not in seen]
-        return _User(row.user_id, history, targets)
+        if row.item_ids:
+            return _User(row.user_id, history, list(dict.fromkeys(row.item_ids)), recommended=True)
+        return _User(row.user_id, history, [item for item in popular if item not in seen], recommended=False)
 
     def _popular(self) -> list[str]:
         """Items by how many histories hold them: targets for users without recommendations."""
-        entry = func.jsonb_array_elements(UserHistory.entries).table_valued("value").render_derived("entry")
-        item: ColumnClause[str] = literal_column("entry.value ->> 'item_id'")
-        query = (
-            select(item).select_from(UserHistory, entry).group_by(item).order_by(func.count().desc(), item).limit(1000)
-        )
-        return list(self._session.scalars(query))
+        return list(self._session.scalars(_POPULAR))
 
     def _look_at_pictures(self, users: Sequence[_User]) -> None:
         """Fetch what these users' tasks need, each picture once, and further ones in place of those that are unreadable."""
@@ -263,7 +266,8 @@ class Planner:
                 break
             problem = self._problem(item_id, target=True)
             if problem:
-                chunk.skip(user.user_id, problem, item_id)
+                if user.recommended:
+                    chunk.skip(user.user_id, problem, item_id)
                 continue
             eligible += 1
             prompt = self._prompt(item_id, history)

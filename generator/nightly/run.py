@@ -90,9 +90,7 @@ class Night:
             PartialFailure: some tasks failed for good.
             Interrupted: SIGINT or SIGTERM.
         """
-        self._store.check()
-        with lead(self._engine, "night") as lease:
-            ledger = Ledger(self._engine, lease)
+        with self._leading() as ledger:
             run = ledger.run(self._date)
             if run is not None and run.figures.get("empty"):
                 ledger.drop_plan(run.run_id)
@@ -114,13 +112,22 @@ class Night:
         Raises:
             As `run`; InputError: there is no such night.
         """
-        self._store.check()
-        with lead(self._engine, "night") as lease:
-            ledger = Ledger(self._engine, lease)
+        with self._leading() as ledger:
             run = ledger.run(self._date)
             if run is None:
                 raise InputError(f"no night of {self._date} to resume: `pigeon night run --date {self._date}` plans it")
             self._go_on(ledger, run)
+
+    @contextmanager
+    def _leading(self) -> Iterator[Ledger]:
+        """A ledger under the night's lease; connections are released at the end."""
+        try:
+            self._store.check()
+            with lead(self._engine, "night") as lease:
+                yield Ledger(self._engine, lease)
+        finally:
+            self._engine.dispose()
+            self._store.s3.close()
 
     def _planner(self, session: Any, model: PigeonModel) -> Planner:
         return Planner(session, self._settings, self._pictures, model.tokenizer_version, self._date)

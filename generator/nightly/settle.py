@@ -30,7 +30,7 @@ WITH confirmed AS (
 ), latest AS (
     SELECT DISTINCT ON (user_id, item_id) * FROM confirmed ORDER BY user_id, item_id, logical_date DESC
 )
-SELECT p.*, l.drawn AND l.logical_date = :logical_date AS tonight
+SELECT p.*, p.run_id AS drawn_by_run, l.drawn AND l.logical_date = :logical_date AS tonight
 FROM latest l
 JOIN posters p USING (user_id, item_id, input_fingerprint, model_version)
 JOIN items i USING (item_id)

@@ -1,0 +1,122 @@
+"""Faults 10, 13 and 14 on real Postgres and S3: the night is killed at named points; its model is a test double."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import psycopg2
+import pytest
+
+from generator.nightly.killpoints import Point
+from generator.nightly.plan import Scope
+from generator.nightly.store import Store
+from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
+from schemas.settings import Settings
+from tests.night_world import Announcements, build, night
+
+pytestmark = [pytest.mark.integration, pytest.mark.faults]
+
+SEED = 20261123
+POINTS: tuple[str, ...] = get_args(Point)
+
+
+@pytest.fixture
+def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
+    """A second, empty database and bucket: where the unbroken night runs."""
+    url = settings.database.url.get_secret_value()
+    name = f"{url.rpartition('/')[2]}_unbroken"
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE pigeon_template")
+    connection.close()
+    bucket = f"{settings.s3.bucket}-unbroken"
+    client = Store(settings.s3).s3
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    data = settings.model_dump()
+    data["database"]["url"] = f"{url.rpartition('/')[0]}/{name}"
+    data["s3"]["bucket"] = bucket
+    return Settings.model_validate(data)
+
+
+def manifest(settings: Settings) -> tuple[bytes, bytes]:
+    store = Store(settings.s3)
+    pointer = store.get(POINTER_KEY)
+    assert pointer
+    ref = Pointer.parse(pointer.body).current
+    bodies = [store.get(ref.manifest_key), store.get(ref.items_key)]
+    store.s3.close()
+    assert bodies[0]
+    assert bodies[1]
+    return bodies[0].body, bodies[1].body
+
+
+def run_and_die(settings: Settings, point: str, count: int) -> bool:
+    """A night in its own process, killed at the COUNT-th passage of the point; False when it got through."""
+    secret = settings.s3.secret_access_key
+    environment = {
+        "PIGEON_STATE_DIR": str(settings.state_dir),  # its env file has the other addresses
+        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
+        "PIGEON_S3__BUCKET": settings.s3.bucket,
+    }
+    assert secret
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.night_world", point, str(count)],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
+    settings: Settings, elsewhere: Settings, tmp_path: Path
+) -> None:
+    """Faults 10 and 13. Killed once at each named point in turn, one night; readers meanwhile see nothing or all of it."""
+    print(f"seed {SEED}")
+    rng = random.Random(SEED)
+    art = tmp_path / "art"
+    build(settings, art, users=4, targets=2)
+    build(elsewhere, art, users=4, targets=2)
+    night(elsewhere).run(Scope())
+    unbroken = manifest(elsewhere)
+
+    store = Store(settings.s3)
+    deaths = []
+    for point in POINTS:
+        if run_and_die(
+            settings, point, rng.randint(1, 2) if point in {"drawn", "intended", "stored", "finished"} else 1
+        ):
+            deaths.append(point)
+        pointer = store.get(POINTER_KEY)
+        if pointer is None:
+            assert POINTS.index(point) < POINTS.index("pointer flipped")
+        else:  # whoever sees the pointer sees the whole set, and every picture in it
+            assert manifest(settings) == unbroken
+            rows = PosterManifest.open(bucket=store.bucket, client=store.s3).rows().to_pylist()
+            assert rows
+            assert all(store.exists(row["image_key"]) for row in rows)
+    assert deaths == list(POINTS)
+
+    told = Announcements()
+    night(settings, announcements=told).resume()
+    assert manifest(settings) == unbroken
+    rows = PosterManifest.open(bucket=store.bucket, client=store.s3).rows().to_pylist()
+    # The last death was between the broker's word and ours, so the events come again, once each.
+    assert sorted(event.poster_id for event in told.events) == sorted(row["poster_id"] for row in rows)
+    again = Announcements()
+    night(settings, announcements=again).resume()
+    assert again.events == []
+    store.s3.close()
