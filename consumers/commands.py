@@ -116,8 +116,8 @@ def _importer(topic: str) -> Callable[..., None]:
 
         with Counting(file.name) as progress:
             report = imports.run(load_settings(), topic, file, dry_run=dry_run, strict=strict, progress=progress)
-        for line in report.first:
-            typer.echo(f"{file}: {line}", err=True)
+        for line, problem in sorted(report.first):
+            typer.echo(f"{file}: line {line}: {problem}", err=True)
         hidden = sum(report.skipped.values()) - len(report.first)
         if hidden > 0:
             typer.echo(f"{file}: and {hidden} more", err=True)

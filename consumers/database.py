@@ -31,6 +31,7 @@ def connect(settings: DatabaseSettings, application: str) -> Any:
         **{key: value for key, value in url.query.items() if isinstance(value, str)},
         connect_timeout=max(1, round(settings.connect_timeout_seconds)),
         application_name=application,
+        client_encoding="utf8",
         keepalives_idle=10,
         keepalives_interval=5,
         keepalives_count=3,

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from PIL import Image, UnidentifiedImageError
 
 from schemas.errors import InputError, ServerUnavailable
@@ -59,15 +59,16 @@ def check(path: Path) -> tuple[bytes, str]:
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
                 kind = image.format or ""
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"image {path}: not a picture that can be read") from None
     except (
-        UnidentifiedImageError,
         OSError,
         SyntaxError,
         ValueError,
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise UnreadableImage(f"image {path}: not a readable picture: {error}") from None
+        raise UnreadableImage(f"image {path}: damaged: {error}") from None
     if kind not in EXTENSIONS:
         raise UnreadableImage(f"image {path}: {kind or 'unknown format'}; use {', '.join(EXTENSIONS)}")
     return content, kind
@@ -119,6 +120,10 @@ class Uploader:
                     f"s3.bucket {bucket}: {code}: does it exist, and may these keys write to it?"
                 ) from None
             raise ServerUnavailable(f"s3.bucket {bucket}: {code or status}") from None
+        except NoCredentialsError:
+            raise InputError(
+                "s3.access_key_id is empty: set PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY"
+            ) from None
         except BotoCoreError as error:
             raise ServerUnavailable(f"s3.endpoint_url {self._settings.endpoint_url}: {error}") from None
         return f"s3://{bucket}/{key}"

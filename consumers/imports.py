@@ -34,13 +34,13 @@ class Report:
     sent: int = 0
     uploaded: int = 0
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
-    first: list[str] = field(default_factory=list)  # the first of them, for people
+    first: list[tuple[int, str]] = field(default_factory=list)  # the first of them: line, what is wrong
 
     def skip(self, line: int, reason: str, detail: str) -> None:
         """Count a row that was not sent."""
         self.skipped[reason] += 1
         if len(self.first) < 20:
-            self.first.append(f"line {line}: {detail}")
+            self.first.append((line, detail))
 
     def line(self) -> str:
         """One line for people."""
@@ -237,7 +237,9 @@ def run(
                 uploader.close()
     if strict and report.skipped:
         raise InputError(
-            f"{path}: {sum(report.skipped.values())} bad rows, nothing was sent (--strict); {report.first[0]}"
+            f"{path}: {sum(report.skipped.values())} bad rows, nothing was sent (--strict); line {{}}: {{}}".format(
+                *min(report.first)
+            )
         )
     return report
 

@@ -39,9 +39,9 @@ def is_outage(error: psycopg2.Error) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """An error as one line for a log or a message."""
+    """An error as one line for a log or a message; kafka-python's begin with their own name."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].removeprefix(f"{type(error).__name__}: ") if lines else type(error).__name__
 
 
 class Backoff:

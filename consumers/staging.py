@@ -43,7 +43,8 @@ def create(cursor: Any) -> None:
     )
 
 
-def _field(value: object) -> str:
+def encode(value: object) -> str:
+    """One value in COPY's text format."""
     if value is None:
         return r"\N"
     if isinstance(value, str):
@@ -61,6 +62,6 @@ def _field(value: object) -> str:
 
 def copy(cursor: Any, topic: str, rows: Iterable[tuple[int, Row]]) -> None:
     """COPY (seq, row) pairs into the topic's temporary table."""
-    lines = ["\t".join([str(seq), *map(_field, row)]) for seq, row in rows]
+    lines = ["\t".join([str(seq), *map(encode, row)]) for seq, row in rows]
     lines.append("")
     cursor.copy_expert(f"COPY {TABLES[topic][0]} FROM STDIN", io.StringIO("\n".join(lines)))
