@@ -17,7 +17,7 @@ from generator.nightly.announce import Announcer, announce
 from generator.nightly.database import connect, lead
 from generator.nightly.generate import Generator, Tally
 from generator.nightly.killpoints import reach
-from generator.nightly.ledger import Ledger, run_id_of
+from generator.nightly.ledger import Ledger
 from generator.nightly.pictures import Pictures
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
@@ -27,7 +27,7 @@ from generator.nightly.report import write_report
 from generator.nightly.settle import settle
 from generator.nightly.store import Store
 from generator.serving.api import PigeonModel
-from schemas.errors import InputError, PartialFailure, PigeonError
+from schemas.errors import InputError, PartialFailure, PigeonError, ServerUnavailable
 from schemas.settings import Settings
 from schemas.tables import NightRun
 
@@ -69,7 +69,7 @@ class Night:
         """Count what a night would draw and skip; nothing is written but the picture cache."""
         ledger = Ledger(self._engine)
         with ledger.reading() as session:
-            planner = self._planner(session, self._parts.model())
+            planner = self._planner(session)
             tasks = users = 0
             skips: dict[str, int] = {}
             for chunk in planner.chunks(scope):
@@ -129,13 +129,13 @@ class Night:
             self._engine.dispose()
             self._store.s3.close()
 
-    def _planner(self, session: Any, model: PigeonModel) -> Planner:
-        return Planner(session, self._settings, self._pictures, model.tokenizer_version, self._date)
+    def _planner(self, session: Any) -> Planner:
+        return Planner(session, self._settings, self._pictures, self._parts.model().tokenizer_version, self._date)
 
     def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
         start = time.monotonic()
         with ledger.reading() as session:
-            planner = self._planner(session, self._parts.model())
+            planner = self._planner(session)
             frozen = {"scope": scope.json(), "recipe": recipe(self._settings.night)}
             version = planner.drawers.champion.version
             tasks, skips = ledger.save_plan(self._date, version, frozen, planner.chunks(scope))
@@ -212,18 +212,24 @@ class Night:
         )
         reach("published")
         tally = generator.tally if generator else Tally()
-        self._say(
-            f"night of {self._date}: {settled.drawn} posters drawn, {settled.carried} carried over, "
-            f"{settled.withheld} withheld; {tally.finished} tasks in {seconds:.1f} s "
-            f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
-            f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
-        )
         if not led:
             self._say("a later night is published: readers stay with it, this night's set can be read by its key")
-            return figures
-        run = ledger.run(self._date) or run
-        announced = self._announce(ledger, run)
-        self._say(f"night of {self._date}: {announced} posters announced")
+        announced = "0 announced"
+        try:
+            if led:
+                announced = f"{self._announce(ledger, ledger.run(self._date) or run)} announced"
+        except ServerUnavailable as error:
+            announced = "announcements wait"
+            raise ServerUnavailable(
+                f"published, but not announced: {error}; `pigeon night resume --date {self._date}`"
+            ) from error
+        finally:
+            self._say(
+                f"night of {self._date}: {settled.drawn} posters drawn, {settled.carried} carried over, "
+                f"{settled.withheld} withheld, {announced}; {tally.finished} tasks in {seconds:.1f} s "
+                f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
+                f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
+            )
         return figures
 
     def _announce(self, ledger: Ledger, run: NightRun) -> int:
@@ -273,7 +279,11 @@ def find_unfinished(settings: Settings) -> date:
     Raises:
         InputError: there is none.
     """
-    run = Ledger(connect(settings.database)).latest(unfinished=True)
+    engine = connect(settings.database)
+    try:
+        run = Ledger(engine).latest(unfinished=True)
+    finally:
+        engine.dispose()
     if run is None:
         raise InputError("no unfinished night: `pigeon night run` starts one")
     return run.logical_date
@@ -311,6 +321,3 @@ def _scope_words(scope: dict[str, Any]) -> str:
     users = scope.get("users")
     words = f"{len(users)} given users" if users is not None else "all users"
     return f"{words}, at most {scope['limit']}" if scope.get("limit") is not None else words
-
-
-__all__ = ["Interrupted", "Night", "Parts", "find_unfinished", "run_id_of"]

@@ -85,7 +85,7 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     settings: Settings, elsewhere: Settings, tmp_path: Path
 ) -> None:
     """Faults 10 and 13. Killed once at each named point in turn, one night; readers meanwhile see nothing or all of it."""
-    print(f"seed {SEED}")
+    print(f"seed {SEED}")  # noqa: T201 - a failure is reproduced by it
     rng = random.Random(SEED)
     art = tmp_path / "art"
     build(settings, art, users=4, targets=2)

@@ -1,0 +1,260 @@
+"""The scheduler: jobs by cron in a named time zone, each due moment once, by one leader.
+
+Policy. A job is a `pigeon` command in a process of its own. A moment that is due is first claimed in Postgres, under the leader's
+fencing token, so it runs once however many schedulers there are. When nobody was there at that moment, it is made up for
+within `schedule.misfire_grace_seconds`; several missed moments of one job become one run, the latest (coalescing). A job
+does not overlap with itself. The moment's name is its local wall time: the hour that a clock change repeats runs once, and
+what falls into the hour that it skips runs right after the gap. The night's logical date is the local date of its moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from generator.nightly.database import Lease, connect, lead, plain_errors
+from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
+from schemas.settings import ScheduleSettings, Settings
+
+LEASE = "scheduler"
+STANDBY_SECONDS = 5.0
+STOP_SECONDS = 30.0
+
+JOBS = ("night", "retrain", "upkeep")
+
+
+def commands(job: str, moment: datetime) -> list[list[str]]:
+    """The `pigeon` arguments that a job runs, one after the other. `moment` is local."""
+    if job == "night":
+        return [["night", "run", "--date", moment.date().isoformat()]]
+    if job == "retrain":
+        return [["retrain", "--date", moment.date().isoformat()]]
+    return [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"]]
+
+
+def triggers(settings: ScheduleSettings) -> dict[str, CronTrigger]:
+    """A trigger per job.
+
+    Raises:
+        InputError: the time zone or an expression is wrong.
+    """
+    try:
+        zone = ZoneInfo(settings.time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InputError(
+            f"setting schedule.time_zone: no time zone {settings.time_zone!r}; for example Europe/Berlin"
+        ) from error
+    found = {}
+    for job in JOBS:
+        expression = getattr(settings, f"{job}_cron")
+        try:
+            found[job] = CronTrigger.from_crontab(expression, timezone=zone)
+        except ValueError as error:
+            raise InputError(
+                f"setting schedule.{job}_cron: {expression!r}: {error}; five fields, for example '0 2 * * *'"
+            ) from error
+    return found
+
+
+def last_moment(trigger: CronTrigger, now: datetime, grace_seconds: float) -> datetime | None:
+    """The latest moment that was due within the grace, or None."""
+    due, at = None, now - timedelta(seconds=grace_seconds)
+    while (moment := trigger.get_next_fire_time(None, at)) is not None and moment <= now:
+        due, at = moment, moment + timedelta(seconds=1)
+    return due
+
+
+def claim(engine: Engine, lease: Lease, job: str, moment: datetime) -> bool:
+    """Take a moment for ourselves; False when it, or a later one, was taken before.
+
+    Raises:
+        LockHeld: we no longer lead.
+    """
+    name = f"{LEASE}: {job}"
+    wall = moment.replace(tzinfo=None).isoformat(timespec="minutes")
+    with plain_errors(engine), engine.begin() as connection:
+        lease.check(connection)
+        taken = connection.execute(
+            text(
+                "INSERT INTO leases (name, holder, token) VALUES (:n, :w, :t) ON CONFLICT (name) DO UPDATE "
+                "SET holder = :w, token = :t, acquired_at = now() WHERE leases.holder < :w RETURNING name"
+            ),
+            {"n": name, "w": wall, "t": lease.token},
+        )
+        return taken.one_or_none() is not None
+
+
+def run_pigeon(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
+    """Run a `pigeon` command in its own process; its exit code."""
+    process = subprocess.Popen([sys.executable, "-m", "generator.cli", *arguments], env=os.environ.copy())
+    started(process)
+    return process.wait()
+
+
+class Scheduler:
+    """Leads or stands by. `run_command` is replaceable for tests."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        say: Callable[[str], None],
+        run_command: Callable[[list[str], Callable[[subprocess.Popen[bytes]], None]], int] = run_pigeon,
+    ) -> None:
+        self._settings = settings.schedule
+        self._triggers = triggers(settings.schedule)
+        self._zone = ZoneInfo(settings.schedule.time_zone)
+        self._engine = connect(settings.database)
+        self._say = say
+        self._run_command = run_command
+        self._stopping = threading.Event()
+        self._lost = threading.Event()
+        self._children: set[subprocess.Popen[bytes]] = set()
+
+    def run_now(self, job: str) -> int:
+        """Run a job at once, without a claim: the job's own lease keeps it from running twice. The first bad exit code, or 0."""
+        with self._signals():
+            return self._run_job(job, datetime.now(self._zone))
+
+    def run_forever(self) -> None:
+        """Stand by until there is no leader, then lead until stopped.
+
+        Raises:
+            ServerUnavailable: Postgres is away at the start; later outages are waited out.
+        """
+        with self._signals():
+            standing_by = False
+            first = True
+            while not self._stopping.is_set():
+                try:
+                    with lead(self._engine, LEASE) as lease:
+                        standing_by = False
+                        self._lead(lease)
+                except LockHeld as error:
+                    if not standing_by:
+                        self._say(f"scheduler: standing by; {error}")
+                    standing_by = True
+                except ServerUnavailable as error:
+                    if first:
+                        raise
+                    self._say(f"scheduler: {error}; trying again")
+                first = False
+                self._stopping.wait(STANDBY_SECONDS)
+        self._engine.dispose()
+
+    def _lead(self, lease: Lease) -> None:
+        self._lost.clear()
+        pool = BackgroundScheduler(timezone=self._zone, executors={"default": ThreadPoolExecutor(len(JOBS))})
+        for job, trigger in self._triggers.items():
+            pool.add_job(
+                self._due,
+                trigger,
+                args=(job, lease),
+                id=job,
+                misfire_grace_time=self._settings.misfire_grace_seconds,
+                coalesce=True,
+                max_instances=1,
+            )
+        pool.start()
+        nexts = ", ".join(f"{job.id} {job.next_run_time:%Y-%m-%d %H:%M %Z}" for job in pool.get_jobs())
+        self._say(f"scheduler: leading with token {lease.token}; next: {nexts}")
+        for job in JOBS:  # moments that passed while nobody led
+            pool.add_job(self._due, args=(job, lease), id=f"{job} missed", misfire_grace_time=None)
+        try:
+            while not self._stopping.is_set() and not self._lost.is_set():
+                self._stopping.wait(STANDBY_SECONDS)
+                self._check(lease)
+        finally:
+            self._end_children()
+            pool.shutdown(wait=True)
+
+    def _check(self, lease: Lease) -> None:
+        try:
+            with plain_errors(self._engine), self._engine.begin() as connection:
+                lease.check(connection)
+        except LockHeld as error:
+            self._say(f"scheduler: {error}; standing by")
+            self._lost.set()
+        except ServerUnavailable as error:
+            self._say(f"scheduler: {error}; no job starts until it is back")
+
+    def _due(self, job: str, lease: Lease) -> None:
+        """Claim and run the latest due moment, if nobody has."""
+        moment = last_moment(self._triggers[job], datetime.now(self._zone), self._settings.misfire_grace_seconds)
+        if moment is None:
+            return
+        try:
+            if not claim(self._engine, lease, job, moment):
+                return
+        except LockHeld as error:
+            self._say(f"scheduler: {error}")
+            self._lost.set()
+            return
+        except (PigeonError, DBAPIError) as error:
+            self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} could not be claimed: {error}")
+            return
+        late = datetime.now(UTC) - moment
+        self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} starts, {late.total_seconds():.0f} s late")
+        code = self._run_job(job, moment)
+        self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} ended with exit code {code}")
+
+    def _run_job(self, job: str, moment: datetime) -> int:
+        codes = []
+        for arguments in commands(job, moment):
+            if self._stopping.is_set():
+                break
+            codes.append(self._run_command(arguments, self._children.add))
+        return next((code for code in codes if code), 0)
+
+    def _end_children(self) -> None:
+        """Jobs stop as on Ctrl-C; they keep what they finished."""
+        running = [child for child in self._children if child.poll() is None]
+        for child in running:
+            child.terminate()
+        for child in running:
+            try:
+                child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+
+    def _signals(self) -> _StopOnSignal:
+        def stop() -> None:
+            self._stopping.set()
+            for child in list(self._children):
+                if child.poll() is None:
+                    child.terminate()
+
+        return _StopOnSignal(stop)
+
+
+class _StopOnSignal:
+    """Calls `stop` on SIGINT and SIGTERM while the block runs; in other threads it does nothing."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        self._before = (
+            {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            if threading.current_thread() is threading.main_thread()
+            else {}
+        )
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._stop()

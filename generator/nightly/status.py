@@ -1,0 +1,70 @@
+"""`pigeon night status`."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from generator.nightly.database import connect
+from generator.nightly.ledger import Ledger
+from schemas.errors import InputError
+from schemas.settings import Settings
+
+
+def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
+    """A night in figures.
+
+    Raises:
+        InputError: there is no such night.
+    """
+    engine = connect(settings.database)
+    try:
+        ledger = Ledger(engine)
+        run = ledger.run(day) if day else ledger.latest()
+        if run is None:
+            raise InputError(f"no night of {day}" if day else "no night yet: `pigeon night run` starts one")
+        return {
+            "run_id": run.run_id,
+            "logical_date": run.logical_date.isoformat(),
+            "status": run.status,
+            "model_version": run.model_version,
+            "started_at": run.started_at,
+            "finished_at": run.finished_at,
+            "tasks": ledger.counts(run.run_id),
+            "reasons": ledger.reasons(run.run_id),
+            "skips": ledger.skips(run.run_id),
+            "figures": run.figures,
+            "manifest_key": run.manifest_key,
+            "manifest_sha256": run.manifest_sha256,
+            "report_key": run.report_key,
+            "error": run.error,
+        }
+    finally:
+        engine.dispose()
+
+
+def words(found: dict[str, Any]) -> str:
+    """The same for people."""
+    tasks = found["tasks"]
+    lines = [
+        f"night of {found['logical_date']} ({found['run_id']}): {found['status']}, model {found['model_version']}",
+        f"  tasks    {sum(tasks.values())}: "
+        + (", ".join(f"{n} {name}" for name, n in sorted(tasks.items())) or "none"),
+    ]
+    lines += [f"           {count} {reason}" for reason, count in found["reasons"].items()]
+    lines.append(f"  skipped  {sum(found['skips'].values())}")
+    lines += [f"           {count} {reason}" for reason, count in found["skips"].items()]
+    figures = found["figures"]
+    if "posters_drawn" in figures:
+        lines.append(
+            f"  posters  {figures['posters_drawn']} drawn, {figures['posters_carried']} carried over, "
+            f"{figures['posters_withheld']} withheld"
+        )
+    lines += [
+        f"  {name:8} {found[key]}"
+        for name, key in (("manifest", "manifest_key"), ("report", "report_key"))
+        if found[key]
+    ]
+    if found["error"]:
+        lines.append(f"  error    {found['error']}")
+    return "\n".join(lines)
