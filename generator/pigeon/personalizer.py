@@ -182,7 +182,7 @@ class Personalizer(nn.Module):
 
         prompt: B assembled rows without answers, history already masked; references (B, A, C): an embedding per variant;
         streams: per task and variant (seed, variant). The part of the prompt before `<emb>` is computed once per task.
-        Returns codes 0..K-1, [task][variant].
+        Returns codes 0..K-1, [task][variant]. Leaves the module in evaluation mode.
         """
         self.eval()
         variants = references.shape[1]

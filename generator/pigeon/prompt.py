@@ -114,8 +114,7 @@ def prompt_text_ids(
             elif piece == "<emb>":
                 out.append(ids.image_end)
             elif piece:
-                text = _FIELDS.sub(lambda match: fields.get(match.group(1), ""), piece)
-                out.extend(int(token) for token in encode(text))
+                out.extend(_text_ids(_FIELDS.sub(lambda match: fields.get(match.group(1), ""), piece), encode, ids))
 
     add(wording.instruction, {})
     for past in history_titles:
@@ -125,12 +124,19 @@ def prompt_text_ids(
         {"title": title[: wording.title_chars], "description": description[: wording.description_chars]},
     )
     add(wording.response, {})
-    if max(out) > ids.image_end or min(out) < 0:
+    return out
+
+
+def _text_ids(text: str, encode: Callable[[str], Sequence[int]], ids: TokenIds) -> list[int]:
+    """Only text ids: a tokenizer that knows the image markers must not let a title place one."""
+    encoded = [int(token) for token in encode(text)]
+    wrong = [token for token in encoded if not 0 <= token < ids.text_size]
+    if wrong:
         raise ValueError(
-            f"text tokenizer: id {max(out)} is outside this model's {ids.text_size} text ids; "
+            f"text tokenizer: id {wrong[0]} is outside this model's {ids.text_size} text ids; "
             "use the tokenizer.json of the same checkpoint"
         )
-    return out
+    return encoded
 
 
 @dataclass(frozen=True)

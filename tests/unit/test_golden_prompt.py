@@ -113,8 +113,9 @@ def test_errors_name_the_row_and_the_numbers() -> None:
         assemble([text_for([[1]], [3])], [[SMALL.image([1]), SMALL.image([2])]], SMALL)
     with pytest.raises(ValueError, match="row 0: 8 tokens, the model takes 5"):
         assemble([text_for([[1]], [3])], [[SMALL.image([])]], SMALL, max_tokens=5)
-    with pytest.raises(ValueError, match="id 500 is outside this model's 20 text ids"):
-        prompt_text_ids(WORDING, [], "t", "d", lambda _: [500], SMALL)
+    for token in (500, SMALL.image_start, -1):
+        with pytest.raises(ValueError, match=f"id {token} is outside this model's 20 text ids"):
+            prompt_text_ids(WORDING, [], "t", "d", lambda _, token=token: [token], SMALL)
 
 
 @pytest.mark.parametrize(

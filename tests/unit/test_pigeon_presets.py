@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,11 @@ def test_modules_that_serving_copies_import_numpy_only(name: str) -> None:
     }
     roots = {module.split(".")[0] for module in imported}
     assert roots <= {"__future__", "collections", "dataclasses", "re", "typing", "numpy", "PIL"}
+
+
+def test_a_configuration_is_read_without_torch() -> None:
+    code = "import sys, generator.pigeon.config as c; c.PigeonConfig.preset('nano'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parents[1], check=False).returncode == 0
 
 
 def test_pixels_are_resized_bicubically_and_normalised() -> None:

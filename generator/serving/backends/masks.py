@@ -19,8 +19,8 @@ def probability(scores: Floats, member: Bools) -> Floats:
 
 
 def keep_count(members: int, ratio: float) -> int:
-    """max(1, floor(n * (1 - ratio))), at most n; a hair is added before the floor, so that 10 at 0.9 keep 1."""
-    return min(max(math.floor(members * (1 - ratio) + 1e-6), 1), members)
+    """max(1, floor(n * (1 - ratio))), at most n; 1 - ratio is rounded up by float32's error, so that 10 at 0.9 keep 1."""
+    return min(max(math.floor(members * (1 - ratio + 1e-7)), 1), members)
 
 
 def keep_top(scores: Floats, member: Bools, ratio: float, noise: Floats) -> Bools:
