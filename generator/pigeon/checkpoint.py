@@ -12,9 +12,9 @@ Weights without a suffix above are .safetensors or .bin. They are stored as floa
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.diffusion import Diffusion
@@ -125,7 +126,8 @@ def save_model(model: PigeonModel, folder: Path, dtype: torch.dtype = torch.floa
     model.text_tokenizer.save(str(folder / LANGUAGE / "tokenizer.json"))
     save_adapter(model.personalizer, folder / "pigeon", dtype)
     for name, network in (("unet", model.diffusion.unet), ("vae", model.diffusion.vae)):
-        copy.deepcopy(network).to(dtype).save_pretrained(folder / PIXELS / name)
+        write_weights(network.state_dict(), folder / PIXELS / name / "diffusion_pytorch_model.safetensors", dtype)
+        network.save_config(folder / PIXELS / name)
     schedule = {"_class_name": "DDIMScheduler", **model.diffusion.scheduler}
     _write_json(folder / PIXELS / "scheduler" / "scheduler_config.json", schedule)
     if model.scorer is not None:
@@ -181,11 +183,25 @@ def _fill_from(stem: Path, module: torch.nn.Module, *, skip: tuple[str, ...] = (
     fill(module, read_weights(path), path, skip=skip)
 
 
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one on standard error for every load, a test or a server included."""
+    bars: Any = transformers_logging  # has no annotations
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
 def _load_llama(folder: Path, config: PigeonConfig) -> LlamaForCausalLM:
     try:
-        loaded: Any = LlamaForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with _without_progress_bar():
+            loaded: Any = LlamaForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: {str(error).splitlines()[0]}") from error
     llama: LlamaForCausalLM = loaded[0]
