@@ -14,14 +14,13 @@ import pwd
 import shutil
 import signal
 import stat
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 import psycopg2
 
-from deploy.local.process import Command, ProcessId
+from deploy.local.process import Command, ProcessId, run_tool
 from deploy.local.server import LOCALHOST, Server
 from schemas.errors import InputError, ServerUnavailable
 
@@ -107,6 +106,13 @@ class Postgres(Server):
 
     def prepare(self) -> str | None:
         user = unprivileged_user()
+        try:
+            pwd.getpwuid(user[0] if user else os.geteuid())
+        except KeyError:
+            raise InputError(
+                f"Postgres does not run as user {os.geteuid()}, whom /etc/passwd does not know: "
+                "add the user, or set PIGEON_DATABASE__URL"
+            ) from None
         self._copy_binaries()
         self.folder.mkdir(parents=True, exist_ok=True)
         if user:
@@ -159,23 +165,17 @@ class Postgres(Server):
         ]
         # The C.UTF-8 that Postgres brings itself: the same order of text on every machine.
         arguments += ["--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions"]
-        uid, gid = user or (None, None)
-        done = subprocess.run(
-            [str(self._install / "bin" / "initdb"), *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            user=uid,
-            group=gid,
-            extra_groups=None if uid is None else [],
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
-        )
-        password.unlink()
-        if done.returncode:
-            raise ServerUnavailable(
-                f"postgres: initdb failed in {self.folder}:\n{(done.stderr or done.stdout).strip()}"
+        try:
+            code, output = run_tool(
+                [str(self._install / "bin" / "initdb"), *arguments],
+                folder=self.folder,
+                environment={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+                user=user,
             )
+        finally:
+            password.unlink()
+        if code:
+            raise ServerUnavailable(f"postgres: initdb failed in {self.folder}:\n{output}")
         # Only a finished cluster gets the name, so that a killed initdb is begun again.
         draft.rename(self.data)
 

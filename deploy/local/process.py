@@ -230,6 +230,37 @@ def _tie_to(parent: int, death_signal: int) -> Callable[[], None]:
     return tie
 
 
+def run_tool(
+    argv: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    user: tuple[int, int] | None = None,
+) -> tuple[int, str]:
+    """Run a program to its end; returns its exit code and output. An exception meanwhile ends it with all its children."""
+    uid, gid = user or (None, None)
+    with subprocess.Popen(
+        list(argv),
+        cwd=folder,
+        env=None if environment is None else dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        user=uid,
+        group=gid,
+        extra_groups=None if uid is None else [],
+        preexec_fn=_tie_to(os.getpid(), signal.SIGKILL),  # noqa: PLW1509 - as in Child
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output.strip()
+
+
 def tail(log: Path, lines: int = 12) -> str:
     """The last lines of a log, for an error message."""
     try:

@@ -18,7 +18,7 @@ from deploy.local.ports import NAMES
 from deploy.local.process import ProcessId, kill_strays, tail
 from deploy.local.server import Server
 from deploy.local.state import Secrets, StateDir
-from schemas.errors import InputError, ServerUnavailable
+from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
 
 _START_SECONDS = 300.0
 _RECOVER_SECONDS = 20.0
@@ -85,16 +85,23 @@ class Stack:
         self.state.make()
         if self._join(services, say):
             return None
+        try:
+            return self._start(detach=detach, services=services, say=say, tied=tied)
+        except LockHeld:  # another `up` was faster, so that this one joins it
+            if self._join(services, say):
+                return None
+            raise
+
+    def _start(self, *, detach: bool, services: tuple[str, ...], say: Callable[[str], None], tied: bool) -> int | None:
         if detach:
             self._spawn(services, say, tied=tied)
-        else:
-            from deploy.local.supervisor import Supervisor
+            return None
+        from deploy.local.supervisor import Supervisor
 
-            supervisor = Supervisor(self.state, services, say, tied_to=None)
-            supervisor.run(lambda: say(f"settings  {self.state.env_file}; Ctrl-C stops the servers"))
-            say("stopped")
-            return supervisor.stopped_by
-        return None
+        supervisor = Supervisor(self.state, services, say, tied_to=None)
+        supervisor.run(lambda: say(f"settings  {self.state.env_file}; Ctrl-C stops the servers"))
+        say("stopped")
+        return supervisor.stopped_by
 
     def _join(self, services: tuple[str, ...], say: Callable[[str], None]) -> bool:
         """Whether a running stack does; one that has lost a server for good is stopped, to be started anew."""
@@ -183,8 +190,8 @@ class Stack:
                 if "line" in message:
                     say(message["line"])
                 elif "error" in message:
-                    error = ServerUnavailable if message["exit_code"] == ServerUnavailable.exit_code else InputError
-                    raise error(message["error"])
+                    kinds = {kind.exit_code: kind for kind in (InputError, ServerUnavailable, LockHeld)}
+                    raise kinds.get(message["exit_code"], PigeonError)(message["error"])
                 else:
                     say(f"settings  {self.state.env_file}")
                     return

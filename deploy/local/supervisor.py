@@ -349,9 +349,12 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):
             report.write(json.dumps(message) + "\n")
 
-    def say(line: str) -> None:
+    def note(line: str) -> None:
         sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         sys.stdout.flush()
+
+    def say(line: str) -> None:
+        note(line)
         tell(line=line)
 
     def ready() -> None:
@@ -364,7 +367,7 @@ def main() -> None:
         )
         supervisor.run(ready)
     except PigeonError as error:
-        say(f"failed: {error}")
+        note(f"failed: {error}")
         tell(error=str(error), exit_code=error.exit_code)
         sys.exit(error.exit_code)
 

@@ -6,12 +6,12 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local.process import run_tool
 from schemas.errors import InputError, ServerUnavailable
 
 REQUIREMENTS = Path(__file__).with_name("triton-requirements.txt")
@@ -20,7 +20,8 @@ _VERSIONS = ("3.11", "3.12")
 _ASK = """
 import json, sys, sysconfig
 print(json.dumps({"version": "%d.%d" % sys.version_info[:2], "site": sysconfig.get_path("purelib"),
-                  "library": sysconfig.get_config_var("LIBDIR"), "shared": sysconfig.get_config_var("INSTSONAME")}))
+                  "prefix": sys.base_prefix, "library": sysconfig.get_config_var("LIBDIR"),
+                  "multiarch": sysconfig.get_config_var("MULTIARCH") or ""}))
 """
 
 
@@ -83,21 +84,26 @@ def _install(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     for command in ([_interpreter(), "-m", "venv", str(folder)], [*pip, "--no-deps", "-r", str(REQUIREMENTS)]):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            words = (done.stderr or done.stdout).strip().splitlines()[-8:]
-            raise ServerUnavailable("triton: its environment cannot be installed:\n    " + "\n    ".join(words))
+        code, output = run_tool(command, folder=folder.parent)
+        if code:
+            words = "\n    ".join(output.splitlines()[-8:])
+            raise ServerUnavailable(f"triton: its environment in {folder} cannot be installed:\n    {words}")
 
 
 def _inspect(folder: Path) -> TritonEnvironment:
-    done = subprocess.run([str(folder / "bin" / "python"), "-c", _ASK], check=True, capture_output=True, text=True)
-    facts = json.loads(done.stdout)
-    library = Path(facts["library"])
-    shared = f"libpython{facts['version']}.so.1.0"
-    # Debian keeps its library one folder deeper, where the loader looks by itself.
-    if not (library / shared).exists() and not any(library.glob(f"*/{shared}")):
-        raise InputError(
-            f"the embedded Triton needs {shared}, which this Python lacks: install libpython{facts['version']} "
-            "(or a Python built with --enable-shared), or set PIGEON_TRITON__URL"
+    code, output = run_tool([str(folder / "bin" / "python"), "-c", _ASK], folder=folder)
+    if code:
+        raise ServerUnavailable(
+            f"triton: its environment is broken, delete {folder} to have it made again: {output[-300:]}"
         )
-    return TritonEnvironment(folder, facts["version"], Path(facts["site"]), library)
+    facts = json.loads(output)
+    shared = f"libpython{facts['version']}.so.1.0"
+    built = Path(facts["library"])
+    # Where it was built for, Debian's deeper folder, and where a Python that was moved (uv's, say) has it.
+    for library in (built, built / facts["multiarch"], Path(facts["prefix"]) / "lib"):
+        if os.access(library / shared, os.R_OK):
+            return TritonEnvironment(folder, facts["version"], Path(facts["site"]), library)
+    raise InputError(
+        f"the embedded Triton needs {shared}, which this Python lacks: install libpython{facts['version']} "
+        "(or a Python built with --enable-shared), or set PIGEON_TRITON__URL"
+    )

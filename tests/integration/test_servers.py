@@ -367,6 +367,7 @@ def test_taken_ports_are_replaced(new_stack: Callable[[str], Stack]) -> None:
     assert first
     lines: list[str] = []
     with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do; old connections may linger
         stranger.bind(("127.0.0.1", first[0]["postgres"]))
         stranger.listen()
         stack.up(services=("postgres",), tied=True, say=lines.append)
