@@ -193,6 +193,7 @@ class RetrainSettings(_Group):
     gate_max_kl: float | None = Field(5.0, description="KL to the champion in nats per answer; none refuses.")
     gate_max_cs_drop: float | None = Field(2.0, description="Points of reference CS that may be lost; none refuses.")
     gate_max_cis_drop: float | None = Field(1.0, description="Points of history CIS that may be lost; none refuses.")
+    gate_min_pairs: int = Field(8, ge=1, description="Held-out feedback pairs below which nothing is trained.")
     gate_tasks: int = Field(24, ge=1, description="Held-out tasks drawn by champion and challenger each.")
     canary_share: Share = Field(0.1, description="Users of the next night that a canary draws for.")
 

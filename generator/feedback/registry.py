@@ -95,8 +95,13 @@ def history(session: Session, version: str) -> Sequence[ModelEvent]:
 
 
 def register(session: Session, preset: str, parent: ModelVersion, snapshot_id: str, reason: str) -> ModelVersion:
-    """A challenger of `parent` trained from a snapshot; the one already there if this pair of them has been registered before."""
+    """A challenger of champion `parent` trained from a snapshot.
+
+    When these two have met before, the version that came of it; when `parent` itself was trained from the snapshot, `parent`.
+    """
     session.execute(_LOCK)
+    if parent.snapshot_id == snapshot_id:
+        return parent
     same = select(ModelVersion).where(ModelVersion.snapshot_id == snapshot_id, ModelVersion.parent == parent.version)
     found = session.scalars(same.order_by(ModelVersion.number.desc()).limit(1)).one_or_none()
     if found is not None:

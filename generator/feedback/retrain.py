@@ -69,7 +69,7 @@ def _steps(loop: Loop, lease: Lease, day: date, min_pairs: int, promote: Promoti
         f"{counts['holdout_pairs']} of held-out users, {counts['future_pairs']} newest kept back"
     )
     split.check_leaks(examples)
-    split.check_enough(examples, min_pairs)
+    split.check_enough(examples, min_pairs, settings.gate_min_pairs)
     if dry_run:
         loop.say("dry run: nothing was written")
         return Outcome(None, None, counts, {})
@@ -85,9 +85,12 @@ def _steps(loop: Loop, lease: Lease, day: date, min_pairs: int, promote: Promoti
             snapshot.snapshot_id,
             f"DPO on {counts['train_pairs']} pairs",
         )
-    loop.say(f"snapshot {snapshot.snapshot_id[:12]} -> {version.version}, challenger of {champion.version}")
     if version.state in {"refused", "failed", "retired"}:
         raise Refused(f"nothing new: {version.version} was trained from this very feedback and is {version.state}")
+    if version.state == "champion":
+        loop.say(f"nothing new: {version.version} was trained from this very feedback and is champion")
+        return Outcome(version.version, snapshot.snapshot_id, counts, _metrics_of(version))
+    loop.say(f"snapshot {snapshot.snapshot_id[:12]} -> {version.version}, challenger of {champion.version}")
 
     champion_dir = _adapter(loop, champion)
     adapter_dir = _train(loop, lease, version, champion_dir, snapshot)

@@ -68,8 +68,8 @@ def check_leaks(examples: Iterable[Example]) -> None:
                 raise Refused(f"leak: poster {poster} is both held out and trained on")
 
 
-def check_enough(examples: Sequence[Example], min_pairs: int) -> None:
-    """Refuse to train on too little, or on one user's taste.
+def check_enough(examples: Sequence[Example], min_pairs: int, min_judged: int) -> None:
+    """Refuse to train on too little, on one user's taste, or what nothing could judge.
 
     Raises:
         Refused: with the counts.
@@ -82,5 +82,8 @@ def check_enough(examples: Sequence[Example], min_pairs: int) -> None:
         raise Refused(f"too little feedback: {found}; retrain.min_pairs is {min_pairs}; nothing was trained")
     if len(users) < 2:
         raise Refused(f"feedback of one user only: {found}; nothing was trained")
-    if not judged:
-        raise Refused(f"nothing to judge by: {found}; more feedback or a larger retrain.holdout_share is needed")
+    if len(judged) < min_judged:
+        raise Refused(
+            f"too little to judge by: {found}; retrain.gate_min_pairs is {min_judged}: more feedback or a larger "
+            "retrain.holdout_share is needed; nothing was trained"
+        )

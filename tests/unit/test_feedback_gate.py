@@ -106,17 +106,19 @@ def test_leaks_are_named() -> None:
 
 def test_too_little_one_user_and_nothing_to_judge_by_are_refused_with_counts() -> None:
     with pytest.raises(Refused, match="0 training pairs of 0 users"):
-        split.check_enough([], 1)
+        split.check_enough([], 1, 1)
     many = [split.Example("train", decided("u", n)) for n in range(9)]
     with pytest.raises(Refused, match=r"9 training pairs.*min_pairs is 10"):
-        split.check_enough(many, 10)
+        split.check_enough(many, 10, 1)
     with pytest.raises(Refused, match="one user"):
-        split.check_enough(many, 5)
+        split.check_enough(many, 5, 1)
     two = [*many, split.Example("train", decided("w"))]
     scored = split.Example("holdout", decided("x", source="score"))
-    with pytest.raises(Refused, match="nothing to judge by"):
-        split.check_enough([*two, scored], 5)
-    split.check_enough([*two, split.Example("holdout", decided("x"))], 5)
+    with pytest.raises(Refused, match="too little to judge by"):
+        split.check_enough([*two, scored], 5, 1)
+    split.check_enough([*two, split.Example("holdout", decided("x"))], 5, 1)
+    with pytest.raises(Refused, match="gate_min_pairs is 2"):
+        split.check_enough([*two, split.Example("holdout", decided("x"))], 5, 2)
 
 
 def test_a_snapshot_is_named_by_its_content_and_refused_when_altered() -> None:

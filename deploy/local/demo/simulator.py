@@ -41,11 +41,11 @@ from schemas.settings import KafkaSettings, Settings
 
 ASSUMPTIONS = (
     "Simulated users. Each one's taste is measured from the pixels (colours, edges) of the posters of all films the real MovieLens "
-    "user liked, not by the model's own scorer. On eight visits the user sees one variant per film, drawn by the logged "
+    "user liked, not by the model's own scorer. On two dozen visits the user sees one variant per film, drawn by the logged "
     "propensities, in changing order; lower positions are looked at less, and what is looked at is clicked with a probability that "
     "grows with the similarity of picture and taste, plus the film's own appeal and noise."
 )
-VISITS = 8
+VISITS = 24
 HALF_LIFE = 10.0
 POSITION_BIAS = 0.35
 BASE = -1.2
