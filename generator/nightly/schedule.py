@@ -1,10 +1,11 @@
 """The scheduler: jobs by cron in a named time zone, each due moment once, by one leader.
 
-Policy. A job is a `pigeon` command in a process of its own. A moment that is due is first claimed in Postgres, under the leader's
-fencing token, so it runs once however many schedulers there are. When nobody was there at that moment, it is made up for
-within `schedule.misfire_grace_seconds`; several missed moments of one job become one run, the latest (coalescing). A job
-does not overlap with itself. The moment's name is its local wall time: the hour that a clock change repeats runs once, and
-what falls into the hour that it skips runs right after the gap. The night's logical date is the local date of its moment.
+Policy. A job is a `pigeon` command in a process of its own. A moment that is due is first claimed in Postgres, under the
+leader's fencing token, so it runs once however many schedulers there are. When nobody was there at that moment, it is made
+up for within `schedule.misfire_grace_seconds`, and so is a night that was started but never published; several missed
+moments of one job become one run, the latest (coalescing). A job does not overlap with itself. The moment's name is its
+local wall time: the hour that a clock change repeats runs once, and what falls into the hour that it skips runs an hour
+later by the clock. The night's logical date is the local date of its moment.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import FrameType
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -26,6 +27,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from generator.nightly.database import Lease, connect, lead, plain_errors
+from generator.nightly.ledger import Ledger
 from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
 from schemas.settings import ScheduleSettings, Settings
 
@@ -71,9 +73,10 @@ def triggers(settings: ScheduleSettings) -> dict[str, CronTrigger]:
 
 def last_moment(trigger: CronTrigger, now: datetime, grace_seconds: float) -> datetime | None:
     """The latest moment that was due within the grace, or None."""
-    due, at = None, now - timedelta(seconds=grace_seconds)
+    # In UTC: in local time a second added to the repeated hour leads back into its first pass.
+    due, at = None, now.astimezone(UTC) - timedelta(seconds=grace_seconds)
     while (moment := trigger.get_next_fire_time(None, at)) is not None and moment <= now:
-        due, at = moment, moment + timedelta(seconds=1)
+        due, at = moment, moment.astimezone(UTC) + timedelta(seconds=1)
     return due
 
 
@@ -90,7 +93,7 @@ def claim(engine: Engine, lease: Lease, job: str, moment: datetime) -> bool:
         taken = connection.execute(
             text(
                 "INSERT INTO leases (name, holder, token) VALUES (:n, :w, :t) ON CONFLICT (name) DO UPDATE "
-                "SET holder = :w, token = :t, acquired_at = now() WHERE leases.holder < :w RETURNING name"
+                'SET holder = :w, token = :t, acquired_at = now() WHERE leases.holder COLLATE "C" < :w RETURNING name'
             ),
             {"n": name, "w": wall, "t": lease.token},
         )
@@ -171,13 +174,15 @@ class Scheduler:
         nexts = ", ".join(f"{job.id} {job.next_run_time:%Y-%m-%d %H:%M %Z}" for job in pool.get_jobs())
         self._say(f"scheduler: leading with token {lease.token}; next: {nexts}")
         for job in JOBS:  # moments that passed while nobody led
-            pool.add_job(self._due, args=(job, lease), id=f"{job} missed", misfire_grace_time=None)
+            pool.add_job(self._due, args=(job, lease, True), id=f"{job} missed", misfire_grace_time=None)
         try:
             while not self._stopping.is_set() and not self._lost.is_set():
                 self._stopping.wait(STANDBY_SECONDS)
                 self._check(lease)
         finally:
-            self._end_children()
+            if self._stopping.is_set():
+                self._end_children()
+            # When only the lead was lost, jobs go on: they have leases of their own.
             pool.shutdown(wait=True)
 
     def _check(self, lease: Lease) -> None:
@@ -190,13 +195,14 @@ class Scheduler:
         except ServerUnavailable as error:
             self._say(f"scheduler: {error}; no job starts until it is back")
 
-    def _due(self, job: str, lease: Lease) -> None:
+    def _due(self, job: str, lease: Lease, after_absence: bool = False) -> None:
         """Claim and run the latest due moment, if nobody has."""
         moment = last_moment(self._triggers[job], datetime.now(self._zone), self._settings.misfire_grace_seconds)
         if moment is None:
             return
         try:
-            if not claim(self._engine, lease, job, moment):
+            claimed = claim(self._engine, lease, job, moment)
+            if not claimed and not (after_absence and job == "night" and self._unpublished(moment.date())):
                 return
         except LockHeld as error:
             self._say(f"scheduler: {error}")
@@ -209,6 +215,10 @@ class Scheduler:
         self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} starts, {late.total_seconds():.0f} s late")
         code = self._run_job(job, moment)
         self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} ended with exit code {code}")
+
+    def _unpublished(self, logical_date: date) -> bool:
+        run = Ledger(self._engine).run(logical_date)
+        return run is not None and run.status != "published"
 
     def _run_job(self, job: str, moment: datetime) -> int:
         codes = []

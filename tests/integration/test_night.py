@@ -5,26 +5,29 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import Counter
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.database import connect, lead
+from generator.nightly.forget import drop_old_manifests, forget_users
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Scope
 from generator.nightly.store import Store
 from generator.serving.api import DrawRequest, InferenceRejected, InferenceUnavailable
 from schemas.errors import InputError, LockHeld, PartialFailure, ServerUnavailable
-from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
+from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, Pointer, PosterManifest, from_parquet
 from schemas.settings import Settings
-from schemas.tables import Item, NightTask, Poster
+from schemas.tables import Erasure, Item, NightRun, NightSkip, NightTask, Poster
 from tests.fake_pigeon import FakePigeon
-from tests.night_world import NIGHT, Announcements, build, night, set_item, set_user
+from tests.night_world import Announcements, build, night, set_item, set_user
 
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
@@ -263,3 +266,119 @@ def test_another_users_near_duplicate_is_withheld(settings: Settings, tmp_path: 
     for row in rows:
         same = [r["propensity"] for r in rows if (r["user_id"], r["item_id"]) == (row["user_id"], row["item_id"])]
         assert sum(same) == pytest.approx(1)
+
+
+def test_the_report_stands_alone(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=2, targets=1)
+    night(settings).run(Scope())
+    stored = Store(settings.s3).get("manifests/2026-03-01/night-20260301.report.html")
+    assert stored
+    html = stored.body.decode()
+    assert html.count("data:image/webp;base64,") == 4
+    assert html.count("<svg") == 2
+    assert not re.search(
+        r"""(src|href)=["']http|url\(http|<script|<link""", html
+    )  # nothing is fetched when it is opened
+    assert "Film of item8" in html
+
+
+def test_a_forgotten_user_is_gone_from_rows_pictures_manifests_and_reports(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=3, targets=1)
+    night(settings).run(Scope(users=("u0", "u1")))
+    night(settings, on=TOMORROW).run(Scope())
+    before = reader(settings).rows().to_pylist()
+    mine = {row["image_key"] for row in before if row["user_id"] == "u1"}
+    assert mine
+    live = reader(settings)
+    engine = connect(settings.database)
+    with Session(engine) as session, session.begin():
+        session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
+    assert "1 users erased" in forget_users(settings)
+
+    store = Store(settings.s3)
+    for key in store.keys(""):
+        stored = store.get(key)
+        assert stored
+        assert key not in mine
+        assert b">u1<" not in stored.body  # no report names the user
+        if key.endswith(".parquet") and ".items" not in key:
+            assert "u1" not in from_parquet(stored.body, POSTER_SCHEMA)["user_id"].to_pylist()
+    live.refresh()
+    choice = live.poster_for("u1", "item9")
+    assert choice
+    assert choice.source == "item"
+    assert live.rows().to_pylist() == [row for row in before if row["user_id"] != "u1"]
+    assert live.alarms == {}
+    with Session(engine) as session:
+        for table in (Poster, NightTask, NightSkip):
+            assert session.scalars(select(table).where(table.user_id == "u1")).all() == []
+        erasure = session.get(Erasure, "u1")
+        assert erasure
+        assert erasure.completed_at
+        assert erasure.proof["night"]["pictures_deleted"] == 4  # two posters, two pieces of art
+        assert len(erasure.proof["night"]["manifests_rewritten"]) == 2
+        run = session.get(NightRun, "night-20260301")
+        assert run
+        assert run.settings["scope"]["users"] == ["u0"]
+    assert forget_users(settings) == "forget: no open requests"
+    engine.dispose()
+
+
+def test_a_request_during_the_night_keeps_the_user_out_of_its_manifest(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=2, targets=1)
+    engine = connect(settings.database)
+
+    def erased_meanwhile(request: DrawRequest, attempt: int) -> None:
+        if "/u0/" not in request.task_id:
+            return
+        with Session(engine) as session, session.begin():
+            session.merge(Erasure(user_id="u0", requested_at=datetime(2026, 3, 1, tzinfo=UTC)))
+
+    told = Announcements()
+    night(settings, FakePigeon(erased_meanwhile), told).run(Scope())
+    assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u1"}
+    assert {event.user_id for event in told.events} == {"u1"}
+    forget_users(settings)
+    assert len(list(Store(settings.s3).keys("posters/"))) == 2
+    engine.dispose()
+
+
+def test_old_manifests_are_dropped_but_never_what_readers_see(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=1, targets=1)
+    few = settings.model_copy(update={"night": settings.night.model_copy(update={"keep_manifests": 2})})
+    for day in range(1, 5):
+        with Session(connect(settings.database)) as session, session.begin():
+            set_user(session, "u0", [f"item{day}", "item5", "item6", "item7"])
+        night(settings, on=date(2026, 3, day)).run(Scope())
+    drop_old_manifests(few)
+    nights = {key.split("/")[1] for key in Store(settings.s3).keys("manifests/") if key != POINTER_KEY}
+    assert nights == {"2026-03-03", "2026-03-04"}
+    assert len(reader(settings).rows()) == 2
+
+
+def test_a_night_of_the_past_does_not_turn_readers_back(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=1, targets=1)
+    night(settings, on=TOMORROW).run(Scope())
+    said: list[str] = []
+    told = Announcements()
+    night(settings, announcements=told, say=said.append).run(Scope())
+    assert any("readers stay with it" in line for line in said)
+    assert told.events == []
+    current = reader(settings).current
+    assert current
+    assert current.logical_date == "2026-03-02"
+
+
+def test_wrong_bucket_and_wrong_secret_are_named(settings: Settings) -> None:
+    for change, words in (
+        ({"bucket": "no-such-bucket-here"}, "no such bucket; set PIGEON_S3__BUCKET"),
+        ({"secret_access_key": SecretStr("wrong")}, "check PIGEON_S3__ACCESS_KEY_ID"),
+    ):
+        wrong = settings.model_copy(update={"s3": settings.s3.model_copy(update=change)})
+        with pytest.raises(InputError, match=words):
+            night(wrong).run(Scope())
+    gone = settings.s3.model_copy(
+        update={"endpoint_url": "http://127.0.0.1:9", "max_attempts": 1, "connect_timeout_seconds": 1.0}
+    )
+    with pytest.raises(ServerUnavailable, match=r"setting s3\.endpoint_url"):
+        night(settings.model_copy(update={"s3": gone})).run(Scope())
