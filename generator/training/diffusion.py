@@ -1,0 +1,81 @@
+"""Stage `diffusion`: the UNet draws latents from the token decoder's conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.pigeon.config import PigeonConfig
+from generator.pigeon.ddim import DdimSchedule
+from generator.pigeon.decoder import CodeDecoder
+from generator.pigeon.diffusion import Diffusion
+from generator.training.caches import CodeCache
+from generator.training.pictures import World
+from generator.training.trainer import Trainer, TrainerConfig
+
+DROPPED_SHARE = 0.1
+
+
+class DiffusionTask(nn.Module):
+    """What learns: the UNet and the decoder's pooled condition. The prompt_embeds are the tokenizer stage's, frozen,
+    because the language model's reference condition is made of them.
+    """
+
+    def __init__(self, diffusion: Diffusion, decoder: CodeDecoder) -> None:
+        super().__init__()
+        self.unet = diffusion.unet
+        self.decoder = decoder
+        decoder.requires_grad_(False)
+        decoder.decoder.unet_attnpool.requires_grad_(True)
+
+
+def training_alphas(scheduler: dict[str, object]) -> Tensor:
+    """Cumulative alphas (T,) of the schedule that sampling uses."""
+    steps = int(str(scheduler.get("num_train_timesteps", 1000)))
+    spaced = DdimSchedule.from_config({**scheduler, "timestep_spacing": "trailing"}, steps)
+    return torch.from_numpy(spaced.alphas[::-1].copy()).float()
+
+
+def train_diffusion(
+    folder: Path,
+    world: World,
+    model: PigeonConfig,
+    diffusion: Diffusion,
+    decoder: CodeDecoder,
+    codes: CodeCache,
+    latents: np.ndarray[tuple[int, ...], np.dtype[np.float16]],
+    config: TrainerConfig,
+    batch: int = 16,
+) -> DiffusionTask:
+    """v-prediction on cached latents (concepts, styles, palettes, 4, h, w); a tenth of the conditions are dropped (zero)."""
+    task = DiffusionTask(diffusion, decoder)
+    alphas = training_alphas(dict(diffusion.scheduler))
+    width = model.decoder.max_tokens
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        triple = world.sample(batch, rng)
+        clean = torch.from_numpy(latents[triple].astype(np.float32))
+        rows = torch.from_numpy(codes.codes[triple].astype(np.int64)).clamp(min=0)
+        lengths = torch.from_numpy(codes.lengths[triple].astype(np.int64))
+        embeds, pooled = decoder(rows[:, : min(width, int(lengths.max()))], lengths)
+        kept = torch.from_numpy(rng.random(batch) >= DROPPED_SHARE).float()
+        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
+        timesteps = torch.from_numpy(rng.integers(0, len(alphas), size=batch))
+        signal = alphas[timesteps].sqrt()[:, None, None, None]
+        noise_level = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
+        noise = torch.randn_like(clean)
+        predicted = diffusion.unet_output(signal * clean + noise_level * noise, timesteps, embeds, pooled)
+        each = F.mse_loss(predicted, signal * noise - noise_level * clean, reduction="none").mean(dim=(1, 2, 3))
+        late = timesteps >= len(alphas) // 2
+        figures = {
+            "early_noise": float(each[late].mean().detach()) if late.any() else 0.0,
+            "late_noise": float(each[~late].mean().detach()) if (~late).any() else 0.0,
+        }
+        return each.mean(), figures
+
+    Trainer(task, loss, folder, config).run()
+    return task

@@ -1,0 +1,222 @@
+"""One training loop for every stage: exact resume, a last good checkpoint, a loss curve.
+
+A step's data and noise are drawn from generators seeded with (seed, step) alone, so a run that is stopped and resumed
+follows the same trajectory as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+LossFunction = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient stopped being a number; the last good checkpoint is still in the stage's folder."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Constant learning rate between a linear warm-up and a linear cool-down to a hundredth."""
+
+    steps: int
+    lr: float = 1e-3
+    warmup_steps: int = 100
+    cooldown_share: float = 0.3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    save_every_seconds: float = 120.0
+    log_every_seconds: float = 20.0
+    budget_seconds: float | None = None
+    """Wall-clock limit over all resumed runs: the cool-down then ends here, and a resume is exact only up to timing."""
+
+
+class Trainer:
+    """Trains `module` on `loss(step, generator) -> (scalar loss, figures to log)` inside `folder`.
+
+    The folder holds `state.pt` (weights, EMA, optimizer, step), `loss.csv` and `loss.svg`.
+    """
+
+    def __init__(self, module: nn.Module, loss: LossFunction, folder: Path, config: TrainerConfig) -> None:
+        self.module, self.loss, self.folder, self.config = module, loss, folder, config
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        plain = [p for p in self.parameters if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.lr,
+            betas=config.betas,
+            foreach=True,
+        )
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.step, self.seconds = 0, 0.0
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def run(self, on_save: Callable[[], None] | None = None) -> None:
+        """Train until `steps` or the budget is reached; resumes from the folder's state when there is one.
+
+        SIGTERM saves and exits (main thread only).
+
+        Raises:
+            TrainingDiverged: a NaN or infinity appeared; nothing was saved after it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        (self.folder / "trainer.json").write_text(json.dumps(self.config.__dict__, indent=1))
+        self.module.train()
+        saved = logged = last = time.monotonic()
+        stopped = threading.Event()
+        before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+        while self.progress() < 1.0 and not stopped.is_set():
+            self._one_step()
+            now = time.monotonic()
+            self.seconds += now - last
+            last = now
+            if now - logged >= self.config.log_every_seconds:
+                self._log_line()
+                logged = now
+            if now - saved >= self.config.save_every_seconds:
+                self.save()
+                saved = now
+                if on_save is not None:
+                    on_save()
+        signal.signal(signal.SIGTERM, before)
+        self._log_line()
+        self.save()
+        if on_save is not None:
+            on_save()
+        if stopped.is_set():
+            raise SystemExit(143)
+
+    def progress(self) -> float:
+        by_steps = self.step / self.config.steps
+        budget = self.config.budget_seconds
+        return by_steps if budget is None else max(by_steps, self.seconds / budget)
+
+    def learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        left = (1.0 - self.progress()) / max(1e-9, self.config.cooldown_share)
+        return self.config.lr * warm * max(0.01, min(1.0, left))
+
+    def _one_step(self) -> None:
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        torch.manual_seed((config.seed << 32) + self.step)
+        loss, figures = self.loss(self.step, np.random.default_rng([config.seed, self.step]))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"step {self.step}: loss {value}, gradient norm {norm}; the last good checkpoint is {self.folder}/state.pt: "
+                "lower lr and run the stage again"
+            )
+        self.optimizer.step()
+        self.step += 1
+        # Early on the average must not remember the random start.
+        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1.0 - decay)
+        for name, figure in {"loss": value, "grad_norm": norm, **figures}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + figure
+        self._count += 1
+
+    def _log_line(self) -> None:
+        if not self._count:
+            return
+        row = {"step": float(self.step), "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
+        row |= {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        path = self.folder / "loss.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        log.info("%s %s", self.folder.name, " ".join(f"{name}={value:.5g}" for name, value in row.items()))
+
+    def save(self) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        partial = self.folder / "state.pt.tmp"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "state.pt")
+        plot_losses(self.folder)
+
+    def resume(self) -> bool:
+        """Take up the folder's last saved state, if any; True when there was one."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for average, saved in zip(self.ema, state["ema"], strict=True):
+            average.copy_(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+        log.info("%s: resumed at step %d after %.0f s", self.folder.name, self.step, self.seconds)
+        return True
+
+
+def load_averaged(module: nn.Module, folder: Path) -> int:
+    """Load a stage's EMA weights into `module` (built as in the stage); returns the step they are from.
+
+    Raises:
+        FileNotFoundError: the stage has not been trained.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: train that stage first (pigeon train {folder.name})")
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    trained = [p for p in module.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter, average in zip(trained, state["ema"], strict=True):
+            parameter.copy_(average)
+    return int(state["step"])
+
+
+def plot_losses(folder: Path) -> None:
+    """Draw the folder's loss.csv as loss.svg."""
+    path = folder / "loss.csv"
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    axes.plot([float(r["step"]) for r in rows], [float(r["loss"]) for r in rows], linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(folder.name)
+    axes.grid(alpha=0.3)
+    figure.savefig(folder / "loss.svg")
