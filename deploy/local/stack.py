@@ -55,6 +55,12 @@ def parse_services(names: str | None) -> tuple[str, ...]:
     return tuple(name for name in SERVICES if name in wanted)
 
 
+def _import_path() -> str:
+    """PYTHONPATH by which the supervisor finds this very package, installed or not."""
+    ours = str(Path(__file__).parents[2])
+    return os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 class Stack:
     """The stack of one state folder."""
 
@@ -160,6 +166,7 @@ class Stack:
                 self._process = subprocess.Popen(
                     [
                         sys.executable,
+                        "-P",  # a folder `deploy` where the user stands is not ours
                         "-m",
                         "deploy.local.supervisor",
                         str(self.state.path),
@@ -172,6 +179,7 @@ class Stack:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     pass_fds=[writer],
+                    env={**os.environ, "PYTHONPATH": _import_path()},
                 )
         finally:
             os.close(writer)

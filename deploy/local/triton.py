@@ -120,7 +120,7 @@ class Triton(Server):
         )
 
     def answers(self) -> bool:
-        return self.control.is_ready()
+        return self.control.is_live()
 
     def furnish(self) -> str | None:
         try:

@@ -36,9 +36,10 @@ class TritonControl:
         self._port = http_port
         self._key = admin_key
 
-    def is_ready(self) -> bool:
+    def is_live(self) -> bool:
+        """Whether the server answers; its `ready` would also mean that no model has ever failed to load."""
         try:
-            return self._request("GET", "/v2/health/ready", seconds=2.0)[0] == 200
+            return self._request("GET", "/v2/health/live", seconds=2.0)[0] == 200
         except ServerUnavailable:
             return False
 

@@ -196,13 +196,17 @@ def test_model_control_needs_the_key(settings: Settings, new_stack: Callable[[st
 def test_two_stacks_and_up_and_down_twice(stack: Stack, new_stack: Callable[[str], Stack]) -> None:
     second = new_stack("second")
     add_model(second.state.models)
+    (second.state.models / "broken" / "1").mkdir(parents=True)
+    (second.state.models / "broken" / "config.pbtxt").write_text(MODEL_CONFIG.replace("double", "broken"))
+    (second.state.models / "broken" / "1" / "model.py").write_text("raise ValueError('no weights here')")
     lines: list[str] = []
     second.up(tied=True, say=lines.append)
     assert [server.state for server in second.status()] == ["ready"] * 4
     assert [server.state for server in stack.status()] == ["ready"] * 4
     settings = load_settings(state_dir=second.state.path)
     assert double(settings.triton.url) == [3.0, -6.0]
-    assert any("1 models" in line for line in lines)
+    assert any("1 models, 1 failed" in line for line in lines)
+    assert any("model broken does not load" in line and "no weights here" in line for line in lines)
 
     before = {server.name: server.pid for server in second.status()}
     second.up(tied=True)
