@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,18 @@ def given(group: str, key: str) -> str | None:
     return None if value is None else str(value)
 
 
-def external_services(ours: Mapping[str, str]) -> dict[str, str]:
+def external_services(ours: Collection[tuple[str, str]]) -> dict[str, str]:
     """The servers whose address the environment or the TOML file gives, with where it was found.
 
-    `ours` are the settings of the embedded servers: a shell that has sourced our own file brings nothing along.
+    `ours` are the settings of the embedded servers, by name and value: a shell that has sourced our own file brings nothing
+    along.
     """
     toml = _toml()
     found = {}
     for service, (group, key) in _ADDRESS.items():
         variable = _variable(service)
         if variable in os.environ:
-            if os.environ[variable] != ours.get(variable):
+            if (variable, os.environ[variable]) not in ours:
                 found[service] = variable
         elif key in toml.get(group, {}):
             found[service] = f"[{group}] {key}"

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -60,6 +60,10 @@ def build_servers(
         Tansu(state, ports, secrets, prefix),
     )
     return {server.name: server for server in servers}
+
+
+def _settings(servers: Iterable[Server]) -> set[tuple[str, str]]:
+    return {item for server in servers for item in server.settings().items()}
 
 
 def _kill_strays(server: Server) -> int:
@@ -166,6 +170,7 @@ class Supervisor:
     def _start(self) -> None:
         ports, secrets, fresh = self._identity()
         servers = build_servers(self._state, ports, secrets, self._say)
+        ours = _settings(servers.values())
         mended = sum(_kill_strays(server) for server in servers.values())
         if mended:
             self._say(f"repaired: {mended} processes of an earlier stack were left over and are ended")
@@ -173,8 +178,8 @@ class Supervisor:
             ports = port_choice.choose(self._state.path)
             self._say("the ports of the last time are taken by others: new ones are chosen")
             servers = build_servers(self._state, ports, secrets, self._say)
+            ours |= _settings(servers.values())
         self._state.save_identity(dict(ports), secrets)
-        ours = {name: value for server in servers.values() for name, value in server.settings().items()}
         self._external = {n: w for n, w in external_services(ours).items() if n in self._services}
         for name, where in self._external.items():
             self._say(f"{name:<9} external, by {where}: not started")

@@ -150,7 +150,7 @@ def test_who_brings_which_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("PIGEON_")]:
         monkeypatch.delenv(name)
-    ours = {"PIGEON_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "PIGEON_TRITON__URL": "127.0.0.1:2"}
+    ours = {("PIGEON_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1"), ("PIGEON_TRITON__URL", "127.0.0.1:2")}
     assert external_services(ours) == {}
     monkeypatch.setenv("PIGEON_KAFKA__BOOTSTRAP_SERVERS", "kafka.example:9092")
     monkeypatch.setenv("PIGEON_TRITON__URL", "127.0.0.1:2")  # a shell that sourced our own file
