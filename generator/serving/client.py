@@ -125,7 +125,7 @@ class TritonPigeon:
         """One candidate per α, in the order of `request.alphas`.
 
         Raises:
-            InferenceError: as `image_features`; Rejected also when `adapter_version` is not loaded.
+            InferenceError: as `image_features`; Unavailable also while `adapter_version` is not loaded.
         """
         inputs = {
             "prompt": np.array([request.prompt.model_dump_json().encode()], dtype=np.object_),

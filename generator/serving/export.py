@@ -313,11 +313,14 @@ def export(network: Network, path: Path) -> Agreement:
         ModelError: the graph cannot be exported, or is further from PyTorch than `TOLERANCE` or `MAX_FLIPPED`.
     """
     module = network.module.eval()
-    names: dict[str, Any] = {}
-    dynamic = {
-        name: {axis: names.setdefault(dim, torch.export.Dim(dim, min=1, max=4096)) for axis, dim in dims.items()}
-        for name, dims in network.dynamic.items()
+    dims = {
+        # From 2, because tracing takes a 1 for a constant; the graph itself does not know these limits. Past 63 rows
+        # diffusers' upsampling takes another path.
+        dim: torch.export.Dim(dim, min=2, max=63 if dim == "batch" else 4096)
+        for named in network.dynamic.values()
+        for dim in named.values()
     }
+    dynamic = {name: {axis: dims[dim] for axis, dim in named.items()} for name, named in network.dynamic.items()}
     with torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(

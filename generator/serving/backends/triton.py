@@ -18,6 +18,10 @@ class Cancelled(Exception):
     """The client has gone or its deadline has passed; the rest of the work would be for nobody."""
 
 
+class NotReady(Exception):
+    """A model that this one calls is not loaded at the moment."""
+
+
 class CallFailed(Exception):
     """A model that this one called answered with an error; `error` is passed on as it is."""
 
@@ -51,7 +55,8 @@ def stop_if_cancelled(request: Any) -> None:
 
 def answer(request: Any, work: Callable[[Any], Mapping[str, NDArray[Any]]]) -> Any:
     """Runs `work(request)` and makes the response; an exception becomes an error with the status that tells
-    the client what to do: INVALID_ARG = do not send it again, UNKNOWN = the answer is not valid, CANCELLED, INTERNAL.
+    the client what to do: INVALID_ARG = do not send it again, UNKNOWN = the answer is not valid; UNAVAILABLE, CANCELLED
+    and INTERNAL = try later.
     """
     try:
         stop_if_cancelled(request)
@@ -62,6 +67,8 @@ def answer(request: Any, work: Callable[[Any], Mapping[str, NDArray[Any]]]) -> A
         return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
     except BadAnswer as error:
         return _failure(str(error), pb_utils.TritonError.UNKNOWN)
+    except NotReady as error:
+        return _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
     except Cancelled:
         return _failure("cancelled by the client or its deadline", pb_utils.TritonError.CANCELLED)
     except CallFailed as failed:
@@ -75,9 +82,12 @@ def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
 
     Raises:
         Cancelled: `request` was cancelled meanwhile.
+        NotReady: the model, or this version of it, is not loaded.
         CallFailed: the model answered with an error.
     """
     stop_if_cancelled(request)
+    if not pb_utils.is_model_ready(model_name=model, model_version="" if version < 0 else str(version)):
+        raise NotReady(f"{model} version {version} is not loaded" if version >= 0 else f"{model} is not loaded")
     response = pb_utils.InferenceRequest(
         model_name=model,
         model_version=version,
