@@ -118,6 +118,7 @@ class Ingest:
         self._retry_at = 0.0
         self._backoff = Backoff(settings.consumer.outage_backoff_max_seconds)
         self._flowing = True
+        self._joined = False  # the group has given us our partitions, be they none
         self._last_record = time.monotonic()
         self._taken = 0
 
@@ -307,7 +308,8 @@ class Ingest:
 
     def _reassign(self, kind: str, partitions: frozenset[TopicPartition]) -> None:
         self._give_up(partitions, None)
-        if kind == "assigned":
+        self._joined = kind == "assigned"
+        if self._joined:
             metrics.REBALANCES.inc()
             self._unclaimed.update(dict.fromkeys(partitions, 0.0))
             self._last_record = time.monotonic()
@@ -443,8 +445,7 @@ class Ingest:
             return True
         if self._until_idle is None or busy or self._unclaimed or self._backoff.failures:
             return False
-        joined = bool(self._next) or bool(self._consumer.group_metadata().generation_id >= 0)
-        if not joined or self.lag() != 0:
+        if not self._joined or self.lag() != 0:
             return False
         return time.monotonic() - self._last_record >= self._until_idle
 
