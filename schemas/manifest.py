@@ -118,7 +118,7 @@ def to_parquet(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, **about: st
     Keys of a row that are not in the schema are left out.
     """
     table = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
-    table = table.replace_schema_metadata({**(schema.metadata or {}), **about})
+    table = table.replace_schema_metadata({**about, **(schema.metadata or {})})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", version="2.6")
     data: bytes = sink.getvalue().to_pybytes()

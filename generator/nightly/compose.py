@@ -22,6 +22,8 @@ Font = ImageFont.FreeTypeFont
 
 _YEAR = re.compile(r"^(?P<title>.*\S)\s*\((?P<year>(?:18|19|20|21)\d\d)\)$")
 MAX_LINES = 4
+# Characters past which no title is legible on a poster; what is left is cut with an ellipsis.
+MAX_TITLE = 240
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def _write(canvas: Image.Image, title: str, year: str | None, place: Layout, pap
     width, height = right - left, bottom - top
     small = _font(font_path, max(7, round(min(place.width, place.height) * 0.038)))
     year_height = round(small.size * 2.4) if year else 0
-    lines, font = _fit(title.strip() or "Untitled", font_path, width, height - year_height, round(place.height * 0.085))
+    lines, font = _fit(
+        title[:MAX_TITLE].strip() or "Untitled", font_path, width, height - year_height, round(place.height * 0.085)
+    )
     ink: Colour = (255, 255, 255) if _luminance(paper) < 140 else (24, 22, 28)
     soft: Colour = tuple(round(0.72 * i + 0.28 * p) for i, p in zip(ink, paper, strict=True))  # type: ignore[assignment]
     draw = ImageDraw.Draw(canvas)
@@ -156,54 +160,78 @@ def _write(canvas: Image.Image, title: str, year: str | None, place: Layout, pap
 def _fit(title: str, font_path: str, width: int, height: int, largest: int) -> tuple[list[str], Font]:
     """The largest type in which the title fits its box; at the smallest the last line is cut with an ellipsis."""
     smallest = max(7, largest // 4)
-    for points in range(max(largest, smallest), smallest - 1, -1):
+    low, high = smallest, max(largest, smallest)
+    best: tuple[list[str], Font] | None = None
+    while low <= high:
+        points = (low + high) // 2
         font = _font(font_path, points)
         lines = _wrap(title, font, width, break_words=points == smallest)
         if lines and len(lines) <= MAX_LINES and round(points * 1.16) * len(lines) <= height:
-            return lines, font
+            best = lines, font
+            low = points + 1
+        else:
+            high = points - 1
+    if best:
+        return best
+    font = _font(font_path, smallest)
+    lines = _wrap(title, font, width, break_words=True) or [""]
     room = max(1, min(MAX_LINES, height // round(smallest * 1.16)))
-    kept = lines[:room]
-    last = kept[-1]
-    while last and font.getlength(last + "…") > width:
-        last = last[:-1]
-    kept[-1] = last.rstrip() + "…"
-    return kept, font
+    if len(lines) > room:
+        last = lines[room - 1]
+        while last and font.getlength(last + "…") > width:
+            last = last[:-1]
+        lines = [*lines[: room - 1], last.rstrip() + "…"]
+    return lines, font
 
 
 def _wrap(title: str, font: Font, width: int, *, break_words: bool) -> list[str]:
     """Lines of about equal length, none wider than `width`; empty when a word is too wide and may not be broken."""
-    words: list[str] = []
+    words: list[tuple[str, float]] = []
     for whole in title.split():
         word = whole
-        while font.getlength(word) > width:
+        while (length := font.getlength(word)) > width:
             if not break_words:
                 return []
-            cut = max(1, next(n for n in range(len(word), -1, -1) if n <= 1 or font.getlength(word[:n]) <= width))
-            words.append(word[:cut])
+            cut = next(
+                (
+                    n
+                    for n in range(min(len(word) - 1, int(1.5 * len(word) * width / length) + 2), 1, -1)
+                    if font.getlength(word[:n]) <= width
+                ),
+                1,
+            )
+            words.append((word[:cut], font.getlength(word[:cut])))
             word = word[cut:]
-            if not word:
+            if len(word) <= 1:
+                length = font.getlength(word)
                 break
         if word:
-            words.append(word)
-    lines = _greedy(words, font, width)
-    narrow = width
+            words.append((word, length))
+    space = font.getlength(" ")
+    lines = _greedy(words, space, width)
     # Balance: the narrowest measure that needs no further line.
+    narrow = width
     while len(lines) > 1 and narrow > width // 3:
         narrow -= max(1, width // 40)
-        tighter = _greedy(words, font, narrow)
-        if len(tighter) > len(lines) or any(font.getlength(line) > narrow for line in tighter):
+        if narrow < max(length for _, length in words):
+            break
+        tighter = _greedy(words, space, narrow)
+        if len(tighter) > len(lines):
             break
         lines = tighter
     return lines
 
 
-def _greedy(words: list[str], font: Font, width: int) -> list[str]:
+def _greedy(words: list[tuple[str, float]], space: float, width: int) -> list[str]:
     lines: list[str] = []
-    for word in words:
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+    filled = 0.0
+    for word, length in words:
+        if lines and filled + space + length <= width:
             lines[-1] = f"{lines[-1]} {word}"
+            filled += space + length
         else:
             lines.append(word)
+            filled = length
     return lines
 
 

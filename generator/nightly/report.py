@@ -16,7 +16,6 @@ from generator.nightly.store import Store
 from schemas.manifest import report_key
 from schemas.tables import NightRun, NightTask, Poster
 
-
 SHEET_POSTERS = 48
 PLOTTED_TASKS = 5000
 
