@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from generator.feedback.parts import Judged, Loop, Say, Trained
 from generator.nightly.database import connect
 from generator.nightly.store import Store
 from generator.serving.repository import checkpoint_folder, combined_hash, tree_hashes
-from schemas.errors import InputError
+from schemas.errors import InputError, ModelError
 from schemas.preferences import PreferencePair
 from schemas.settings import RetrainSettings, Settings
 
 if TYPE_CHECKING:
     from generator.serving.client import TritonPigeon
+
+
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def open_loop(settings: Settings, say: Say) -> Loop:
@@ -46,24 +53,72 @@ class Dpo:
         self._say = say
 
     def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
-        """DPO with the settings' β, rate, batch, epochs and seed; a line per report of the trainer."""
+        """DPO with the settings' β, rate, batch, epochs and seed; progress on stderr.
+
+        Raises:
+            ModelError: the loss stopped being a number, or checkpoint and adapter do not fit.
+        """
         from generator.training.dpo import DpoConfig, train_dpo
+        from generator.training.trainer import TrainingDiverged
 
         s = self._settings
         config = DpoConfig(
             beta=s.beta, learning_rate=s.learning_rate, batch_size=s.batch_size, epochs=s.epochs, seed=s.seed
         )
-        result = train_dpo(self._checkpoint, champion, list(pairs), out, config)
-        self._say(f"DPO: loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f} in {len(result.losses)} steps")
-        figures = {"first_loss": result.losses[0], "last_loss": result.losses[-1], "steps": len(result.losses)}
+        try:
+            with training_progress() as progress:
+                result = train_dpo(self._checkpoint, champion, list(pairs), out, config, progress)
+        except TrainingDiverged as error:
+            raise ModelError(f"DPO diverged: {error}") from error
+        steps, last = len(result.losses), max(1, len(result.losses) // s.epochs)
+        figures = {
+            "pairs": len(pairs),
+            "steps": steps,
+            "first_loss": result.losses[0],
+            "last_epoch_loss": fmean(result.losses[-last:]),
+            "last_epoch_accuracy": fmean(result.accuracies[-last:]),
+            "last_epoch_margin": fmean(result.margins[-last:]),
+            "kl": result.kl,
+        }
+        self._say(
+            f"DPO: {len(pairs)} pairs x {s.epochs} epochs, {steps} steps: loss {figures['first_loss']:.4f} -> "
+            f"{figures['last_epoch_loss']:.4f} (last epoch), {figures['last_epoch_accuracy']:.0%} ranked as preferred, "
+            f"KL {result.kl:.3f} nats"
+        )
         return Trained(result.adapter_dir, figures)
 
     def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> Judged:
         """Reward margins of pairs that were not trained on."""
         from generator.training.dpo import score_pairs
 
-        scores = score_pairs(self._checkpoint, adapter, champion, list(pairs))
+        scores = score_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
         return Judged(scores.accuracy, scores.margin, scores.kl)
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[int, int, float], None]]:
+    """A bar on a terminal, elsewhere a line every `SECONDS_BETWEEN_LINES`; takes (steps done, steps in all, loss)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("DPO")
+            yield lambda done, total, loss: bar.update(
+                task, completed=done, total=total, description=f"DPO, loss {loss:.4f}"
+            )
+        return
+    spoke = time.monotonic()
+
+    def line(done: int, total: int, loss: float) -> None:
+        nonlocal spoke
+        if time.monotonic() - spoke >= SECONDS_BETWEEN_LINES:
+            spoke = time.monotonic()
+            print(f"DPO: {done} of {total} steps, loss {loss:.4f}", file=sys.stderr, flush=True)  # noqa: T201
+
+    yield line
 
 
 class TritonServing:

@@ -94,15 +94,18 @@ def history(session: Session, version: str) -> Sequence[ModelEvent]:
     return session.scalars(select(ModelEvent).where(ModelEvent.version == version).order_by(ModelEvent.event_id)).all()
 
 
-def register(session: Session, preset: str, parent: ModelVersion, snapshot_id: str, reason: str) -> ModelVersion:
-    """A challenger of champion `parent` trained from a snapshot.
+def register(
+    session: Session, preset: str, parent: ModelVersion, snapshot_id: str, recipe: str, reason: str
+) -> ModelVersion:
+    """A challenger of champion `parent` trained from a snapshot by a recipe (a hash of the training's settings).
 
-    When these two have met before, the version that came of it; when `parent` itself was trained from the snapshot, `parent`.
+    When these have met before, the version that came of it; when `parent` itself was trained from the snapshot, `parent`.
     """
     session.execute(_LOCK)
     if parent.snapshot_id == snapshot_id:
         return parent
     same = select(ModelVersion).where(ModelVersion.snapshot_id == snapshot_id, ModelVersion.parent == parent.version)
+    same = same.where(ModelVersion.metrics["recipe"].astext == recipe)
     found = session.scalars(same.order_by(ModelVersion.number.desc()).limit(1)).one_or_none()
     if found is not None:
         return found
@@ -114,7 +117,7 @@ def register(session: Session, preset: str, parent: ModelVersion, snapshot_id: s
         parent=parent.version,
         base_sha256=parent.base_sha256,
         snapshot_id=snapshot_id,
-        metrics={},
+        metrics={"recipe": recipe},
     )
     session.add(made)
     session.flush()

@@ -6,6 +6,7 @@ registry and in the work folder, and goes on from there. Only a refused or faile
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,12 +79,9 @@ def _steps(loop: Loop, lease: Lease, day: date, min_pairs: int, promote: Promoti
         _still_ours(lease, session)
         champion = registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
         snapshot = write(session, loop.store, examples, window, counts)
+        reason = f"DPO on {counts['train_pairs']} pairs"
         version = registry.register(
-            session,
-            loop.settings.models.preset,
-            champion,
-            snapshot.snapshot_id,
-            f"DPO on {counts['train_pairs']} pairs",
+            session, loop.settings.models.preset, champion, snapshot.snapshot_id, _recipe(loop), reason
         )
     if version.state in {"refused", "failed", "retired"}:
         raise Refused(f"nothing new: {version.version} was trained from this very feedback and is {version.state}")
@@ -105,9 +103,12 @@ def _train(loop: Loop, lease: Lease, version: ModelVersion, champion: Path | Non
     """The challenger's adapter folder; trained and stored unless that has been done."""
     if version.adapter_key and version.adapter_sha256:
         return fetch(loop.store, version.adapter_key, version.adapter_sha256, loop.cache)
-    trained = loop.trainer.train(
-        champion, snapshot.pairs("train"), loop.work / f"{snapshot.snapshot_id}-{champion_id(champion)}"
-    )
+    out = loop.work / f"{snapshot.snapshot_id}-{champion.name if champion else 'shipped'}-{_recipe(loop)}"
+    try:
+        trained = loop.trainer.train(champion, snapshot.pairs("train"), out)
+    except ModelError as error:
+        _settle(loop, lease, version, "failed", str(error), {}, (str(error),))
+        raise ModelError(f"{version.version} failed: {error}; {version.parent} serves on") from error
     key, sha256 = upload(loop.store, version.version, trained.adapter_dir)
     with Session(loop.engine) as session, session.begin():
         _still_ours(lease, session)
@@ -204,9 +205,11 @@ def _adapter(loop: Loop, version: ModelVersion) -> Path | None:
     return fetch(loop.store, version.adapter_key, version.adapter_sha256, loop.cache)
 
 
-def champion_id(champion: Path | None) -> str:
-    """Part of a work folder's name, so that a training resumes only against the reference it began with."""
-    return champion.name if champion else "shipped"
+def _recipe(loop: Loop) -> str:
+    """Part of a work folder's name, so that a training resumes only with the reference and the settings it began with."""
+    s = loop.settings.retrain
+    named = f"{loop.base_sha256} {s.beta} {s.learning_rate} {s.batch_size} {s.epochs} {s.seed}"
+    return hashlib.sha256(named.encode()).hexdigest()[:8]
 
 
 def finite(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -422,6 +422,9 @@ def test_a_worse_equal_or_unmeasured_challenger_is_refused_and_the_champion_serv
     with pytest.raises(Refused, match="nano-2 is refused and cannot become champion"):
         rollout.promote(loop, "nano-2", "I insist")
     assert loop.trainer.trainings == 1
+    slower = loop.settings.retrain.model_copy(update={"learning_rate": 1e-6})
+    with pytest.raises(Refused, match="nano-3 refused by the gate"):
+        run(dataclasses.replace(loop, settings=loop.settings.model_copy(update={"retrain": slower})))
 
 
 def test_a_threshold_that_is_not_set_refuses(engine: Engine, loop: Loop) -> None:
