@@ -210,7 +210,13 @@ class Pointer:
 
 Source = Literal["tonight", "last_good", "item"]
 Alarm = Literal[
-    "pointer_unreadable", "manifest_missing", "manifest_corrupt", "items_missing", "refresh_failed", "nothing_published"
+    "pointer_unreadable",
+    "manifest_missing",
+    "manifest_corrupt",
+    "items_missing",
+    "items_corrupt",
+    "refresh_failed",
+    "nothing_published",
 ]
 
 
@@ -392,9 +398,8 @@ class PosterManifest:
         for ref, is_previous in ((pointer.current, False), (pointer.previous, True)):
             rows = self._read(ref.manifest_key, ref.manifest_sha256, POSTER_SCHEMA) if ref is not None else None
             if ref is not None and rows is not None:
-                items = self._read(ref.items_key, ref.items_sha256, ITEM_SCHEMA)
+                items = self._read(ref.items_key, ref.items_sha256, ITEM_SCHEMA, "items_missing", "items_corrupt")
                 if items is None:
-                    self._alarm("items_missing", ref.items_key)
                     items = ITEM_SCHEMA.empty_table()
                 uris = dict(zip(items["item_id"].to_pylist(), items["image_uri"].to_pylist(), strict=True))
                 # A set read instead of a missing one is looked at again next time: its tag is not the pointer's.
@@ -403,18 +408,25 @@ class PosterManifest:
                 )
                 return
 
-    def _read(self, key: str, sha256: str, schema: pa.Schema) -> pa.Table | None:
+    def _read(
+        self,
+        key: str,
+        sha256: str,
+        schema: pa.Schema,
+        missing: Alarm = "manifest_missing",
+        corrupt: Alarm = "manifest_corrupt",
+    ) -> pa.Table | None:
         answer = self._get(key)
         if answer is None:
-            self._alarm("manifest_missing", key)
+            self._alarm(missing, key)
             return None
         if hashlib.sha256(answer[0]).hexdigest() != sha256:
-            self._alarm("manifest_corrupt", f"{key} is not what the pointer says")
+            self._alarm(corrupt, f"{key} is not what the pointer says")
             return None
         try:
             return from_parquet(answer[0], schema)
         except ValueError as error:
-            self._alarm("manifest_corrupt", f"{key}: {error}")
+            self._alarm(corrupt, f"{key}: {error}")
             return None
 
     def _get(self, key: str, *, none_match: str | None = None) -> tuple[bytes, str] | None:

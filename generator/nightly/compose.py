@@ -192,14 +192,8 @@ def _wrap(title: str, font: Font, width: int, *, break_words: bool) -> list[str]
         while (length := font.getlength(word)) > width:
             if not break_words:
                 return []
-            cut = next(
-                (
-                    n
-                    for n in range(min(len(word) - 1, int(1.5 * len(word) * width / length) + 2), 1, -1)
-                    if font.getlength(word[:n]) <= width
-                ),
-                1,
-            )
+            guess = min(len(word) - 1, int(1.5 * len(word) * width / length) + 2)
+            cut = next((n for n in range(guess, 1, -1) if font.getlength(word[:n]) <= width), 1)
             words.append((word[:cut], font.getlength(word[:cut])))
             word = word[cut:]
             if len(word) <= 1:
