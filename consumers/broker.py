@@ -4,6 +4,7 @@ What the embedded Tansu broker does otherwise than Apache Kafka, and where it is
 - its `end_offsets` lies, so the end of a log is `consumer.highwater`, known after the first fetch (run.py);
 - a position past the end is never refused, so run.py compares it with `highwater` as well as catching OffsetOutOfRange;
 - joining a group takes half the session timeout: the embedded settings use a short one;
+- it makes a topic that a producer asks for, even when told not to, so a missing dead-letter topic shows on Apache Kafka only;
 - an idle fetch answers late: `fetch_max_wait_ms` is 50.
 kafka-python refuses to send a header without a value: `sendable_headers`.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import socket
@@ -31,7 +32,6 @@ from schemas.events import (
     CONSUMED,
     FEEDBACK,
     INTERACTIONS,
-    RECOMMENDATIONS,
     CatalogItem,
     Erasure,
     Event,
@@ -76,7 +76,8 @@ def send_raw(settings: Settings, topic: str, values: Iterable[bytes | None], key
 
 
 def consume(settings: Settings, topics: Iterable[str] = CONSUMED, **options: Any) -> Summary:
-    return Ingest(settings, list(topics), **{"until_idle": 0.3, **options}).run()
+    kafka = settings.kafka.model_copy(update={"session_timeout_ms": 2_000})  # half of it is what joining takes here
+    return Ingest(settings.model_copy(update={"kafka": kafka}), list(topics), **{"until_idle": 0.3, **options}).run()
 
 
 def query(settings: Settings, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -226,7 +227,7 @@ def test_an_erased_user_is_gone_and_stays_gone(settings: Settings):
     summary = consume(settings)
     assert summary.written.erased == 4
     for table in ("interactions", "user_histories", "recommendations", "poster_feedback"):
-        assert query(settings, f"SELECT DISTINCT user_id FROM {table}") == [("stays",)], table
+        assert query(settings, f"SELECT DISTINCT user_id FROM {table}") == [("stays",)]  # noqa: S608 - names of ours
     ((requested, completed, proof),) = query(settings, "SELECT requested_at, completed_at, proof FROM erasures")
     assert (requested, completed) == (asked, None), "images and manifests are the night's to erase"
     assert "erased_at" in proof["consumer"]
@@ -314,14 +315,22 @@ def test_an_epidemic_of_poison_stops_the_consumer_with_its_offsets_held(settings
     assert pigeon("dlq", "list").stdout == "dead letters: 0 open\n"
 
 
-def test_without_a_dead_letter_topic_it_stops_with_its_offsets_held(settings: Settings):
+def test_without_a_dead_letter_topic_it_stops_with_its_offsets_held(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
     send_raw(settings, INTERACTIONS, [b"{"])
     admin = broker.admin(settings.kafka)
     admin.delete_topics([f"{settings.kafka.topic_prefix}{INTERACTIONS}.dlq"])
     admin.close()
-    impatient = settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"request_timeout_ms": 2_000})})
+
+    def as_apache_kafka_answers(*_: Any, **__: Any) -> Any:
+        raise broker.KafkaError("the topic is not in the metadata")  # the embedded broker would make the topic
+
+    producer = broker.producer(settings.kafka)
+    monkeypatch.setattr(producer, "send", as_apache_kafka_answers)
+    monkeypatch.setattr(broker, "producer", lambda *_: producer)
     with pytest.raises(ServerUnavailable, match="pigeon topics create"):
-        consume(impatient, [INTERACTIONS])
+        consume(settings, [INTERACTIONS])
     assert offsets(settings) == 0
 
 
@@ -421,32 +430,25 @@ def until(check: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
 def test_a_running_consumer_can_be_watched_and_stops_gently(settings: Settings):
     port = free_port()
     send(settings, [click(number) for number in range(25)])
-    child = subprocess.Popen(
-        [sys.executable, "-m", "generator.cli", "consume", "--topics", f"{INTERACTIONS},{RECOMMENDATIONS},{FEEDBACK}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(settings) | {"PIGEON_CONSUMER__METRICS_PORT": str(port)},
-    )
-    try:
-        wanted = f'pigeon_rows_total{{topic="{INTERACTIONS}"}} 25.0'
-        until(lambda: wanted in get(port, "/metrics")[1], "the rows show in the metrics")
-        assert get(port, "/live") == (200, "ok\n")
-        assert get(port, "/ready") == (200, "ok\n")
-        assert get(port, "/else")[0] == 404
-        assert "pigeon_lag_records{" in get(port, "/metrics")[1]
-        child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=30)
-    finally:
-        child.kill()
-        child.wait()
+    command = [sys.executable, "-m", "generator.cli", "consume", "--topics", f"{INTERACTIONS},{FEEDBACK}"]
+    own = environment(settings) | {"PIGEON_CONSUMER__METRICS_PORT": str(port)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as child:
+        try:
+            wanted = f'pigeon_rows_total{{topic="{INTERACTIONS}"}} 25.0'
+            until(lambda: wanted in get(port, "/metrics")[1], "the rows show in the metrics")
+            assert get(port, "/live") == (200, "ok\n")
+            assert get(port, "/ready") == (200, "ok\n")
+            assert get(port, "/else")[0] == 404
+            assert "pigeon_lag_records{" in get(port, "/metrics")[1]
+            child.send_signal(signal.SIGTERM)
+            out, err = child.communicate(timeout=30)
+        finally:
+            child.kill()
     assert child.returncode == 143, err
     assert out.startswith("consumed: 25 records in 1 batches"), out
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    import os
-
     return {
         **os.environ,
         "PIGEON_STATE_DIR": str(settings.state_dir),
@@ -454,6 +456,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "PIGEON_S3__BUCKET": settings.s3.bucket,
         "PIGEON_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
         "PIGEON_KAFKA__GROUP_ID": settings.kafka.group_id,
+        "PIGEON_KAFKA__SESSION_TIMEOUT_MS": "3000",
     }
 
 
