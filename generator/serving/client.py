@@ -5,7 +5,8 @@ The server's word is checked again here: it lets a wrong type, a missing output 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -247,12 +248,10 @@ class TritonPigeon:
 
     @cached_property
     def _picture_size(self) -> int:
-        metadata = self._control(
-            "describe visual_tokenizer",
-            lambda: self._client.get_model_metadata(
+        with _as_inference_error("visual_tokenizer"):
+            metadata = self._client.get_model_metadata(
                 "visual_tokenizer", client_timeout=self._triton.network_timeout_seconds
-            ),
-        )
+            )
         return int(metadata.inputs[0].shape[1])
 
     def _parameter(self, model: str, name: str) -> str:
@@ -297,7 +296,7 @@ class TritonPigeon:
             tensor = triton.InferInput(name, list(value.shape), kind)
             tensor.set_data_from_numpy(np.ascontiguousarray(value))
             tensors.append(tensor)
-        try:
+        with _as_inference_error(model):
             answer = self._client.infer(
                 model,
                 tensors,
@@ -305,9 +304,6 @@ class TritonPigeon:
                 request_id=request_id,
                 client_timeout=timeout_seconds or self._triton.inference_timeout_seconds,
             )
-        except InferenceServerException as error:
-            failure = STATUS_ERRORS.get(error.status() or "", InferenceUnavailable)
-            raise failure(f"{model}: {_one_line(error)}") from error
         out = {name: answer.as_numpy(name) for name in outputs}
         if missing := [name for name, value in out.items() if value is None]:
             raise InferenceCorrupt(f"{model}: answered without {', '.join(missing)}")
@@ -352,6 +348,15 @@ def _unit_rows(answer: Arrays, name: str, rows: int) -> NDArray[np.float32]:
     if (np.abs(np.linalg.norm(value, axis=1) - 1) > UNIT_TOLERANCE).any():
         raise InferenceCorrupt(f"{name}: rows are not of unit length")
     return value
+
+
+@contextmanager
+def _as_inference_error(model: str) -> Iterator[None]:
+    try:
+        yield
+    except InferenceServerException as error:
+        failure = STATUS_ERRORS.get(error.status() or "", InferenceUnavailable)
+        raise failure(f"{model}: {_one_line(error)}") from error
 
 
 def _one_line(error: InferenceServerException) -> str:

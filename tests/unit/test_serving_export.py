@@ -1,0 +1,217 @@
+"""Each exported graph against PyTorch, the whole task in numpy against the PyTorch pipeline, and the adapter as an input."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generator.pigeon.checkpoint import load_model
+from generator.pigeon.masking import keep_top as torch_keep_top
+from generator.pigeon.masking import type_probability
+from generator.pigeon.model import PigeonModel
+from generator.pigeon.pipeline import Item, PigeonPipeline, Task
+from generator.serving import adapters, export
+from generator.serving.backends import graph as graphs
+from generator.serving.backends.generation import AnswerGenerator, shared_prefix
+from generator.serving.backends.graph import BadAnswer, BadInput, Graph
+from generator.serving.backends.masks import keep_top
+from generator.serving.backends.task import Prompt, TaskConfig, draw
+from generator.serving.build import Built, _backend_config
+from tests.tiny_serving import tiny_build
+
+ALPHAS = (0.0, 0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[PigeonModel, Path, Built, Path]:
+    folder = tmp_path_factory.mktemp("serving")
+    checkpoint, built = tiny_build(folder)
+    return load_model(checkpoint), folder / "models", built, checkpoint
+
+
+def _graph_path(repository: Path, network: export.Network) -> Path:
+    return repository / network.model / ("graph" if network.model == "personalizer" else "1") / network.file
+
+
+def test_every_graph_agrees_with_pytorch(world) -> None:
+    model, repository, built, _ = world
+    networks = export.networks(model)
+    assert {network.title for network in networks} == set(built.manifest.agreement)
+    for network in networks:
+        found = export.compare(network, _graph_path(repository, network))
+        assert found.max_abs_diff < 1e-4, network.title
+        assert found.flipped_share == 0, network.title
+        assert found.decisions > 0 or found.scale > 0.01, f"{network.title}: nothing was compared"
+
+
+def test_a_graph_of_other_weights_is_noticed(world, tmp_path) -> None:
+    model, repository, _, _ = world
+    network = next(n for n in export.networks(model) if n.model == "token_decoder")
+    with torch.no_grad():
+        bias = model.code_decoder.decoder.unet_proj_1.bias
+        bias += 1
+        try:
+            found = export.compare(network, _graph_path(repository, network))
+        finally:
+            bias -= 1
+    assert not found.within
+    assert found.max_abs_diff > 0.9
+
+
+def test_the_step_graph_is_the_language_model_with_its_adapter(world) -> None:
+    """Empty cache, then a longer one; LoRA as inputs equals LoRA inside PEFT."""
+    model, repository, _, _ = world
+    step = Graph(repository / "personalizer" / "graph" / "model.onnx")
+    stored = np.load(repository / "personalizer" / "1" / "adapter.npz")
+    lora = {name: stored[name] for name in ("lora_a", "lora_b")}
+    ids = np.random.default_rng(0).integers(0, model.config.ids.vocab_size, (2, 12))
+    layers, _, heads, _, width = step.inputs["past_key"][1]
+    empty = np.zeros((layers, 2, heads, 0, width), np.float32)
+    condition = np.zeros((2, model.config.decoder.prompt_width), np.float32)
+    first = step({"input_ids": ids[:, :9], "condition": condition, "past_key": empty, "past_value": empty, **lora})
+    second = step(
+        {
+            "input_ids": ids[:, 9:],
+            "condition": condition,
+            "past_key": first["key"],
+            "past_value": first["value"],
+            **lora,
+        }
+    )
+    with torch.no_grad():
+        wanted = model.personalizer.llama(input_ids=torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(first["logits"], wanted[:, 8], atol=1e-4)
+    np.testing.assert_allclose(second["logits"], wanted[:, 11], atol=1e-4)
+    plain = step(
+        {
+            "input_ids": ids[:, :9],
+            "condition": condition,
+            "past_key": empty,
+            "past_value": empty,
+            "lora_a": lora["lora_a"],
+            "lora_b": np.zeros_like(lora["lora_b"]),
+        }
+    )
+    assert np.abs(plain["logits"] - first["logits"]).max() > 1e-2, "this adapter should matter"
+
+
+def _picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def test_a_task_in_numpy_is_the_pytorch_pipeline(world) -> None:
+    model, repository, _, checkpoint = world
+    networks = {name: Graph(repository / name / "1" / "model.onnx") for name in ("mask_generator", "token_decoder")}
+    networks |= {name: Graph(repository / name / "1" / "model.onnx") for name in ("unet", "vae_decoder")}
+    scorer = Graph(repository / "image_scorer" / "1" / "image.onnx")
+    stored = np.load(repository / "personalizer" / "1" / "adapter.npz")
+    config = _backend_config(model.config, model, checkpoint)
+    answers = AnswerGenerator(
+        Graph(repository / "personalizer" / "graph" / "model.onnx"),
+        {name: stored[name] for name in ("lora_a", "lora_b")},
+        model.config.generation,
+        model.config.ids.image_end,
+        model.config.language.max_positions,
+    )
+    versions = []
+
+    def call(name, inputs, outputs, version=-1):
+        if name == "image_scorer":
+            return {"image_embeddings": scorer({"images": inputs["images"]})["features"]}
+        if name == "personalizer":
+            versions.append(version)
+            streams = [(int(inputs["seed"][0]), int(v)) for v in inputs["variants"]]
+            rows = answers.generate(inputs["prompt_ids"], inputs["condition"], streams)
+            tokens = np.full((len(rows), 9), -1)
+            for number, row in enumerate(rows):
+                tokens[number, : len(row)] = row
+            return {"tokens": tokens, "counts": np.array([len(row) for row in rows])}
+        return networks[name](inputs)
+
+    pipeline = PigeonPipeline(model)
+    for seed in (3, 2**63 + 1):
+        items = [Item(f"w{n} w{n + 1}", _picture(seed % 100 + n), "w5 w9") for n in range(3)]
+        task = Task(items[:2], items[2], seed, ALPHAS)
+        wanted = pipeline([task])[0]
+        prompt = Prompt(
+            [i.title for i in items[:2]], wanted.history_codes, items[2].title, "w5 w9", wanted.reference_codes
+        )
+        drawn = draw(TaskConfig.from_json(config), prompt, ALPHAS, seed, 7, model.encode_text, call)
+        assert drawn.codes == [candidate.codes for candidate in wanted.candidates]
+        for image, candidate in zip(drawn.images, wanted.candidates, strict=True):
+            assert np.abs(image.astype(int) - candidate.picture).max() <= 1, "rounding may move a pixel by one"
+        assert np.allclose(np.linalg.norm(drawn.embeddings, axis=1), 1, atol=1e-5)
+    assert versions == [7, 7]
+
+
+@given(
+    scores=st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=30),
+    ratio=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_masks_in_numpy_are_those_of_pytorch(scores, ratio, seed) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.array(scores, np.float32)
+    member = rng.random(len(values)) < 0.7
+    noise = rng.gumbel(size=len(values)).astype(np.float32)
+    probability = type_probability(torch.from_numpy(values)[None], torch.from_numpy(member)[None])
+    wanted = torch_keep_top(
+        probability,
+        torch.from_numpy(member)[None],
+        torch.tensor([ratio], dtype=torch.float64),
+        noise=torch.from_numpy(noise)[None],
+    )
+    assert keep_top(values, member, ratio, noise).tolist() == (wanted[0] > 0.5).tolist()
+
+
+def test_a_shared_prefix_ends_before_what_differs() -> None:
+    rows = np.array([[5, 6, -2, 7], [5, 6, -2, 7]])
+    assert shared_prefix(rows) == 2
+    assert shared_prefix(np.array([[5, 6, 8], [5, 9, 8]])) == 1
+    assert shared_prefix(np.array([[5, 6, 8], [5, 6, 8]])) == 2, "the last token is always computed with all rows"
+    assert shared_prefix(np.array([[-2]])) == 0
+
+
+def test_graphs_refuse_what_does_not_fit(world, monkeypatch) -> None:
+    _, repository, _, _ = world
+    decoder = Graph(repository / "token_decoder" / "1" / "model.onnx")
+    good = {"codes": np.zeros((1, 16), np.int64), "lengths": np.ones(1, np.int64)}
+    assert decoder(good)["pooled"].shape == (1, 12)
+    with pytest.raises(BadInput, match="input codes is int32"):
+        decoder({**good, "codes": good["codes"].astype(np.int32)})
+    with pytest.raises(BadInput, match=r"input codes is int64\[1, 15\], the model takes int64\[batch, 16\]"):
+        decoder({**good, "codes": good["codes"][:, :15]})
+    with pytest.raises(BadInput, match="input lengths is missing"):
+        decoder({"codes": good["codes"]})
+    vae = Graph(repository / "vae_decoder" / "1" / "model.onnx")
+    with pytest.raises(BadAnswer, match="decoded is not finite"):
+        vae({"latents": np.full((1, 4, 8, 8), np.nan, np.float32)})
+
+
+def test_backends_import_only_what_triton_has() -> None:
+    allowed = {"numpy", "onnxruntime", "tokenizers", "triton_python_backend_utils", "generator"}
+    ours = {f"generator.pigeon.{name}" for name in ("prompt", "sampling", "ddim")}
+    folder = Path(graphs.__file__).parent
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.partition(".")[0]
+                assert top in allowed or top in __import__("sys").stdlib_module_names, f"{path.name} imports {name}"
+                if top == "generator":
+                    assert name in ours or name.startswith("generator.serving.backends."), f"{path.name}: {name}"
+
+
+def test_lora_is_read_without_torch_as_with_it(world) -> None:
+    model, _, _, checkpoint = world
+    read = adapters.read_lora(checkpoint / "pigeon", model.config.language.model_dump())
+    wanted = model.personalizer.lora()
+    np.testing.assert_array_equal(read["lora_a"], wanted.a.numpy())
+    np.testing.assert_array_equal(read["lora_b"], wanted.b.numpy())
