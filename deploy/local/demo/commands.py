@@ -24,6 +24,9 @@ def demo(
     users: Annotated[int, typer.Option(min=2, max=900, help="Users of the first night.")] = 18,
     seed: Seed = 7,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="First delete the embedded servers' data of this folder.")
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="Where the page goes; default <state_dir>/demo.html")] = None,
 ) -> None:
     """Clicks through Kafka into Postgres, a night through Triton, posters in S3, feedback, a DPO retrain, and a page."""
@@ -31,7 +34,7 @@ def demo(
         return
     from deploy.local.demo.run import run
 
-    path = run(users=users, seed=seed, keep=keep, page=page)
+    path = run(users=users, seed=seed, keep=keep, fresh=fresh, page=page)
     typer.secho(f"The page: {path.resolve()}", bold=True)
 
 

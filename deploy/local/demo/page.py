@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -53,7 +53,7 @@ def write(
     pictures = _Pictures(settings, data)
     with Session(engine) as session:
         page = {
-            "figures": _figures(session, nights[0], steps),
+            "figures": _figures(session, nights[0]),
             "selection": "the users whose last five clicks agree most on one drawing style, the styles taken in turn",
             "users": _users(session, nights[0], data, pictures),
             "retrain": _retrain(session),
@@ -114,16 +114,18 @@ def _run_id(session: Session, night: date) -> str | None:
     return session.scalar(select(NightRun.run_id).where(NightRun.logical_date == night))
 
 
-def _figures(session: Session, night: date, steps: Iterable[Step]) -> list[dict[str, Any]]:
+def _figures(session: Session, night: date) -> list[dict[str, Any]]:
     def count(table: Any, *conditions: Any) -> int:
         return session.scalar(select(func.count()).select_from(table).where(*conditions)) or 0
 
     run = _run_id(session, night)
-    night_seconds = next((step.seconds for step in steps if step.command.startswith("pigeon night run")), 0.0)
     tasks = count(NightTask, NightTask.run_id == run)
     done = count(NightTask, NightTask.run_id == run, NightTask.status == "done")
     posters = count(Poster, Poster.run_id == run)
-    per_second = f"{done / night_seconds:.2f}" if night_seconds else "none"
+    # The ledger's own clock: what the tasks took each, not how long this command ran (a second run draws nothing).
+    seconds = session.scalar(
+        select(func.avg(NightTask.seconds)).where(NightTask.run_id == run, NightTask.status == "done")
+    )
     return [
         {"name": "films in the catalogue", "value": f"{count(Item):,}"},
         {"name": "clicks through Kafka into Postgres", "value": f"{count(Interaction):,}"},
@@ -131,7 +133,7 @@ def _figures(session: Session, night: date, steps: Iterable[Step]) -> list[dict[
         {"name": "tasks of the first night", "value": f"{tasks:,}"},
         {"name": "of them drawn", "value": f"{done:,}"},
         {"name": "posters kept", "value": f"{posters:,}"},
-        {"name": "tasks per second, the whole night", "value": per_second},
+        {"name": "seconds that a task took, of several at once", "value": f"{seconds:.1f}" if seconds else "none"},
         {"name": "impressions shown", "value": f"{count(PosterFeedback, PosterFeedback.action == 'impression'):,}"},
         {"name": "of them clicked", "value": f"{count(PosterFeedback, PosterFeedback.action == 'click'):,}"},
     ]
@@ -218,9 +220,8 @@ def _retrain(session: Session) -> dict[str, Any]:
     return {
         "sentence": f"{challenger.version} was trained from {challenger.parent} by DPO on {pairs} and is now {challenger.state}. {story}",
         "gate": [
-            {"name": name, "value": f"{value:.4g}" if isinstance(value, int | float) else value}
-            for name, value in challenger.metrics.get("gate", {}).items()
-            if not isinstance(value, list)
+            {"passed": reason.startswith("ok: "), "text": reason.removeprefix("ok: ")}
+            for reason in challenger.metrics.get("gate", {}).get("reasons", [])
         ],
     }
 

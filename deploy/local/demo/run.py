@@ -18,7 +18,7 @@ EVENING_USERS = 4
 """Users of the second night, drawn by the champion as it is after the retrain."""
 
 
-def run(*, users: int, seed: int, keep: bool, page: Path | None) -> Path:
+def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) -> Path:
     """Run the whole loop and return the path of the page.
 
     Raises:
@@ -29,20 +29,20 @@ def run(*, users: int, seed: int, keep: bool, page: Path | None) -> Path:
     from deploy.local.demo.progress import bar
     from deploy.local.demo.simulator import ASSUMPTIONS
 
-    steps = Steps(total=16)
-    settings = load_settings()
-    target = page or settings.state_dir / "demo.html"
+    steps = Steps(total=16 + fresh)
+    target = page or load_settings().state_dir / "demo.html"
     with _terminated_like_interrupted():
         try:
+            if fresh:
+                steps.run("down", "--purge")
+            settings = load_settings()
+            with bar() as progress:
+                data = build(settings, progress)
+            typer.echo(f"{data.items} films, {data.click_count} clicks of {data.user_count} users, posters drawn by us")
+            steps.run("models", "build")
             steps.run("up", "--detach")
             settings = load_settings()
             steps.run("db", "upgrade")
-            with bar() as progress:
-                data = build(settings, progress)
-            typer.echo(
-                f"        {data.items} films, {data.click_count} clicks of {data.user_count} users, posters drawn by us"
-            )
-            steps.run("models", "build")
             steps.run("catalog", "import", str(data.catalog))
             steps.run("clicks", "import", str(data.clicks))
             steps.run("recommendations", "import", str(data.recommendations))
