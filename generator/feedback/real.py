@@ -15,7 +15,7 @@ from generator.feedback.parts import Judged, Loop, Say, Trained
 from generator.nightly.database import connect
 from generator.nightly.store import Store
 from generator.serving.repository import checkpoint_folder, combined_hash, tree_hashes
-from schemas.errors import InputError, ModelError
+from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
 from schemas.settings import RetrainSettings, Settings
 
@@ -146,7 +146,16 @@ class TritonServing:
             install_adapter(self._settings, number, adapter)
         except InputError:  # left over from a registry that is gone
             remove_adapter(self._settings, number)
+            self._gone(number)
             install_adapter(self._settings, number, adapter)
+
+    def _gone(self, number: int) -> None:
+        """Wait until a removed adapter has stopped serving: Triton unloads behind our back."""
+        deadline = time.monotonic() + self._settings.triton.start_timeout_seconds
+        while number in self.loaded():
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(f"Triton at {self._settings.triton.url}: still serves removed adapter {number}")
+            time.sleep(0.2)
 
     def probe(self, number: int) -> None:
         """Draw one small picture with it."""

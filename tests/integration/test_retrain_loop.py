@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid5
 
 import numpy as np
 import pytest
@@ -28,22 +27,15 @@ from schemas.preferences import PreferencePair
 from schemas.settings import Settings, load_settings
 from schemas.tables import (
     Erasure,
-    ImageFeature,
     ModelEvent,
     ModelVersion,
-    NightRun,
-    NightTask,
-    Poster,
-    PosterFeedback,
     PreferenceSnapshot,
 )
+from tests.loop_world import DAY, TOKENIZER, Night, filled
 
 pytestmark = pytest.mark.integration
 
-DAY = date(2026, 11, 2)
-MORNING = datetime(2026, 11, 2, 8, tzinfo=UTC)
 WINDOW = (datetime(2026, 10, 6, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC))
-TOKENIZER = "double"
 
 
 class TrainerDouble:
@@ -138,100 +130,6 @@ def loop(settings: Settings, engine: Engine, tmp_path: Path) -> Loop:
     own = settings.model_copy(update={"state_dir": tmp_path, "retrain": few})
     said: list[str] = []
     return Loop(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", said.append)
-
-
-class Night:
-    """Rows as a night and its feedback leave them."""
-
-    def __init__(self, engine: Engine, day: date = DAY) -> None:
-        self.engine, self.day, self.run_id = engine, day, f"run-{day}"
-        self.clock = 0
-        self.owners: dict[str, tuple[str, str]] = {}
-        with Session(engine) as session, session.begin():
-            common = {
-                "status": "published",
-                "model_version": "nano-1",
-                "settings": {},
-                "figures": {},
-                "fencing_token": 1,
-            }
-            session.add(NightRun(run_id=self.run_id, logical_date=day, **common))
-            if session.get(ImageFeature, ("h", TOKENIZER)) is None:
-                feature = ImageFeature(image_sha256="h", tokenizer_version=TOKENIZER, tokens=[1], embedding=[0.0, 1.0])
-                session.add(feature)
-
-    def task(
-        self, user: str, item: str, cis: Sequence[float] = (60.0, 50.0), propensity: Sequence[float] = (0.5, 0.5)
-    ) -> list[str]:
-        picture = {"item_id": "h1", "title": "Heat", "uri": "x", "sha256": "h"}
-        prompt = {
-            "history": [picture],
-            "reference": {**picture, "item_id": item, "title": item},
-            "description": "words",
-            "tokenizer_version": TOKENIZER,
-            "snapshot": {
-                "history_titles": ["Heat"],
-                "history_tokens": [[1, 2]],
-                "title": item,
-                "description": "words",
-                "reference_tokens": [3],
-            },
-        }
-        common = {"run_id": self.run_id, "user_id": user, "item_id": item, "model_version": "nano-1", "seed": 7}
-        names = [f"{self.day}-{user}-{item}-{variant}" for variant in range(len(cis))]
-        self.owners |= dict.fromkeys(names, (user, item))
-        with Session(self.engine) as session, session.begin():
-            done = {"status": "done", "input_fingerprint": "f", "adapter_version": 1, "prompt": prompt}
-            session.add(NightTask(**common, **done))
-            session.flush()
-            for variant, name in enumerate(names):
-                files = {
-                    "art_key": "a",
-                    "art_sha256": "a",
-                    "image_key": "i",
-                    "image_sha256": "i",
-                    "width": 4,
-                    "height": 6,
-                }
-                scores = {
-                    "cs": 30.0,
-                    "cis_reference": 70.0,
-                    "cis_history": cis[variant],
-                    "score": 45.0,
-                    "look": "0" * 16,
-                }
-                drawn = {
-                    "alpha": 0.5 * variant,
-                    "tokens": [10 + variant],
-                    "propensity": propensity[variant],
-                    "safety": "ok",
-                }
-                session.add(
-                    Poster(poster_id=name, variant=variant, input_fingerprint="f", **common, **files, **scores, **drawn)
-                )
-        return names
-
-    def feedback(
-        self, poster: str, actions: str, position: int = 0, at: datetime | None = None, propensity: float | None = None
-    ) -> None:
-        """`actions`: i impression, c click, d dismiss, a minute apart."""
-        user, item = self.owners[poster]
-        words = {"i": "impression", "c": "click", "d": "dismiss"}
-        with Session(self.engine) as session, session.begin():
-            for action in actions:
-                self.clock += 1
-                session.add(
-                    PosterFeedback(
-                        event_id=uuid5(UUID(int=0), f"{self.day}/{self.clock}"),
-                        poster_id=poster,
-                        user_id=user,
-                        item_id=item,
-                        action=words[action],
-                        position=position,
-                        propensity=propensity,
-                        occurred_at=(at or MORNING) + timedelta(minutes=self.clock),
-                    )
-                )
 
 
 def mine(engine: Engine, share: float = 0.0) -> pairs.Mined:
@@ -349,15 +247,6 @@ def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, loop
     night.task("later", "x")
 
 
-def filled(engine: Engine, users: int = 40, day: date = DAY) -> Night:
-    night = Night(engine, day)
-    for n in range(users):
-        a, b = night.task(f"user{n}", "x")
-        night.feedback(a, "ic", at=datetime(day.year, day.month, day.day, 8, tzinfo=UTC))
-        night.feedback(b, "i", at=datetime(day.year, day.month, day.day, 8, tzinfo=UTC))
-    return night
-
-
 def states(engine: Engine) -> dict[str, str]:
     with Session(engine) as session:
         found = {v.version: v.state for v in registry.listed(session)}
@@ -412,7 +301,7 @@ def test_a_worse_equal_or_unmeasured_challenger_is_refused_and_the_champion_serv
     engine: Engine, loop: Loop, judged: Judged, angles: dict[int, float], reason: str
 ) -> None:
     filled(engine)
-    loop.trainer.judged, loop.serving.angle = judged, angles
+    loop.trainer.judged, loop.serving.angle = judged, {**angles, 3: angles.get(2, 0.5)}
     with pytest.raises(Refused, match=reason):
         run(loop, "champion")
     assert states(engine) == {"nano-1": "champion", "nano-2": "refused"}
