@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +43,15 @@ def _loop() -> Loop:
     from schemas.settings import load_settings
 
     return open_loop(load_settings(), typer.echo)
+
+
+@contextmanager
+def _loop_on_servers() -> Iterator[Loop]:
+    from generator.feedback.parts import clear_errors
+
+    loop = _loop()
+    with clear_errors(loop):
+        yield loop
 
 
 def retrain(
@@ -135,28 +146,32 @@ def promote(version: Version, reason: Reason) -> None:
     """Make a version champion: it draws for everybody from the next night on."""
     from generator.feedback import rollout
 
-    rollout.promote(_loop(), version, reason)
+    with _loop_on_servers() as loop:
+        rollout.promote(loop, version, reason)
 
 
 def canary(version: Version, reason: Reason) -> None:
     """Let a version draw for retrain.canary_share of the users from the next night on."""
     from generator.feedback import rollout
 
-    rollout.canary(_loop(), version, reason)
+    with _loop_on_servers() as loop:
+        rollout.canary(loop, version, reason)
 
 
 def rollback(reason: Reason) -> None:
     """Withdraw the running canary; without one, bring back the champion before this one."""
     from generator.feedback import rollout
 
-    rollout.rollback(_loop(), reason)
+    with _loop_on_servers() as loop:
+        rollout.rollback(loop, reason)
 
 
 def sync() -> None:
     """Load champion, canary and waiting challengers into Triton, for example after `pigeon models build`."""
     from generator.feedback import rollout
 
-    rollout.sync(_loop())
+    with _loop_on_servers() as loop:
+        rollout.sync(loop)
 
 
 def _day(text: str | None) -> date:

@@ -15,6 +15,7 @@ from generator.feedback.parts import Judged, Loop
 from generator.feedback.split import is_held_out
 from generator.nightly.prompts import FrozenPrompt
 from generator.serving.api import DrawRequest
+from schemas.tables import ImageFeature, NightTask
 
 Vectors = npt.NDArray[np.float32]
 
@@ -40,42 +41,44 @@ class Drawn:
     """Picture against the history's pictures."""
 
 
+# Keys only: the prompts of a window's tasks would fill memory, the gate wants a few dozen of them.
 _TASKS = text(
     """
-SELECT t.run_id || '/' || t.user_id || '/' || t.item_id AS task_id, t.user_id, t.prompt, t.seed
+SELECT t.run_id, t.user_id, t.item_id
 FROM night_tasks t JOIN night_runs r USING (run_id)
 WHERE r.logical_date >= cast(:start AS date) AND r.logical_date < cast(:stop AS date) AND t.status = 'done'
-  AND jsonb_typeof(t.prompt -> 'snapshot') = 'object'
-  AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = t.user_id AND coalesce(t.finished_at, r.started_at) <= e.requested_at)
-ORDER BY md5(t.user_id || '/' || t.item_id), t.run_id DESC
+  AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = t.user_id
+                  AND coalesce(t.finished_at, r.started_at) <= e.requested_at)
+ORDER BY md5(t.user_id || '/' || t.item_id), r.logical_date DESC
 """
-)
-_EMBEDDINGS = text(
-    "SELECT image_sha256, embedding FROM image_features WHERE tokenizer_version = :version AND image_sha256 = ANY(:hashes)"
-)
+).execution_options(yield_per=1000)
 
 
 def held_out_tasks(
     session: Session, start: datetime, stop: datetime, *, holdout_share: float, limit: int
 ) -> list[HeldOutTask]:
     """Up to `limit` tasks of held-out users from the nights of the window, by a stable hash; each (user, item) once."""
-    found: list[HeldOutTask] = []
-    seen: set[str] = set()
-    for row in session.execute(_TASKS, {"start": start, "stop": stop}).mappings():
-        who_what = row["task_id"].partition("/")[2]
-        if len(found) == limit:
-            break
-        if who_what in seen or not is_held_out(row["user_id"], holdout_share):
-            continue
-        seen.add(who_what)
-        prompt = FrozenPrompt.model_validate(row["prompt"])
-        hashes = [picture.sha256 for picture in prompt.history]
-        answer = session.execute(_EMBEDDINGS, {"version": prompt.tokenizer_version, "hashes": hashes})
-        known: dict[str, list[float]] = {row.image_sha256: row.embedding for row in answer}
-        if all(sha256 in known for sha256 in hashes):
-            history = np.array([known[sha256] for sha256 in hashes], np.float32)
-            found.append(HeldOutTask(row["task_id"], prompt, row["seed"], history))
+    keys: dict[tuple[str, str], str] = {}
+    for run_id, user_id, item_id in session.execute(_TASKS, {"start": start, "stop": stop}):
+        if is_held_out(user_id, holdout_share):
+            keys.setdefault((user_id, item_id), run_id)
+            if len(keys) == limit:
+                break
+    found = []
+    for (user_id, item_id), run_id in keys.items():
+        task = session.get_one(NightTask, (run_id, user_id, item_id))
+        prompt = FrozenPrompt.model_validate(task.prompt)
+        history = _history(session, prompt)
+        if prompt.snapshot is not None and history is not None:
+            found.append(HeldOutTask(f"{run_id}/{user_id}/{item_id}", prompt, task.seed, history))
     return found
+
+
+def _history(session: Session, prompt: FrozenPrompt) -> Vectors | None:
+    """(H, D) embeddings of the history's pictures; None when the table has lost one."""
+    rows = [session.get(ImageFeature, (picture.sha256, prompt.tokenizer_version)) for picture in prompt.history]
+    kept = [row.embedding for row in rows if row is not None]
+    return np.array(kept, np.float32) if len(kept) == len(rows) else None
 
 
 def draw(loop: Loop, tasks: Sequence[HeldOutTask], adapter: int) -> Drawn | None:

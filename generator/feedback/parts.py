@@ -5,15 +5,18 @@ Protocols, so that faults can be injected where the parts meet; the product uses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
+from generator.nightly.database import plain_errors
 from generator.nightly.store import Store
-from generator.serving.api import PigeonModel
+from generator.serving.api import InferenceError, InferenceUnavailable, PigeonModel
+from schemas.errors import ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
 from schemas.settings import Settings
 
@@ -91,3 +94,21 @@ class Loop:
     def work(self) -> Path:
         """Trainings under way; a killed one resumes from here."""
         return self.settings.state_dir / "retrain"
+
+
+@contextmanager
+def clear_errors(loop: Loop) -> Iterator[None]:
+    """What servers and drivers raise, as errors with an exit code.
+
+    Raises:
+        ServerUnavailable: Postgres or Triton is away or too slow; the same command goes on later.
+        ModelError: Triton serves the adapter, but it does not draw.
+        InputError: the tables are missing.
+    """
+    try:
+        with plain_errors(loop.engine):
+            yield
+    except InferenceUnavailable as error:
+        raise ServerUnavailable(f"Triton: {error}; run the same command again to go on") from error
+    except InferenceError as error:
+        raise ModelError(f"Triton: {error}") from error

@@ -18,11 +18,11 @@ from sqlalchemy.orm import Session
 
 from generator.feedback import gate, measure, pairs, registry, rollout, split
 from generator.feedback.artifacts import fetch, upload
-from generator.feedback.parts import Loop
+from generator.feedback.parts import Loop, clear_errors
 from generator.feedback.snapshot import Snapshot, write
-from generator.nightly.database import Lease, lead, plain_errors
-from generator.serving.api import InferenceCorrupt, InferenceRejected, InferenceUnavailable
-from schemas.errors import ModelError, Refused, ServerUnavailable
+from generator.nightly.database import Lease, lead
+from generator.serving.api import InferenceCorrupt, InferenceRejected
+from schemas.errors import ModelError, Refused
 from schemas.tables import ModelVersion
 
 Promotion = Literal["none", "canary", "champion"]
@@ -48,11 +48,8 @@ def retrain(loop: Loop, day: date, *, min_pairs: int, promote: Promotion, dry_ru
         ModelError: the challenger could not be loaded; it is marked failed and the champion serves on.
         ServerUnavailable: a server is away; the same command goes on later.
     """
-    with lead(loop.engine, "retrain") as lease, plain_errors(loop.engine):
-        try:
-            return _steps(loop, lease, day, min_pairs, promote, dry_run)
-        except InferenceUnavailable as error:
-            raise ServerUnavailable(f"Triton: {error}; run `pigeon retrain` again to go on") from error
+    with lead(loop.engine, "retrain") as lease, clear_errors(loop):
+        return _steps(loop, lease, day, min_pairs, promote, dry_run)
 
 
 def _steps(loop: Loop, lease: Lease, day: date, min_pairs: int, promote: Promotion, dry_run: bool) -> Outcome:

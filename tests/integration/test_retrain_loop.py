@@ -392,7 +392,7 @@ def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
 def test_triton_away_changes_no_state_for_good(engine: Engine, loop: Loop, fault: str) -> None:
     filled(engine)
     loop.serving.faults[fault] = InferenceUnavailable("connection refused")
-    with pytest.raises(ServerUnavailable, match="run `pigeon retrain` again"):
+    with pytest.raises(ServerUnavailable, match="run the same command again"):
         run(loop)
     assert states(engine) == {"nano-1": "champion", "nano-2": "registered"}
     assert run(loop) == "nano-2"
