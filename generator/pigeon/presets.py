@@ -66,10 +66,10 @@ def lavit_7b() -> PigeonConfig:
 
 
 def nano() -> PigeonConfig:
-    """The same architecture at 64x64 pixels: 64 patches, 1,024 codes, a 4-layer LLaMA, 16x16 latents."""
-    vision = VisionConfig(image_size=64, patch_size=8, width=128, depth=4, heads=4)
+    """The same architecture at 64x64 pixels: 16 patches, 1,024 codes, a 4-layer LLaMA, 16x16 latents."""
+    vision = VisionConfig(image_size=64, patch_size=16, width=128, depth=4, heads=4)
     decoder = DecoderConfig(
-        width=128, depth=3, heads=4, queries=64, max_tokens=64, projections=(48, 80), pooled_width=80
+        width=128, depth=2, heads=4, queries=16, max_tokens=16, projections=(48, 80), pooled_width=80
     )
     time_width = 32
     return PigeonConfig(
@@ -79,10 +79,10 @@ def nano() -> PigeonConfig:
         language=LanguageConfig(width=192, depth=4, heads=4, mlp_width=512, max_positions=1024),
         adapter=AdapterConfig(mlp_width=128),
         decoder=decoder,
-        generation=GenerationConfig(min_new_tokens=4, max_new_tokens=65, top_k=50, suppressed=((0, 2049),)),
+        generation=GenerationConfig(min_new_tokens=16, max_new_tokens=17, top_k=20, temperature=0.7, suppressed=((0, 2049),)),
         diffusion=DiffusionConfig(
             steps=12,
-            guidance=3.0,
+            guidance=2.0,
             image_size=64,
             unet={
                 "sample_size": 16,
@@ -90,8 +90,8 @@ def nano() -> PigeonConfig:
                 "out_channels": 4,
                 "layers_per_block": 1,
                 "block_out_channels": [64, 128],
-                "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
                 "norm_num_groups": 16,
                 "attention_head_dim": 4,
                 "use_linear_projection": True,

@@ -2,8 +2,84 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+if TYPE_CHECKING:
+    from generator.training.stages import Workshop
+
+train = typer.Typer(help="Train the nano model from openly licensed pictures, stage by stage.", no_args_is_help=True)
+
+Seconds = Annotated[float | None, typer.Option(help="Wall-clock budget of the stage, all resumed runs together.")]
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
+    app.add_typer(train, name="train")
+
+
+@train.command()
+def stage(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="text, vae, tokenizer, scorer, caches, diffusion, language, alignment, in this order; or all."
+        ),
+    ],
+    seconds: Seconds = None,
+    threads: Annotated[int, typer.Option(help="Threads; two processes of one each are faster than one of two.")] = 1,
+) -> None:
+    """Train one stage, or resume it; a finished one ends at once."""
+    import logging
+
+    import torch
+
+    from generator.training.stages import STAGES, run_stage
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(threads)
+    shop = _shop()
+    for step in STAGES if name == "all" else (name,):
+        run_stage(step, shop, seconds)
+        typer.echo(f"Stage {step} is done: {shop.root / step}")
+
+
+@train.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("deploy/models/nano"),
+) -> None:
+    """Write what is trained so far as a checkpoint (fp16 safetensors)."""
+    from generator.training.stages import export as write
+
+    write(_shop(), output)
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    typer.echo(f"Wrote {output}: {size / 1e6:.1f} MB")
+
+
+@train.command()
+def check(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")] = Path("deploy/models/nano"),
+    count: Annotated[int, typer.Option(help="Held-out pictures to draw.")] = 48,
+    sheet: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path("nano-held-out.png"),
+) -> None:
+    """Draw held-out (concept, style) pairs and say how many are the right thing in the right style."""
+    from generator.pigeon.checkpoint import load_model
+    from generator.training.evaluation import evaluate
+
+    shop = _shop()
+    found = evaluate(load_model(checkpoint), shop.world, shop.cache, count, sheet)
+    typer.echo(f"Whole model, best-scored of the grid: {found.whole}")
+    typer.echo(f"Whole model, reference unmasked:      {found.first}")
+    typer.echo(f"True codes drawn again (its ceiling): {found.ceiling}")
+    typer.echo(f"Contact sheet: {sheet}")
+
+
+def _shop() -> Workshop:
+    from generator.pigeon.config import PigeonConfig
+    from generator.training.stages import Workshop
+    from schemas.settings import load_settings
+
+    state = load_settings().state_dir
+    return Workshop(state / "training" / "nano", state / "cache", PigeonConfig.preset("nano"))

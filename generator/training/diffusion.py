@@ -18,6 +18,8 @@ from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
+NOISY_HALF_SHARE = 0.6
+"""Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 
 
 class DiffusionTask(nn.Module):
@@ -27,7 +29,7 @@ class DiffusionTask(nn.Module):
 
     def __init__(self, diffusion: Diffusion, decoder: CodeDecoder) -> None:
         super().__init__()
-        self.unet = diffusion.unet
+        self.unet = diffusion.unet.requires_grad_(True)
         self.decoder = decoder
         decoder.requires_grad_(False)
         decoder.decoder.unet_attnpool.requires_grad_(True)
@@ -49,7 +51,7 @@ def train_diffusion(
     codes: CodeCache,
     latents: np.ndarray[tuple[int, ...], np.dtype[np.float16]],
     config: TrainerConfig,
-    batch: int = 16,
+    batch: int = 8,
 ) -> DiffusionTask:
     """v-prediction on cached latents (concepts, styles, palettes, 4, h, w); a tenth of the conditions are dropped (zero)."""
     task = DiffusionTask(diffusion, decoder)
@@ -64,7 +66,8 @@ def train_diffusion(
         embeds, pooled = decoder(rows[:, : min(width, int(lengths.max()))], lengths)
         kept = torch.from_numpy(rng.random(batch) >= DROPPED_SHARE).float()
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
-        timesteps = torch.from_numpy(rng.integers(0, len(alphas), size=batch))
+        noisiest = rng.random(batch) < NOISY_HALF_SHARE
+        timesteps = torch.from_numpy(rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas)))
         signal = alphas[timesteps].sqrt()[:, None, None, None]
         noise_level = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
         noise = torch.randn_like(clean)

@@ -32,6 +32,7 @@ DpoProgress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
 
 SCORE_BATCH = 16
+SAVE_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def train_dpo(
         order = np.random.default_rng([config.seed, epoch]).permutation(len(pairs))
         chosen = order[number * config.batch_size :][: config.batch_size]
         policy = answer_logprobs(personalizer, prepare(model, [pairs[i] for i in chosen])).view(2, -1)
-        out = dpo_loss(*policy, *reference[:, chosen], config.beta)
+        out = dpo_loss(policy[0], policy[1], reference[0, chosen], reference[1, chosen], config.beta)
         total = (out.losses * weights[chosen]).mean()
         margin = out.chosen_rewards - out.rejected_rewards
         accuracy = float((margin > 0).float().mean())
@@ -254,7 +255,7 @@ def train_dpo(
         cooldown_share=1.0,
         weight_decay=0.0,
         seed=config.seed,
-        save_every_seconds=10.0,
+        save_every_seconds=SAVE_EVERY_SECONDS,
     )
     Trainer(learning, loss, out_dir, settings).run()
     adapter = out_dir / "adapter"
@@ -296,7 +297,7 @@ def score_pairs(
             sums.append(torch.zeros(2 * len(part)).index_add(0, rows, each).view(2, -1))
         each = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(dim=-1)
         divergence = divergence.index_add(0, rows, each).view(2, -1)
-        out = dpo_loss(*sums[0], *sums[1], beta)
+        out = dpo_loss(sums[0][0], sums[0][1], sums[1][0], sums[1][1], beta)
         margins += (out.chosen_rewards - out.rejected_rewards).tolist()
         kls += divergence.mean(dim=0).tolist()
     return PairScores(margins, kls)

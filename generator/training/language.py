@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class Prompts:
         styles[noisy] = rng.integers(len(world.styles), size=int(noisy.sum()))
         for row in np.flatnonzero(~world.trained[concepts, styles]):
             styles[row] = np.flatnonzero(world.trained[concepts[row]])[0]
-        target = self.target(style, rng)
+        target = self.target(int(style), rng)
         palette = int(np.bincount(palettes).argmax())  # what the history shows most
         reference = np.array([target, *self.look(target, int(style), palette, rng)])
         return Taste(np.stack([concepts, styles, palettes], axis=1), reference, np.array([target, style, palette]))
@@ -78,7 +79,10 @@ class Prompts:
         """A reference's style and palette: the user's own, or any."""
         if rng.random() < SAME_LOOK_SHARE:
             return [style, palette]
-        return [int(rng.choice(np.flatnonzero(self.world.trained[concept]))), int(self.world.sample_palettes(1, rng)[0])]
+        return [
+            int(rng.choice(np.flatnonzero(self.world.trained[concept]))),
+            int(self.world.sample_palettes(1, rng)[0]),
+        ]
 
     def target(self, style: int, rng: np.random.Generator) -> int:
         """A concept whose picture in this style is not held out."""
@@ -136,7 +140,7 @@ class Packed:
 
 def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng: np.random.Generator) -> Packed:
     """A short history, then `drawings` times "reference text, embedding, response mark, picture", all in one taste."""
-    world, config = prompts.world, prompts.model.config
+    config = prompts.model.config
     ids, wording = config.ids, config.wording
     head = len(prompts.encode(wording.instruction)) + (ids.bos_id is not None)
     rows, labels, references = [], [], []
@@ -180,7 +184,7 @@ def answer_logprobs(personalizer: Personalizer, embeds: Tensor, attention: Tenso
     embeds (B, T, C), attention (B, T) left-padded, or none for right-padded rows; labels (B, T).
     """
     positions = None if attention is None else (attention.cumsum(dim=1) - 1).clamp(min=0)
-    base = personalizer.llama.get_base_model()
+    base: Any = personalizer.llama.get_base_model()
     hidden = base.model(
         inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False
     ).last_hidden_state
@@ -221,6 +225,23 @@ def masked_logprobs(
     return answer_logprobs(personalizer, embeds, batch.attention, batch.labels)
 
 
+def learning_language(personalizer: Personalizer) -> Personalizer:
+    """Sets what stage `language` trains: LLaMA without LoRA, and the adapter (and the mask generator, a little)."""
+    personalizer.requires_grad_(True)
+    personalizer.code_decoder.requires_grad_(False)
+    for name, parameter in personalizer.llama.named_parameters():
+        parameter.requires_grad_("lora_" not in name)
+    return personalizer
+
+
+def learning_alignment(personalizer: Personalizer) -> Personalizer:
+    """Sets what stage `alignment` trains: LoRA, mask generator and adapter."""
+    personalizer.requires_grad_(True)
+    personalizer.code_decoder.requires_grad_(False)
+    personalizer.set_trainable()
+    return personalizer
+
+
 def train_language(
     folder: Path,
     prompts: Prompts,
@@ -229,16 +250,15 @@ def train_language(
     packed_share: float = 0.65,
 ) -> None:
     """Pretrain LLaMA and the adapter: packed drawings first, then (from `packed_share` of the way on) also real prompts."""
-    personalizer = prompts.model.personalizer.requires_grad_(True)
-    personalizer.code_decoder.requires_grad_(False)
-    for name, parameter in personalizer.llama.named_parameters():
-        parameter.requires_grad_("lora_" not in name)
+    personalizer = learning_language(prompts.model.personalizer)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         if trainer.progress() < packed_share or rng.random() < 0.4:
             logprobs = packed_logprobs(personalizer, packed_batch(prompts, rows, 2, 5, rng), rng)
             return -logprobs.mean(), {"packed": float(-logprobs.mean().detach())}
-        logprobs = masked_logprobs(personalizer, prompts.batch(rows, rng), rng, invert_reference=bool(rng.random() < 0.3))
+        logprobs = masked_logprobs(
+            personalizer, prompts.batch(rows, rng), rng, invert_reference=bool(rng.random() < 0.3)
+        )
         return -logprobs.mean(), {"real": float(-logprobs.mean().detach())}
 
     trainer = Trainer(personalizer, loss, folder, config)
@@ -247,9 +267,7 @@ def train_language(
 
 def train_alignment(folder: Path, prompts: Prompts, config: TrainerConfig, rows: int = 8) -> None:
     """Stage 1 of the paper: masked preference reconstruction; LoRA, mask generator and adapter learn."""
-    personalizer = prompts.model.personalizer.requires_grad_(True)
-    personalizer.code_decoder.requires_grad_(False)
-    personalizer.set_trainable()
+    personalizer = learning_alignment(prompts.model.personalizer)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         logprobs = masked_logprobs(personalizer, prompts.batch(rows, rng), rng)

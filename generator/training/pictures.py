@@ -19,8 +19,9 @@ Indices = npt.NDArray[np.int64]
 PLAIN = 0
 """Number of the white "palette" of stickers."""
 PLAIN_SHARE = 0.15
-FILM_SHARE = 0.78
+FILM_SHARE = 0.95
 """Share of draws that show what a poster of the catalogue shows; the rest is spread over all pictorial concepts."""
+CLICK_POWER = 0.75
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,31 @@ class World:
         self.shown = np.array([concept.slug in shown for concept in self.concepts])
         self.pictorial = np.array([concept.pictorial for concept in self.concepts])
         self._film_pairs = np.argwhere(self.trained & self.shown[:, None])
+        self._film_weights = self._click_weights(finder, cache_dir)[self._film_pairs[:, 0]]
+        self._film_weights /= self._film_weights.sum()
         self._other_pairs = np.argwhere(self.trained & self.pictorial[:, None])
+
+    def _click_weights(self, finder: ConceptFinder, cache_dir: Path) -> npt.NDArray[np.float64]:
+        """(concepts,): (ratings of 4 and 5 of films that show the concept) ** 0.75, as samples come from interactions."""
+        films = load_movielens(cache_dir)
+        concept_of = {m.item_id: self.art.index[spec_for(m, finder).concept] for m in films.movies}
+        clicks = np.ones(len(self.concepts))
+        np.add.at(clicks, [concept_of[row.item_id] for row in films.interactions if row.rating >= 4], 1)
+        weights: npt.NDArray[np.float64] = clicks**CLICK_POWER
+        return weights
 
     def draw(self, concept: int, style: int, palette: int) -> npt.NDArray[np.float32]:
         """One picture, float32 (3, 64, 64) in [0, 1]."""
         spec = PosterSpec(self.concepts[concept].slug, self.styles[style], self.palettes[palette])
-        return np.ascontiguousarray(draw(spec, 64, self.art).transpose(2, 0, 1)).astype(np.float32) / 255
+        pixels: npt.NDArray[np.float32] = draw(spec, 64, self.art).transpose(2, 0, 1).astype(np.float32) / np.float32(
+            255
+        )
+        return np.ascontiguousarray(pixels)
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Indices, Indices, Indices]:
         """Random training triples (concept, style, palette)."""
-        film, other = (pairs[rng.integers(len(pairs), size=count)] for pairs in (self._film_pairs, self._other_pairs))
+        film = self._film_pairs[rng.choice(len(self._film_pairs), size=count, p=self._film_weights)]
+        other = self._other_pairs[rng.integers(len(self._other_pairs), size=count)]
         concept, style = np.where((rng.random(count) < FILM_SHARE)[:, None], film, other).T
         return concept, style, self.sample_palettes(count, rng)
 

@@ -119,7 +119,9 @@ def train_scorer(
             each = F.cross_entropy(read, truth, reduction="none")
             of_text = of_text + weight * (each * said).sum() / said.sum().clamp(min=1)
             figures[f"{name}_accuracy"] = float((seen.argmax(1) == truth).float().mean())
-            figures[f"text_{name}_accuracy"] = float((read.argmax(1) == truth)[said].float().mean()) if said.any() else 0
+            figures[f"text_{name}_accuracy"] = (
+                float((read.argmax(1) == truth)[said].float().mean()) if said.any() else 0
+            )
         numbers = {text: number for number, text in enumerate(texts)}
         same = torch.tensor([numbers[text] for text in texts])
         target = (same[:, None] == same[None]).float()

@@ -10,7 +10,6 @@ import csv
 import json
 import logging
 import math
-import os
 import signal
 import threading
 import time
@@ -22,12 +21,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from schemas.errors import ModelError, PigeonError
+
 log = logging.getLogger(__name__)
 
 LossFunction = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(PigeonError):
     """The loss or a gradient stopped being a number; the last good checkpoint is still in the stage's folder."""
 
 
@@ -167,7 +168,7 @@ class Trainer:
         }
         partial = self.folder / "state.pt.tmp"
         torch.save(state, partial)
-        os.replace(partial, self.folder / "state.pt")
+        partial.replace(self.folder / "state.pt")
         plot_losses(self.folder)
 
     def resume(self) -> bool:
@@ -189,11 +190,11 @@ def load_averaged(module: nn.Module, folder: Path) -> int:
     """Load a stage's EMA weights into `module` (built as in the stage); returns the step they are from.
 
     Raises:
-        FileNotFoundError: the stage has not been trained.
+        ModelError: the stage has not been trained.
     """
     path = folder / "state.pt"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: train that stage first (pigeon train {folder.name})")
+        raise ModelError(f"{path} is missing: train that stage first (pigeon train {folder.name})")
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["module"])
     trained = [p for p in module.parameters() if p.requires_grad]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ KL_WEIGHT = 1e-3
 EDGE_WEIGHT = 0.5
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae() -> Any:
     """Untrained VAE: factor 4, 4 latent channels, no attention (its cost at 64x64 buys nothing on icon art)."""
-    return AutoencoderKL(
+    kind: Any = AutoencoderKL  # diffusers' lazy imports hide its type
+    return kind(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
@@ -31,6 +33,10 @@ def build_vae() -> AutoencoderKL:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+
+
+UNIT = "unit"
+"""Folder within the stage's: the VAE with latents of unit variance, in diffusers' layout."""
 
 
 def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,14 +63,14 @@ def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16)
     Trainer(vae, loss, folder, config).run()
 
 
-def unit_variance(vae: AutoencoderKL, world: World, pictures: int = 1024) -> None:
+def unit_variance(vae: Any, world: World, pictures: int = 1024) -> None:
     """Fold a shift and scale per latent channel into the 1x1 convolutions around the latents, exactly, so that the
     latents of the world's pictures have mean 0 and variance 1 and `scaling_factor` stays 1.
     """
     batch = world.batch(pictures, np.random.default_rng(1234))
     with torch.no_grad():
         pixels = torch.from_numpy(batch.pixels) * 2 - 1
-        means = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(64)])
+        means = torch.cat([vae.encode(part).latent_dist.mode() for part in torch.split(pixels, 64)])
         shift, scale = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
         into, out = vae.quant_conv, vae.post_quant_conv
         channels = len(shift)

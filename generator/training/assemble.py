@@ -1,0 +1,59 @@
+"""What the stages have trained so far, put together into one model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL
+from tokenizers import Tokenizer
+
+from generator.pigeon.config import PigeonConfig
+from generator.pigeon.model import PigeonModel, new_model
+from generator.training.diffusion import DiffusionTask
+from generator.training.language import learning_alignment, learning_language
+from generator.training.pictures import World
+from generator.training.scorer import build_scorer_task
+from generator.training.tokenizer import build_task
+from generator.training.trainer import load_averaged
+from generator.training.vae import UNIT
+from schemas.errors import ModelError
+
+log = logging.getLogger(__name__)
+TEXT_TOKENIZER = "text/tokenizer.json"
+
+
+def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonModel:
+    """A model from the stages' folders under `root`; a stage that has not been trained stays random, and is logged.
+
+    Raises:
+        ModelError: there is no text tokenizer yet.
+    """
+    path = root / TEXT_TOKENIZER
+    if not path.exists():
+        raise ModelError(f"{path} is missing: train that stage first (pigeon train text)")
+    model = new_model(config, Tokenizer.from_file(str(path)))
+    trained = {}
+    if (root / "tokenizer/state.pt").exists():
+        task = build_task(config, world)
+        trained["tokenizer"] = load_averaged(task, root / "tokenizer")
+        model.tokenizer.load_state_dict(task.tokenizer.state_dict())
+        model.code_decoder.decoder.load_state_dict(task.decoder.state_dict())
+    if (root / "vae" / UNIT).exists():
+        kind: Any = AutoencoderKL
+        vae = kind.from_pretrained(root / "vae" / UNIT, low_cpu_mem_usage=False)
+        model.diffusion.vae.load_state_dict(vae.state_dict())
+        trained["vae"] = 1
+    if (root / "diffusion/state.pt").exists():
+        trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
+    if (root / "language/state.pt").exists():
+        trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
+    if (root / "alignment/state.pt").exists():
+        trained["alignment"] = load_averaged(learning_alignment(model.personalizer), root / "alignment")
+    if model.scorer is not None and (root / "scorer/state.pt").exists():
+        scored = build_scorer_task(config, world)
+        trained["scorer"] = load_averaged(scored, root / "scorer")
+        model.scorer.load_state_dict(scored.scorer.state_dict())
+    log.info("assembled %s; the rest is random", ", ".join(f"{name} (step {step})" for name, step in trained.items()))
+    return model.eval()

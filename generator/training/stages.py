@@ -1,0 +1,190 @@
+"""The recipe of nano: which stage trains what, from what, for how long. `run_stage` is `pigeon train STAGE`.
+
+A stage's folder under the root holds its state, loss.csv and loss.svg; a stage that is run again resumes, and one that
+has finished ends at once. Seconds are of one core of the machine that the committed weights come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generator.pigeon.checkpoint import save_model
+from generator.pigeon.config import PigeonConfig
+from generator.pigeon.model import PigeonModel
+from generator.training.assemble import TEXT_TOKENIZER, assemble_model
+from generator.training.caches import CodeCache, fill
+from generator.training.language import Prompts, train_alignment, train_language
+from generator.training.pictures import World
+from generator.training.scorer import normalise, train_scorer
+from generator.training.text import train_text_tokenizer
+from generator.training.tokenizer import build_task, train_tokenizer
+from generator.training.trainer import TrainerConfig, load_averaged
+from generator.training.vae import UNIT, build_vae, train_vae, unit_variance
+from schemas.errors import InputError
+
+UNLIMITED = 1_000_000
+"""Steps of a stage that its budget of seconds ends."""
+
+RECIPE: dict[str, TrainerConfig] = {
+    "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=1000),
+    "tokenizer": TrainerConfig(UNLIMITED, lr=1e-3, ema_decay=0.99, budget_seconds=1620),
+    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=600),
+    "language": TrainerConfig(
+        UNLIMITED,
+        lr=1.5e-3,
+        warmup_steps=200,
+        weight_decay=0.05,
+        ema_decay=0.995,
+        cooldown_share=0.4,
+        budget_seconds=3000,
+    ),
+    "diffusion": TrainerConfig(UNLIMITED, lr=6e-4, warmup_steps=200, ema_decay=0.998, budget_seconds=3300),
+    "alignment": TrainerConfig(
+        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, cooldown_share=1.0, budget_seconds=400
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a model is made: `root` for the stages, `cache` for the data."""
+
+    root: Path
+    cache: Path
+    config: PigeonConfig
+
+    @cached_property
+    def world(self) -> World:
+        return World(self.cache)
+
+    def assembled(self) -> PigeonModel:
+        return assemble_model(self.root, self.world, self.config)
+
+    def latents(self) -> Any:
+        """Latents float16 (concepts, styles, palettes, 4, h, w); InputError when stage `caches` was not run."""
+        return self._array("latents")
+
+    def codes(self) -> CodeCache:
+        array = self._array("codes")
+        return CodeCache(array, np.full(array.shape[:3], array.shape[3], np.uint8))
+
+    def _array(self, name: str) -> Any:
+        path = self.root / "caches" / f"{name}.npy"
+        if not path.exists():
+            raise InputError(f"{path} is missing: run that stage first (pigeon train caches)")
+        return np.load(path, mmap_mode="r")
+
+
+def _text(shop: Workshop, _: TrainerConfig | None) -> None:
+    train_text_tokenizer(shop.cache, shop.config.ids.text_size, shop.root / TEXT_TOKENIZER)
+
+
+def _vae(shop: Workshop, config: TrainerConfig | None) -> None:
+    train_vae(shop.root / "vae", shop.cache, config or RECIPE["vae"])
+    vae = build_vae()
+    load_averaged(vae, shop.root / "vae")
+    unit_variance(vae.eval(), shop.world)
+    vae.save_pretrained(shop.root / "vae" / UNIT)
+
+
+def _tokenizer(shop: Workshop, config: TrainerConfig | None) -> None:
+    train_tokenizer(shop.root / "tokenizer", shop.cache, shop.config, config or RECIPE["tokenizer"])
+
+
+def _scorer(shop: Workshop, config: TrainerConfig | None) -> None:
+    from tokenizers import Tokenizer
+
+    task = build_task(shop.config, shop.world)
+    load_averaged(task, shop.root / "tokenizer")
+    text = Tokenizer.from_file(str(shop.root / TEXT_TOKENIZER))
+    start = task.tokenizer.encoder.state_dict()
+    train_scorer(shop.root / "scorer", shop.cache, shop.config, text, config or RECIPE["scorer"], start)
+
+
+def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
+    model = shop.assembled()
+    patches = build_task(shop.config, shop.world).grid > 0
+    vision = shop.config.tokenizer.vision
+    folder, vae = shop.root / "caches", model.diffusion.vae
+    fill(
+        shop.world,
+        folder,
+        "latents",
+        model.diffusion.latent_shape,
+        "float16",
+        lambda x: vae.encode(x * 2 - 1).latent_dist.mode(),
+    )
+    kept = int(patches.sum())
+    fill(
+        shop.world,
+        folder,
+        "codes",
+        (kept,),
+        "int16",
+        lambda x: model.tokenizer.encode_dense(normalise(x, vision))[0][:, patches],
+    )
+
+
+def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
+    from generator.training.diffusion import train_diffusion
+
+    model = shop.assembled()
+    train_diffusion(
+        shop.root / "diffusion",
+        shop.world,
+        shop.config,
+        model.diffusion,
+        model.code_decoder,
+        shop.codes(),
+        shop.latents(),
+        config or RECIPE["diffusion"],
+    )
+
+
+def _language(shop: Workshop, config: TrainerConfig | None) -> None:
+    prompts = Prompts(shop.world, shop.cache, shop.assembled(), shop.codes())
+    train_language(shop.root / "language", prompts, config or RECIPE["language"])
+
+
+def _alignment(shop: Workshop, config: TrainerConfig | None) -> None:
+    prompts = Prompts(shop.world, shop.cache, shop.assembled(), shop.codes())
+    train_alignment(shop.root / "alignment", prompts, config or RECIPE["alignment"])
+
+
+STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
+    "text": _text,
+    "vae": _vae,
+    "tokenizer": _tokenizer,
+    "scorer": _scorer,
+    "caches": _caches,
+    "diffusion": _diffusion,
+    "language": _language,
+    "alignment": _alignment,
+}
+"""In the order in which they are run."""
+
+
+def run_stage(name: str, shop: Workshop, seconds: float | None = None) -> None:
+    """Train one stage; `seconds` replaces its budget.
+
+    Raises:
+        InputError: unknown stage, or a stage that has no budget.
+        ModelError: an earlier stage has not been trained.
+        TrainingDiverged: the loss stopped being a number.
+    """
+    if name not in STAGES:
+        raise InputError(f"stage: unknown name {name!r}; one of {', '.join(STAGES)}")
+    if seconds is not None and name not in RECIPE:
+        raise InputError(f"--seconds: stage {name} is not timed; leave it out")
+    STAGES[name](shop, None if seconds is None else replace(RECIPE[name], budget_seconds=seconds))
+
+
+def export(shop: Workshop, folder: Path) -> None:
+    """Write what is trained so far as a checkpoint in fp16; a model card that is there stays."""
+    save_model(shop.assembled(), folder)
