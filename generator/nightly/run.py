@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-import structlog
-
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.database import connect, lead
 from generator.nightly.generate import Generator, Tally
@@ -30,8 +28,6 @@ from generator.serving.api import PigeonModel
 from schemas.errors import InputError, PartialFailure, PigeonError, ServerUnavailable
 from schemas.settings import Settings
 from schemas.tables import NightRun
-
-log = structlog.get_logger()
 
 
 class Interrupted(PigeonError):
@@ -176,13 +172,12 @@ class Night:
             ledger.fail(run.run_id, message)
             raise PartialFailure(message)
         seconds = time.monotonic() - start
-        figures = self._publish(ledger, run, generator, seconds)
+        self._publish(ledger, run, generator, seconds)
         if failed:
             raise PartialFailure(
                 f"published, but {failed} of {tasks} tasks failed: {_counts(ledger.reasons(run.run_id))}; "
                 "the next night tries them again"
             )
-        log.debug("night over", **figures)
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
         generator = Generator(self._settings, ledger, self._store, self._pictures, self._parts.model(), run.run_id)
