@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from schemas.errors import PigeonError
+from schemas.errors import InputError, PartialFailure, PigeonError
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
@@ -22,11 +22,21 @@ def build(
         Path | None, typer.Option(help="Checkpoint folder; by default models.checkpoint, else the nano weights.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="nano or lavit-7b; by default models.preset.")] = None,
+    target: Annotated[
+        str, typer.Option(help="onnx (served on CPUs), or tensorrt: its graphs compiled ahead of time as well.")
+    ] = "onnx",
     output: Annotated[
         Path | None, typer.Option(help="Repository folder; by default the one that Triton serves.")
     ] = None,
+    compute_capability: Annotated[
+        str, typer.Option(help="GPU generations for --target tensorrt: 89, or several as 80,86,89.")
+    ] = "89",
 ) -> None:
-    """Write a complete Triton model repository from a checkpoint; unchanged input builds nothing."""
+    """Write a complete Triton model repository from a checkpoint; unchanged input builds nothing.
+
+    --target tensorrt compiles its graphs into the folder tensorrt beside it and names each that does not compile (exit code 7).
+    """
+    from generator.serving import tensorrt
     from generator.serving.build import build_repository
     from generator.serving.repository import checkpoint_folder, repository_folder
     from schemas.settings import load_settings
@@ -35,6 +45,11 @@ def build(
     chosen = {name: value for name, value in (("checkpoint", checkpoint), ("preset", preset)) if value is not None}
     if chosen:
         settings = load_settings(models={**settings.models.model_dump(), **chosen})
+    if target not in {"onnx", "tensorrt"}:
+        raise InputError(f"--target {target}: must be onnx or tensorrt")
+    if target == "tensorrt":  # before the export, so that a missing extra costs no minute
+        tensorrt.import_tensorrt()
+    capabilities = tensorrt.parse_compute_capabilities(compute_capability)
     folder = output or repository_folder(settings)
     built = build_repository(checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo)
     if built.dropped_adapters:
@@ -42,6 +57,14 @@ def build(
         typer.echo(f"adapters {numbers} belong to another checkpoint and were left out")
     state = "built" if built.rebuilt else "unchanged"
     typer.echo(f"model repository {folder}: {state}, build {built.manifest.build}, {len(built.manifest.models)} models")
+    if target == "tensorrt":
+        plans = folder.with_name("tensorrt")
+        compiled = tensorrt.compile_repository(folder, plans, capabilities, report=typer.echo)
+        typer.echo(f"{plans}: {compiled.claim}")
+        if failed := [graph.graph for graph in compiled.graphs if graph.plan is None]:
+            raise PartialFailure(
+                f"--target tensorrt: {', '.join(failed)} did not compile; {plans}/report.json says why"
+            )
 
 
 def check() -> None:

@@ -26,6 +26,8 @@ from generator.serving.build import Built, _backend_config
 from tests.tiny_serving import tiny_build
 
 ALPHAS = (0.0, 0.5, 1.0)
+# The first run exports the tiny model, which takes minutes where the cores are busy.
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from schemas.errors import InputError, LockHeld, ModelError
 from schemas.settings import Settings
 from tests.tiny_serving import other_adapter, tiny_build
 
-LANGUAGE = {"lora_rank": 8, "width": 32, "depth": 2}
+pytestmark = pytest.mark.timeout(1200)  # the first run exports the tiny model
 
 
 @pytest.fixture(scope="module")

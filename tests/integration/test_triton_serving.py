@@ -1,0 +1,268 @@
+"""The tiny model behind the real Triton: the same answers as PyTorch, no matter what else the server does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from deploy.local.stack import Stack
+from generator.pigeon.checkpoint import load_model
+from generator.pigeon.pipeline import Item, PigeonPipeline, Task
+from generator.serving import adapters
+from generator.serving.api import DrawRequest, InferenceCorrupt, InferenceRejected, InferenceUnavailable
+from generator.serving.client import TritonPigeon
+from generator.serving.repository import MODELS, check_repository
+from schemas.errors import InputError, ModelError, ServerUnavailable
+from schemas.preferences import PromptSnapshot
+from schemas.settings import Settings, load_settings
+from tests.tiny_serving import other_adapter, tiny_build
+
+# The first run exports the tiny model, which takes minutes where the cores are busy.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+
+ALPHAS = (0.0, 0.5, 1.0)
+
+
+def picture(seed: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serving")
+    tiny_build(folder)
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def served(stack: Stack, shared_settings: Settings, checkpoint: Path) -> Iterator[Settings]:
+    """The session's Triton serves the tiny repository while this module runs."""
+    repository = stack.state.models
+    held = [path.name for path in repository.iterdir()] if repository.exists() else []
+    assert held == [], "another test left models behind"
+    shutil.rmtree(repository, ignore_errors=True)
+    shutil.copytree(checkpoint.parent / "models", repository)
+    settings = load_settings(state_dir=stack.state.path, models={"checkpoint": checkpoint})
+    with TritonPigeon(settings) as model:
+        model.load_repository(checkpoint)
+        yield settings
+        for name in reversed(MODELS):
+            model.unload(name)
+    for path in repository.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
+def model(served: Settings) -> Iterator[TritonPigeon]:
+    with TritonPigeon(served) as client:
+        yield client
+
+
+def prompt(seed: int, model: TritonPigeon) -> PromptSnapshot:
+    features = model.image_features([picture(seed + n) for n in range(3)])
+    return PromptSnapshot(
+        history_titles=("w1 w2", "w3"),
+        history_tokens=tuple(f.tokens for f in features[:2]),
+        title=f"w{seed % 30}",
+        description="w5 w9",
+        reference_tokens=features[2].tokens,
+    )
+
+
+def same(left, right) -> bool:
+    return all(
+        a.tokens == b.tokens and np.array_equal(a.image, b.image) and np.array_equal(a.embedding, b.embedding)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_answers_are_those_of_pytorch(model: TritonPigeon, checkpoint: Path) -> None:
+    pipeline = PigeonPipeline(load_model(checkpoint))
+    items = [Item(f"w{n}", picture(n, (40, 32 + n)), "w5 w9") for n in range(3)]
+    wanted = pipeline([Task(items[:2], items[2], 11, ALPHAS)])[0]
+    features = model.image_features([item.picture for item in items])
+    assert [list(f.tokens) for f in features] == [*wanted.history_codes, wanted.reference_codes]
+    assert len({len(f.tokens) for f in features} | {0}) > 1, "some picture should have tokens"
+    snapshot = PromptSnapshot(
+        history_titles=("w0", "w1"),
+        history_tokens=tuple(f.tokens for f in features[:2]),
+        title="w2",
+        description="w5 w9",
+        reference_tokens=features[2].tokens,
+    )
+    drawn = model.draw(DrawRequest("t", snapshot, ALPHAS, 11, 1))
+    text = model.text_embeddings(["w5 w9", "w7"])
+    assert text.shape == (2, 14)
+    for candidate, expected in zip(drawn, wanted.candidates, strict=True):
+        assert candidate.alpha == expected.ratio
+        assert list(candidate.tokens) == expected.codes
+        assert np.abs(candidate.image.astype(int) - expected.picture).max() <= 1
+        assert abs(100 * candidate.embedding @ text[0] - expected.text_score) < 0.5
+        assert (
+            abs(np.mean([100 * candidate.embedding @ f.embedding for f in features[:2]]) - expected.history_score) < 0.5
+        )
+
+
+def test_a_task_does_not_depend_on_its_neighbours(model: TritonPigeon) -> None:
+    requests = [DrawRequest(str(n), prompt(n, model), ALPHAS, n, 1) for n in range(6)]
+    alone = [model.draw(request) for request in requests]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(2):
+            together = list(pool.map(model.draw, requests))
+            assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+    assert len({candidate.tokens for answer in alone for candidate in answer}) > 6, "different tasks draw differently"
+
+
+def test_a_picture_does_not_depend_on_its_batch(model: TritonPigeon) -> None:
+    pictures = [picture(n, (32 + n, 50)) for n in range(20)]
+    together = model.image_features(pictures)
+    for single, batched in zip(pictures, together, strict=True):
+        (alone,) = model.image_features([single])
+        assert alone.tokens == batched.tokens
+        assert np.array_equal(alone.embedding, batched.embedding)
+
+
+def test_a_deadline_ends_the_call_and_not_the_server(model: TritonPigeon) -> None:
+    request = DrawRequest("t", prompt(1, model), ALPHAS, 1, 1)
+    wanted = model.draw(request)
+    for _ in range(4):
+        with pytest.raises(InferenceUnavailable):
+            model.draw(request, deadline_seconds=0.002)
+    assert same(model.draw(request), wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history_titles": ("a",)}, "1 history_titles for 2 history_tokens"),
+        ({"history_titles": (), "history_tokens": ()}, "history_tokens is empty"),
+        ({"reference_tokens": (32,)}, r"reference_tokens holds a value outside 0\.\.31"),
+        ({"history_tokens": ((1,), (-1,))}, "history_tokens holds a value outside"),
+        ({"description": "w1 " * 200}, "shorten its texts"),
+    ],
+)
+def test_a_wrong_prompt_is_rejected_with_its_field(model: TritonPigeon, change, message) -> None:
+    snapshot = PromptSnapshot(
+        history_titles=("w1", "w2"), history_tokens=((1,), (2, 3)), title="w4", description="", reference_tokens=(5,)
+    )
+    assert model.draw(DrawRequest("t", snapshot, (0.5,), 1, 1))
+    with pytest.raises(InferenceRejected, match=message):
+        model.draw(DrawRequest("t", snapshot.model_copy(update=change), (0.5,), 1, 1))
+
+
+def test_an_adapter_beside_the_one_that_serves(
+    served: Settings, model: TritonPigeon, checkpoint: Path, tmp_path: Path
+) -> None:
+    """While number 2 comes and goes, every answer of number 1 is the same, and none fails."""
+    request = DrawRequest("t", prompt(4, model), ALPHAS, 4, 1)
+    second = DrawRequest("t", request.prompt, ALPHAS, 4, 2)
+    champion = model.draw(request)
+    with pytest.raises(InferenceUnavailable, match="personalizer version 2 is not loaded"):
+        model.draw(second)
+    adapter = other_adapter(checkpoint, tmp_path / "two")
+    stop = threading.Event()
+    answers = []
+
+    def traffic() -> None:
+        while not stop.is_set():
+            answers.append(model.draw(request))
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(traffic)
+        try:
+            adapters.install_adapter(served, 2, adapter)
+            assert model.loaded_versions("personalizer") == (1, 2)
+            assert adapters.probe(served, 2).image.shape == (32, 32, 3)
+            challenger = model.draw(second)
+            adapters.install_adapter(served, 2, adapter)  # again: nothing happens
+            with pytest.raises(InputError, match="taken by another adapter"):
+                adapters.install_adapter(served, 2, other_adapter(checkpoint, tmp_path / "three", scale=0.7))
+            assert same(model.draw(second), challenger)
+            adapters.remove_adapter(served, 2)
+            assert model.loaded_versions("personalizer") == (1,)
+            adapters.install_adapter(served, 2, tmp_path / "three")
+            assert not same(model.draw(second), challenger), "the number now means the other adapter"
+        finally:
+            stop.set()
+            adapters.remove_adapter(served, 2)
+        running.result()
+    assert not same(champion, challenger)
+    assert answers
+    assert all(same(answer, champion) for answer in answers)
+    check_repository(served.triton.model_repository, "nano", checkpoint)
+
+
+def test_an_adapter_whose_numbers_overflow_answers_corrupt(
+    served: Settings, model: TritonPigeon, checkpoint: Path, tmp_path: Path
+) -> None:
+    adapter = other_adapter(checkpoint, tmp_path / "wild")
+    path = adapter / "llama" / "adapter_model.safetensors"
+    save_file({name: np.full_like(value, 1e30) for name, value in load_file(path).items()}, path)
+    adapters.install_adapter(served, 2, adapter)
+    try:
+        with pytest.raises(InferenceCorrupt, match="not finite"):
+            adapters.probe(served, 2)
+        assert adapters.probe(served, 1)
+    finally:
+        adapters.remove_adapter(served, 2)
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_the_others(
+    served: Settings, model: TritonPigeon, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(folder: Path, matrices: object, info: dict[str, str]) -> None:
+        (folder / "adapter.npz").write_bytes(b"torn")
+        (folder / "adapter.json").write_text(json.dumps(info))
+
+    monkeypatch.setattr(adapters, "write_adapter", torn)
+    with pytest.raises(ModelError, match="cannot load personalizer"):
+        adapters.install_adapter(served, 2, other_adapter(checkpoint, tmp_path / "two"))
+    assert model.loaded_versions("personalizer") == (1,)
+    assert adapters.installed_adapters(served) == [1]
+    assert adapters.probe(served, 1)
+
+
+def test_a_repository_that_does_not_fit_is_not_loaded(served: Settings, model: TritonPigeon, tmp_path: Path) -> None:
+    other = served.model_copy(
+        update={"models": served.models.model_copy(update={"preset": "lavit-7b"})},
+    )
+    with TritonPigeon(other) as wrong, pytest.raises(ModelError, match="built for preset nano"):
+        wrong.load_repository()
+    manifest = check_repository(served.triton.model_repository, "nano")
+    model.check_served(manifest)
+    with pytest.raises(ModelError, match="run `pigeon models load`"):
+        model.check_served(manifest.model_copy(update={"build": "another"}))
+
+
+def test_model_control_needs_the_key_and_drawing_does_not(served: Settings, model: TritonPigeon) -> None:
+    keyless = served.model_copy(update={"triton": served.triton.model_copy(update={"admin_key": None})})
+    with TritonPigeon(keyless) as guest:
+        with pytest.raises(ServerUnavailable, match="PIGEON_TRITON__ADMIN_KEY"):
+            guest.load("unet")
+        assert guest.ready()
+        assert guest.text_embeddings(["w1"]).shape == (1, 14)
+
+
+def test_the_commands_say_what_is_served(
+    served: Settings, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from generator.serving import commands
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIGEON_STATE_DIR", str(served.state_dir))
+        patch.setenv("PIGEON_MODELS__CHECKPOINT", str(checkpoint))
+        commands.build(checkpoint=None, preset=None, output=None)
+        commands.load()
+        commands.check()
+    lines = capsys.readouterr().out.splitlines()
+    assert "unchanged" in lines[0]
+    assert "8 models of build" in lines[1]
+    assert "serves this build, adapters 1" in lines[-1]
