@@ -41,15 +41,15 @@ from schemas.settings import KafkaSettings, Settings
 
 ASSUMPTIONS = (
     "Simulated users. Each one's taste is measured from the pixels (colours, edges) of the posters of all films the real MovieLens "
-    "user liked, not by the model's own scorer. On two dozen visits the user sees one variant per film, drawn by the logged "
+    "user liked, not by the model's own scorer. On three dozen visits the user sees one variant per film, drawn by the logged "
     "propensities, in changing order; lower positions are looked at less, and what is looked at is clicked with a probability that "
     "grows with the similarity of picture and taste, plus the film's own appeal and noise."
 )
-VISITS = 24
+VISITS = 36
 HALF_LIFE = 10.0
 POSITION_BIAS = 0.35
 BASE = -1.2
-SLOPE = 2.0
+SLOPE = 2.5
 APPEAL = 0.5
 NOISE = 0.05
 DISMISS = 0.05
@@ -191,6 +191,7 @@ def behave(shown: list[Shown], day: date, seed: int, *, now: datetime) -> Iterat
     users: dict[str, dict[str, list[Shown]]] = defaultdict(lambda: defaultdict(list))
     for poster in shown:
         users[poster.user_id][poster.item_id].append(poster)
+    appeal = {i: APPEAL * float(_dice(seed, i).standard_normal()) for i in sorted({p.item_id for p in shown})}
     opens = datetime.combine(day, time(7), UTC)
     closes = min(opens + timedelta(hours=15), now)
     opens = min(opens, closes - timedelta(hours=1))
@@ -207,8 +208,7 @@ def behave(shown: list[Shown], day: date, seed: int, *, now: datetime) -> Iterat
                 moment += timedelta(seconds=0.5)
                 actions = ["impression"]
                 if look < 1 / (1 + POSITION_BIAS * position):
-                    appeal = APPEAL * float(_dice(seed, str(item)).standard_normal())
-                    wanted = 1 / (1 + math.exp(-(BASE + SLOPE * poster.similarity + appeal)))
+                    wanted = 1 / (1 + math.exp(-(BASE + SLOPE * poster.similarity + appeal[str(item)])))
                     if click < (0.5 if coin < NOISE else wanted):
                         actions.append("click")
                     elif dismiss < DISMISS:
