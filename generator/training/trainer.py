@@ -149,13 +149,7 @@ class Trainer:
         row = {"step": float(self.step), "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
         row |= {name: total / self._count for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
-        path = self.folder / "loss.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(self.folder / "loss.csv", row)
         log.info("%s %s", self.folder.name, " ".join(f"{name}={value:.5g}" for name, value in row.items()))
 
     def save(self) -> None:
@@ -202,6 +196,24 @@ def load_averaged(module: nn.Module, folder: Path) -> int:
         for parameter, average in zip(trained, state["ema"], strict=True):
             parameter.copy_(average)
     return int(state["step"])
+
+
+def append_row(path: Path, row: dict[str, float]) -> None:
+    """Append to a CSV; a figure that earlier rows lack becomes a new column, empty in them."""
+    earlier: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            earlier = list(csv.DictReader(file))
+    columns = list(dict.fromkeys([*(earlier[0] if earlier else ()), *row]))
+    if earlier and columns == list(earlier[0]):
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, columns).writerow(row)
+        return
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(earlier)
+        writer.writerow(row)
 
 
 def plot_losses(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged, load_averaged
+from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged, append_row, load_averaged
 from schemas.errors import ModelError
 
 torch.set_num_threads(1)
@@ -75,10 +76,19 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: 
 
 def test_figures_are_on_disk(tmp_path: Path) -> None:
     trainer(tmp_path)[1].run()
-    rows = list(csv.DictReader((tmp_path / "loss.csv").open()))
+    with (tmp_path / "loss.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [int(float(row["step"])) for row in rows] == list(range(1, 21))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert "<svg" in (tmp_path / "loss.svg").read_text()
+
+
+def test_a_new_figure_becomes_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    append_row(path, {"step": 1, "packed": 2.5})
+    append_row(path, {"step": 2, "packed": 2.0})
+    append_row(path, {"step": 3, "real": 1.5})
+    assert path.read_text().split() == ["step,packed,real", "1,2.5,", "2,2.0,", "3,,1.5"]
 
 
 def test_the_rate_warms_up_and_cools_down(tmp_path: Path) -> None:
@@ -88,4 +98,4 @@ def test_the_rate_warms_up_and_cools_down(tmp_path: Path) -> None:
         rates.append(run.learning_rate())
     assert rates[0] == pytest.approx(0.05 / 3)
     assert rates[3:14] == [0.05] * 11
-    assert all(a > b for a, b in zip(rates[14:], rates[15:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[14:]))
