@@ -3,6 +3,7 @@
 Imports schemas only; imported by the command line and by tests.
 
     run       the loop: poll, decode, batch, hand to the writer, settle rebalances, back off, stop
+    ownership, assignment, background   the partitions that are ours; the thread beside the loop
     decode    bytes of a record -> a row of its topic, or poison with its reason
     batch     records in order, closed by count, bytes or time; carries the next offset of each partition
     writer    one batch, one transaction: dead letters first, then rows (staging, ingest, erasure, histories), then offsets

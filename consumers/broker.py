@@ -106,8 +106,11 @@ def consumer(settings: KafkaSettings, limits: ConsumerSettings, group: bool = Tr
     )
 
 
-def producer(settings: KafkaSettings, max_request_bytes: int = 2**20) -> Any:
+def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms: int = 20) -> Any:
     """A producer: idempotent, all replicas, compressed.
+
+    Args:
+        linger_ms: how long a batch may wait for more; long for files, because a broker that keeps its log in S3 pays per batch.
 
     Raises: as `consumer`.
     """
@@ -115,9 +118,9 @@ def producer(settings: KafkaSettings, max_request_bytes: int = 2**20) -> Any:
         KafkaProducer,
         settings,
         acks="all",
-        linger_ms=20,
+        linger_ms=linger_ms,
         metrics_enabled=False,
-        batch_size=128 * 1024,
+        batch_size=512 * 1024,
         compression_type="gzip",
         max_request_size=max_request_bytes,
         max_block_ms=settings.request_timeout_ms,

@@ -25,7 +25,7 @@ class Producer:
     def __init__(self, settings: KafkaSettings) -> None:
         """Raises: ServerUnavailable, InputError, as consumers.broker.producer."""
         self._settings = settings
-        self._producer = broker.producer(settings)
+        self._producer = broker.producer(settings, linger_ms=500)
         self._failures: list[BaseException] = []
         self._pending: list[Any] = []
         self.sent = 0

@@ -8,7 +8,7 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from consumers.run import Summary
+from consumers.summary import Summary
 
 log = structlog.get_logger("pigeon.consume")
 
@@ -38,13 +38,12 @@ class Reporter:
             self._bar.start()
             self._row = self._bar.add_task("consume", total=None, note="joining the group")
 
-    def __call__(self, summary: Summary, lag: int | None) -> None:
+    def __call__(self, summary: Summary, lag: int) -> None:
         """Show `summary` and the known lag in records."""
         now = time.monotonic()
         if self._bar:
-            total = None if lag is None else summary.records + lag
             note = f"{summary.poison} poison, {summary.written.duplicates} duplicates"
-            self._bar.update(self._row, completed=summary.records, total=total, note=note)
+            self._bar.update(self._row, completed=summary.records, total=summary.records + lag, note=note)
             return
         if now - self._last < self._every:
             return

@@ -23,7 +23,8 @@ import psycopg2
 import pytest
 
 from consumers import broker, deadletters, metrics, points
-from consumers.run import Ingest, Summary
+from consumers.run import Ingest
+from consumers.summary import Summary
 from schemas.events import INTERACTIONS, Interaction
 from schemas.settings import Settings
 
@@ -258,7 +259,7 @@ def test_fault_4_killed_backends_and_a_read_only_database_are_waited_out(quick: 
     outages = metrics.OUTAGES.labels("database")
     before = outages._value.get()
 
-    def writable_again(summary: Summary, lag: int | None) -> None:
+    def writable_again(summary: Summary, lag: int) -> None:
         if outages._value.get() - before >= 4:
             with connected(quick) as cursor:
                 cursor.execute("SET default_transaction_read_only = off")
@@ -269,4 +270,26 @@ def test_fault_4_killed_backends_and_a_read_only_database_are_waited_out(quick: 
     consume(quick, progress=writable_again)
     assert kills.total() >= 3
     assert outages._value.get() - before >= 4
+    ledger.check_end()
+
+
+@pytest.mark.usefixtures("at_points")
+def test_a_stop_keeps_its_deadline_when_the_write_hangs(quick: Settings):
+    ledger = Ledger(quick)
+    ledger.send(events(random.Random(SEED), 60))
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(point: str) -> None:
+        if point == "staged" and not hanging.is_set():
+            hanging.set()
+            release.wait(60)
+
+    points.listener = hang
+    short = quick.model_copy(update={"consumer": quick.consumer.model_copy(update={"stop_deadline_seconds": 0.5})})
+    ingest = Ingest(short, [INTERACTIONS], progress=lambda *_: ingest.stop() if hanging.is_set() else None)
+    assert ingest.run().records == 0
+    assert hanging.is_set()
+    assert not release.is_set(), "it did not wait for the write"
+    release.set()
+    consume(quick)
     ledger.check_end()

@@ -25,7 +25,8 @@ from PIL import Image
 
 from consumers import broker
 from consumers.produce import Producer
-from consumers.run import Ingest, Summary
+from consumers.run import Ingest
+from consumers.summary import Summary
 from schemas.errors import PoisonLimitExceeded, Refused, ServerUnavailable
 from schemas.events import (
     CATALOG,

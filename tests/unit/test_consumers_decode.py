@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
@@ -15,6 +15,8 @@ from consumers import staging
 from consumers.decode import Decoded, Limits, decode
 from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 
+# A busy machine is no failure.
+UNTIMED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LIMITS = Limits(max_event_bytes=4_096, max_future=timedelta(seconds=300))
 CLICK: dict[str, Any] = {
@@ -40,7 +42,7 @@ def reason(decoded: Decoded) -> str | None:
     return decoded.poison.reason if decoded.poison else None
 
 
-@settings(max_examples=300)
+@UNTIMED
 @given(st.sampled_from(list(CONSUMED)), st.none() | st.binary(max_size=200), st.none() | st.binary(max_size=20))
 def test_no_bytes_raise(topic, value, key):
     reason(decode(record(value, key), topic, LIMITS, NOW))
@@ -53,7 +55,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@UNTIMED
 @given(st.sampled_from(list(CONSUMED)), st.dictionaries(st.sampled_from([*CLICK, "context", "title"]), JSON))
 def test_no_json_raises_and_every_row_can_be_staged(topic, changes):
     decoded = read(topic, json.dumps({**CLICK, "title": "t", **changes}).encode(), key=None)
@@ -105,6 +107,7 @@ def test_a_tombstone_deletes_and_its_time_is_the_record_s():
     assert reason(read(CATALOG, None, key=b"\xff")) == "bad_key"
 
 
+@UNTIMED
 @given(st.integers(-(10**9), 10**9))
 def test_the_future_is_clamped_and_kept(seconds):
     time = NOW + timedelta(seconds=seconds)

@@ -6,7 +6,7 @@ from datetime import date
 
 import psycopg2
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
@@ -20,6 +20,8 @@ from consumers.outage import Backoff, is_data_error, is_outage
 from schemas.errors import PoisonLimitExceeded
 from schemas.settings import ConsumerSettings
 
+# A busy machine is no failure.
+UNTIMED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 POISON = Poison("invalid", "field: why", "ValidationError", "stack")
 
 
@@ -39,6 +41,7 @@ def batch_of(partitions_: list[int], limits: ConsumerSettings | None = None) -> 
     return batch
 
 
+@UNTIMED
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
 def test_halves_in_order_equal_the_whole(order):
     whole = batch_of(order)
@@ -52,6 +55,7 @@ def test_halves_in_order_equal_the_whole(order):
             assert left[1] == right[0], "no gap and no overlap between the halves"
 
 
+@UNTIMED
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.sets(st.integers(0, 3)))
 def test_partitions_that_are_lost_leave_the_others_whole(order, lost):
     whole = batch_of(order)
@@ -140,6 +144,7 @@ def test_backoff_grows_to_its_ceiling_and_starts_over():
     assert backoff.next() <= 1.0
 
 
+@UNTIMED
 @given(st.dates(date(1970, 1, 1), date(2190, 1, 1)), st.integers(-24, 24))
 def test_months_are_added_like_a_calendar(day, count):
     moved = partitions.add_months(day, count)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -26,6 +26,8 @@ from schemas.events import (
     all_topics,
 )
 
+# A busy machine is no failure.
+UNTIMED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 STORABLE = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), min_size=1, max_size=64)
 TIMES = st.datetimes(datetime(1970, 1, 2), datetime(2199, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001
 JSON = st.recursive(
@@ -50,6 +52,7 @@ def read(**changes: Any) -> Interaction:
     return Interaction.model_validate_json(json.dumps({**CLICK, **changes}))
 
 
+@UNTIMED
 @given(st.uuids(), STORABLE, STORABLE, TIMES, st.dictionaries(STORABLE, JSON, max_size=3))
 def test_what_one_side_sends_the_other_reads(event_id, user, item, time, context):
     sent = Interaction(event_id=event_id, user_id=user, item_id=item, kind="click", occurred_at=time, context=context)
