@@ -329,7 +329,10 @@ class PreferenceSnapshot(Base):
 
 
 class ModelVersion(Base):
-    """A model that serves or might. `number` is the version folder of the adapter in Triton; 1 is the checkpoint as shipped."""
+    """A model that serves or might.
+
+    `number` is the version folder of the adapter in Triton: 1 is the checkpoint as shipped, below 0 belongs to an earlier checkpoint.
+    """
 
     __tablename__ = "model_versions"
     __table_args__ = (

@@ -36,6 +36,7 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
     models.command("canary")(canary)
     models.command("rollback")(rollback)
     models.command("sync")(sync)
+    models.command("adopt")(adopt)
 
 
 def _loop() -> Loop:
@@ -172,6 +173,14 @@ def sync() -> None:
 
     with _loop_on_servers() as loop:
         rollout.sync(loop)
+
+
+def adopt(reason: Reason) -> None:
+    """Begin anew with another checkpoint: it becomes champion as it is, versions of the one before are put away."""
+    from generator.feedback import rollout
+
+    with _loop_on_servers() as loop:
+        rollout.adopt(loop, reason)
 
 
 def _day(text: str | None) -> date:

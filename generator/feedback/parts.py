@@ -63,6 +63,9 @@ class Serving(Protocol):
     def loaded(self) -> frozenset[int]:
         """Adapter numbers that are ready."""
 
+    def check_base(self) -> None:
+        """Refuse (ModelError) unless the server serves the very checkpoint that the settings name."""
+
     def install(self, number: int, adapter: Path) -> None:
         """Load an adapter beside the others; loading the same one again is fine."""
 

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 from generator.feedback.parts import Judged, Loop, Say, Trained
 from generator.nightly.database import connect
 from generator.nightly.store import Store
-from generator.serving.repository import checkpoint_folder, combined_hash, tree_hashes
+from generator.serving.repository import (
+    check_repository,
+    checkpoint_folder,
+    combined_hash,
+    repository_folder,
+    tree_hashes,
+)
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
 from schemas.settings import RetrainSettings, Settings
@@ -137,6 +143,13 @@ class TritonServing:
     def loaded(self) -> frozenset[int]:
         """Adapter numbers that are ready."""
         return frozenset(self.model.loaded_versions("personalizer"))
+
+    def check_base(self) -> None:
+        """Repository and server hold the checkpoint of the settings."""
+        settings = self._settings
+        checkpoint = checkpoint_folder(settings)
+        manifest = check_repository(repository_folder(settings), settings.models.preset, checkpoint)
+        self.model.check_served(manifest)
 
     def install(self, number: int, adapter: Path) -> None:
         """Put the adapter into the repository and load it; the registry gives out the numbers, so another's file gives way."""

@@ -7,6 +7,9 @@
 
 Every change is one transaction that writes the new state and an event with its reason. A partial unique index allows one champion,
 so that a promotion which dies anywhere leaves the old champion or the new one, never none or two; running it again finishes it.
+
+Adapters belong to the checkpoint they were trained on. When that changes, `adopt` begins anew: the versions before keep their rows, but
+their numbers turn negative, for Triton no longer has a place for them.
 """
 
 from __future__ import annotations
@@ -61,9 +64,34 @@ def ensure_first(session: Session, preset: str, base_sha256: str) -> ModelVersio
     if champion.base_sha256 != base_sha256:
         raise Refused(
             f"champion {champion.version} belongs to checkpoint {champion.base_sha256[:12]}, "
-            f"models.checkpoint is {base_sha256[:12]}: set models.checkpoint back to the champion's"
+            f"models.checkpoint is {base_sha256[:12]}: set it back, or `pigeon models adopt --reason ...` to begin anew with it"
         )
     return champion
+
+
+def adopt(session: Session, preset: str, base_sha256: str, reason: str) -> ModelVersion:
+    """Begin anew with another checkpoint: it becomes champion as it is, all versions of the one before are put away."""
+    session.execute(_LOCK)
+    champion = current(session, "champion")
+    if champion is None or champion.base_sha256 == base_sha256:
+        return champion or ensure_first(session, preset, base_sha256)
+    for version in listed(session):
+        if "retired" in _MOVES[version.state]:
+            move(session, version.version, "retired", f"another checkpoint was adopted: {reason}")
+        elif version.state == "registered":
+            move(session, version.version, "refused", f"another checkpoint was adopted: {reason}")
+    versions = listed(session)
+    lowest = min(0, *(version.number for version in versions))
+    for place, version in enumerate((v for v in versions if v.number > 0), start=1):
+        version.number = lowest - place
+    session.flush()
+    made = ModelVersion(
+        version=_next_name(session, preset), number=1, state="champion", base_sha256=base_sha256, metrics={}
+    )
+    session.add(made)
+    session.flush()
+    _record(session, made, None, f"checkpoint adopted as it is: {reason}")
+    return made
 
 
 def current(session: Session, state: str) -> ModelVersion | None:
@@ -111,7 +139,7 @@ def register(
         return found
     number = 1 + (session.scalar(select(func.max(ModelVersion.number))) or 0)
     made = ModelVersion(
-        version=f"{preset}-{number}",
+        version=_next_name(session, preset),
         number=number,
         state="registered",
         parent=parent.version,
@@ -199,19 +227,30 @@ def predecessor(session: Session, champion: ModelVersion) -> ModelVersion:
     version = session.scalars(retired).one_or_none()
     if version is None:
         raise Refused(f"champion {champion.version} replaced nobody: there is nothing to roll back to")
-    return get(session, version)
+    before = get(session, version)
+    if before.number < 0:
+        raise Refused(
+            f"{version}, the champion before {champion.version}, belongs to an earlier checkpoint: nothing to roll back to"
+        )
+    return before
 
 
 def allows(version: ModelVersion, state: str) -> bool:
-    """Whether the state machine has this step."""
-    return state in _MOVES[version.state]
+    """Whether the state machine has this step, and Triton a place for this version."""
+    return state in _MOVES[version.state] and version.number > 0
 
 
 def advice(version: ModelVersion) -> str:
     """What to do about a version that cannot serve."""
+    if version.number < 0:
+        return "it belongs to an earlier checkpoint"
     if version.state == "registered":
         return "it is not loaded in Triton yet; `pigeon retrain` finishes it"
     return "see its reason in `pigeon models list`"
+
+
+def _next_name(session: Session, preset: str) -> str:
+    return f"{preset}-{1 + (session.scalar(select(func.count()).select_from(ModelVersion)) or 0)}"
 
 
 def _record(session: Session, version: ModelVersion, before: str | None, reason: str) -> None:

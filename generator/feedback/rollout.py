@@ -84,6 +84,16 @@ def rollback(loop: Loop, reason: str) -> None:
         loop.say(f"{before.version} is champion again, {champion.version} retired")
 
 
+def adopt(loop: Loop, reason: str) -> None:
+    """Make the checkpoint of the settings champion as it is, once Triton serves it; versions of the one before are put away."""
+    _needs(reason)
+    loop.serving.check_base()
+    loop.serving.probe(1)
+    with Session(loop.engine) as session, session.begin():
+        champion = registry.adopt(session, loop.settings.models.preset, loop.base_sha256, reason)
+        loop.say(f"{champion.version} is champion: checkpoint {loop.base_sha256} as it is")
+
+
 def sync(loop: Loop) -> None:
     """Load every adapter that serves or waits to: after Triton's repository was built anew or lost."""
     with Session(loop.engine, expire_on_commit=False) as session, session.begin():

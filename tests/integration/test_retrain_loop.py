@@ -84,6 +84,9 @@ class ServingDouble:
     def loaded(self) -> frozenset[int]:
         return frozenset(self.adapters)
 
+    def check_base(self) -> None:
+        self._maybe("check_base")
+
     def install(self, number: int, adapter: Path) -> None:
         self._maybe("install")
         self.adapters[number] = adapter
@@ -447,6 +450,29 @@ def test_the_database_itself_allows_one_champion(engine: Engine) -> None:
         session.add_all([ModelVersion(version="a", number=1, **common), ModelVersion(version="b", number=2, **common)])
         with pytest.raises(IntegrityError, match="one_champion"):
             session.flush()
+
+
+def test_another_checkpoint_begins_a_new_line(engine: Engine, loop: Loop) -> None:
+    filled(engine)
+    run(loop, "champion")
+    new = dataclasses.replace(loop, base_sha256="new")
+    with pytest.raises(Refused, match="pigeon models adopt"):
+        run(new)
+    loop.serving.faults["check_base"] = ModelError("serves another build")
+    with pytest.raises(ModelError):
+        rollout.adopt(new, "better pictures")
+    assert states(engine) == {"nano-1": "retired", "nano-2": "champion"}
+    for _ in range(2):
+        rollout.adopt(new, "better pictures")
+        assert states(engine) == {"nano-1": "retired", "nano-2": "retired", "nano-3": "champion"}
+    with Session(engine) as session:
+        assert [v.version for v in registry.listed(session) if v.number > 0] == ["nano-3"]
+    for refused in (lambda: rollout.rollback(new, "back"), lambda: rollout.promote(new, "nano-2", "back")):
+        with pytest.raises(Refused, match="earlier checkpoint"):
+            refused()
+    assert run(new) == "nano-4"
+    rollout.adopt(dataclasses.replace(loop, base_sha256="third"), "and again")
+    assert states(engine)["nano-5"] == "champion"
 
 
 def test_an_altered_adapter_or_another_checkpoint_is_not_served(engine: Engine, loop: Loop) -> None:
