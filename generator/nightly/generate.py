@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from generator.nightly.compose import compose, png
 from generator.nightly.features import Features, Missing
@@ -29,7 +29,7 @@ from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
 from schemas.tables import NightTask
 
-log = structlog.get_logger()
+log = logging.getLogger("pigeon.night")
 
 # There is no safety model in this release; the verdict is data all the same, so that a reader can act on it.
 SAFETY_UNCHECKED = "unchecked"
@@ -85,7 +85,7 @@ class Generator:
             [
                 Stage("tokens", self._prepare),
                 Stage("draw", self._draw, in_flight),
-                Stage("finish", self._finish, FINISHERS),
+                Stage("finish", self._finish, FINISHERS, keeps=True),
             ],
             queue_size=2 * in_flight,
         )
@@ -301,7 +301,7 @@ class Generator:
         return known
 
     def _fail(self, task: NightTask, reason: str, attempts: int) -> None:
-        log.warning("task failed", user=task.user_id, item=task.item_id, reason=reason, attempts=attempts)
+        log.warning("night: (%s, %s) failed after %d attempts: %s", task.user_id, task.item_id, attempts, reason)
         self._ledger.finish(task, "failed", reason=reason[:500], attempts=attempts)
         with self._lock:
             self.tally.failed += 1

@@ -16,6 +16,8 @@ class Stage:
     name: str
     work: Callable[[Any], Sequence[Any]]
     threads: int = 1
+    keeps: bool = False
+    """Finishes what reaches it even after `Pipeline.stop`: its items have cost too much to be dropped."""
 
 
 _END = object()
@@ -25,7 +27,7 @@ class Pipeline:
     """Runs the items of a source through the stages.
 
     The first exception of any stage stops all of them and is raised by `run`. After `stop` what is queued is dropped,
-    what is under way is finished.
+    but for stages that keep; what is under way is finished.
     """
 
     def __init__(self, stages: list[Stage], *, queue_size: int) -> None:
@@ -77,7 +79,7 @@ class Pipeline:
         stage = self._stages[number]
         # Queues are emptied even while stopping, so that nobody waits for room in one for ever.
         while (item := self._queues[number].get()) is not _END:
-            if self.stopping.is_set():
+            if self._error is not None or (self.stopping.is_set() and not stage.keeps):
                 continue
             try:
                 for result in stage.work(item):

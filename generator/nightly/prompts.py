@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.errors import InputError
 from schemas.preferences import PromptSnapshot
 from schemas.settings import NightSettings
 
@@ -49,6 +50,22 @@ def recipe(settings: NightSettings) -> dict[str, Any]:
     )
     dumped = settings.model_dump(mode="json")
     return {"version": RECIPE_VERSION, **{name: dumped[name] for name in names.split()}}
+
+
+def frozen(settings: NightSettings, run_settings: dict[str, Any]) -> NightSettings:
+    """`settings` with the recipe that a run was planned with (`night_runs.settings`).
+
+    Raises:
+        InputError: this release draws by another recipe than the one that planned the run.
+    """
+    planned = dict(run_settings["recipe"])
+    version = planned.pop("version")
+    if version != RECIPE_VERSION:
+        raise InputError(
+            f"the night was planned by a release with recipe {version}, this one has {RECIPE_VERSION}: finish it with that "
+            "release, or plan another --date"
+        )
+    return NightSettings.model_validate({**settings.model_dump(), **planned})
 
 
 def input_fingerprint(prompt: FrozenPrompt, recipe_: dict[str, Any]) -> str:

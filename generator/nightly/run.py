@@ -19,7 +19,7 @@ from generator.nightly.ledger import Ledger
 from generator.nightly.pictures import Pictures
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
-from generator.nightly.prompts import recipe
+from generator.nightly.prompts import frozen, recipe
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
 from generator.nightly.settle import settle
@@ -158,6 +158,8 @@ class Night:
             )
             return
         start = time.monotonic()
+        # What was planned is drawn as it was planned, whatever the settings say by now.
+        self._settings = self._settings.model_copy(update={"night": frozen(self._settings.night, run.settings)})
         pending = ledger.begin(run.run_id)
         generator = None
         if pending:

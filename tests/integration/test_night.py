@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import signal
 from collections import Counter
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from generator.nightly.database import connect, lead
 from generator.nightly.forget import drop_old_manifests, forget_users
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Scope
+from generator.nightly.run import Interrupted
 from generator.nightly.store import Store
 from generator.serving.api import DrawRequest, InferenceRejected, InferenceUnavailable
 from schemas.errors import InputError, LockHeld, PartialFailure, ServerUnavailable
@@ -382,3 +385,40 @@ def test_wrong_bucket_and_wrong_secret_are_named(settings: Settings) -> None:
     )
     with pytest.raises(ServerUnavailable, match=r"setting s3\.endpoint_url"):
         night(settings.model_copy(update={"s3": gone})).run(Scope())
+
+
+def test_sigterm_finishes_what_is_under_way_and_resume_does_the_rest(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=4, targets=2)
+
+    def fault(request: DrawRequest, attempt: int) -> None:
+        if "/u0/" in request.task_id:
+            os.kill(os.getpid(), signal.SIGTERM if "item8" in request.task_id else 0)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="resume") as stopped:
+        night(settings, FakePigeon(fault)).run(Scope())
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    counts = Ledger(connect(settings.database)).counts("night-20260301")
+    assert counts["done"] + counts["pending"] == 8
+    assert counts["done"] >= 1
+    assert Store(settings.s3).get(POINTER_KEY) is None
+    model = FakePigeon()
+    night(settings, model).resume()
+    assert len(model.draws) == counts["pending"]
+    assert len(reader(settings).rows()) == 16
+
+
+def test_a_resumed_night_is_drawn_as_it_was_planned(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=1, targets=1)
+
+    def fault(request: DrawRequest, attempt: int) -> None:
+        raise InferenceRejected("no")
+
+    with pytest.raises(PartialFailure):
+        night(settings, FakePigeon(fault)).run(Scope())
+    changed = settings.night.model_copy(update={"alphas": (0.3,), "variants": 1, "sizes": ("64x64",)})
+    model = FakePigeon()
+    night(settings.model_copy(update={"night": changed}), model).resume()
+    assert model.draws[0].alphas == settings.night.alphas
+    assert {row["width"] for row in reader(settings).rows().to_pylist()} == {400}
