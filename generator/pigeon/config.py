@@ -116,10 +116,12 @@ class DiffusionConfig(_Frozen):
     """Denoising: `steps` of DDIM with classifier-free guidance.
 
     `unet`, `vae` and `scheduler` are diffusers' constructor arguments for a model made from scratch; a checkpoint's own
-    folders decide when one is loaded.
+    folders decide when one is loaded. `sketched`: the first numbers of each prompt embedding are a sketch of the latents
+    of its cell, and the UNet sees them as further input channels.
     """
 
     steps: int = Field(25, gt=0)
+    sketched: bool = False
     guidance: float = 7.0
     image_size: int = Field(gt=0)
     unet: dict[str, Any] = {}

@@ -43,13 +43,18 @@ class Diffusion(nn.Module):
     def unet_output(self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, pooled: Tensor) -> Tensor:
         """latents (B, 4, h, w), timesteps (B,) int64, prompt_embeds (B, Q, E), pooled (B, p) -> (B, 4, h, w).
 
-        A UNet with more input than output channels sees where it draws: the rest are `coordinates` (preset nano, whose
-        few training pictures would otherwise go into learning positions from the convolutions' borders).
+        A UNet with more input than output channels sees the condition's sketch of the latents (`config.sketched`) and, in
+        the rest, where it draws (`coordinates`): preset nano, trained on few pictures, would otherwise spend most of
+        them on learning positions from the convolutions' borders and to read a picture through attention.
         """
-        extra = int(self.unet.config["in_channels"]) - latents.shape[1]
+        parts = [latents]
+        if self.config.sketched:
+            parts.append(sketch(prompt_embeds, latents.shape[1], latents.shape[2]))
+        extra = int(self.unet.config["in_channels"]) - sum(part.shape[1] for part in parts)
         if extra:
             where = coordinates(extra, latents.shape[2], latents.shape[3]).to(latents)
-            latents = torch.cat([latents, where.expand(latents.shape[0], -1, -1, -1)], dim=1)
+            parts.append(where.expand(latents.shape[0], -1, -1, -1))
+        latents = torch.cat(parts, dim=1)
         time_ids = torch.from_numpy(sdxl_time_ids(1, self.config.image_size)).to(latents).expand(latents.shape[0], 6)
         out: Tensor = self.unet(
             latents,
@@ -115,6 +120,17 @@ class Diffusion(nn.Module):
         timesteps = torch.full((len(latents),), timestep, dtype=torch.int64)
         out: NDArray[np.float32] = self.unet_output(latents, timesteps, prompt_embeds, pooled).float().numpy()
         return out
+
+
+def sketch(prompt_embeds: Tensor, channels: int, size: int) -> Tensor:
+    """prompt_embeds (B, Q, E) -> (B, channels, size, size): query q's first numbers are cell q of the grid, row by row.
+
+    Zero embeddings, the negative condition, give a zero sketch.
+    """
+    side = round(prompt_embeds.shape[1] ** 0.5)
+    cell = size // side
+    cells = prompt_embeds[..., : channels * cell * cell].reshape(-1, side, side, channels, cell, cell)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
 
 
 def coordinates(channels: int, height: int, width: int) -> Tensor:

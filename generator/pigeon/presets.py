@@ -69,7 +69,7 @@ def nano() -> PigeonConfig:
     """The same architecture at 64x64 pixels: 16 patches, 1,024 codes, a 4-layer LLaMA, 16x16 latents."""
     vision = VisionConfig(image_size=64, patch_size=16, width=128, depth=4, heads=4)
     decoder = DecoderConfig(
-        width=128, depth=2, heads=4, queries=16, max_tokens=16, projections=(48, 80), pooled_width=80
+        width=192, depth=3, heads=4, queries=16, max_tokens=16, projections=(48, 80), pooled_width=80
     )
     time_width = 32
     return PigeonConfig(
@@ -79,14 +79,17 @@ def nano() -> PigeonConfig:
         language=LanguageConfig(width=192, depth=4, heads=4, mlp_width=512, max_positions=1024),
         adapter=AdapterConfig(mlp_width=128),
         decoder=decoder,
-        generation=GenerationConfig(min_new_tokens=16, max_new_tokens=17, top_k=20, temperature=0.7, suppressed=((0, 2049),)),
+        generation=GenerationConfig(
+            min_new_tokens=16, max_new_tokens=17, top_k=20, temperature=0.7, suppressed=((0, 2049),)
+        ),
         diffusion=DiffusionConfig(
             steps=12,
             guidance=2.0,
+            sketched=True,
             image_size=64,
             unet={
                 "sample_size": 16,
-                "in_channels": 14,
+                "in_channels": 18,
                 "out_channels": 4,
                 "layers_per_block": 1,
                 "block_out_channels": [64, 128],
@@ -154,8 +157,10 @@ def tiny() -> PigeonConfig:
     diffusion = fields["diffusion"]
     diffusion["steps"] = 3
     diffusion["image_size"] = 32
+    diffusion["sketched"] = False
     diffusion["unet"] |= {
         "sample_size": 8,
+        "in_channels": 14,
         "block_out_channels": [16, 32],
         "norm_num_groups": 4,
         "attention_head_dim": 2,

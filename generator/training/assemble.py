@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
+from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask
 from generator.training.language import learning_alignment, learning_language
 from generator.training.pictures import World
@@ -39,7 +40,10 @@ def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonMode
         task = build_task(config, world)
         trained["tokenizer"] = load_averaged(task, root / "tokenizer")
         model.tokenizer.load_state_dict(task.tokenizer.state_dict())
-        model.code_decoder.decoder.load_state_dict(task.decoder.state_dict())
+    if (root / "decoder/state.pt").exists():
+        decoding = build_decoder_task(config, world)
+        trained["decoder"] = load_averaged(decoding, root / "decoder")
+        model.code_decoder.decoder.load_state_dict(decoding.decoder.state_dict())
     if (root / "vae" / UNIT).exists():
         kind: Any = AutoencoderKL
         vae = kind.from_pretrained(root / "vae" / UNIT, low_cpu_mem_usage=False)

@@ -19,6 +19,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
+from generator.training.decoder import train_decoder
 from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
 from generator.training.scorer import normalise, train_scorer
@@ -33,7 +34,8 @@ UNLIMITED = 1_000_000
 
 RECIPE: dict[str, TrainerConfig] = {
     "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=1000),
-    "tokenizer": TrainerConfig(UNLIMITED, lr=1e-3, ema_decay=0.99, budget_seconds=1620),
+    "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1020),
+    "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=620),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=600),
     "language": TrainerConfig(
         UNLIMITED,
@@ -42,9 +44,9 @@ RECIPE: dict[str, TrainerConfig] = {
         weight_decay=0.05,
         ema_decay=0.995,
         cooldown_share=0.4,
-        budget_seconds=3000,
+        budget_seconds=2200,
     ),
-    "diffusion": TrainerConfig(UNLIMITED, lr=6e-4, warmup_steps=200, ema_decay=0.998, budget_seconds=3300),
+    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.35, budget_seconds=2700),
     "alignment": TrainerConfig(
         UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, cooldown_share=1.0, budget_seconds=400
     ),
@@ -131,6 +133,20 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
     )
 
 
+def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:
+    task = build_task(shop.config, shop.world)
+    load_averaged(task, shop.root / "tokenizer")
+    train_decoder(
+        shop.root / "decoder",
+        shop.world,
+        shop.config,
+        task.tokenizer.quantize.embedding.weight.detach(),
+        shop.codes(),
+        shop.latents(),
+        config or RECIPE["decoder"],
+    )
+
+
 def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
     from generator.training.diffusion import train_diffusion
 
@@ -163,6 +179,7 @@ STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
     "tokenizer": _tokenizer,
     "scorer": _scorer,
     "caches": _caches,
+    "decoder": _decoder,
     "diffusion": _diffusion,
     "language": _language,
     "alignment": _alignment,

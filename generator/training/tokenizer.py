@@ -2,9 +2,10 @@
 
 The token decoder's prompt_embeds must rebuild from the codes the picture at half size and, from their mean, which
 concept, style and palette it shows. That mean is what the language model sees of a reference, so it must name the
-concept. Pictures come in pairs of one drawing on two backgrounds, and each is rebuilt from its own outer codes (two at the top left, two at the bottom right) and the
-other's remaining ones: so the outer ones say what the background is and the rest what is drawn, which makes a drawing's
-codes the same on every background. LaVIT rebuilds the features of a large pretrained encoder instead; ours is trained here, with the rest.
+concept. Pictures come in pairs of one drawing on two backgrounds, and each is rebuilt from its own outer codes (two at the
+top left, two at the bottom right) and the other's remaining ones: so the outer ones say what the background is and the
+rest what is drawn, which makes a drawing's codes the same on every background. LaVIT rebuilds the features of a large
+pretrained encoder instead; ours is trained here, with the rest.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from generator.training.scorer import normalise
 from generator.training.trainer import Trainer, TrainerConfig
 
 DRAWN_SIZE = 32
+SMALL = {"width": 128, "depth": 2}
+"""Of the decoder that learns along: only the codes are kept, and stage `decoder` trains the one that serves."""
 CONTINUOUS_STEPS = 800
 WORD_WEIGHTS = (1.0, 2.0, 0.3)
 """Concept, style, palette: style is what taste is about, and the hardest to see in sixteen codes."""
@@ -50,7 +53,7 @@ class TokenizerTask(nn.Module):
     def __init__(self, config: PigeonConfig, words: int) -> None:
         super().__init__()
         self.tokenizer = DynamicVisualTokenizer(config.tokenizer)
-        self.decoder = HighresVQDecoder(config.decoder, config.tokenizer.code_dim)
+        self.decoder = HighresVQDecoder(config.decoder.model_copy(update=SMALL), config.tokenizer.code_dim)
         width = config.decoder.prompt_width
         side = int(config.decoder.queries**0.5)
         self.cell = DRAWN_SIZE // side

@@ -1,0 +1,88 @@
+"""Stage `decoder`: the token decoder learns to say in its prompt_embeds what the codes stand for, latents and words.
+
+Trained on the frozen tokenizer's cached codes it sees many times more pictures per second than the UNet does: what is
+known of a drawing is learned here, cheaply, and the UNet has to place and sharpen it. The words keep the mean of the
+prompt_embeds, the language model's reference condition, a name of the concept; also when part of the codes is masked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.pigeon.config import PigeonConfig
+from generator.pigeon.decoder import HighresVQDecoder
+from generator.pigeon.diffusion import sketch
+from generator.pigeon.layers import compact
+from generator.training.caches import CodeCache
+from generator.training.pictures import World
+from generator.training.trainer import Trainer, TrainerConfig
+
+LATENT_SIDE = 16
+LATENT_CHANNELS = 4
+WORDS_WEIGHT = 0.03
+MASKED_SHARE = 0.2
+"""Share of the steps whose pictures lose a random part of their codes, as references do; those learn the words only."""
+
+
+class DecoderTask(nn.Module):
+    """Token decoder and the heads that only training needs."""
+
+    def __init__(self, config: PigeonConfig, words: int) -> None:
+        super().__init__()
+        self.decoder = HighresVQDecoder(config.decoder, config.tokenizer.code_dim)
+        width = config.decoder.prompt_width
+        self.word_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, words))
+
+    def latents(self, embeds: Tensor) -> Tensor:
+        """prompt_embeds (B, Q, C) -> latents (B, 4, 16, 16), which their first numbers are."""
+        return sketch(embeds, LATENT_CHANNELS, LATENT_SIDE)
+
+
+def build_decoder_task(config: PigeonConfig, world: World) -> DecoderTask:
+    """A fresh task of this preset."""
+    return DecoderTask(config, len(world.concepts) + len(world.styles) + len(world.palettes))
+
+
+def train_decoder(
+    folder: Path,
+    world: World,
+    model: PigeonConfig,
+    codebook: Tensor,
+    codes: CodeCache,
+    latents: npt.NDArray[np.float16],
+    config: TrainerConfig,
+    batch: int = 64,
+) -> None:
+    """Train on cached codes and latents (concepts, styles, palettes, 4, 16, 16); `codebook` (K, d) stays as it is."""
+    task = build_decoder_task(model, world)
+    sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        triple = world.sample(batch, rng)
+        vectors = F.embedding(torch.from_numpy(codes.codes[triple].astype(np.int64)), codebook)
+        masked = rng.random() < MASKED_SHARE
+        if masked:
+            keep = torch.from_numpy(rng.random(vectors.shape[:2]) < rng.uniform(0.3, 1.0)).float()
+            keep[:, 0] = 1.0
+            vectors, lengths = compact(vectors * keep[..., None], keep)
+        else:
+            lengths = torch.from_numpy(codes.lengths[triple].astype(np.int64))
+        embeds, _ = task.decoder(vectors, lengths)
+        logits = torch.split(task.word_head(embeds.mean(dim=1)), sizes, dim=1)
+        truths = [torch.from_numpy(part) for part in triple]
+        words = torch.stack([F.cross_entropy(given, truth) for given, truth in zip(logits, truths, strict=True)]).sum()
+        right = [float((given.argmax(1) == truth).float().mean()) for given, truth in zip(logits, truths, strict=True)]
+        if masked:
+            return WORDS_WEIGHT * words, {"masked_concept": right[0]}
+        wanted = torch.from_numpy(latents[triple].astype(np.float32))
+        picture = F.mse_loss(task.latents(embeds), wanted)
+        figures = {"latents": float(picture.detach()), "concept_accuracy": right[0], "style_accuracy": right[1]}
+        return picture + WORDS_WEIGHT * words, figures
+
+    Trainer(task, loss, folder, config).run()
