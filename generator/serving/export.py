@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -320,7 +321,7 @@ def export(network: Network, path: Path) -> Agreement:
         for dim in named.values()
     }
     dynamic = {name: {axis: dims[dim] for axis, dim in named.items()} for name, named in network.dynamic.items()}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _tracing():
         try:
             program = torch.onnx.export(
                 module,
@@ -370,14 +371,21 @@ def compare(network: Network, path: Path) -> Agreement:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's progress and its remark that torchvision is absent are of no use to a user."""
+def _tracing() -> Iterator[None]:
+    """Without the exporter's remarks, of no use to a user, and without the garbage collector: walking the tracer's many
+    small objects again and again was a third of the time (18 to 11 s for the UNet).
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
+    collecting = gc.isenabled()
     logger.setLevel(logging.ERROR)
+    gc.disable()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             logger.setLevel(level)
+            if collecting:
+                gc.enable()
+                gc.collect()
