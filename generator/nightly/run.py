@@ -91,7 +91,8 @@ class Night:
             if run is not None and run.figures.get("empty"):
                 ledger.drop_plan(run.run_id)
                 run = None
-            if run is not None and run.settings.get("scope") != scope.json():
+            # Without a scope the command means the night of that date, whatever it was planned for.
+            if run is not None and scope != Scope() and run.settings.get("scope") != scope.json():
                 raise InputError(
                     f"the night of {self._date} was planned for {_scope_words(run.settings.get('scope', {}))}: "
                     "run it with the same --users and --limit, or choose another --date"
