@@ -53,7 +53,8 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
             steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen))
             steps.run("demo", "feedback", "--date", first.isoformat(), "--seed", str(seed))
             steps.run("consume", "--until-idle", "2")
-            # Fewer pairs than a product should ask for: the demo has few users. 8 is the gate's (or the minimum's) refusal: an outcome of the loop, shown on the page, not a failure of the demo.
+            # Fewer pairs than a product should ask for: the demo has few users. 8 is the gate's (or the minimum's) refusal:
+            # an outcome of the loop, shown on the page, not a failure of the demo.
             steps.run(
                 "retrain", "--date", second.isoformat(), "--min-pairs", "20", "--promote", "champion", allowed=(0, 8)
             )
