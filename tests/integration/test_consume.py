@@ -42,7 +42,7 @@ from schemas.events import (
 )
 from schemas.settings import Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # a hang ends, a busy machine does not fail
 START = datetime(2026, 11, 1, tzinfo=UTC)
 Pigeon = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -421,7 +421,7 @@ def get(port: int, path: str) -> tuple[int, str]:
         return 0, ""
 
 
-def until(check: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def until(check: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, what
@@ -442,7 +442,7 @@ def test_a_running_consumer_can_be_watched_and_stops_gently(settings: Settings):
             assert get(port, "/else")[0] == 404
             assert "pigeon_lag_records{" in get(port, "/metrics")[1]
             child.send_signal(signal.SIGTERM)
-            out, err = child.communicate(timeout=30)
+            out, err = child.communicate()
         finally:
             child.kill()
     assert child.returncode == 143, err
@@ -480,7 +480,7 @@ def test_what_is_wrong_at_the_start_is_said_in_one_line(settings: Settings, chan
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env=environment(settings) | changes,
     )
     assert ended.returncode == code, ended.stderr
