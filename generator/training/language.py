@@ -29,6 +29,10 @@ from generator.training.trainer import Trainer, TrainerConfig
 
 SAME_LOOK_SHARE = 0.3
 """Share of references that are already drawn in the user's style and palette."""
+PACKED_LATER = 0.7
+"""Share of the later steps that stay packed: a packed row supervises five drawings, a real prompt one."""
+NEARNESS = 0.04
+"""Temperature of the cosines between codes; at 0.04 a code and some forty like it share."""
 NOISE_SHARE = 0.12
 """Share of a history's pictures that ignore the user's taste."""
 
@@ -97,6 +101,12 @@ class Prompts:
             return self.world.concepts[concept].label
         return self.titles[rng.integers(len(self.titles))]
 
+    def brief(self, concept: int, rng: np.random.Generator) -> tuple[str, str]:
+        """Title and description, most often without what says nothing of the picture."""
+        if rng.random() < 0.25:
+            return self.title(concept, rng), self.description(concept, rng)
+        return "", f"A poster with {with_article(self.world.concepts[concept].label)}."
+
     def description(self, concept: int, rng: np.random.Generator) -> str:
         thing = f"A poster with {with_article(self.world.concepts[concept].label)}."
         return thing if rng.random() < 0.2 else f"{self.facts[rng.integers(len(self.facts))]}. {thing}"
@@ -155,7 +165,7 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
             concept = int(taste.target[0]) if number == 0 else prompts.target(style, rng)
             look = taste.reference[1:].tolist() if number == 0 else prompts.look(concept, style, palette, rng)
             reference, answer = prompts.picture_codes(np.array([[concept, *look], [concept, style, palette]]))
-            title, description = prompts.title(concept, rng), prompts.description(concept, rng)
+            title, description = prompts.brief(concept, rng)
             text = prompt_text_ids(wording, past if number == 0 else [], title, description, prompts.encode, ids)
             pending = iter(pictures)
             for token in text[:-1] if number == 0 else text[head:-1]:
@@ -178,7 +188,13 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
     return Packed(tokens, wanted, references)
 
 
-def answer_logprobs(personalizer: Personalizer, embeds: Tensor, attention: Tensor | None, labels: Tensor) -> Tensor:
+def answer_logprobs(
+    personalizer: Personalizer,
+    embeds: Tensor,
+    attention: Tensor | None,
+    labels: Tensor,
+    loss: NearCodes | None = None,
+) -> Tensor:
     """Log-probability of each label (n,) in row order, and nothing else: the vocabulary's matrix is a third of the cost.
 
     embeds (B, T, C), attention (B, T) left-padded, or none for right-padded rows; labels (B, T).
@@ -191,10 +207,31 @@ def answer_logprobs(personalizer: Personalizer, embeds: Tensor, attention: Tenso
     wanted = labels[:, 1:]
     place = wanted != IGNORED_LABEL
     logits = base.lm_head(hidden[:, :-1][place])
+    if loss is not None:
+        return -loss(logits, wanted[place])
     return -F.cross_entropy(logits.float(), wanted[place], reduction="none")
 
 
-def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.Generator) -> Tensor:
+class NearCodes:
+    """Cross-entropy that gives codes near the right one their share: the codebook holds many that draw alike."""
+
+    def __init__(self, model: PigeonModel) -> None:
+        codebook = F.normalize(model.tokenizer.quantize.embedding.weight.detach(), dim=-1)
+        self.offset = model.config.ids.code_offset
+        self.shares = (codebook @ codebook.t() / NEARNESS).softmax(dim=-1)  # (K, K)
+
+    def __call__(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """logits (n, V), wanted ids (n,) -> (n,)."""
+        logprobs = logits.float().log_softmax(dim=-1)
+        code = wanted - self.offset
+        soft = -(self.shares[code.clamp(min=0)] * logprobs[:, self.offset :]).sum(dim=-1)
+        hard = -logprobs.gather(1, wanted[:, None])[:, 0]
+        return torch.where(code >= 0, 0.5 * soft + 0.5 * hard, hard)
+
+
+def packed_logprobs(
+    personalizer: Personalizer, packed: Packed, rng: np.random.Generator, loss: NearCodes | None = None
+) -> Tensor:
     """(n,): half of the references are given whole, the others lose a random share of their codes."""
     codes, lengths = pad_codes([torch.tensor(row) for row in packed.references], max(map(len, packed.references)))
     kept = np.arange(codes.shape[1])[None] < lengths.numpy()[:, None]
@@ -204,7 +241,7 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
         condition = personalizer.code_decoder.decode_kept(codes, torch.from_numpy(kept).float()).mean(dim=1)
     embeds = personalizer.token_embeddings(packed.tokens)
     embeds = embeds.masked_scatter((packed.tokens == EMBEDDING)[..., None], personalizer.adapter(condition))
-    return answer_logprobs(personalizer, embeds, None, packed.labels)
+    return answer_logprobs(personalizer, embeds, None, packed.labels, loss)
 
 
 def masked_logprobs(
@@ -251,10 +288,11 @@ def train_language(
 ) -> None:
     """Pretrain LLaMA and the adapter: packed drawings first, then (from `packed_share` of the way on) also real prompts."""
     personalizer = learning_language(prompts.model.personalizer)
+    near = NearCodes(prompts.model)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        if trainer.progress() < packed_share or rng.random() < 0.4:
-            logprobs = packed_logprobs(personalizer, packed_batch(prompts, rows, 2, 5, rng), rng)
+        if trainer.progress() < packed_share or rng.random() < PACKED_LATER:
+            logprobs = packed_logprobs(personalizer, packed_batch(prompts, rows, 2, 5, rng), rng, near)
             return -logprobs.mean(), {"packed": float(-logprobs.mean().detach())}
         logprobs = masked_logprobs(
             personalizer, prompts.batch(rows, rng), rng, invert_reference=bool(rng.random() < 0.3)

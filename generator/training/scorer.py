@@ -88,15 +88,12 @@ def train_scorer(
     model: PigeonConfig,
     text_tokenizer: Tokenizer,
     config: TrainerConfig,
-    start: dict[str, Tensor] | None = None,
     batch: int = 48,
 ) -> None:
-    """Train both towers; `start` (a state of the ViT, say the tokenizer's encoder) is where the image tower begins."""
+    """Train both towers from scratch."""
     world = World(cache)
     captions = Captions(world, cache)
     task = build_scorer_task(model, world)
-    if start is not None:
-        task.scorer.image.encoder.load_state_dict(start)
     settings = task.scorer.config
     says_style = [("{style}" in template) for template in CAPTION_TEMPLATES]
     says_palette = [("{colour}" in template) for template in CAPTION_TEMPLATES]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from generator.pigeon.checkpoint import save_model
 from generator.pigeon.config import PigeonConfig
@@ -35,7 +36,7 @@ UNLIMITED = 1_000_000
 RECIPE: dict[str, TrainerConfig] = {
     "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=1000),
     "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1020),
-    "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=620),
+    "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=1000),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=600),
     "language": TrainerConfig(
         UNLIMITED,
@@ -44,11 +45,11 @@ RECIPE: dict[str, TrainerConfig] = {
         weight_decay=0.05,
         ema_decay=0.995,
         cooldown_share=0.4,
-        budget_seconds=2200,
+        budget_seconds=2760,
     ),
-    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.35, budget_seconds=2700),
+    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=2700),
     "alignment": TrainerConfig(
-        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, cooldown_share=1.0, budget_seconds=400
+        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, cooldown_share=1.0, budget_seconds=120
     ),
 }
 
@@ -100,13 +101,8 @@ def _tokenizer(shop: Workshop, config: TrainerConfig | None) -> None:
 
 
 def _scorer(shop: Workshop, config: TrainerConfig | None) -> None:
-    from tokenizers import Tokenizer
-
-    task = build_task(shop.config, shop.world)
-    load_averaged(task, shop.root / "tokenizer")
     text = Tokenizer.from_file(str(shop.root / TEXT_TOKENIZER))
-    start = task.tokenizer.encoder.state_dict()
-    train_scorer(shop.root / "scorer", shop.cache, shop.config, text, config or RECIPE["scorer"], start)
+    train_scorer(shop.root / "scorer", shop.cache, shop.config, text, config or RECIPE["scorer"])
 
 
 def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
