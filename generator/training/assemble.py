@@ -33,7 +33,7 @@ def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonMode
     """
     path = root / TEXT_TOKENIZER
     if not path.exists():
-        raise ModelError(f"{path} is missing: train that stage first (pigeon train text)")
+        raise ModelError(f"{path} is missing: train that stage first (pigeon train stage text)")
     model = new_model(config, Tokenizer.from_file(str(path)))
     trained = {}
     if (root / "tokenizer/state.pt").exists():

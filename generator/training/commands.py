@@ -25,7 +25,7 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            help="text, vae, tokenizer, scorer, caches, decoder, diffusion, language, alignment, in this order; or all."
+            help="text, vae, tokenizer, caches, decoder, language, scorer, diffusion, alignment, in this order; or all."
         ),
     ],
     seconds: Seconds = None,

@@ -188,7 +188,7 @@ def load_averaged(module: nn.Module, folder: Path) -> int:
     """
     path = folder / "state.pt"
     if not path.exists():
-        raise ModelError(f"{path} is missing: train that stage first (pigeon train {folder.name})")
+        raise ModelError(f"{path} is missing: train that stage first (pigeon train stage {folder.name})")
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["module"])
     trained = [p for p in module.parameters() if p.requires_grad]
