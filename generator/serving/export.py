@@ -46,7 +46,8 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(vision.pixel_std)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        # Cast first: TensorRT takes bytes as an input, but cannot transpose them.
+        return (images.float().permute(0, 3, 1, 2) / 255 - self.mean) / self.std
 
 
 class VisualTokenizerGraph(nn.Module):

@@ -23,11 +23,17 @@ class NotReady(Exception):
 
 
 class CallFailed(Exception):
-    """A model that this one called answered with an error; `error` is passed on as it is."""
+    """A model that this one called has failed for a reason that is not ours; trying again may help."""
 
-    def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.error = error
+
+# The status tells a client what to do. Between models of one server it is lost (every error of a BLS call is INTERNAL), so
+# the message begins with a label as well.
+_FAILURES: dict[str, tuple[type[Exception], str]] = {
+    "rejected": (BadInput, "INVALID_ARG"),
+    "corrupt": (BadAnswer, "UNKNOWN"),
+    "not ready": (NotReady, "UNAVAILABLE"),
+    "cancelled": (Cancelled, "CANCELLED"),
+}
 
 
 def model_folder(args: Mapping[str, str]) -> Path:
@@ -50,7 +56,7 @@ def stop_if_cancelled(request: Any) -> None:
     Cancelled: nobody waits for this request any more.
     """
     if request.is_cancelled():
-        raise Cancelled
+        raise Cancelled("by the client or its deadline")
 
 
 def answer(request: Any, work: Callable[[Any], Mapping[str, NDArray[Any]]]) -> Any:
@@ -63,18 +69,11 @@ def answer(request: Any, work: Callable[[Any], Mapping[str, NDArray[Any]]]) -> A
         outputs = work(request)
         tensors = [pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in outputs.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)
-    except BadInput as error:
-        return _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-    except BadAnswer as error:
-        return _failure(str(error), pb_utils.TritonError.UNKNOWN)
-    except NotReady as error:
-        return _failure(str(error), pb_utils.TritonError.UNAVAILABLE)
-    except Cancelled:
-        return _failure("cancelled by the client or its deadline", pb_utils.TritonError.CANCELLED)
-    except CallFailed as failed:
-        return pb_utils.InferenceResponse(error=failed.error)
     except Exception as error:  # noqa: BLE001 -- one bad request must not take the stub process with it
-        return _failure(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+        for label, (kind, code) in _FAILURES.items():
+            if isinstance(error, kind):
+                return _failure(f"{label}: {error}", code)
+        return _failure(f"{type(error).__name__}: {error}", "INTERNAL")
 
 
 def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: list[str], version: int = -1) -> Arrays:
@@ -83,7 +82,8 @@ def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
     Raises:
         Cancelled: `request` was cancelled meanwhile.
         NotReady: the model, or this version of it, is not loaded.
-        CallFailed: the model answered with an error.
+        BadInput, BadAnswer: as the model said.
+        CallFailed: the model answered with another error.
     """
     stop_if_cancelled(request)
     if not pb_utils.is_model_ready(model_name=model, model_version="" if version < 0 else str(version)):
@@ -95,7 +95,10 @@ def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
         inputs=[pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in inputs.items()],
     ).exec()
     if response.has_error():
-        raise CallFailed(response.error())
+        label, _, reason = response.error().message().partition(": ")
+        if label in _FAILURES:
+            raise _FAILURES[label][0](reason)
+        raise CallFailed(response.error().message())
     return {name: _output(response, model, name) for name in outputs}
 
 
@@ -107,5 +110,6 @@ def _output(response: Any, model: str, name: str) -> NDArray[Any]:
     return value
 
 
-def _failure(message: str, code: int) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def _failure(message: str, code: str) -> Any:
+    # The codes are there only after the stub has imported the model.
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
