@@ -33,6 +33,8 @@ DpoProgress = Callable[[int, int, float], None]
 
 SCORE_BATCH = 16
 SAVE_EVERY_SECONDS = 10.0
+KL_PAIRS = 48
+"""The first so many training pairs estimate the result's KL; the gate measures it on held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ def train_dpo(
     Trainer(learning, loss, out_dir, settings).run()
     adapter = out_dir / "adapter"
     save_adapter(personalizer, adapter, torch.float32)
-    scores = score_pairs(checkpoint_dir, adapter, champion_adapter_dir, pairs, config.beta)
+    scores = score_pairs(checkpoint_dir, adapter, champion_adapter_dir, pairs[:KL_PAIRS], config.beta)
     losses, accuracies, margins = (list(column) for column in zip(*learning.record, strict=True))
     return DpoResult(losses, accuracies, margins, scores.kl, adapter)
 
