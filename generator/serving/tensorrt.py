@@ -100,7 +100,8 @@ def compile_repository(
             )
     manifest = read_manifest(repository)
     output.mkdir(parents=True, exist_ok=True)
-    (output / REPORT).unlink(missing_ok=True)
+    for old in (output / REPORT, *output.glob("*.plan")):
+        old.unlink(missing_ok=True)
     graphs = []
     for path in _graph_files(repository):
         compiled = _compile(trt, path, _title(path, repository), output, capabilities)
