@@ -29,7 +29,7 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
     from deploy.local.demo.progress import bar
     from deploy.local.demo.simulator import ASSUMPTIONS
 
-    steps = Steps(total=16 + fresh)
+    steps = Steps(total=15 + fresh)
     target = page or load_settings().state_dir / "demo.html"
     with _terminated_like_interrupted():
         try:
