@@ -14,7 +14,7 @@ def test_compute_capabilities() -> None:
     assert parse_compute_capabilities("89") == ("SM89",)
     assert parse_compute_capabilities("80, 120") == ("SM80", "SM120")
     for text in ("", "sm89", "8.9", "89,"):
-        with pytest.raises(InputError, match="--compute-capability .*: give numbers such as 89"):
+        with pytest.raises(InputError, match=r"--compute-capability .*: give numbers such as 89"):
             parse_compute_capabilities(text)
 
 
