@@ -21,6 +21,7 @@ from generator.nightly.database import connect
 from generator.serving.api import DrawRequest
 from generator.serving.build import build_repository
 from generator.serving.client import TritonPigeon
+from generator.serving.repository import MODELS
 from schemas.errors import Refused
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
@@ -42,8 +43,8 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(shared_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random checkpoint, served by the stack's Triton."""
+def checkpoint(shared_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny random checkpoint, served by the stack's Triton while this module runs."""
     folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
     served = shared_settings.triton.model_repository
     assert served
@@ -51,7 +52,11 @@ def checkpoint(shared_settings: Settings, tmp_path_factory: pytest.TempPathFacto
     shutil.copytree(CACHE, served, dirs_exist_ok=True)
     with TritonPigeon(shared_settings) as model:
         model.load_repository()
-    return folder
+        yield folder
+        for name in reversed(MODELS):
+            model.unload(name)
+    for path in served.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture

@@ -313,6 +313,8 @@ def test_an_interrupted_start_leaves_nothing_behind(new_stack: Callable[[str], S
         env={**os.environ, "PIGEON_STATE_DIR": str(stack.state.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A test run in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing but exec follows
     )
     wait_until(lambda: bool(stack.state.record().get("servers")))
     command.send_signal(signal.SIGINT)
