@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def checkpoint(shared_settings: Settings, tmp_path_factory: pytest.TempPathFacto
         yield folder
         for name in reversed(MODELS):
             model.unload(name)
+        deadline = time.monotonic() + 60
+        while any(model.loaded_versions(name) for name in MODELS) and time.monotonic() < deadline:
+            time.sleep(0.1)  # unloading is asynchronous
     for path in served.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
