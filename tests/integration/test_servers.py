@@ -169,7 +169,7 @@ def test_every_server_does_its_work(settings: Settings, stack: Stack) -> None:
     consumer.close()
 
     client = triton_grpc.InferenceServerClient(settings.triton.url)
-    wait_until(client.is_server_ready)  # unloading is asynchronous, and not ready meanwhile
+    assert client.is_server_ready()
     client.close()
 
     assert [server.state for server in stack.status()] == ["ready"] * 4
