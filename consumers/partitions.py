@@ -6,21 +6,24 @@ it, in the event's own transaction. New partitions are attached, which blocks ne
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 from consumers import database
+from consumers.outage import Outage
 from schemas.settings import DatabaseSettings
 
 # Names the lock "partitions of interactions are being made"; see migrations/database.py for its neighbour.
 ADVISORY_LOCK = 7_046_002
-_NAME = re.compile(r"^interactions_(\d{4})_(\d{2})$")
 
 
 def name_of(month: date) -> str:
     """The partition that holds a month."""
     return f"interactions_{month:%Y_%m}"
+
+
+def _midnight(month: date) -> datetime:
+    return datetime.combine(month, time.min, UTC)
 
 
 def add_months(month: date, count: int) -> date:
@@ -29,53 +32,48 @@ def add_months(month: date, count: int) -> date:
     return date(years, index + 1, 1)
 
 
-def _exists(cursor: Any, month: date) -> bool:
+def _states(cursor: Any) -> dict[date, str]:
+    """Every month that has a table, in order: attached, pending (half-way detached) or detached."""
     cursor.execute(
-        """SELECT 1 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-           WHERE i.inhparent = 'interactions'::regclass AND c.relname = %s AND NOT i.inhdetachpending""",
-        (name_of(month),),
-    )
-    return cursor.fetchone() is not None
-
-
-def make(cursor: Any, months: list[date]) -> list[date]:
-    """Make the partitions of `months` that are missing, in the caller's transaction; returns those made."""
-    if all(_exists(cursor, month) for month in months):
-        return []
-    cursor.execute("SELECT pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
-    made = []
-    for month in sorted(months):
-        if _exists(cursor, month):  # another member was quicker
-            continue
-        name = name_of(month)
-        cursor.execute(f"CREATE TABLE {name} (LIKE interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
-        cursor.execute(
-            f"ALTER TABLE interactions ATTACH PARTITION {name} FOR VALUES FROM (%s) TO (%s)",
-            (
-                datetime(month.year, month.month, 1, tzinfo=UTC),
-                datetime.combine(add_months(month, 1), datetime.min.time(), UTC),
-            ),
-        )
-        made.append(month)
-    return made
-
-
-def _partitions(cursor: Any) -> list[tuple[date, str, str]]:
-    """(month, table, state) of every table that is or was a partition; state: attached, pending or detached."""
-    cursor.execute(
-        """SELECT c.relname, CASE WHEN i.inhrelid IS NULL THEN 'detached'
-                                  WHEN i.inhdetachpending THEN 'pending' ELSE 'attached' END
+        """SELECT to_date(right(c.relname, 7), 'YYYY_MM'),
+                  CASE WHEN i.inhrelid IS NULL THEN 'detached' WHEN i.inhdetachpending THEN 'pending' ELSE 'attached' END
            FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
            WHERE c.relkind = 'r' AND c.relnamespace = (
                    SELECT relnamespace FROM pg_class WHERE oid = 'interactions'::regclass)
-             AND c.relname ~ '^interactions_[0-9]{4}_[0-9]{2}$' ORDER BY c.relname"""
+             AND c.relname ~ '^interactions_[0-9]{4}_(0[1-9]|1[0-2])$' ORDER BY c.relname"""
     )
-    found = []
-    for name, state in cursor.fetchall():
-        match = _NAME.match(name)
-        if match and 1 <= int(match[2]) <= 12:
-            found.append((date(int(match[1]), int(match[2]), 1), str(name), str(state)))
-    return found
+    return dict(cursor.fetchall())
+
+
+def _attach(cursor: Any, month: date) -> None:
+    cursor.execute(
+        f"ALTER TABLE interactions ATTACH PARTITION {name_of(month)} FOR VALUES FROM (%s) TO (%s)",
+        (_midnight(month), _midnight(add_months(month, 1))),
+    )
+
+
+def make(cursor: Any, months: list[date]) -> list[date]:
+    """Make the partitions of `months` that are missing, in the caller's transaction; returns those made.
+
+    Raises:
+        Outage: retention is taking one of these months away; it can be made again when that is done.
+    """
+    states = _states(cursor)
+    if all(states.get(month) == "attached" for month in months):
+        return []
+    cursor.execute("SELECT pg_advisory_xact_lock(%s)", (ADVISORY_LOCK,))
+    states = _states(cursor)  # another member may have been quicker
+    made = []
+    for month in sorted(months):
+        state = states.get(month)
+        if state == "attached":
+            continue
+        if state is not None:
+            raise Outage(f"database: {name_of(month)} is half-way out by retention; `pigeon db upkeep` ends that")
+        cursor.execute(f"CREATE TABLE {name_of(month)} (LIKE interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        _attach(cursor, month)
+        made.append(month)
+    return made
 
 
 def upkeep(
@@ -83,7 +81,8 @@ def upkeep(
 ) -> tuple[list[str], list[str]]:
     """Make this month's and the next `ahead_months` partitions; detach and drop those older than `retention_months`.
 
-    Detaching is CONCURRENTLY, so writers are not blocked; one that was interrupted is finished by the next call.
+    A month goes when it is that old and everything in it came in that long ago: history that was imported yesterday is
+    not old. Detaching is CONCURRENTLY, so writers are not blocked; one that was interrupted is ended by the next call.
 
     Returns:
         The names of the partitions made and of those dropped.
@@ -92,20 +91,44 @@ def upkeep(
         ServerUnavailable: Postgres cannot be reached, or a lock did not come in time.
     """
     month = (today or datetime.now(UTC).date()).replace(day=1)
-    oldest_kept = add_months(month, -retention_months)
     with database.connected(settings, "pigeon-upkeep") as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            dropped = _retire(cursor, add_months(month, -retention_months))
+        connection.autocommit = False
         with connection, connection.cursor() as cursor:
             made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
-        connection.autocommit = True
-        dropped = []
-        with connection.cursor() as cursor:
-            for old, name, state in _partitions(cursor):
-                if old >= oldest_kept:
-                    continue
-                if state == "attached":
-                    cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} CONCURRENTLY")
-                elif state == "pending":
-                    cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} FINALIZE")
-                cursor.execute(f"DROP TABLE {name}")
-                dropped.append(name)
     return [name_of(m) for m in made], dropped
+
+
+def _retire(cursor: Any, oldest_kept: date) -> list[str]:
+    """Drop the months before `oldest_kept` in which nothing came in since then; returns their names."""
+    cursor.execute(
+        "SET statement_timeout = 0"
+    )  # a large month takes long to look through; lock_timeout bounds the waits
+
+    def expired(month: date) -> bool:
+        if month >= oldest_kept:
+            return False
+        cursor.execute(
+            f"SELECT NOT EXISTS (SELECT FROM {name_of(month)} WHERE ingested_at >= %s)",  # noqa: S608 - our own name
+            (_midnight(oldest_kept),),
+        )
+        return bool(cursor.fetchone()[0])
+
+    dropped = []
+    # Postgres refuses to detach one partition while another is half-way: that one comes first.
+    for month, state in sorted(_states(cursor).items(), key=lambda item: item[1] != "pending"):
+        name = name_of(month)
+        if state == "attached":
+            if not expired(month):
+                continue
+            cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} CONCURRENTLY")
+        elif state == "pending":
+            cursor.execute(f"ALTER TABLE interactions DETACH PARTITION {name} FINALIZE")
+        if expired(month):
+            cursor.execute(f"DROP TABLE {name}")
+            dropped.append(name)
+        else:  # a late event came in meanwhile, or retention has been prolonged
+            _attach(cursor, month)
+    return dropped

@@ -46,7 +46,7 @@ def check() -> None:
 @db.command()
 def upkeep(
     retention_months: Annotated[
-        int | None, typer.Option(min=1, help="Drop older months; schedule.retention_months when left out.")
+        int | None, typer.Option(min=1, help="Drop months older than this; schedule.retention_months when left out.")
     ] = None,
 ) -> None:
     """Make the coming months' partitions of interactions, drop those past retention."""

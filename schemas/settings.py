@@ -42,6 +42,9 @@ class KafkaSettings(_Group):
     ssl_keyfile: Path | None = None
     topic_prefix: str = Field("", description="Put before every topic name; lets several installations share a broker.")
     group_id: str = Field("pigeon", description="Consumer group and the key of our stored offsets.")
+    group_instance_id: str | None = Field(
+        None, description="This member's fixed name, so that a restart causes no rebalance; each member needs its own."
+    )
     session_timeout_ms: int = Field(45_000, ge=1_000, description="The embedded broker wants 2000-6000.")
     max_poll_interval_ms: int = Field(300_000, ge=1_000)
     request_timeout_ms: int = Field(30_000, ge=1_000)
@@ -206,7 +209,9 @@ class ScheduleSettings(_Group):
     retrain_cron: str = "0 5 * * mon"
     upkeep_cron: str = "30 0 * * *"
     misfire_grace_seconds: int = Field(4 * 3600, ge=1)
-    retention_months: int = Field(24, ge=1, description="Older interaction partitions are detached and dropped.")
+    retention_months: int = Field(
+        24, ge=1, description="Months of interactions this old, in which nothing came in since, are detached and dropped."
+    )
     partitions_ahead_months: int = Field(3, ge=1)
 
 
