@@ -210,7 +210,9 @@ class ScheduleSettings(_Group):
     upkeep_cron: str = "30 0 * * *"
     misfire_grace_seconds: int = Field(4 * 3600, ge=1)
     retention_months: int = Field(
-        24, ge=1, description="Months of interactions this old, in which nothing came in since, are detached and dropped."
+        24,
+        ge=1,
+        description="Months of interactions this old, in which nothing came in since, are detached and dropped.",
     )
     partitions_ahead_months: int = Field(3, ge=1)
 
