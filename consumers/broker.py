@@ -1,11 +1,15 @@
 """Every Kafka client we make, the topics, and the one place that knows what brokers get wrong.
 
-What the embedded Tansu broker does otherwise than Apache Kafka, and where it is met; nothing else depends on it:
-- its `end_offsets` lies, so the end of a log is `consumer.highwater`, known after the first fetch (run.py);
-- a position past the end is never refused, so run.py compares it with `highwater` as well as catching OffsetOutOfRange;
+What the two brokers of the tests do otherwise than Apache Kafka, and where it is met; nothing else depends on it.
+Tansu (the embedded one):
+- its `end_offsets` lies, so the end of a log is `consumer.highwater`, known after the first fetch (ownership.py);
+- a position past the end is never refused, so ownership.py compares it with `highwater` as well as hearing OffsetOutOfRange;
 - joining a group takes half the session timeout: the embedded settings use a short one;
-- it makes a topic that a producer asks for, even when told not to, so a missing dead-letter topic shows on Apache Kafka only;
+- it makes a topic that a producer asks for, even when told not to, so a missing dead-letter topic shows elsewhere only;
 - an idle fetch answers late: `fetch_max_wait_ms` is 50.
+noida-db:
+- a member that died is never put out, so members are static there (`kafka.group_instance_id`), as they may be with Apache Kafka;
+- its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was made anew.
 kafka-python refuses to send a header without a value: `sendable_headers`.
 """
 
@@ -19,59 +23,68 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
+from consumers import security
 from consumers.outage import first_line
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
 from schemas.settings import ConsumerSettings, KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
-OffsetOutOfRange = kafka_errors.OffsetOutOfRangeError
+# The log does not have our position any more; args[0] names the partitions.
+LostPosition = (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)
 # Trying again does not help: not allowed, too large, misconfigured.
 Unrecoverable = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+    kafka_errors.IllegalSaslStateError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.FencedInstanceIdError,
     kafka_errors.MessageSizeTooLargeError,
     kafka_errors.InvalidTopicError,
     kafka_errors.KafkaConfigurationError,
 )
+# The setting that an unrecoverable error speaks of.
+_SETTING = {
+    kafka_errors.SaslAuthenticationFailedError: "sasl_username and kafka.sasl_password: refused by the broker",
+    kafka_errors.UnsupportedSaslMechanismError: "sasl_mechanism: not one of the broker's",
+    kafka_errors.IllegalSaslStateError: "security_protocol: the broker expects another login",
+    kafka_errors.InvalidSessionTimeoutError: "session_timeout_ms: outside of the broker's group.{min,max}.session.timeout.ms",
+    kafka_errors.FencedInstanceIdError: "group_instance_id: another member has it",
+    kafka_errors.AuthorizationError: "sasl_username: the broker does not allow it this",
+}
 BOOTSTRAP_TIMEOUT_MS = 15_000
+# The largest dead letter: what a source topic takes by default (1 MiB), and room for our headers.
+DEAD_LETTER_BYTES = 2 * 2**20
 CLIENT = f"pigeon-{socket.gethostname()}"
 
 
 def _common(settings: KafkaSettings) -> dict[str, Any]:
-    if settings.security_protocol.startswith("SASL") and settings.sasl_mechanism is None:
-        raise InputError(
-            f"kafka.sasl_mechanism is empty, but kafka.security_protocol is {settings.security_protocol}: "
-            "set PIGEON_KAFKA__SASL_MECHANISM, for example SCRAM-SHA-512"
-        )
-    config: dict[str, Any] = {
+    return {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "client_id": CLIENT,
         "request_timeout_ms": settings.request_timeout_ms,
-        "security_protocol": settings.security_protocol,
         "bootstrap_timeout_ms": min(BOOTSTRAP_TIMEOUT_MS, settings.request_timeout_ms),
         "reconnect_backoff_max_ms": 5_000,
+        **security.options(settings),
     }
-    optional = {
-        "sasl_mechanism": settings.sasl_mechanism,
-        "sasl_plain_username": settings.sasl_username,
-        "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
-        "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
-        "ssl_certfile": str(settings.ssl_certfile) if settings.ssl_certfile else None,
-        "ssl_keyfile": str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
-    }
-    return config | {key: value for key, value in optional.items() if value is not None}
+
+
+def refusal(error: Exception) -> InputError:
+    """An error that waiting does not mend, in words that name the setting."""
+    names = [what for kind, what in _SETTING.items() if isinstance(error, kind)]
+    return InputError(
+        f"kafka.{names[0] if names else 'bootstrap_servers'}: {type(error).__name__}: {first_line(error)}"
+    )
 
 
 def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
     try:
         return client(**_common(settings), **config)
-    except (kafka_errors.SaslAuthenticationFailedError, kafka_errors.AuthorizationError) as error:
-        raise InputError(f"kafka.bootstrap_servers {settings.bootstrap_servers} refused the login: {error}") from None
-    except kafka_errors.KafkaConfigurationError as error:
-        raise InputError(f"kafka settings: {error}") from None
+    except Unrecoverable as error:
+        raise refusal(error) from None
     except (KafkaError, OSError) as error:
-        raise ServerUnavailable(
+        raise security.explain(settings) or ServerUnavailable(
             f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
         ) from None
 
@@ -88,6 +101,7 @@ def consumer(settings: KafkaSettings, limits: ConsumerSettings, group: bool = Tr
     """
     membership = {
         "group_id": settings.group_id,
+        "group_instance_id": settings.group_instance_id,
         "session_timeout_ms": settings.session_timeout_ms,
         "heartbeat_interval_ms": max(100, settings.session_timeout_ms // 4),
         "max_poll_interval_ms": settings.max_poll_interval_ms,
@@ -150,6 +164,11 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
 
 
+def forget_end(client: Any, tp: TopicPartition) -> None:
+    """Make `highwater` unknown until the next fetch: kafka-python keeps it over a seek, though others may have read on meanwhile."""
+    client._subscription.assignment[tp].highwater = None
+
+
 def require_topics(settings: KafkaSettings, topics: Iterable[str]) -> None:
     """Check that the topics exist.
 
@@ -184,7 +203,11 @@ def create_topics(settings: KafkaSettings, partitions: int, replication: int) ->
                 topic: {
                     "num_partitions": 1 if topic.endswith(DLQ_SUFFIX) else partitions,
                     "replication_factor": replication,
-                    "configs": {"cleanup.policy": "compact"} if topic in compacted else {},
+                    "configs": {"cleanup.policy": "compact"}
+                    if topic in compacted
+                    else {"max.message.bytes": str(DEAD_LETTER_BYTES)}
+                    if topic.endswith(DLQ_SUFFIX)
+                    else {},
                 }
                 for topic in made
             },

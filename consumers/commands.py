@@ -24,6 +24,8 @@ IMPORTS = (
 Topic = Annotated[str | None, typer.Option("--topic", help="Only of this source topic.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Only with this reason code.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many, oldest first.")]
+Cap = Annotated[int, typer.Option("--limit", min=1, help="At most this many, oldest first; run it again for more.")]
+CAP = 1_000  # dead letters that one replay or drop takes unless it is told otherwise
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
@@ -154,7 +156,7 @@ def dlq_show(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSE
 
 
 @dlq_app.command("replay")
-def dlq_replay(topic: Topic = None, reason: Reason = None, limit: Limit = None) -> None:
+def dlq_replay(topic: Topic = None, reason: Reason = None, limit: Cap = CAP) -> None:
     """Send open dead letters to their source topics again."""
     from consumers import deadletters
     from schemas.settings import load_settings
@@ -168,7 +170,7 @@ def dlq_replay(topic: Topic = None, reason: Reason = None, limit: Limit = None) 
 def dlq_drop(
     topic: Topic = None,
     reason: Reason = None,
-    limit: Limit = None,
+    limit: Cap = CAP,
     everything: Annotated[
         bool, typer.Option("--all", help="Needed when neither --topic nor --reason is given.")
     ] = False,

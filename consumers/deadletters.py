@@ -42,8 +42,13 @@ class DeadLetter:
 
     @property
     def source(self) -> tuple[str, str, str]:
-        """Where the record was read: (topic, partition, offset). A crash may have written it here twice."""
+        """Where the record was read: (topic, partition, offset)."""
         return self.note("source-topic"), self.note("source-partition"), self.note("source-offset")
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The same for every copy of a record, of which a crash may write several; a topic made anew repeats offsets, not times."""
+        return *self.source, self.note("source-timestamp")
 
     @property
     def place(self) -> str:
@@ -128,16 +133,16 @@ def read(
     database.require_tables(settings.database)
     names = topics(settings, topic)
     handled = _handled(settings)
-    seen: set[tuple[str, str, str]] = set()
-    found: list[DeadLetter] = []
+    found: dict[tuple[str, ...], DeadLetter] = {}
+    closed: set[tuple[str, ...]] = set()
     for letter in _records(settings, names):
-        if (letter.topic, letter.topic_id, letter.partition, letter.offset) in handled or letter.source in seen:
-            continue
-        seen.add(letter.source)
-        if reason is None or letter.note("reason") == reason:
-            found.append(letter)
-    found.sort(key=lambda letter: (letter.note("time"), letter.topic, letter.partition, letter.offset))
-    return found[:limit]
+        if (letter.topic, letter.topic_id, letter.partition, letter.offset) in handled:
+            closed.add(letter.identity)  # and so are its copies
+        elif reason is None or letter.note("reason") == reason:
+            found.setdefault(letter.identity, letter)
+    letters = [letter for identity, letter in found.items() if identity not in closed]
+    letters.sort(key=lambda letter: (letter.note("time"), letter.topic, letter.partition, letter.offset))
+    return letters[:limit]
 
 
 def find(settings: Settings, place: str) -> DeadLetter:

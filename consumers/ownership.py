@@ -5,8 +5,9 @@ Only the loop's thread calls this; what needs the network is handed out as jobs 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+import time
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import structlog
 from kafka import TopicPartition
@@ -19,7 +20,12 @@ from consumers.writer import Writer
 from schemas.errors import Refused, ServerUnavailable
 from schemas.settings import Settings
 
+T = TypeVar("T")
 log = structlog.get_logger("pigeon.consume")
+# A log that ends before our offset for so long is cut: for a moment that also happens when a partition changes its leader.
+CUT_SECONDS = 3.0
+# How often the broker is asked whether our topics are still the same ones.
+IDENTIFY_SECONDS = 10.0
 
 
 class Ownership:
@@ -31,7 +37,9 @@ class Ownership:
         self._writer = writer
         self._admin: Any = None
         self._topic_ids: dict[str, str | None] = {}
-        self._verified: set[TopicPartition] = set()  # their log is known to be as long as we left it
+        self._identify_at = 0.0
+        self._identity: dict[TopicPartition, str | None] = {}  # the topic id that our offset counts in
+        self._short: dict[TopicPartition, float] = {}  # since when its log ends before our offset
         self._unclaimed: dict[TopicPartition, float] = {}  # -> not before this time
         self._restarting: set[TopicPartition] = set()  # made anew, to be read from their start
         self._flowing = True
@@ -42,7 +50,7 @@ class Ownership:
     @property
     def settled(self) -> bool:
         """Whether the group has spoken and everything it gave us is being read."""
-        return self.joined and not self._unclaimed and not self._restarting
+        return self.joined and not (self._unclaimed or self._restarting or self._short)
 
     @property
     def restarting(self) -> bool:
@@ -56,17 +64,16 @@ class Ownership:
         self._unclaimed.update(dict.fromkeys(partitions, 0.0))
 
     def give_up(self, partitions: Collection[TopicPartition], claim_at: float | None = None) -> None:
-        """Forget partitions; with `claim_at` claim them again at that time, if the group has not taken them by then."""
+        """Forget partitions; with `claim_at` claim those again at that time that the group has not taken by then."""
+        assigned = self._consumer.assignment()
         for tp in partitions:
             self.next.pop(tp, None)
-            self._verified.discard(tp)
+            self._short.pop(tp, None)
             self._restarting.discard(tp)
-            if claim_at is None:
-                self._unclaimed.pop(tp, None)
-            else:
+            self._unclaimed.pop(tp, None)
+            if claim_at is not None and tp in assigned:
                 self._unclaimed[tp] = claim_at
-        if claim_at is not None:
-            self._consumer.pause(*(set(partitions) & self._consumer.assignment()))
+                self._consumer.pause(tp)
         metrics.ASSIGNED.set(len(self.next))
 
     def flow(self, flowing: bool) -> None:
@@ -85,17 +92,28 @@ class Ownership:
             return None
 
         def work() -> tuple[dict[TopicPartition, Claim], dict[TopicPartition, int]]:
-            try:
-                if self._admin is None:
-                    self._admin = broker.admin(self._settings.kafka)
-                self._topic_ids = broker.topic_ids(self._admin, {tp.topic for tp in due})
-                starts = broker.beginnings(self._admin, due)
-            except (broker.KafkaError, ServerUnavailable) as error:
-                raise Outage(f"kafka: {type(error).__name__}: {first_line(error)}") from error
+            self._topic_ids.update(self._ask(lambda admin: broker.topic_ids(admin, {tp.topic for tp in due})))
+            starts = self._ask(lambda admin: broker.beginnings(admin, due))
             begin = {tp: (starts[tp], self._topic_ids.get(tp.topic)) for tp in due}
             return self._writer.claim(begin), starts
 
         return work, lambda result: self._claimed(*result)
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """Ask the broker something, in the background's thread.
+
+        Raises:
+            Outage: it does not answer.
+            InputError: it refuses us.
+        """
+        try:
+            if self._admin is None:
+                self._admin = broker.admin(self._settings.kafka)
+            return question(self._admin)
+        except broker.Unrecoverable as error:
+            raise broker.refusal(error) from error
+        except (broker.KafkaError, ServerUnavailable) as error:
+            raise Outage(f"kafka: {type(error).__name__}: {first_line(error)}") from error
 
     def _claimed(self, claims: dict[TopicPartition, Claim], starts: dict[TopicPartition, int]) -> None:
         assigned = self._consumer.assignment()
@@ -103,17 +121,45 @@ class Ownership:
             if tp not in self._unclaimed or tp not in assigned:
                 continue  # taken away meanwhile
             del self._unclaimed[tp]
-            now_id = self._topic_ids.get(tp.topic)
-            if claim.topic_id and now_id and claim.topic_id != now_id:
-                self._recreated(tp, f"has another id than before ({now_id}, was {claim.topic_id})")
-            elif claim.next_offset < starts[tp]:
+            self._identity[tp] = claim.topic_id
+            if self._is_another(tp):
+                continue
+            if claim.next_offset < starts[tp]:
                 self._recreated(tp, f"begins at {starts[tp]}, after our offset {claim.next_offset}")
             else:
                 self._begin(tp, claim.next_offset)
         metrics.ASSIGNED.set(len(self.next))
 
+    def _is_another(self, tp: TopicPartition) -> bool:
+        """Whether the topic is another one than that in which our offset counts. Raises: as `verify`."""
+        now_id, then_id = self._topic_ids.get(tp.topic), self._identity.get(tp)
+        if not (now_id and then_id) or now_id == then_id:
+            return False
+        self._recreated(tp, f"has another id than before ({now_id}, was {then_id})")
+        return True
+
+    def identify_soon(self) -> None:
+        """After an outage anything may have happened to the topics: ask before more is written."""
+        self._identify_at = 0.0
+
+    def identify(self, now: float) -> Job | None:
+        """The job of asking whether our topics are still the ones we began with. Its outcome raises: as `verify`."""
+        if now < self._identify_at or not self.next:
+            return None
+        topics = {tp.topic for tp in self.next}
+
+        def settle(ids: dict[str, str | None]) -> None:
+            self._identify_at = now + IDENTIFY_SECONDS
+            self._topic_ids.update(ids)
+            for tp in list(self.next):
+                self._is_another(tp)
+
+        return lambda: self._ask(lambda admin: broker.topic_ids(admin, topics)), settle
+
     def _begin(self, tp: TopicPartition, offset: int) -> None:
         self._consumer.seek(tp, offset)
+        if (self._end(tp) or 0) < offset:  # known from before others read on
+            broker.forget_end(self._consumer, tp)
         self.next[tp] = self.durable[tp] = offset
         if self._flowing:
             self._consumer.resume(tp)
@@ -124,17 +170,16 @@ class Ownership:
         Raises:
             Refused: one does, and the policy is to stop.
         """
-        for tp in self.next.keys() - self._verified:
+        for tp, following in list(self.next.items()):
             end = self._end(tp)
-            if end is None:
-                continue
-            self._verified.add(tp)
-            if end < self.next[tp]:
-                self._recreated(tp, f"ends at {end}, before our offset {self.next[tp]}")
+            if end is None or end >= following:
+                self._short.pop(tp, None)
+            elif time.monotonic() - self._short.setdefault(tp, time.monotonic()) >= CUT_SECONDS:
+                self._recreated(tp, f"ends at {end}, before our offset {following}")
 
     def lost_position(self, tp: TopicPartition) -> None:
         """The broker says that our offset is out of its range. Raises: as `verify`."""
-        if tp in self.next:
+        if tp in self.next and tp in self._consumer.assignment():
             self._recreated(tp, f"does not have our offset {self.next[tp]}")
 
     def _recreated(self, tp: TopicPartition, what: str) -> None:
@@ -146,6 +191,7 @@ class Ownership:
             )
         log.warning("topic made anew", topic=tp.topic, partition=tp.partition, what=what, policy="read from its start")
         self.next.pop(tp, None)
+        self._short.pop(tp, None)
         self._consumer.pause(tp)
         self._restarting.add(tp)
 
@@ -156,17 +202,14 @@ class Ownership:
         tp = next(iter(self._restarting))
 
         def work() -> int:
-            try:
-                start = broker.beginnings(self._admin, [tp])[tp]
-            except broker.KafkaError as error:
-                raise Outage(f"kafka: {type(error).__name__}: {first_line(error)}") from error
+            start = self._ask(lambda admin: broker.beginnings(admin, [tp]))[tp]
             self._writer.restart(tp, start, self._topic_ids.get(tp.topic))
             return start
 
         def settle(start: int) -> None:
             if tp in self._restarting:
                 self._restarting.discard(tp)
-                self._verified.add(tp)
+                self._identity[tp] = self._topic_ids.get(tp.topic)
                 self._begin(tp, start)
 
         return work, settle

@@ -82,7 +82,6 @@ class Ingest:
         self._backoff = Backoff(settings.consumer.outage_backoff_max_seconds)
         self._flowing = True
         self._last_record = time.monotonic()
-        self._taken = 0
 
     def stop(self) -> None:
         """Ask the loop to finish its batch and return; safe from a signal handler or another thread."""
@@ -94,6 +93,7 @@ class Ingest:
         Raises:
             PoisonLimitExceeded: too much poison; offsets are held.
             Refused: a topic was made anew or cut, and the policy is to stop.
+            InputError: the broker refuses a setting of ours, or us.
             ServerUnavailable: a dead-letter topic cannot be written, or no broker answers at the start.
         """
         self._consumer = broker.consumer(self.settings.kafka, self.settings.consumer)
@@ -135,8 +135,10 @@ class Ingest:
 
     def _room(self) -> int:
         """How many more records may be read now."""
-        left = self._batch.room if self._max_records is None else self._max_records - self._taken
-        return max(0, min(self._batch.room, left))
+        if self._max_records is None:
+            return self._batch.room
+        taken = self.summary.records + len(self._writing or ()) + len(self._batch)
+        return max(0, min(self._batch.room, self._max_records - taken))
 
     def _flow(self) -> None:
         """Read only while there is room and no outage."""
@@ -157,13 +159,14 @@ class Ingest:
             polled: dict[TopicPartition, list[Any]] = self._consumer.poll(
                 timeout_ms=int(seconds * 1000), max_records=max(1, self._room())
             )
-        except broker.OffsetOutOfRange as error:
+        except broker.LostPosition as error:
             for tp in error.args[0]:
                 self._owned.lost_position(tp)
             return {}
-        except broker.Unrecoverable:
-            raise
+        except broker.Unrecoverable as error:
+            raise broker.refusal(error) from error
         except broker.KafkaError as error:
+            self._owned.identify_soon()
             metrics.OUTAGES.labels("kafka").inc()
             if self._health.outage("kafka", f"{type(error).__name__}: {first_line(error)}"):
                 log.warning("outage", server="kafka", error=first_line(error), policy="polling until it is back")
@@ -190,7 +193,6 @@ class Ingest:
                 self.summary.clamped += 1
                 metrics.CLAMPED.labels(topic).inc()
         self._owned.next[tp] = max(expected, records[-1].offset + 1)
-        self._taken += len(records)
         self._last_record = time.monotonic()
         metrics.RECORDS.labels(topic).inc(len(records))
         metrics.BYTES.labels(topic).inc(size)
@@ -198,14 +200,14 @@ class Ingest:
     # --- writing -------------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Begin the next job: the batch that failed, then claims, then the batch that is due, then topics made anew."""
+        """Begin the next job: the batch that failed, claims, a look at the topics, the batch that is due, topics made anew."""
         now = time.monotonic()
         if self._background.busy or now < self._retry_at:
             return
         if self._writing is None:
-            claim = self._owned.claim(now)
-            if claim:
-                self._background.submit(claim)
+            first = self._owned.claim(now) or self._owned.identify(now)
+            if first:
+                self._background.submit(first)
                 return
             if len(self._batch) and (self._batch.due_in <= 0 or self._owned.restarting):
                 self._close_batch()
@@ -247,6 +249,7 @@ class Ingest:
             return
         if self._backoff.failures:
             log.info("recovered", tries=self._backoff.failures)
+            self._owned.identify_soon()
         self._backoff.reset()
         self._health.recovered("stores")
         settle()

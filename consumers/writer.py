@@ -96,7 +96,9 @@ class Writer:
         if not batch.admitted:
             self._limit.admit(len(batch), len(batch.poison))
             batch.admitted = True
-        self._send_dead_letters(batch, batch.poison)
+        if not batch.dead_letters_sent:
+            self._send_dead_letters(batch.poison)
+            batch.dead_letters_sent = True
         written = self._write(batch)
         now = time.time()
         oldest = min((d.record.timestamp for d in batch.records if (d.record.timestamp or -1) >= 0), default=now * 1000)
@@ -105,11 +107,10 @@ class Writer:
         metrics.BATCH_RECORDS.observe(len(batch))
         return written
 
-    def _send_dead_letters(self, batch: Batch, poison: list[Decoded]) -> None:
-        if batch.dead_letters_sent or not poison:
+    def _send_dead_letters(self, poison: list[Decoded]) -> None:
+        if not poison:
             return
         self._dead_letters.send(poison)
-        batch.dead_letters_sent = True
         for d in poison:
             metrics.POISON.labels(d.topic, d.poison.reason if d.poison else "").inc()
         reached("dead_letters_sent")
@@ -142,13 +143,14 @@ class Writer:
             decoded = batch.records[0]
             bad = decoded._replace(row=None, poison=refused_by_database(error))
             self._limit.admit(0, 1)
-            self._send_dead_letters(batch, [bad])
+            self._send_dead_letters([bad])
             batch.records = [bad]
             return self._write(batch)
         total = Written()
-        for half in batch.halves():
-            half.dead_letters_sent = not half.poison
+        halves = list(batch.halves())
+        for half in halves:
             total.add(self._write(half))
+        batch.records = [decoded for half in halves for decoded in half.records]
         return total
 
     def now(self) -> datetime:
