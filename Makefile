@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check faults bench format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,10 @@ check: $(STAMP) ## Format, lint, types, import contracts, dependencies, contract
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/pigeon events check
+
+faults: $(STAMP) ## The ingest's faults in long form: 200 kills at each point on both brokers, 50,000 generated records; hours
+	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
+		$(BIN)/python -m pytest -v tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py
 
 bench: $(STAMP) ## Ratios of things measured in one run on this machine
 	@$(BIN)/python -m tests.benchmarks

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
@@ -15,8 +16,10 @@ from consumers import staging
 from consumers.decode import Decoded, Limits, decode
 from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 
+CASES = int(os.environ.get("FUZZ_CASES", "300"))  # `make faults` sets it
+pytestmark = pytest.mark.timeout(300 + CASES // 10)
 # A busy machine is no failure.
-UNTIMED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+UNTIMED = settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LIMITS = Limits(max_event_bytes=4_096, max_future=timedelta(seconds=300))
 CLICK: dict[str, Any] = {
@@ -42,6 +45,7 @@ def reason(decoded: Decoded) -> str | None:
     return decoded.poison.reason if decoded.poison else None
 
 
+@seed(33)
 @UNTIMED
 @given(st.sampled_from(list(CONSUMED)), st.none() | st.binary(max_size=200), st.none() | st.binary(max_size=20))
 def test_no_bytes_raise(topic, value, key):
@@ -55,6 +59,7 @@ JSON = st.recursive(
 )
 
 
+@seed(33)
 @UNTIMED
 @given(st.sampled_from(list(CONSUMED)), st.dictionaries(st.sampled_from([*CLICK, "context", "title"]), JSON))
 def test_no_json_raises_and_every_row_can_be_staged(topic, changes):
@@ -92,6 +97,17 @@ def test_poison_has_its_reason(topic, value, expected):
     assert decoded.poison.detail
 
 
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_nesting_is_bounded_by_the_parser_wherever_it_is(depth):
+    deep = b"[" * depth + b"]" * depth
+    large = Limits(max_event_bytes=2**20, max_future=timedelta(seconds=300))
+    for place in (b'"unknown"', b'"context"'):
+        value = b"{" + place + b": " + deep + b", " + json.dumps(CLICK).encode()[1:]
+        decoded = decode(record(value), INTERACTIONS, large, NOW)
+        stored = place == b'"unknown"' and depth == 100
+        assert reason(decoded) == (None if stored else "invalid" if depth == 100 else "bad_json")
+
+
 def test_the_reason_names_the_field_and_keeps_the_value_to_itself():
     poison = read(INTERACTIONS, {**CLICK, "occurred_at": "secret words"}).poison
     assert poison is not None
@@ -107,6 +123,7 @@ def test_a_tombstone_deletes_and_its_time_is_the_record_s():
     assert reason(read(CATALOG, None, key=b"\xff")) == "bad_key"
 
 
+@seed(33)
 @UNTIMED
 @given(st.integers(-(10**9), 10**9))
 def test_the_future_is_clamped_and_kept(seconds):
