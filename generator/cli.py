@@ -36,6 +36,7 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.training.commands",
+    "generator.training.evaluation.commands",
 )
 
 

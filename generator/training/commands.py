@@ -58,24 +58,6 @@ def export(
     typer.echo(f"Wrote {output}: {size / 1e6:.1f} MB")
 
 
-@train.command()
-def check(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")] = Path("deploy/models/nano"),
-    count: Annotated[int, typer.Option(help="Held-out pictures to draw.")] = 48,
-    sheet: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = Path("nano-held-out.png"),
-) -> None:
-    """Draw held-out (concept, style) pairs and say how many are the right thing in the right style."""
-    from generator.pigeon.checkpoint import load_model
-    from generator.training.evaluation import evaluate
-
-    shop = _shop()
-    found = evaluate(load_model(checkpoint), shop.world, shop.cache, count, sheet)
-    typer.echo(f"Whole model, best-scored of the grid: {found.whole}")
-    typer.echo(f"Whole model, reference unmasked:      {found.first}")
-    typer.echo(f"True codes drawn again (its ceiling): {found.ceiling}")
-    typer.echo(f"Contact sheet: {sheet}")
-
-
 def _shop() -> Workshop:
     from generator.pigeon.config import PigeonConfig
     from generator.training.stages import Workshop

