@@ -13,6 +13,7 @@ from generator.pigeon.config import DecoderConfig, MaskConfig, TokenizerConfig, 
 from generator.pigeon.decoder import HighresVQDecoder, pad_codes
 from generator.pigeon.layers import compact
 from generator.pigeon.masking import MutualMaskGenerator
+from generator.pigeon.personalizer import Adapter
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 
 torch.set_num_threads(1)
@@ -128,3 +129,9 @@ def test_mask_generator(mask_generator: MutualMaskGenerator, io: dict[str, Tenso
     near(out.history_probability, io["mask_history_prob"])
     near(out.reference_probability, io["mask_reference_prob"])
     assert torch.equal(out.keep, io[name])
+
+
+def test_adapter(weights: dict[str, Tensor], io: dict[str, Tensor]) -> None:
+    module = Adapter(64, 32, 96, dropout=0.1)
+    load(module, weights, "adapter.")
+    near(module(io["adapter_in"]), io["adapter_out"])
