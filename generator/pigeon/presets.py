@@ -66,16 +66,16 @@ def lavit_7b() -> PigeonConfig:
 
 
 def nano() -> PigeonConfig:
-    """The same architecture at 64x64 pixels: 16 patches, 1,024 codes, a 4-layer LLaMA, 16x16 latents."""
+    """The same architecture at 64x64 pixels: 16 patches, 512 codes, a 4-layer LLaMA, 16x16 latents."""
     vision = VisionConfig(image_size=64, patch_size=16, width=128, depth=4, heads=4)
     decoder = DecoderConfig(
-        width=192, depth=3, heads=4, queries=16, max_tokens=16, projections=(48, 80), pooled_width=80
+        width=256, depth=3, heads=4, queries=16, max_tokens=16, projections=(48, 80), pooled_width=80
     )
     time_width = 32
     return PigeonConfig(
         name="nano",
-        tokenizer=TokenizerConfig(vision=vision, merger_depth=2, merger_heads=4, codebook_size=1024, code_dim=16),
-        ids=TokenIds(text_size=2048, codebook_size=1024, pad_id=0, bos_id=1),
+        tokenizer=TokenizerConfig(vision=vision, merger_depth=2, merger_heads=4, codebook_size=512, code_dim=16),
+        ids=TokenIds(text_size=2048, codebook_size=512, pad_id=0, bos_id=1),
         language=LanguageConfig(width=192, depth=4, heads=4, mlp_width=512, max_positions=1024),
         adapter=AdapterConfig(mlp_width=128),
         decoder=decoder,

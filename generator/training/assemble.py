@@ -36,6 +36,11 @@ def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonMode
         raise ModelError(f"{path} is missing: train that stage first (pigeon train stage text)")
     model = new_model(config, Tokenizer.from_file(str(path)))
     trained = {}
+    # First: these two hold the token decoder as it was when they began; its own stage and the diffusion's are right.
+    if (root / "language/state.pt").exists():
+        trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
+    if (root / "alignment/state.pt").exists():
+        trained["alignment"] = load_averaged(learning_alignment(model.personalizer), root / "alignment")
     if (root / "tokenizer/state.pt").exists():
         task = build_task(config, world)
         trained["tokenizer"] = load_averaged(task, root / "tokenizer")
@@ -51,10 +56,6 @@ def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonMode
         trained["vae"] = 1
     if (root / "diffusion/state.pt").exists():
         trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
-    if (root / "language/state.pt").exists():
-        trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
-    if (root / "alignment/state.pt").exists():
-        trained["alignment"] = load_averaged(learning_alignment(model.personalizer), root / "alignment")
     if model.scorer is not None and (root / "scorer/state.pt").exists():
         scored = build_scorer_task(config, world)
         trained["scorer"] = load_averaged(scored, root / "scorer")

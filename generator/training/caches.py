@@ -12,23 +12,65 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from generator.training.pictures import Indices, World
+from generator.training.pictures import Triple, World
+from generator.training.tokenizer import PALETTE_CODES, STYLE_CODES
 
 log = logging.getLogger(__name__)
+PALETTE = slice(0, PALETTE_CODES)
+STYLE = slice(PALETTE_CODES, PALETTE_CODES + STYLE_CODES)
+SHAPE = slice(PALETTE_CODES + STYLE_CODES, None)
 CHUNK = 64
 
 
 @dataclass(frozen=True)
 class CodeCache:
-    """codes int16 (concepts, styles, palettes, max_tokens), lengths uint8 (concepts, styles, palettes)."""
+    """`codes` int16 (concepts, styles, palettes, N): what the tokenizer says of every picture.
+
+    `answers`, of the same shape: what the language model learns to say. A picture has many codes that draw it; of them the
+    answer takes those that the tokenizer uses most for the palette, for the style, and for the drawing on any palette.
+    """
 
     codes: npt.NDArray[np.int16]
-    lengths: npt.NDArray[np.uint8]
+    answers: npt.NDArray[np.int16]
 
-    def rows(self, concept: Indices, style: Indices, palette: Indices) -> list[list[int]]:
-        """Per picture its codes 0..K-1."""
-        taken = zip(self.codes[concept, style, palette], self.lengths[concept, style, palette], strict=True)
-        return [codes[:length].tolist() for codes, length in taken]
+    @classmethod
+    def of(cls, codes: npt.NDArray[np.int16], world: World) -> CodeCache:
+        """Answers come from the pictures that training may see."""
+        seen = world.trained & world.shown[:, None]  # (concepts, styles)
+        answers = codes.copy()
+        for palette in range(codes.shape[2]):
+            answers[:, :, palette, PALETTE] = most_used(codes[:, :, palette, PALETTE][seen])
+        for style in range(codes.shape[1]):
+            answers[:, style, :, STYLE] = most_used(codes[:, style, :, STYLE][seen[:, style]].reshape(-1, STYLE_CODES))
+        shapes = codes[..., SHAPE]  # (C, S, P, n)
+        shared = (shapes[:, :, :, None] == shapes[:, :, None]).sum(axis=(-1, -2))  # with all palettes of the drawing
+        medoid = shared.argmax(axis=2)[:, :, None, None]
+        answers[..., SHAPE] = np.take_along_axis(shapes, medoid, axis=2)
+        return cls(codes, answers)
+
+    def mixed(self, world: World, triple: Triple, rng: np.random.Generator, other_style_share: float) -> Tensor:
+        """Codes (B, N) int64 that mean the pictures `triple`, each role's from another picture, as the tokenizer learned it.
+
+        A third of the rows are the answers; `other_style_share` of the rest take the shape from another style's drawing.
+        """
+        concept, style, palette = triple
+        count = len(concept)
+        rows = self.answers[triple].astype(np.int64)
+        some = np.flatnonzero(rng.random(count) < 2 / 3)
+        others, other_styles, other_palettes = world.sample(count, rng)
+        rows[some, PALETTE] = self.codes[others, other_styles, palette][some, PALETTE]
+        fit = np.where(world.trained[others, style], others, concept)  # no held-out drawing says what its style is
+        rows[some, STYLE] = self.codes[fit, style, other_palettes][some, STYLE]
+        drawn = np.where(rng.random(count) < other_style_share, world.other_styles(concept, style, rng), style)
+        rows[some, SHAPE] = self.codes[concept, drawn, other_palettes][some, SHAPE]
+        return torch.from_numpy(rows)
+
+
+def most_used(rows: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """(n, k) -> (k,): the commonest row."""
+    found, count = np.unique(rows, axis=0, return_counts=True)
+    row: npt.NDArray[np.int16] = found[count.argmax()]
+    return row
 
 
 def fill(
@@ -42,7 +84,7 @@ def fill(
 ) -> npt.NDArray[np.generic]:
     """Make `<folder>/<name>.npy`, (concepts, styles, palettes, *shape), of every picture that is ever drawn.
 
-    Concepts that are neither shown by films nor pictorial stay zero. `part` (i, n): do only the i-th n-th.
+    Concepts that no film shows stay zero. `part` (i, n): do only the i-th n-th.
 
     make: pixels (B, 3, S, S) in [0, 1] -> (B, *shape). The parts of one array may be filled by several processes at once.
     """
@@ -58,7 +100,7 @@ def fill(
     array: npt.NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r+")
     flat = array.reshape(-1, *shape)
     every = np.stack(np.unravel_index(np.arange(len(flat)), full[:3]), axis=1)
-    mine = np.array_split(np.flatnonzero((world.shown | world.pictorial)[every[:, 0]]), part[1])[part[0]]
+    mine = np.array_split(np.flatnonzero(world.shown[every[:, 0]]), part[1])[part[0]]
     with torch.no_grad():
         for number, start in enumerate(range(0, len(mine), CHUNK)):
             places = mine[start : start + CHUNK]

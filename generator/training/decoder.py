@@ -26,7 +26,8 @@ from generator.training.trainer import Trainer, TrainerConfig
 LATENT_SIDE = 16
 LATENT_CHANNELS = 4
 WORDS_WEIGHT = 0.03
-MASKED_SHARE = 0.2
+OTHER_STYLE_SHARE = 0.4
+MASKED_SHARE = 0.1
 """Share of the steps whose pictures lose a random part of their codes, as references do; those learn the words only."""
 
 
@@ -57,7 +58,7 @@ def train_decoder(
     codes: CodeCache,
     latents: npt.NDArray[np.float16],
     config: TrainerConfig,
-    batch: int = 64,
+    batch: int = 32,
 ) -> None:
     """Train on cached codes and latents (concepts, styles, palettes, 4, 16, 16); `codebook` (K, d) stays as it is."""
     task = build_decoder_task(model, world)
@@ -65,14 +66,15 @@ def train_decoder(
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         triple = world.sample(batch, rng)
-        vectors = F.embedding(torch.from_numpy(codes.codes[triple].astype(np.int64)), codebook)
+        rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
+        vectors = F.embedding(rows, codebook)
         masked = rng.random() < MASKED_SHARE
         if masked:
             keep = torch.from_numpy(rng.random(vectors.shape[:2]) < rng.uniform(0.3, 1.0)).float()
             keep[:, 0] = 1.0
             vectors, lengths = compact(vectors * keep[..., None], keep)
         else:
-            lengths = torch.from_numpy(codes.lengths[triple].astype(np.int64))
+            lengths = torch.full((batch,), rows.shape[1])
         embeds, _ = task.decoder(vectors, lengths)
         logits = torch.split(task.word_head(embeds.mean(dim=1)), sizes, dim=1)
         truths = [torch.from_numpy(part) for part in triple]

@@ -18,6 +18,7 @@ from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
+OTHER_STYLE_SHARE = 0.25
 NOISY_HALF_SHARE = 0.6
 """Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 
@@ -56,14 +57,12 @@ def train_diffusion(
     """v-prediction on cached latents (concepts, styles, palettes, 4, h, w); a tenth of the conditions are dropped (zero)."""
     task = DiffusionTask(diffusion, decoder)
     alphas = training_alphas(dict(diffusion.scheduler))
-    width = model.decoder.max_tokens
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         triple = world.sample(batch, rng)
         clean = torch.from_numpy(latents[triple].astype(np.float32))
-        rows = torch.from_numpy(codes.codes[triple].astype(np.int64)).clamp(min=0)
-        lengths = torch.from_numpy(codes.lengths[triple].astype(np.int64))
-        embeds, pooled = decoder(rows[:, : min(width, int(lengths.max()))], lengths)
+        rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
+        embeds, pooled = decoder(rows, torch.full((batch,), rows.shape[1]))
         kept = torch.from_numpy(rng.random(batch) >= DROPPED_SHARE).float()
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
         noisiest = rng.random(batch) < NOISY_HALF_SHARE

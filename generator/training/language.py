@@ -31,8 +31,6 @@ SAME_LOOK_SHARE = 0.3
 """Share of references that are already drawn in the user's style and palette."""
 PACKED_LATER = 0.7
 """Share of the later steps that stay packed: a packed row supervises five drawings, a real prompt one."""
-NEARNESS = 0.04
-"""Temperature of the cosines between codes; at 0.04 a code and some forty like it share."""
 NOISE_SHARE = 0.12
 """Share of a history's pictures that ignore the user's taste."""
 
@@ -112,8 +110,14 @@ class Prompts:
         return thing if rng.random() < 0.2 else f"{self.facts[rng.integers(len(self.facts))]}. {thing}"
 
     def picture_codes(self, rows: Indices) -> list[list[int]]:
-        """(N, 3) -> codes of each."""
-        return self.codes.rows(*rows.T)
+        """(N, 3) -> what the tokenizer says of each."""
+        found: list[list[int]] = self.codes.codes[tuple(rows.T)].tolist()
+        return found
+
+    def answer(self, row: Indices) -> list[int]:
+        """(3,) -> the codes that the language model is to draw it with."""
+        found: list[int] = self.codes.answers[tuple(row)].tolist()
+        return found
 
     def batch(self, count: int, rng: np.random.Generator) -> TrainingBatch:
         """Real prompts with answers."""
@@ -123,7 +127,7 @@ class Prompts:
         for _ in range(count):
             taste = self.taste(rng, config.history)
             past = self.picture_codes(taste.history)
-            reference, answer = self.picture_codes(np.stack([taste.reference, taste.target]))
+            (reference,) = self.picture_codes(taste.reference[None])
             titles = [self.title(int(concept), rng) for concept in taste.history[:, 0]]
             concept = int(taste.target[0])
             text = prompt_text_ids(
@@ -133,7 +137,7 @@ class Prompts:
             images.append([ids.image(codes) for codes in past])
             histories.append(past)
             references.append(reference)
-            answers.append(ids.image(answer))
+            answers.append(ids.image(self.answer(taste.target)))
         return TrainingBatch.from_arrays(
             assemble(texts, images, ids, answers=answers), mask_inputs(histories, references, ids)
         )
@@ -164,7 +168,7 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
         for number in range(drawings):
             concept = int(taste.target[0]) if number == 0 else prompts.target(style, rng)
             look = taste.reference[1:].tolist() if number == 0 else prompts.look(concept, style, palette, rng)
-            reference, answer = prompts.picture_codes(np.array([[concept, *look], [concept, style, palette]]))
+            (reference,) = prompts.picture_codes(np.array([[concept, *look]]))
             title, description = prompts.brief(concept, rng)
             text = prompt_text_ids(wording, past if number == 0 else [], title, description, prompts.encode, ids)
             pending = iter(pictures)
@@ -173,7 +177,7 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
                     row += next(pending)
                 else:
                     row.append(EMBEDDING if token == ids.image_end else token)
-            image = ids.image(answer)
+            image = ids.image(prompts.answer(np.array([concept, style, palette])))
             label += [IGNORED_LABEL] * (len(row) - len(label) + 1) + image[1:]
             row += image
             references.append(reference)
@@ -193,7 +197,6 @@ def answer_logprobs(
     embeds: Tensor,
     attention: Tensor | None,
     labels: Tensor,
-    loss: NearCodes | None = None,
 ) -> Tensor:
     """Log-probability of each label (n,) in row order, and nothing else: the vocabulary's matrix is a third of the cost.
 
@@ -207,31 +210,10 @@ def answer_logprobs(
     wanted = labels[:, 1:]
     place = wanted != IGNORED_LABEL
     logits = base.lm_head(hidden[:, :-1][place])
-    if loss is not None:
-        return -loss(logits, wanted[place])
     return -F.cross_entropy(logits.float(), wanted[place], reduction="none")
 
 
-class NearCodes:
-    """Cross-entropy that gives codes near the right one their share: the codebook holds many that draw alike."""
-
-    def __init__(self, model: PigeonModel) -> None:
-        codebook = F.normalize(model.tokenizer.quantize.embedding.weight.detach(), dim=-1)
-        self.offset = model.config.ids.code_offset
-        self.shares = (codebook @ codebook.t() / NEARNESS).softmax(dim=-1)  # (K, K)
-
-    def __call__(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """logits (n, V), wanted ids (n,) -> (n,)."""
-        logprobs = logits.float().log_softmax(dim=-1)
-        code = wanted - self.offset
-        soft = -(self.shares[code.clamp(min=0)] * logprobs[:, self.offset :]).sum(dim=-1)
-        hard = -logprobs.gather(1, wanted[:, None])[:, 0]
-        return torch.where(code >= 0, 0.5 * soft + 0.5 * hard, hard)
-
-
-def packed_logprobs(
-    personalizer: Personalizer, packed: Packed, rng: np.random.Generator, loss: NearCodes | None = None
-) -> Tensor:
+def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.Generator) -> Tensor:
     """(n,): half of the references are given whole, the others lose a random share of their codes."""
     codes, lengths = pad_codes([torch.tensor(row) for row in packed.references], max(map(len, packed.references)))
     kept = np.arange(codes.shape[1])[None] < lengths.numpy()[:, None]
@@ -241,7 +223,7 @@ def packed_logprobs(
         condition = personalizer.code_decoder.decode_kept(codes, torch.from_numpy(kept).float()).mean(dim=1)
     embeds = personalizer.token_embeddings(packed.tokens)
     embeds = embeds.masked_scatter((packed.tokens == EMBEDDING)[..., None], personalizer.adapter(condition))
-    return answer_logprobs(personalizer, embeds, None, packed.labels, loss)
+    return answer_logprobs(personalizer, embeds, None, packed.labels)
 
 
 def masked_logprobs(
@@ -288,11 +270,10 @@ def train_language(
 ) -> None:
     """Pretrain LLaMA and the adapter: packed drawings first, then (from `packed_share` of the way on) also real prompts."""
     personalizer = learning_language(prompts.model.personalizer)
-    near = NearCodes(prompts.model)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         if trainer.progress() < packed_share or rng.random() < PACKED_LATER:
-            logprobs = packed_logprobs(personalizer, packed_batch(prompts, rows, 2, 5, rng), rng, near)
+            logprobs = packed_logprobs(personalizer, packed_batch(prompts, rows, 2, 5, rng), rng)
             return -logprobs.mean(), {"packed": float(-logprobs.mean().detach())}
         logprobs = masked_logprobs(
             personalizer, prompts.batch(rows, rng), rng, invert_reference=bool(rng.random() < 0.3)

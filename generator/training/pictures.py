@@ -16,11 +16,11 @@ from generator.training.datasets.splits import is_held_out_pair
 from generator.training.datasets.titles import ConceptFinder
 
 Indices = npt.NDArray[np.int64]
+Triple = tuple[Indices, Indices, Indices]
+"""Concepts, styles and palettes of some pictures, (B,) each."""
 PLAIN = 0
 """Number of the white "palette" of stickers."""
 PLAIN_SHARE = 0.15
-FILM_SHARE = 0.95
-"""Share of draws that show what a poster of the catalogue shows; the rest is spread over all pictorial concepts."""
 CLICK_POWER = 0.75
 
 
@@ -38,7 +38,7 @@ class World:
     """Draws pictures by number: concept 0..1169, style 0..5, palette 0 (plain) to 8.
 
     `trained` is bool (concepts, styles): False for the held-out pairs, which no stage ever draws. `shown` (concepts,):
-    whether a film's poster shows it. `pictorial` (concepts,): neither arrow nor sign nor lettered button.
+    whether a film's poster shows it; only those are drawn to train on.
     """
 
     def __init__(self, cache_dir: Path) -> None:
@@ -52,11 +52,9 @@ class World:
         finder = ConceptFinder(self.concepts)
         shown = {spec_for(movie, finder).concept for movie in load_movielens(cache_dir).movies}
         self.shown = np.array([concept.slug in shown for concept in self.concepts])
-        self.pictorial = np.array([concept.pictorial for concept in self.concepts])
         self._film_pairs = np.argwhere(self.trained & self.shown[:, None])
         self._film_weights = self._click_weights(finder, cache_dir)[self._film_pairs[:, 0]]
         self._film_weights /= self._film_weights.sum()
-        self._other_pairs = np.argwhere(self.trained & self.pictorial[:, None])
 
     def _click_weights(self, finder: ConceptFinder, cache_dir: Path) -> npt.NDArray[np.float64]:
         """(concepts,): (ratings of 4 and 5 of films that show the concept) ** 0.75, as samples come from interactions."""
@@ -75,16 +73,21 @@ class World:
         )
         return np.ascontiguousarray(pixels)
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[Indices, Indices, Indices]:
+    def sample(self, count: int, rng: np.random.Generator) -> Triple:
         """Random training triples (concept, style, palette)."""
-        film = self._film_pairs[rng.choice(len(self._film_pairs), size=count, p=self._film_weights)]
-        other = self._other_pairs[rng.integers(len(self._other_pairs), size=count)]
-        concept, style = np.where((rng.random(count) < FILM_SHARE)[:, None], film, other).T
+        concept, style = self._film_pairs[rng.choice(len(self._film_pairs), size=count, p=self._film_weights)].T
         return concept, style, self.sample_palettes(count, rng)
 
     def sample_palettes(self, count: int, rng: np.random.Generator) -> Indices:
         palette = rng.integers(1, len(self.palettes), size=count)
         return np.where(rng.random(count) < PLAIN_SHARE, PLAIN, palette)
+
+    def other_styles(self, concept: Indices, style: Indices, rng: np.random.Generator) -> Indices:
+        """(B,): for each a random style, not held out for its concept, that is not the given one."""
+        fit = self.trained[concept].copy()
+        fit[np.arange(len(style)), style] = False
+        chosen: Indices = np.where(fit, rng.random(fit.shape), -1.0).argmax(axis=1)
+        return chosen
 
     def pictures(self, concept: Indices, style: Indices, palette: Indices) -> npt.NDArray[np.float32]:
         """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]."""

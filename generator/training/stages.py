@@ -76,8 +76,7 @@ class Workshop:
         return self._array("latents")
 
     def codes(self) -> CodeCache:
-        array = self._array("codes")
-        return CodeCache(array, np.full(array.shape[:3], array.shape[3], np.uint8))
+        return CodeCache.of(self._array("codes"), self.world)
 
     def _array(self, name: str) -> Any:
         path = self.root / "caches" / f"{name}.npy"

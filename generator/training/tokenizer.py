@@ -2,9 +2,10 @@
 
 The token decoder's prompt_embeds must rebuild from the codes the picture at half size and, from their mean, which
 concept, style and palette it shows. That mean is what the language model sees of a reference, so it must name the
-concept. Pictures come in pairs of one drawing on two backgrounds, and each is rebuilt from its own outer codes (two at the
-top left, two at the bottom right) and the other's remaining ones: so the outer ones say what the background is and the
-rest what is drawn, which makes a drawing's codes the same on every background. LaVIT rebuilds the features of a large
+concept. No picture is rebuilt from its own codes alone: the first two come from another picture on the same palette, the
+next two from another one in the same style, the remaining twelve from another drawing of the same thing, half of the time
+in another style. So each code has one thing to say (`Roles`), a taste is four codes that a history shows again and again,
+and a thing never drawn in a style can be: from its own codes and the style's. LaVIT rebuilds the features of a large
 pretrained encoder instead; ours is trained here, with the rest.
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import HighresVQDecoder
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
-from generator.training.pictures import Batch, World
+from generator.training.pictures import Batch, Indices, World
 from generator.training.scorer import normalise
 from generator.training.trainer import Trainer, TrainerConfig
 
@@ -30,6 +31,12 @@ DRAWN_SIZE = 32
 SMALL = {"width": 128, "depth": 2}
 """Of the decoder that learns along: only the codes are kept, and stage `decoder` trains the one that serves."""
 CONTINUOUS_STEPS = 800
+PALETTE_CODES = 2
+STYLE_CODES = 2
+SAME_STYLE_SHARE = 0.5
+"""Share of the pairs that show a thing in one style, on two palettes."""
+OTHER_STYLE_PULL = 0.3
+"""How much less two styles of a thing are drawn to the same codes than two palettes of it are."""
 WORD_WEIGHTS = (1.0, 2.0, 0.3)
 """Concept, style, palette: style is what taste is about, and the hardest to see in sixteen codes."""
 
@@ -40,7 +47,9 @@ class TokenizerWeights:
 
     picture: float = 8.0
     words: float = 0.2
+    roles: float = 0.3
     commitment: float = 0.25
+    agreement: float = 0.1
     decision: float = 0.3
 
 
@@ -48,10 +57,11 @@ class TokenizerTask(nn.Module):
     """Tokenizer, token decoder and the heads that only training needs."""
 
     grid: Tensor
-    outer: Tensor
 
-    def __init__(self, config: PigeonConfig, words: int) -> None:
+    def __init__(self, config: PigeonConfig, counts: tuple[int, int, int]) -> None:
+        """counts: of concepts, styles and palettes."""
         super().__init__()
+        words = sum(counts)
         self.tokenizer = DynamicVisualTokenizer(config.tokenizer)
         self.decoder = HighresVQDecoder(config.decoder.model_copy(update=SMALL), config.tokenizer.code_dim)
         width = config.decoder.prompt_width
@@ -59,11 +69,14 @@ class TokenizerTask(nn.Module):
         self.cell = DRAWN_SIZE // side
         self.side = side
         self.register_buffer("grid", kept_grid(config.tokenizer.vision.patches), persistent=False)
-        outer = torch.zeros(int(self.grid.sum()))
-        outer[[0, 1, -2, -1]] = 1.0
-        self.register_buffer("outer", outer, persistent=False)
         self.picture_head = nn.Linear(width, 3 * self.cell**2)
         self.word_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, words))
+        # What each role's codes must say by themselves; without it style found no way into codes that said nothing yet.
+        kept, dim = int(self.grid.sum()), config.tokenizer.code_dim
+        widths = (PALETTE_CODES * dim, STYLE_CODES * dim, (kept - PALETTE_CODES - STYLE_CODES) * dim)
+        self.role_heads = nn.ModuleList(
+            nn.Linear(width, count) for width, count in zip(widths, reversed(counts), strict=True)
+        )
         seen = config.tokenizer.vision.width
         self.seen_head = nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, words))
 
@@ -73,8 +86,9 @@ class TokenizerTask(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.tokenizer.quantize.usage.copy_(state["usage"])
 
-    def codes(self, pixels: Tensor, quantized: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised pixels -> kept code vectors (B, 16, d), class token (B, C), keep decision's and commitment loss.
+    def codes(self, pixels: Tensor, quantized: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Normalised pixels -> kept vectors (B, 16, d) before and after quantization, class token (B, C), keep decision's
+        and commitment loss.
 
         Without `quantized` the vectors stay continuous: a codebook that follows an untrained encoder collapses.
         """
@@ -86,10 +100,11 @@ class TokenizerTask(nn.Module):
         logprobs = model.token_predictor(features)
         decision = F.nll_loss(logprobs.flatten(0, 1), (1 - keep).long().flatten())
         raw = model.encode_task_layer(model.causal_encoder(features, keep))[:, self.grid > 0]
+        unit = F.normalize(raw, dim=-1)
         if not quantized:
-            return F.normalize(raw, dim=-1), tokens[:, 0], decision, raw.new_zeros(())
+            return unit, unit, tokens[:, 0], decision, raw.new_zeros(())
         vectors, _, commitment = model.quantize(raw)
-        return vectors, tokens[:, 0], decision, commitment
+        return unit, vectors, tokens[:, 0], decision, commitment
 
     def drawn(self, embeds: Tensor) -> Tensor:
         """prompt_embeds (B, Q, C) -> picture (B, 3, 32, 32) in about [0, 1]; query q draws cell q of the grid, row by row."""
@@ -130,16 +145,48 @@ def place_in_the_plane(task: TokenizerTask) -> None:
     decoder.pos_embed[0, :kept] = 0.3 * plane_waves(int(kept**0.5), decoder.config.width)
 
 
-def paired(world: World, count: int, rng: np.random.Generator) -> Batch:
-    """A batch whose second half shows the first half's drawings on other palettes."""
-    concept, style, palette = world.sample(count // 2, rng)
-    concept, style = np.tile(concept, 2), np.tile(style, 2)
-    palette = np.concatenate([palette, world.sample_palettes(count // 2, rng)])
-    return Batch(world.pictures(concept, style, palette), concept, style, palette)
+@dataclass(frozen=True)
+class Roles:
+    """For each picture of a batch the one whose code speaks for it: rows (B,) into the batch, per role."""
+
+    palette: Indices
+    style: Indices
+    shape: Indices
+
+    def mixed(self, codes: Tensor) -> Tensor:
+        """(B, N, ...) -> the same shape, every code from the picture that has its role."""
+        rows = (self.palette, self.style, self.shape)
+        return torch.cat([part[torch.from_numpy(row)] for part, row in zip(by_role(codes), rows, strict=True)], dim=1)
+
+
+def by_role(codes: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, ...) -> what it says of the palette, of the style and of the shape, (B, n, ...) each."""
+    return torch.split(codes, [PALETTE_CODES, STYLE_CODES, codes.shape[1] - PALETTE_CODES - STYLE_CODES], dim=1)
+
+
+def paired(world: World, count: int, rng: np.random.Generator) -> tuple[Batch, Roles]:
+    """A batch whose second half shows the first half's things on other palettes and, of some, in another style."""
+    half = count // 2
+    concept, style, palette = world.sample(half, rng)
+    other = world.other_styles(concept, style, rng)
+    style = np.concatenate([style, np.where(rng.random(half) < SAME_STYLE_SHARE, style, other)])
+    concept = np.tile(concept, 2)
+    palette = np.concatenate([palette, world.sample_palettes(half, rng)])
+    roles = Roles(
+        another_with(palette, concept, rng), another_with(style, concept, rng), np.roll(np.arange(count), half)
+    )
+    return Batch(world.pictures(concept, style, palette), concept, style, palette), roles
+
+
+def another_with(same: Indices, differs: Indices, rng: np.random.Generator) -> Indices:
+    """(B,): for each row another one that is equal in `same` and not in `differs`; itself when there is none."""
+    fit = (same[:, None] == same[None]) & (differs[:, None] != differs[None])
+    chosen = np.where(fit, rng.random(fit.shape), -1.0).argmax(axis=1)
+    return np.where(fit.any(axis=1), chosen, np.arange(len(same)))
 
 
 def build_task(config: PigeonConfig, world: World) -> TokenizerTask:
-    return TokenizerTask(config, len(world.concepts) + len(world.styles) + len(world.palettes))
+    return TokenizerTask(config, (len(world.concepts), len(world.styles), len(world.palettes)))
 
 
 def train_tokenizer(
@@ -162,19 +209,30 @@ def train_tokenizer(
     focus[3:-3, 3:-3] = 1.3  # where the icon is
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        drawn = paired(world, batch, rng)
+        drawn, roles = paired(world, batch, rng)
         pixels = torch.from_numpy(drawn.pixels)
         inputs = normalise(pixels, vision)
         if step == CONTINUOUS_STEPS:
             task.tokenizer.quantize.usage.zero_()  # every row is then revived from the first batch's vectors
-        vectors, summary, decision, commitment = task.codes(inputs, quantized=step >= CONTINUOUS_STEPS)
-        # Everything but the outer codes comes from the same drawing on another background.
-        outer = task.outer[None, :, None]
-        vectors = vectors * outer + vectors.roll(batch // 2, dims=0) * (1 - outer)
+        raw, vectors, summary, decision, commitment = task.codes(inputs, quantized=step >= CONTINUOUS_STEPS)
+        truths = [torch.from_numpy(x) for x in (drawn.concept, drawn.style, drawn.palette)]
+        said = [
+            # Also before quantization: pictures that share one code can only part there.
+            F.cross_entropy(head(part.flatten(1)), truth) + F.cross_entropy(head(before.flatten(1)), truth)
+            for head, part, before, truth in zip(
+                task.role_heads, by_role(vectors), by_role(raw), reversed(truths), strict=True
+            )
+        ]
+        vectors = roles.mixed(vectors)
+        apart = (
+            (raw - vectors.detach()).square().sum(dim=-1)
+        )  # (B, N): what one picture says and what another says for it
+        same_style = torch.from_numpy(drawn.style == drawn.style[roles.shape])[:, None]
+        taste = torch.arange(apart.shape[1])[None] < PALETTE_CODES + STYLE_CODES
+        agreement = (apart * torch.where(taste | same_style, 1.0, OTHER_STYLE_PULL)).mean()
         embeds, _ = task.decoder(vectors, torch.full((batch,), vectors.shape[1]))
         small = F.avg_pool2d(pixels, pixels.shape[-1] // DRAWN_SIZE)
         picture = ((task.drawn(embeds) - small).abs() * focus).mean()
-        truths = [torch.from_numpy(x) for x in (drawn.concept, drawn.style, drawn.palette)]
 
         def words_loss(given: Tensor) -> tuple[Tensor, list[float]]:
             parts = list(zip(torch.split(given, sizes, dim=1), truths, WORD_WEIGHTS, strict=True))
@@ -187,13 +245,19 @@ def train_tokenizer(
         total = (
             weights.picture * picture
             + weights.words * (words + seen)
+            + weights.roles * sum(said)
             + weights.commitment * commitment
+            + weights.agreement * agreement * (step >= CONTINUOUS_STEPS)  # before, it would make all vectors one
             + weights.decision * decision
         )
         figures = {
             "picture": float(picture.detach()),
             "words": float(words.detach()),
+            "palette_codes": float(said[0].detach()),
+            "style_codes": float(said[1].detach()),
+            "shape_codes": float(said[2].detach()),
             "commitment": float(commitment.detach()),
+            "agreement": float(agreement.detach()),
             "decision": float(decision.detach()),
             "codes_used": float((task.tokenizer.quantize.usage > 0.05).float().sum()),
             "concept_accuracy": concept,

@@ -15,6 +15,7 @@ from generator.training.trainer import Trainer, TrainerConfig
 
 KL_WEIGHT = 1e-3
 EDGE_WEIGHT = 0.5
+COLOUR_WEIGHT = 1.0
 
 
 def build_vae() -> Any:
@@ -44,7 +45,7 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16) -> None:
-    """Train on stickers and posters: L1 on pixels and on their finite differences (sharp outlines) and a small KL."""
+    """Train on stickers and posters: L1 on pixels, on their finite differences (sharp outlines) and on 4x4 means, and a small KL."""
     world = World(cache)
     vae = build_vae()
 
@@ -56,8 +57,9 @@ def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16)
         edge = sum(((a - b).abs().mean() for a, b in zip(edges(drawn), edges(pixels), strict=True)), torch.zeros(()))
         mean, logvar = posterior.mean, posterior.logvar
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        total = pixel + EDGE_WEIGHT * edge + KL_WEIGHT * kl
-        figures = {"l1": pixel, "edge": edge, "kl": kl, "mse": F.mse_loss(drawn, pixels)}
+        colour = (F.avg_pool2d(drawn, 4) - F.avg_pool2d(pixels, 4)).abs().mean()  # an area's, whatever its lines
+        total = pixel + EDGE_WEIGHT * edge + COLOUR_WEIGHT * colour + KL_WEIGHT * kl
+        figures = {"l1": pixel, "edge": edge, "colour": colour, "kl": kl, "mse": F.mse_loss(drawn, pixels)}
         return total, {name: float(value.detach()) for name, value in figures.items()}
 
     Trainer(vae, loss, folder, config).run()

@@ -1,16 +1,26 @@
-"""The stages' parts that must hold whatever is trained: held-out pairs are never drawn, codes are paired, latents are scaled."""
+"""The stages' parts that must hold whatever is trained: held-out pairs are never drawn, every code has one role, latents are scaled."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from generator.pigeon.ddim import DdimSchedule
-from generator.pigeon.presets import NANO_SCHEDULER, nano
-from generator.training.diffusion import training_alphas
+from generator.pigeon.model import new_model
+from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
+from generator.training.assemble import TEXT_TOKENIZER, assemble_model
+from generator.training.caches import CodeCache
+from generator.training.decoder import build_decoder_task
+from generator.training.diffusion import DiffusionTask, training_alphas
+from generator.training.language import learning_language
 from generator.training.pictures import World
-from generator.training.tokenizer import kept_grid, plane_waves
+from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
+from generator.training.trainer import Trainer, TrainerConfig
 from generator.training.vae import build_vae, unit_variance
 
 torch.set_num_threads(1)
@@ -64,15 +74,99 @@ def test_training_noise_is_the_sampling_schedule() -> None:
     assert (alphas.diff() < 0).all()
 
 
-def test_held_out_pairs_are_never_drawn() -> None:
-    world = World.__new__(World)
+@pytest.fixture
+def world() -> World:
+    """Twenty concepts of which films show ten, six styles, a third of the pairs held out, three palettes; nothing to draw."""
+    made = World.__new__(World)
+    made.trained = np.random.default_rng(0).random((20, 6)) > 0.3
+    made.shown = np.arange(20) < 10
+    made.concepts = [None] * 20  # type: ignore[list-item]  # only counted
+    made.styles = tuple("abcdef")
+    made.palettes = ("plain", "a", "b")
+    made._film_pairs = np.argwhere(made.trained & made.shown[:, None])
+    made._film_weights = np.full(len(made._film_pairs), 1 / len(made._film_pairs))
+    return made
+
+
+def test_held_out_pairs_are_never_drawn(world: World) -> None:
     rng = np.random.default_rng(0)
-    world.trained = rng.random((20, 6)) > 0.3
-    world.palettes = ("plain", "a", "b")
-    world._film_pairs = np.argwhere(world.trained & (np.arange(20) < 10)[:, None])
-    world._film_weights = np.full(len(world._film_pairs), 1 / len(world._film_pairs))
-    world._other_pairs = np.argwhere(world.trained)
     concept, style, palette = world.sample(5000, rng)
     assert world.trained[concept, style].all()
     assert set(palette.tolist()) == {0, 1, 2}
-    assert (concept < 10).mean() > 0.9
+    assert concept.max() < 10
+    other = world.other_styles(concept, style, rng)
+    assert (other != style).all()
+    assert world.trained[concept, other].all()
+
+
+def test_a_role_is_taken_by_another_picture_that_shares_only_it() -> None:
+    style, concept = np.array([0, 0, 0, 1, 2]), np.array([5, 5, 6, 6, 7])
+    chosen = np.stack([another_with(style, concept, np.random.default_rng(seed)) for seed in range(20)])
+    assert (chosen[:, :2] == 2).all()
+    assert set(chosen[:, 2].tolist()) == {0, 1}
+    assert (chosen[:, 3:] == [3, 4]).all()  # nobody else: themselves
+
+
+def test_mixed_codes_come_from_the_picture_that_has_the_role() -> None:
+    codes = torch.arange(3)[:, None].expand(3, 16)
+    roles = Roles(np.array([1, 1, 1]), np.array([2, 2, 2]), np.array([0, 1, 2]))
+    assert roles.mixed(codes)[0].tolist() == [1, 1, 2, 2, *[0] * 12]
+
+
+def coded(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+    """Codes that tell their picture: 100 + palette, 200 + style, 10 * concept + style."""
+    concept, style, palette = np.indices((20, 6, 3))
+    parts = [100 + palette] * 2 + [200 + style] * 2 + [10 * concept + style] * 12
+    return np.stack(parts, axis=-1).astype(np.int16)
+
+
+def test_answers_are_what_the_tokenizer_says_most(world: World) -> None:
+    clean = coded(world)
+    heard = clean.copy()
+    heard[2, :, 0, :2] = 7  # one concept's pictures say something else of their palette,
+    heard[:, :, 1, 4:] = 8  # one palette's of their shapes
+    heard[~world.trained] = 9  # and what is held out counts for neither palette nor style
+    cache = CodeCache.of(heard, world)
+    seen = world.trained & world.shown[:, None]
+    np.testing.assert_array_equal(cache.answers[seen], clean[seen])
+    np.testing.assert_array_equal(cache.codes, heard)
+
+
+def test_mixed_conditions_mean_the_picture_and_never_show_a_held_out_one(world: World) -> None:
+    heard = coded(world)
+    heard[~world.trained] = -1
+    cache = CodeCache.of(heard, world)
+    rng = np.random.default_rng(3)
+    triple = world.sample(400, rng)
+    concept, style, palette = triple
+    rows = cache.mixed(world, triple, rng, other_style_share=0.5).numpy()
+    assert (rows[:, :2] == 100 + palette[:, None]).all()
+    assert (rows[:, 2:4] == 200 + style[:, None]).all()
+    assert (rows[:, 4:] // 10 == concept[:, None]).all()
+    elsewhere = (rows[:, 4] % 10 != style).mean()
+    assert 0.2 < elsewhere < 0.45  # half of two thirds
+
+
+def test_the_decoder_that_serves_is_its_own_stages_and_the_diffusions(world: World, tmp_path: Path) -> None:
+    config, words = tiny(), Tokenizer(WordLevel({"a": 0}))
+    folder = tmp_path / TEXT_TOKENIZER
+    folder.parent.mkdir()
+    words.save(str(folder))
+
+    def saved(module: torch.nn.Module, name: str) -> None:
+        Trainer(module, lambda step, rng: (torch.zeros(()), {}), tmp_path / name, TrainerConfig(1)).folder.mkdir()
+        Trainer(module, lambda step, rng: (torch.zeros(()), {}), tmp_path / name, TrainerConfig(1)).save()
+
+    early, late = new_model(config, words), new_model(config, words)
+    saved(learning_language(early.personalizer), "language")
+    decoding = build_decoder_task(config, world)
+    decoding.decoder.load_state_dict(late.code_decoder.decoder.state_dict())
+    saved(decoding, "decoder")
+    drawing = DiffusionTask(late.diffusion, late.code_decoder)
+    with torch.no_grad():
+        late.code_decoder.decoder.unet_attnpool.c_proj.weight.add_(1.0)
+    saved(drawing, "diffusion")
+    made = assemble_model(tmp_path, world, config)
+    for name, weight in made.code_decoder.decoder.state_dict().items():
+        torch.testing.assert_close(weight, late.code_decoder.decoder.state_dict()[name], rtol=0, atol=0)
+    torch.testing.assert_close(made.personalizer.adapter.state_dict(), early.personalizer.adapter.state_dict())
