@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from schemas.events import (
     CATALOG,
@@ -75,8 +74,11 @@ class _Clock:
         return time, None
 
 
+_JSON = TypeAdapter(Any)  # several times quicker than the json module's dumps
+
+
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) if value else ("[]" if value == [] else "{}")
+    return _JSON.dump_json(value).decode() if value else ("[]" if value == [] else "{}")
 
 
 def _record_time(record: Any, clock: _Clock) -> datetime:

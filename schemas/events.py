@@ -18,29 +18,34 @@ MAX_ATTRIBUTE_DEPTH = 8
 def _storable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("must not contain NUL characters: Postgres text cannot hold them")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("must not contain lone surrogates: they are not valid UTF-8") from None
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("must not contain lone surrogates: they are not valid UTF-8") from None
     return text
 
 
 def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
-    stack: list[tuple[Any, int]] = [(value, 1)]
-    while stack:
-        node, depth = stack.pop()
-        if depth > MAX_ATTRIBUTE_DEPTH:
-            raise ValueError(f"must not nest deeper than {MAX_ATTRIBUTE_DEPTH} levels")
-        if isinstance(node, dict):
-            for key in node:
-                _storable(key)
-            stack.extend((child, depth + 1) for child in node.values())
-        elif isinstance(node, list):
-            stack.extend((child, depth + 1) for child in node)
-        elif isinstance(node, str):
-            _storable(node)
-        elif isinstance(node, float) and not (-1.8e308 < node < 1.8e308):
-            raise ValueError("must not contain NaN or infinity: JSON columns cannot hold them")
+    level: list[Any] = [value]
+    for depth in range(1, MAX_ATTRIBUTE_DEPTH + 1):
+        below: list[Any] = []
+        for node in level:
+            if node and depth == MAX_ATTRIBUTE_DEPTH:
+                raise ValueError(f"must not nest deeper than {MAX_ATTRIBUTE_DEPTH} levels")
+            children = node
+            if isinstance(node, dict):
+                for key in node:
+                    _storable(key)
+                children = node.values()
+            for child in children:
+                if isinstance(child, str):
+                    _storable(child)
+                elif isinstance(child, dict | list):
+                    below.append(child)
+                elif isinstance(child, float) and not (-1.8e308 < child < 1.8e308):
+                    raise ValueError("must not contain NaN or infinity: JSON columns cannot hold them")
+        level = below
     return value
 
 
