@@ -5,7 +5,7 @@ Tansu (the embedded one):
 - its `end_offsets` lies, so the end of a log is `consumer.highwater`, known after the first fetch (ownership.py);
 - a position past the end is never refused, so ownership.py compares it with `highwater` as well as hearing OffsetOutOfRange;
 - joining a group takes half the session timeout: the embedded settings use a short one;
-- it makes a topic that a producer asks for, even when told not to, so a missing dead-letter topic shows elsewhere only;
+- it makes a topic that a producer asks for, even when told not to (noida-db, too): a missing dead-letter topic shows elsewhere only;
 - an idle fetch answers late: `fetch_max_wait_ms` is 50.
 noida-db:
 - a member that died is never put out, so members are static there (`kafka.group_instance_id`), as they may be with Apache Kafka;
@@ -30,7 +30,7 @@ from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
 from schemas.settings import ConsumerSettings, KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
-# The log does not have our position any more; args[0] names the partitions.
+# The log does not have our position any more: `lost_positions`.
 LostPosition = (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)
 # Trying again does not help: not allowed, too large, misconfigured.
 Unrecoverable = (
@@ -68,6 +68,13 @@ def _common(settings: KafkaSettings) -> dict[str, Any]:
         "reconnect_backoff_max_ms": 5_000,
         **security.options(settings),
     }
+
+
+def lost_positions(error: Exception) -> set[TopicPartition]:
+    """The partitions that a `LostPosition` speaks of."""
+    if isinstance(error, kafka_errors.LogTruncationError):
+        return set(error.divergent_offsets)
+    return set(error.args[0])
 
 
 def refusal(error: Exception) -> InputError:

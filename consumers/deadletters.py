@@ -16,7 +16,7 @@ from psycopg2.extras import execute_values
 from consumers import broker, database
 from consumers.dlq import PREFIX
 from schemas.errors import InputError, ServerUnavailable
-from schemas.events import CONSUMED, DLQ_SUFFIX
+from schemas.events import CATALOG, CONSUMED, DLQ_SUFFIX
 from schemas.settings import Settings
 
 READ_TIMEOUT_SECONDS = 30.0
@@ -32,7 +32,6 @@ class DeadLetter:
     offset: int
     key: bytes | None
     value: bytes | None
-    timestamp: int
     headers: tuple[tuple[str, bytes], ...]
 
     def note(self, name: str) -> str:
@@ -100,7 +99,6 @@ def _records(settings: Settings, names: list[str]) -> Iterator[DeadLetter]:
                     identity = ids.get(tp.topic) or ""
                     yield DeadLetter(
                         *(tp.topic, identity, tp.partition, record.offset, record.key, record.value),
-                        timestamp=record.timestamp,
                         headers=headers,
                     )
             for tp in list(open_):
@@ -183,8 +181,15 @@ def drop(settings: Settings, letters: list[DeadLetter]) -> int:
     return len(letters)
 
 
+def _replay_time(settings: Settings, letter: DeadLetter) -> int | None:
+    """The record's own time where it orders catalogue items; elsewhere now (None), lest retention takes it before we read it."""
+    time_ms = letter.note("source-timestamp")
+    ordered = letter.topic == settings.kafka.topic_prefix + CATALOG + DLQ_SUFFIX
+    return int(time_ms) if ordered and time_ms.isdigit() else None
+
+
 def replay(settings: Settings, letters: list[DeadLetter]) -> int:
-    """Send letters to their source topics again: same key, value, own headers and time; returns how many.
+    """Send letters to their source topics again: same key, value and own headers; returns how many.
 
     They are marked only after the broker has them all: a crash in between sends them twice, and event ids make that one.
 
@@ -201,7 +206,7 @@ def replay(settings: Settings, letters: list[DeadLetter]) -> int:
                 key=letter.key,
                 value=letter.value,
                 headers=[(name, value) for name, value in letter.headers if not name.startswith(PREFIX)],
-                timestamp_ms=letter.timestamp if letter.timestamp >= 0 else None,
+                timestamp_ms=_replay_time(settings, letter),
             )
             for letter in letters
         ]

@@ -105,8 +105,9 @@ class DeadLetters:
                     d.record.topic + DLQ_SUFFIX,
                     value=d.record.value,
                     key=d.record.key,
-                    headers=headers_of(d),
-                    timestamp_ms=d.record.timestamp if (d.record.timestamp or -1) >= 0 else None,
+                    headers=headers_of(
+                        d
+                    ),  # its time as well: the dead letter's own is now, from which retention counts
                 )
                 for d in poison
             ]

@@ -160,7 +160,7 @@ class Ingest:
                 timeout_ms=int(seconds * 1000), max_records=max(1, self._room())
             )
         except broker.LostPosition as error:
-            for tp in error.args[0]:
+            for tp in broker.lost_positions(error):
                 self._owned.lost_position(tp)
             return {}
         except broker.Unrecoverable as error:

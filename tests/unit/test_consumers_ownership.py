@@ -1,0 +1,166 @@
+"""What a member does when partitions are taken, fenced, cut or made anew, without servers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kafka import TopicPartition, errors
+
+from consumers import broker, ownership
+from consumers.offsets import Claim
+from consumers.ownership import Ownership
+from consumers.run import Ingest
+from schemas.errors import InputError, Refused
+from schemas.events import INTERACTIONS
+from schemas.settings import Settings
+
+TP = TopicPartition("t", 0)
+OTHER = TopicPartition("t", 1)
+
+
+class Consumer:
+    """As much of kafka-python's consumer as ownership needs."""
+
+    def __init__(self, *assigned: TopicPartition) -> None:
+        self.assigned = set(assigned)
+        self.ends: dict[TopicPartition, int | None] = {}
+        self.paused: set[TopicPartition] = set()
+        self.position: dict[TopicPartition, int] = {}
+        self._subscription = SimpleNamespace(assignment={tp: SimpleNamespace(highwater=None) for tp in assigned})
+
+    def assignment(self) -> set[TopicPartition]:
+        return set(self.assigned)
+
+    def highwater(self, tp: TopicPartition) -> int | None:
+        return self.ends.get(tp)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        assert set(partitions) <= self.assigned
+        self.paused |= set(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        self.paused -= set(partitions)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self.position[tp] = offset
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(ownership, "time", made)
+    return made
+
+
+def owned_by(consumer: Consumer, policy: str = "stop", **next_offsets: int) -> Ownership:
+    settings = Settings.model_validate({"consumer": {"on_topic_recreated": policy}})
+    writer: Any = SimpleNamespace(claim=lambda begin: {tp: Claim(5, 1, "id-1") for tp in begin})
+    owned = Ownership(settings, consumer, writer)
+    owned.assigned(consumer.assigned)
+    for tp in consumer.assigned:
+        owned._begin(tp, 5)
+        owned._identity[tp] = "id-1"
+    owned._unclaimed.clear()
+    return owned
+
+
+def test_a_fenced_partition_is_claimed_again_only_if_the_group_still_gives_it_to_us():
+    consumer = Consumer(TP, OTHER)
+    owned = owned_by(consumer)
+    consumer.assigned = {TP}  # a rebalance took the other one while the write was under way
+    owned.give_up({TP, OTHER}, claim_at=10.0)
+    assert owned.next == {}
+    assert owned._unclaimed == {TP: 10.0}
+    assert owned.claim(9.0) is None
+    assert owned.claim(10.0) is not None
+    owned.give_up({TP})
+    assert owned.settled, "nothing of ours is waited for"
+
+
+def test_an_end_before_our_offset_is_believed_when_it_lasts(clock: Clock):
+    consumer = Consumer(TP)
+    owned = owned_by(consumer)
+    consumer.ends[TP] = 3
+    owned.verify()
+    assert not owned.settled, "a run until idle does not end in doubt"
+    consumer.ends[TP] = 5  # the new leader has caught up
+    clock.now += ownership.CUT_SECONDS
+    owned.verify()
+    consumer.ends[TP] = 3
+    owned.verify()
+    clock.now += ownership.CUT_SECONDS
+    with pytest.raises(Refused, match="ends at 3, before our offset 5"):
+        owned.verify()
+
+
+def test_an_end_from_before_others_read_on_is_forgotten():
+    consumer = Consumer(TP)
+    owned = owned_by(consumer)
+    state = consumer._subscription.assignment[TP]
+    state.highwater = consumer.ends[TP] = 9
+    owned._begin(TP, 9)
+    assert state.highwater == 9
+    owned._begin(TP, 12)
+    assert state.highwater is None
+
+
+@pytest.mark.parametrize("kind", [errors.OffsetOutOfRangeError, errors.LogTruncationError])
+def test_what_the_broker_says_of_a_lost_position_is_heard(kind: type[Exception]):
+    """LogTruncation is what Apache Kafka says after an unclean election; no broker of the tests can."""
+    consumer = Consumer(TP)
+    ingest = Ingest(Settings(), [INTERACTIONS])
+    ingest._owned = owned_by(consumer)
+
+    def poll(**_: Any) -> None:
+        raise kind({TP: 5, OTHER: 7})
+
+    ingest._consumer = SimpleNamespace(poll=poll)
+    with pytest.raises(Refused, match="does not have our offset 5"):
+        ingest._poll()
+
+
+def test_what_the_broker_refuses_for_good_is_not_waited_for():
+    ingest = Ingest(Settings(), [INTERACTIONS])
+    ingest._owned = owned_by(Consumer(TP))
+
+    def poll(**_: Any) -> None:
+        raise errors.TopicAuthorizationFailedError({"t"})
+
+    ingest._consumer = SimpleNamespace(poll=poll)
+    with pytest.raises(InputError, match=r"^kafka\.sasl_username"):
+        ingest._poll()
+
+
+def test_another_id_is_noticed_while_running_and_at_once_after_an_outage(monkeypatch: pytest.MonkeyPatch):
+    ids = {"t": "id-1"}
+    monkeypatch.setattr(broker, "admin", lambda settings: None)
+    monkeypatch.setattr(broker, "topic_ids", lambda admin, topics: dict(ids))
+    owned = owned_by(Consumer(TP), policy="restart")
+
+    def identify(now: float) -> bool:
+        job = owned.identify(now)
+        if job is None:
+            return False
+        work, settle = job
+        settle(work())
+        return True
+
+    assert identify(100.0)
+    assert not identify(101.0)
+    owned.identify_soon()
+    ids["t"] = "id-2"
+    assert identify(102.0)
+    assert owned.restarting
+    assert owned.next == {}, "nothing is read of it until its offset is set back"
