@@ -34,7 +34,7 @@ class Encoded:
 
 
 class Extractor(Protocol):
-    """`name` is for the command line, `title` for tables; `key` names the weights, so that cached vectors can be trusted."""
+    """`name` is for the command line, `title` for tables; `key` changes with what `encode` gives, so that cached vectors can be trusted."""
 
     @property
     def name(self) -> str: ...
@@ -63,14 +63,14 @@ class Own:
     @torch.no_grad()
     def encode(self, pictures: Pictures) -> Encoded:
         features: Tensor = self._scorer.image(self._pipeline.pixels(list(pictures), scoring=True))
-        return Encoded(features.numpy())
+        return Encoded(features.float().cpu().numpy())
 
     @torch.no_grad()
     def texts(self, texts: Iterable[str]) -> Vectors:
         """Vectors of descriptions (N, D), in the same space."""
         rows = pad_texts([self._model.encode_text(text) for text in texts], self._scorer.config)
         features: Tensor = self._scorer.text(rows)
-        out: Vectors = features.numpy()
+        out: Vectors = features.float().cpu().numpy()
         return out
 
 

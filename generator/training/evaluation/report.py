@@ -28,7 +28,7 @@ class Figure:
     def cell(self, estimate: Estimate, *, signed: bool = False) -> str:
         scale, digits, unit = (100, 0, " %") if self.digits is None else (1, self.digits, "")
         if signed and unit:
-            unit = " points"
+            unit = " pts"
         plus = "+" if signed else ""
         return f"{scale * estimate.mean:{plus}.{digits}f} ±{scale * estimate.margin:.{digits}f}{unit}"
 
@@ -99,7 +99,7 @@ def tables(evaluation: Evaluation) -> list[Text]:
     )
     if evaluation.differences:
         figures = [
-            *(figure for e in extractors for figure in truth_figures(e)),
+            *(Figure(f.key, f"{f.head} ({e.title})") for e in extractors for f in truth_figures(e)),
             *(Figure(f.key, f"reference: {f.head}", f.digits) for f in reference_figures(extractors)),
             *(Figure(f.key, f"history: {f.head}", f.digits) for f in history),
         ]
@@ -114,7 +114,8 @@ def markdown(evaluation: Evaluation) -> str:
     head = (
         f"{request.count} simulated users (seed {request.seed}), {pairs} (concept, style) pairs of the concepts that films show.\n"
         "Four of a user's five history pictures are in the style and palette that the user likes; the reference is in another style.\n"
-        "± is half of a 95 % bootstrap interval over users. The own scorer also selects the candidates, so its figures flatter the model.\n"
+        "± is half of a 95 % bootstrap interval over users (for none or all of n, which it gives as ±0, it is up to 3/n).\n"
+        "The own scorer also selects the candidates, so its figures flatter the model; the other extractors are independent of it.\n"
     )
     return "\n".join([head, *(table.markdown() for table in tables(evaluation))])
 
@@ -195,10 +196,7 @@ def _reference(evaluation: Evaluation, rows: Sequence[RowReport]) -> Text:
 def _differences(evaluation: Evaluation, figures: Sequence[Figure]) -> Text:
     titles = [f"{evaluation.rows[d.name].title} − {evaluation.rows[d.minus].title}" for d in evaluation.differences]
     lines = [
-        [
-            f"{figure.head} ({figure.key})",
-            *(figure.cell(d.estimates[figure.key], signed=True) for d in evaluation.differences),
-        ]
+        [figure.head, *(figure.cell(d.estimates[figure.key], signed=True) for d in evaluation.differences)]
         for figure in figures
     ]
     note = "Of the same users, so their intervals are narrower than those of the rows."
