@@ -23,30 +23,34 @@ SELECT count(*) FROM (
 ) AS locked
 """
 
+# The log's months are dropped by retention, a history's entries are not: an event that comes again after that is fresh to the
+# log and known to the history, so entries are told apart by event id here as well; the known one comes first and stays.
 _MERGE = """
-WITH added AS (
-  SELECT user_id, event_id, occurred_at,
-         jsonb_build_object('event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at) AS entry
-  FROM fresh_interactions WHERE kind = ANY(%(kinds)s)
-), known AS (
-  SELECT h.user_id, (e.entry ->> 'event_id')::uuid AS event_id, (e.entry ->> 'occurred_at')::timestamptz AS occurred_at,
-         e.entry
-  FROM user_histories h CROSS JOIN LATERAL jsonb_array_elements(h.entries) AS e (entry)
-  WHERE h.user_id IN (SELECT user_id FROM added)
-), ranked AS (
-  SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY occurred_at DESC, event_id DESC) AS place
-  FROM (SELECT * FROM added UNION ALL SELECT * FROM known) AS both_
-), merged AS (
-  SELECT user_id, jsonb_agg(entry ORDER BY place) AS entries,
-         md5(string_agg(event_id::text, ',' ORDER BY place)) AS fingerprint, max(occurred_at) AS last_occurred_at
-  FROM ranked WHERE place <= %(size)s GROUP BY user_id
-), counted AS (
-  SELECT user_id, count(*) AS added FROM added GROUP BY user_id
+WITH added AS MATERIALIZED (
+  SELECT user_id, jsonb_agg(jsonb_build_object(
+    'event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at)) AS entries
+  FROM fresh_interactions WHERE kind = ANY(%(kinds)s) GROUP BY user_id
+), merged AS MATERIALIZED (
+  SELECT h.user_id, newest.*, newest.total - jsonb_array_length(h.entries) AS added
+  FROM added JOIN user_histories h USING (user_id) CROSS JOIN LATERAL (
+    SELECT jsonb_agg(entry ORDER BY at DESC, id DESC) AS entries,
+           md5(string_agg(id::text, ',' ORDER BY at DESC, id DESC)) AS fingerprint,
+           max(at) AS last_occurred_at, max(total) AS total
+    FROM (
+      SELECT entry, id, (entry ->> 'occurred_at')::timestamptz AS at, count(*) OVER () AS total
+      FROM (
+        SELECT DISTINCT ON (id) entry, (entry ->> 'event_id')::uuid AS id
+        FROM jsonb_array_elements(h.entries || added.entries) WITH ORDINALITY AS e (entry, place)
+        ORDER BY id, place
+      ) AS once
+      ORDER BY at DESC, id DESC LIMIT %(size)s
+    ) AS ranked
+  ) AS newest
 )
 UPDATE user_histories h
 SET entries = m.entries, fingerprint = m.fingerprint, last_occurred_at = m.last_occurred_at,
-    interaction_count = h.interaction_count + c.added, updated_at = now()
-FROM merged m JOIN counted c USING (user_id)
+    interaction_count = h.interaction_count + m.added, updated_at = now()
+FROM merged m
 WHERE h.user_id = m.user_id
 """
 

@@ -27,13 +27,22 @@ SET title = CASE WHEN EXCLUDED.deleted_at IS NULL THEN EXCLUDED.title ELSE i.tit
 WHERE i.occurred_at IS NULL OR EXCLUDED.occurred_at >= i.occurred_at
 """
 
+# An event that comes again is the same bytes, so the primary key (event id and time) knows it. The key is also looked for
+# among the week around it, for producers that stamp a retry anew, and a clamped event, stored under the time it came in, in all
+# that is older. The lateral join keeps this to index probes of one or two months: an anti join would read the whole log.
 _INTERACTIONS = """
 WITH written AS (
   INSERT INTO interactions (event_id, occurred_at, claimed_at, user_id, item_id, kind, context)
-  SELECT DISTINCT ON (event_id) event_id, occurred_at, claimed_at, user_id, item_id, kind, context
-  FROM stage_interactions s
-  WHERE NOT EXISTS (SELECT FROM interactions i WHERE i.event_id = s.event_id)
-  ORDER BY event_id, seq
+  SELECT DISTINCT ON (s.event_id)
+    s.event_id, s.occurred_at, s.claimed_at, s.user_id, s.item_id, s.kind, s.context
+  FROM stage_interactions s LEFT JOIN LATERAL (
+    SELECT true AS found FROM interactions i WHERE i.event_id = s.event_id AND i.occurred_at BETWEEN
+      CASE WHEN s.claimed_at IS NULL THEN s.occurred_at - interval '7 days' ELSE '-infinity' END
+      AND s.occurred_at + interval '7 days'
+    LIMIT 1
+  ) AS stored ON true
+  WHERE stored.found IS NULL
+  ORDER BY s.event_id, s.seq
   ON CONFLICT DO NOTHING
   RETURNING event_id, user_id, item_id, kind, occurred_at
 )

@@ -1,0 +1,175 @@
+"""What the consumer writes and the night's planner reads goes by index on a log of a million events, whatever its size."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
+from typing import Any, cast
+from uuid import uuid4
+
+import psycopg2
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from consumers import ingest, partitions
+from generator.nightly.database import connect as connect_night
+from generator.nightly.pictures import Pictures
+from generator.nightly.plan import Planner, Scope
+from schemas.events import Erasure, Interaction
+from schemas.settings import DatabaseSettings, Settings, load_settings
+from tests.conftest import TEMPLATE
+from tests.ingest_world import POSITIVE, connect, stage
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]  # a million rows, on busy machines
+MONTH = re.compile(r"interactions_\d{4}_\d{2}")
+MONTHS = [partitions.add_months(date(2026, 1, 1), number) for number in range(12)]
+FILL = (
+    """INSERT INTO interactions (event_id, occurred_at, user_id, item_id, kind)
+       SELECT md5(n::text)::uuid, timestamptz '2026-01-01Z' + n * interval '31 seconds',
+              'u' || n * 7919 % 100000, 'i' || n * 104729 % 20000, 'click' FROM generate_series(1::bigint, 1000000) n""",
+    """INSERT INTO user_histories (user_id, entries, fingerprint, interaction_count, last_occurred_at)
+       SELECT 'u' || n, jsonb_build_array(jsonb_build_object('event_id', md5(n::text)::uuid, 'item_id', 'i' || n % 20000,
+              'kind', 'click', 'occurred_at', '2026-06-01T00:00:00Z')), md5(n::text), 1, '2026-06-01Z'
+       FROM generate_series(0, 99999) n""",
+    """INSERT INTO recommendations (user_id, item_ids, occurred_at)
+       SELECT 'u' || n, ARRAY['i' || n % 20000], '2026-06-01Z' FROM generate_series(0, 99999) n""",
+    "INSERT INTO items (item_id, title) SELECT 'i' || n, 't' FROM generate_series(0, 19999) n",
+    """INSERT INTO poster_feedback (event_id, poster_id, user_id, item_id, action, occurred_at)
+       SELECT md5(n::text)::uuid, 'p' || n, 'u' || n, 'i', 'click', '2026-06-01Z' FROM generate_series(0, 99999) n""",
+    """INSERT INTO night_runs (run_id, logical_date, status, model_version, fencing_token)
+       SELECT 'r' || n, date '2026-01-01' + n, 'published', 'nano-1', 1 FROM generate_series(0, 2) n""",
+    """INSERT INTO night_tasks (run_id, user_id, item_id, status, input_fingerprint, model_version, adapter_version, seed)
+       SELECT 'r' || n % 3, 'u' || n / 3, 'i', 'done', '', 'nano-1', 1, 1 FROM generate_series(0, 299999) n""",
+)
+
+
+@pytest.fixture(scope="module")
+def filled(shared_settings: Settings, template_database: str) -> Iterator[DatabaseSettings]:
+    """A database of a million interactions of a hundred thousand users in twelve months, analysed."""
+    name = "a_million"
+    server = psycopg2.connect(shared_settings.database.url.get_secret_value().replace("+psycopg2", ""))
+    server.autocommit = True
+    with server.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    settings = DatabaseSettings.model_validate({"url": f"{template_database}/{name}"})
+    connection = connect(settings)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        partitions.make(cursor, MONTHS)
+        for statement in FILL:
+            cursor.execute(statement)
+        cursor.execute("ANALYZE")
+    connection.close()
+    yield settings
+    with server.cursor() as cursor:
+        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    server.close()
+
+
+class Explaining:
+    """A cursor that has each statement explained before it is executed."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+        self.plans: list[dict[str, Any]] = []
+
+    def execute(self, statement: str, values: Any = None) -> None:
+        if any(verb in statement for verb in ("INSERT", "UPDATE", "DELETE", "FOR UPDATE")):
+            self._cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)
+            self.plans.append(self._cursor.fetchone()[0][0]["Plan"])
+        self._cursor.execute(statement, values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cursor)
+
+
+def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(table, index) of every scan in a plan, months as one; the index is "" where a table is read from end to end."""
+    below = [scan for child in plan.get("Plans", []) for scan in scans(child)]
+    if plan["Node Type"] == "Bitmap Index Scan":
+        below.append(("", plan["Index Name"]))
+    elif plan["Node Type"].endswith("Scan") and "Relation Name" in plan:
+        bitmap = "".join(index for table, index in below if not table)
+        below.append((plan["Relation Name"], plan.get("Index Name", bitmap)))
+    return ((MONTH.sub("interactions", table), MONTH.sub("interactions", index)) for table, index in below)
+
+
+def by_index(plans: list[dict[str, Any]], *large: str) -> set[tuple[str, str]]:
+    """(table, index) of all scans of `large` tables, none of which is read from end to end."""
+    found = {scan for plan in plans for scan in scans(plan) if scan[0] in large}
+    assert not [table for table, index in found if not index], json.dumps(plans)
+    return found
+
+
+def applied(settings: DatabaseSettings, events: list[Any]) -> list[dict[str, Any]]:
+    """The plans of one batch, which is not kept."""
+    connection = connect(settings)
+    with connection.cursor() as cursor:
+        staged = stage(cursor, events)
+        explaining = Explaining(cursor)
+        ingest.apply(explaining, staged, POSITIVE, 50)
+    connection.close()
+    return explaining.plans
+
+
+@pytest.mark.parametrize("count", [1, 5_000])
+def test_a_batch_of_interactions_goes_by_index(filled: DatabaseSettings, count: int) -> None:
+    start = datetime(2026, 11, 20, tzinfo=UTC)
+    events = [
+        Interaction(
+            event_id=uuid4(),
+            user_id=f"u{n * 31 % 100_000}",
+            item_id="i1",
+            kind="click",
+            occurred_at=start + timedelta(minutes=n),
+        )
+        for n in range(count)
+    ]
+    assert by_index(applied(filled, events), "interactions", "user_histories") == {
+        ("interactions", "interactions_pkey"),
+        ("user_histories", "pk_user_histories"),
+    }
+
+
+def test_an_erasure_goes_by_index(filled: DatabaseSettings) -> None:
+    events = [Erasure(user_id=f"u{n * 31}", occurred_at=datetime(2026, 6, 2, tzinfo=UTC)) for n in range(20)]
+    large = ("interactions", "user_histories", "poster_feedback", "recommendations")
+    assert by_index(applied(filled, events), *large) == {
+        ("interactions", "interactions_user_id_occurred_at_idx"),
+        ("user_histories", "pk_user_histories"),
+        ("poster_feedback", "ix_poster_feedback_user_id_item_id"),
+        ("recommendations", "pk_recommendations"),
+    }
+
+
+@pytest.mark.parametrize("users", [None, ("u7", "u77")])
+def test_the_planner_reads_by_index(filled: DatabaseSettings, users: tuple[str, ...] | None) -> None:
+    """But for the one statement that counts what is popular: it reads every history, once a night."""
+    statements: list[tuple[str, Any]] = []
+    engine = connect_night(filled)
+    event.listen(engine, "before_cursor_execute", lambda *a: statements.append((a[2], a[3])))
+    settings = load_settings(database=filled, night={"min_history": 1})
+    with Session(engine) as session:
+        planner = Planner(session, settings, cast(Pictures, None), "v1", date(2026, 12, 1))  # no item has a picture
+        chunks = list(islice(planner.chunks(Scope(users=users)), 3))
+        assert sum(len(chunk.skips) for chunk in chunks) > 0
+        raw = cast(Any, session.connection().connection.cursor())
+        plans = []
+        for statement, values in statements:
+            if "jsonb_array_elements" not in statement:
+                raw.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)
+                plans.append(raw.fetchone()[0][0]["Plan"])
+    engine.dispose()
+    assert by_index(plans, "user_histories", "recommendations", "items", "night_tasks", "interactions") == {
+        ("user_histories", "pk_user_histories"),
+        ("recommendations", "pk_recommendations"),
+        ("items", "pk_items"),
+        ("night_tasks", "ix_night_tasks_user_id_item_id"),
+    }
