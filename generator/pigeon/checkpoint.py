@@ -1,36 +1,35 @@
 """Checkpoint directories: LaVIT-7B-v2's layout with Pigeon's parts beside it (PIGEON.md section 7), for every preset.
 
-    config.json                         PigeonConfig
+    config.json                         PigeonConfig; LaVIT's own folder has none, then the caller gives it
+    wording.json                        PromptWording (optional: the prompt's sentences, instead of config.json's)
     visual_tokenizer/                   eva_vitg_psz14, tokenizer_encoder, highres_tokenizer_decoder
-    language_model/                     Hugging Face LLaMA and tokenizer.json
+    language_model/                     Hugging Face LLaMA; tokenizer.json or tokenizer.model
     highres_pixel_decoding/             unet/, vae/, scheduler/ in diffusers' layout
-    pigeon/                             llama/ (PEFT), mask_generator/, adapter/
+    pigeon/                             llama/ (PEFT), mask_generator/, adapter/; may lie elsewhere
     image_scorer/                       model (optional: only if config.json has a scorer)
 
-Weights without a suffix above are .safetensors or .bin. They are stored as float16 and loaded as float32.
+Weights without a suffix above are .safetensors or .bin, whole or in shards with an index. We write them as float16.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from torch import Tensor
-from transformers import LlamaForCausalLM
-from transformers.utils import logging as transformers_logging
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
 
 from generator.pigeon.config import PigeonConfig
-from generator.pigeon.diffusion import Diffusion
-from generator.pigeon.model import PigeonModel, new_code_decoder
+from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
+from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
+from generator.pigeon.placement import Placement
+from generator.pigeon.pretrained import load_diffusion, load_llama, load_text_tokenizer
+from generator.pigeon.prompt import PromptWording
 from generator.pigeon.scorer import ImageScorer
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 from generator.pigeon.weights import fill, find_weights, read_weights, write_weights
@@ -41,76 +40,136 @@ TOKENIZER = "visual_tokenizer/tokenizer_encoder"
 DECODER = "visual_tokenizer/highres_tokenizer_decoder"
 LANGUAGE = "language_model"
 PIXELS = "highres_pixel_decoding"
+PIGEON = "pigeon"
 LORA = "llama"
 MASKS = "mask_generator"
 ADAPTER = "adapter"
 SCORER = "image_scorer/model"
+WORDING = "wording.json"
 
 WEIGHT_FILES = {
     ENCODER: "the image encoder",
     TOKENIZER: "keep decision, merger and quantizer",
     DECODER: "the token decoder",
-    f"pigeon/{LORA}": "LoRA (PEFT's adapter_model)",
-    f"pigeon/{MASKS}": "the mask generator",
-    f"pigeon/{ADAPTER}": "the reference adapter",
+    LANGUAGE: "the language model, model.safetensors or pytorch_model.bin",
+    f"{PIXELS}/unet": "the UNet, diffusion_pytorch_model",
+    f"{PIXELS}/vae": "the VAE, diffusion_pytorch_model",
+    f"{PIGEON}/{LORA}": "LoRA (PEFT's adapter_model)",
+    f"{PIGEON}/{MASKS}": "the mask generator",
+    f"{PIGEON}/{ADAPTER}": "the reference adapter",
     SCORER: "the image scorer",
 }
 PLAIN_FILES = {
     f"{LANGUAGE}/config.json": "the language model's configuration",
-    f"{LANGUAGE}/tokenizer.json": "its text tokenizer (tokenizers' JSON form)",
     f"{PIXELS}/unet/config.json": "the UNet, diffusers' layout",
     f"{PIXELS}/vae/config.json": "the VAE, diffusers' layout",
     f"{PIXELS}/scheduler/scheduler_config.json": "the noise schedule",
 }
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def missing_files(folder: Path, config: PigeonConfig) -> list[str]:
+def missing_files(folder: Path, config: PigeonConfig, pigeon: Path | None = None) -> list[str]:
     """What a checkpoint folder lacks, one line each; empty when complete."""
     lines = [f"{name} ({what})" for name, what in PLAIN_FILES.items() if not (folder / name).is_file()]
+    if not any((folder / LANGUAGE / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        lines.append(f"{LANGUAGE}/tokenizer.json or tokenizer.model (its text tokenizer)")
     for name, what in WEIGHT_FILES.items():
         if name == SCORER and config.scorer is None:
             continue
-        if find_weights(folder / name) is None:
-            lines.append(f"{name}{'/*' if (folder / name).is_dir() else ''}.safetensors or .bin ({what})")
+        path = folder / name
+        if pigeon is not None and name.startswith(f"{PIGEON}/"):
+            path = pigeon / name.removeprefix(f"{PIGEON}/")
+        if find_weights(path) is None:
+            shown = name if path == folder / name else str(path)
+            lines.append(f"{shown}{'/*' if path.is_dir() else ''}.safetensors or .bin ({what})")
     return lines
 
 
-def load_model(folder: Path) -> PigeonModel:
-    """A whole checkpoint, float32 on the CPU, in evaluation mode.
+def load_model(
+    folder: Path,
+    config: PigeonConfig | None = None,
+    *,
+    pigeon: Path | None = None,
+    placement: Placement | None = None,
+) -> PigeonModel:
+    """A whole checkpoint in evaluation mode; float32 on the CPU if `placement` does not say otherwise.
+
+    config: what the checkpoint must be (`PigeonConfig.preset("lavit-7b")`). A folder's own config.json is what is built, and
+    must bear the same name; LaVIT's published folder has none, and is built as this says.
+    pigeon: the folder of Pigeon's parts when it is not `folder/pigeon`.
 
     Raises:
         ModelError: no such folder, a file is missing (all are named), damaged, or does not fit config.json.
+        InputError: a device that this machine does not have.
     """
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json there; give the folder of a Pigeon checkpoint")
-    try:
-        config = PigeonConfig.from_json(folder / "config.json")
-    except ValueError as error:
-        raise ModelError(str(error)) from error
-    missing = missing_files(folder, config)
+    placement = placement or Placement()
+    config = _load_config(folder, config)
+    missing = missing_files(folder, config, pigeon)
     if missing:
         raise ModelError(f"{folder}: {len(missing)} files are missing: {'; '.join(missing)}")
 
-    tokenizer = DynamicVisualTokenizer(config.tokenizer)
+    dtype = placement.dtype
+    tokenizer = _empty(lambda: DynamicVisualTokenizer(config.tokenizer), placement.device("tokenizer"))
+    tokenizer.quantize.usage.fill_(1.0)  # the only tensor of it that no file holds
+    for half in (tokenizer.encoder, tokenizer.causal_encoder):
+        half.to(dtype)
     _fill_from(folder / ENCODER, tokenizer.encoder)
     _fill_from(folder / TOKENIZER, tokenizer, skip=("encoder.",))
-    code_decoder = new_code_decoder(config, tokenizer)
-    _fill_from(folder / DECODER, code_decoder.decoder)
-    personalizer = Personalizer(config, _load_llama(folder / LANGUAGE, config), code_decoder)
-    load_adapter(personalizer, folder / "pigeon")
+    device = placement.device("language")
+    decoder = _empty(lambda: HighresVQDecoder(config.decoder, config.tokenizer.code_dim), device).to(dtype)
+    _fill_from(folder / DECODER, decoder)
+    code_decoder = CodeDecoder(decoder, tokenizer.quantize.embedding.weight.to(device))
+    personalizer = Personalizer(config, load_llama(folder / LANGUAGE, config, placement), code_decoder)
+    for part in (personalizer.mask_generator, personalizer.adapter):
+        part.to(device)
+    load_adapter(personalizer, pigeon or folder / PIGEON)
     scorer = None
     if config.scorer is not None:
-        scorer = ImageScorer(config.scorer)
+        scorer = ImageScorer(config.scorer).to(placement.device("scorer"))
         _fill_from(folder / SCORER, scorer)
     return PigeonModel(
         config=config,
         tokenizer=tokenizer,
         code_decoder=code_decoder,
         personalizer=personalizer,
-        diffusion=_load_diffusion(folder / PIXELS, config),
+        diffusion=load_diffusion(folder / PIXELS, config, placement),
         scorer=scorer,
-        text_tokenizer=_load_text_tokenizer(folder / LANGUAGE / "tokenizer.json", config),
+        text_tokenizer=load_text_tokenizer(folder / LANGUAGE, config),
     ).eval()
+
+
+def _load_config(folder: Path, wanted: PigeonConfig | None) -> PigeonConfig:
+    path = folder / "config.json"
+    if path.is_file():
+        try:
+            config = PigeonConfig.from_json(path)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        if wanted is not None and wanted.name != config.name:
+            raise ModelError(f"{path}: this checkpoint is a {config.name}, asked for was {wanted.name}")
+    elif wanted is not None and folder.is_dir():
+        config = wanted
+    else:
+        raise ModelError(
+            f"{folder}: no config.json there; give the folder of a Pigeon checkpoint "
+            "(for LaVIT's published folder, write PigeonConfig.preset('lavit-7b').to_json() to it)"
+        )
+    path = folder / WORDING
+    if not path.is_file():
+        return config
+    try:
+        wording = TypeAdapter(PromptWording).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(f"{path}: {'.'.join(map(str, first['loc'])) or 'wording'}: {first['msg']}") from error
+    return config.model_copy(update={"wording": wording})
+
+
+def _empty(make: Callable[[], AnyModule], device: torch.device) -> AnyModule:
+    """A module whose numbers are yet to be read: drawing a billion of them at random first takes longer than reading them."""
+    with torch.device("meta"):
+        module = make()
+    return module.to_empty(device=device)
 
 
 def save_model(model: PigeonModel, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -124,7 +183,7 @@ def save_model(model: PigeonModel, folder: Path, dtype: torch.dtype = torch.floa
     write_weights(model.code_decoder.decoder.state_dict(), folder / f"{DECODER}.safetensors", dtype)
     _save_llama(model.personalizer.llama, folder / LANGUAGE, dtype)
     model.text_tokenizer.save(str(folder / LANGUAGE / "tokenizer.json"))
-    save_adapter(model.personalizer, folder / "pigeon", dtype)
+    save_adapter(model.personalizer, folder / PIGEON, dtype)
     for name, network in (("unet", model.diffusion.unet), ("vae", model.diffusion.vae)):
         write_weights(network.state_dict(), folder / PIXELS / name / "diffusion_pytorch_model.safetensors", dtype)
         network.save_config(folder / PIXELS / name)
@@ -164,6 +223,12 @@ def load_adapter(personalizer: Personalizer, folder: Path) -> None:
                 raise ModelError(f"{config_path}: {field} is {found[field]}, config.json asks for {wanted}")
     state = read_weights(path)
     own = get_peft_model_state_dict(personalizer.llama)
+    extra = sorted(name for name in state if "lora_" in name and name not in own)
+    if extra:
+        raise ModelError(
+            f"{path}: {extra[0]} has no place here; config.json puts LoRA on {', '.join(language.lora_targets)} "
+            f"of {language.depth} layers"
+        )
     for name, value in own.items():
         if name not in state:
             raise ModelError(f"{path}: {name} {tuple(value.shape)} is missing; is this adapter for this checkpoint?")
@@ -183,42 +248,6 @@ def _fill_from(stem: Path, module: torch.nn.Module, *, skip: tuple[str, ...] = (
     fill(module, read_weights(path), path, skip=skip)
 
 
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """transformers draws one on standard error for every load, a test or a server included."""
-    bars: Any = transformers_logging  # has no annotations
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-
-
-def _load_llama(folder: Path, config: PigeonConfig) -> LlamaForCausalLM:
-    try:
-        with _without_progress_bar():
-            loaded: Any = LlamaForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder}: {str(error).splitlines()[0]}") from error
-    llama: LlamaForCausalLM = loaded[0]
-    _refuse_missing(folder, loaded[1])
-    wanted = {
-        "vocab_size": config.ids.vocab_size,
-        "hidden_size": config.language.width,
-        "num_hidden_layers": config.language.depth,
-        "num_attention_heads": config.language.heads,
-    }
-    for field, value in wanted.items():
-        found = getattr(llama.config, field)
-        if found != value:
-            raise ModelError(f"{folder}/config.json: {field} is {found}, the checkpoint's config.json asks for {value}")
-    return llama
-
-
 def _save_llama(llama: PeftModel, folder: Path, dtype: torch.dtype) -> None:
     base: Any = llama.get_base_model()
     state: dict[str, Tensor] = {
@@ -228,51 +257,6 @@ def _save_llama(llama: PeftModel, folder: Path, dtype: torch.dtype) -> None:
         state.pop("lm_head.weight", None)
     write_weights(state, folder / "model.safetensors", dtype)
     base.config.save_pretrained(folder)
-
-
-def _load_diffusion(folder: Path, config: PigeonConfig) -> Diffusion:
-    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    loaded = {}
-    for name, kind in kinds.items():
-        try:
-            loaded[name], info = kind.from_pretrained(
-                folder / name,
-                torch_dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-                low_cpu_mem_usage=False,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder / name}: {str(error).splitlines()[0]}") from error
-        _refuse_missing(folder / name, info)
-    found = loaded["unet"].config["cross_attention_dim"]
-    if found != config.decoder.prompt_width:
-        raise ModelError(
-            f"{folder}/unet/config.json: cross_attention_dim is {found}, the decoder gives {config.decoder.prompt_width}"
-        )
-    schedule = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return Diffusion(config.diffusion, loaded["unet"], loaded["vae"], schedule)
-
-
-def _refuse_missing(folder: Path, info: Mapping[str, Any]) -> None:
-    """Both libraries fill missing weights with random numbers and only warn."""
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}; copy the folder again"
-        )
-
-
-def _load_text_tokenizer(path: Path, config: PigeonConfig) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ModelError(f"{path}: not a tokenizer ({error})") from error
-    if tokenizer.get_vocab_size(with_added_tokens=False) > config.ids.text_size:
-        raise ModelError(
-            f"{path}: {tokenizer.get_vocab_size(with_added_tokens=False)} text ids, config.json has {config.ids.text_size}"
-        )
-    return tokenizer
 
 
 def _write_json(path: Path, value: Any) -> None:

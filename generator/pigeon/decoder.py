@@ -83,7 +83,7 @@ class HighresVQDecoder(nn.Module):
         An image without tokens (length 0) is decoded from one zero vector, whatever the padded length.
         """
         count = code_vectors.shape[1]
-        memory = self.in_proj(code_vectors) + self.pos_embed[:, :count]
+        memory = self.in_proj(code_vectors.to(self.pos_embed)) + self.pos_embed[:, :count]
         padding = torch.arange(count, device=lengths.device)[None] >= lengths[:, None].clamp(min=1)  # (B, N)
         bias = padding[:, None, None, :].to(memory.dtype) * PADDING_BIAS
         queries = self.query_embed.expand(memory.shape[0], -1, -1)
@@ -114,6 +114,7 @@ class CodeDecoder(nn.Module):
         self.register_buffer("codebook", codebook.detach(), persistent=False)
 
     def forward(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        codes, lengths = codes.to(self.codebook.device), lengths.to(self.codebook.device)
         real = torch.arange(codes.shape[1], device=codes.device)[None] < lengths[:, None]
         vectors = F.embedding(codes, self.codebook) * real[..., None].to(self.codebook.dtype)
         out: tuple[Tensor, Tensor] = self.decoder(vectors, lengths)

@@ -47,6 +47,8 @@ class Diffusion(nn.Module):
         the rest, where it draws (`coordinates`): preset nano, trained on few pictures, would otherwise spend most of
         them on learning positions from the convolutions' borders and to read a picture through attention.
         """
+        weight = self.unet.conv_in.weight
+        latents, prompt_embeds, pooled = (part.to(weight) for part in (latents, prompt_embeds, pooled))
         parts = [latents]
         if self.config.sketched:
             parts.append(sketch(prompt_embeds, latents.shape[1], latents.shape[2]))
@@ -58,7 +60,7 @@ class Diffusion(nn.Module):
         time_ids = torch.from_numpy(sdxl_time_ids(1, self.config.image_size)).to(latents).expand(latents.shape[0], 6)
         out: Tensor = self.unet(
             latents,
-            timesteps,
+            timesteps.to(weight.device),
             encoder_hidden_states=prompt_embeds,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
         ).sample
@@ -73,7 +75,8 @@ class Diffusion(nn.Module):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> RGB (B, 3, S, S) about -1..1, in float32."""
-        out: Tensor = self.vae.decode(latents.float() / float(self.vae.config["scaling_factor"]) + self._shift).sample
+        latents = latents.to(self.vae.decoder.conv_in.weight)
+        out: Tensor = self.vae.decode(latents / float(self.vae.config["scaling_factor"]) + self._shift).sample
         return out
 
     @property
@@ -114,11 +117,11 @@ class Diffusion(nn.Module):
             latents = schedule.step(index, latents, predicted)
             if progress is not None:
                 progress(index + 1, len(schedule.timesteps))
-        return to_uint8(self.decode_latents(torch.from_numpy(latents)).numpy())
+        return to_uint8(self.decode_latents(torch.from_numpy(latents)).cpu().numpy())
 
     def _predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, pooled: Tensor) -> NDArray[np.float32]:
         timesteps = torch.full((len(latents),), timestep, dtype=torch.int64)
-        out: NDArray[np.float32] = self.unet_output(latents, timesteps, prompt_embeds, pooled).float().numpy()
+        out: NDArray[np.float32] = self.unet_output(latents, timesteps, prompt_embeds, pooled).float().cpu().numpy()
         return out
 
 

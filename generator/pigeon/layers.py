@@ -16,13 +16,14 @@ def policy_attention(query: Tensor, key: Tensor, value: Tensor, policy: Tensor) 
     """Attention that a 0/1 policy switches per key, differentiable in the policy (LaVIT; PIGEON.md section 1.3).
 
     query, key, value (B, H, N, D), policy broadcastable to (B, H, N, N) -> (B, H, N, D).
-    A row whose keys are all switched off attends uniformly.
+    A row whose keys are all switched off attends uniformly. That, and the row's maximum being taken over the switched-off
+    keys too, is why this one attention is no `scaled_dot_product_attention`: no mask gives the same numbers.
     """
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float()  # eps / N is 0 in float16
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp() * policy
     total = weights.sum(dim=-1, keepdim=True)
     weights = (weights + POLICY_EPS / key.shape[-2]) / (total + POLICY_EPS)
-    out: Tensor = weights @ value
+    out: Tensor = weights.to(value.dtype) @ value
     return out
 
 

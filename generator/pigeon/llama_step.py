@@ -7,6 +7,7 @@ an exported graph takes a retrained adapter as an input, and so that one prompt'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,15 +84,20 @@ class LlamaStep(nn.Module):
         self.norm = llama.model.norm
         self.head = llama.lm_head
         width = config.hidden_size // self.heads
-        frequency = float(rope["rope_theta"]) ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+        table: Any = llama.get_input_embeddings()
+        frequency = float(rope["rope_theta"]) ** (
+            -torch.arange(0, width, 2, dtype=torch.float32, device=table.weight.device) / width
+        )
         self.register_buffer("inverse_frequency", frequency, persistent=False)
 
     def _attentions(self) -> list[LlamaAttention]:
         return [layer.self_attn for layer in self.layers]
 
     def empty_cache(self, batch: int) -> Tensor:
-        """(L, B, H, 0, D)."""
-        return torch.zeros(len(self.layers), batch, self.heads, 0, 2 * self.inverse_frequency.shape[0])
+        """(L, B, H, 0, D), where and as precise as the weights."""
+        weight = self.norm.weight
+        width = 2 * self.inverse_frequency.shape[0]
+        return torch.zeros(len(self.layers), batch, self.heads, 0, width, dtype=weight.dtype, device=weight.device)
 
     def forward(
         self,

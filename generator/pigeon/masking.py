@@ -124,6 +124,7 @@ class MutualMaskGenerator(nn.Module):
 
     def scores(self, embeds: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         """-> cosine of each input embedding and its encoding (B, N). This is the graph to export."""
+        embeds = embeds.to(self.dense.weight.dtype)
         x = self.LayerNorm(embeds + self.position_embedding(positions) + self.type_embedding(types))
         padding = types == 0
         bias = torch.zeros_like(embeds[..., 0]).masked_fill(padding, HIDDEN)[:, None, None, :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Adapter(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, condition: Tensor) -> Tensor:
-        hidden = self.dropout(self.encoder(condition))
+        hidden = self.dropout(self.encoder(condition.to(self.encoder.weight)))
         out: Tensor = self.dropout(torch.tanh(self.decoder(hidden)))
         return out
 
@@ -90,7 +91,8 @@ class Personalizer(nn.Module):
 
     def token_embeddings(self, tokens: Tensor) -> Tensor:
         """Ids (B, T), negative markers allowed -> (B, T, C); zero vectors at the markers."""
-        embedding = self.llama.get_input_embeddings()
+        embedding: Any = self.llama.get_input_embeddings()
+        tokens = tokens.to(embedding.weight.device)
         embeds: Tensor = embedding(tokens.clamp(min=0))
         return embeds * (tokens >= 0)[..., None].to(embeds.dtype)
 
@@ -105,8 +107,12 @@ class Personalizer(nn.Module):
         noise: Tensor | None = None,
     ) -> MaskOutput:
         """tokens, positions, types (B, N) as `prompt.mask_inputs` gives, ratio (B,) -> keep decisions (B, N)."""
+        embeds = self.token_embeddings(tokens)
+        positions, types = positions.to(embeds.device), types.to(embeds.device)
+        if noise is not None:
+            noise = noise.to(embeds.device)
         out: MaskOutput = self.mask_generator(
-            self.token_embeddings(tokens), positions, types, ratio, invert_reference=invert_reference, noise=noise
+            embeds, positions, types, ratio, invert_reference=invert_reference, noise=noise
         )
         return out
 
@@ -115,6 +121,7 @@ class Personalizer(nn.Module):
 
         Differentiable in `keep`.
         """
+        tokens, types = tokens.to(keep.device), types.to(keep.device)
         codes = tokens - self.config.ids.code_offset
         chosen = keep * ((types == 2) & (codes >= 0)).to(keep.dtype)
         prompt_embeds = self.code_decoder.decode_kept(codes.clamp(min=0), chosen)
@@ -124,10 +131,11 @@ class Personalizer(nn.Module):
     def input_embeddings(self, batch: TrainingBatch, keep: Tensor, reference: Tensor) -> Tensor:
         """keep (B, N), reference (B, C) -> LLaMA's inputs (B, T, C): masked history zero, reference at its place."""
         embeds = self.token_embeddings(batch.tokens)
-        gathered = keep.gather(1, batch.mask_column.clamp(min=0))
-        factor = torch.where(batch.mask_column >= 0, gathered, torch.ones_like(gathered))
-        place = (batch.tokens == EMBEDDING)[..., None].to(embeds.dtype)
-        return embeds * factor[..., None] + place * reference[:, None]
+        tokens, mask_column = batch.tokens.to(embeds.device), batch.mask_column.to(embeds.device)
+        gathered = keep.to(embeds.dtype).gather(1, mask_column.clamp(min=0))
+        factor = torch.where(mask_column >= 0, gathered, torch.ones_like(gathered))
+        place = (tokens == EMBEDDING)[..., None].to(embeds.dtype)
+        return embeds * factor[..., None] + place * reference.to(embeds.dtype)[:, None]
 
     def forward(
         self,
@@ -150,11 +158,12 @@ class Personalizer(nn.Module):
         embeds = self.input_embeddings(batch, mask.keep, reference)
         logits = self.logits(embeds, batch.attention)
         logprobs = token_logprobs(logits, batch.labels)
-        counted = (batch.labels[:, 1:] != IGNORED_LABEL).sum()
+        counted = (batch.labels[:, 1:] != IGNORED_LABEL).sum().to(logprobs.device)
         return PersonalizerOutput(-logprobs.sum() / counted.clamp(min=1), logprobs.sum(dim=1), mask)
 
     def logits(self, embeds: Tensor, attention: Tensor) -> Tensor:
         """(B, T, C), (B, T) left-padded -> (B, T, V)."""
+        attention = attention.to(embeds.device)
         positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
         out: Tensor = self.llama(inputs_embeds=embeds, attention_mask=attention, position_ids=positions).logits
         return out
@@ -186,26 +195,27 @@ class Personalizer(nn.Module):
         """
         self.eval()
         variants = references.shape[1]
-        tokens, attention = torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.attention)
-        lora = self.lora()
         step = self.step().eval()
         cut = prompt.embedding_column
-        embeds = self.token_embeddings(tokens)
-        cache = step.empty_cache(len(tokens))
+        embeds = self.token_embeddings(torch.from_numpy(prompt.tokens))
+        attention = torch.from_numpy(prompt.attention).to(embeds.device)
+        adapter = self.lora()
+        lora_a, lora_b = adapter.a.to(embeds), adapter.b.to(embeds)
+        cache = step.empty_cache(len(embeds))
         nothing = attention[:, :0]
-        _, keys, values = step(embeds[:, :cut], attention[:, :cut], nothing, cache, cache, lora.a, lora.b)
+        _, keys, values = step(embeds[:, :cut], attention[:, :cut], nothing, cache, cache, lora_a, lora_b)
 
         keys, values = (cache.repeat_interleave(variants, dim=1) for cache in (keys, values))
         past, current = (part.repeat_interleave(variants, dim=0) for part in (attention[:, :cut], attention[:, cut:]))
         tail = embeds[:, cut:].repeat_interleave(variants, dim=0)
-        tail[:, 0] = references.flatten(0, 1)
+        tail[:, 0] = references.flatten(0, 1).to(tail)
         ids = self.config.ids
         sampler = AnswerSampler(
             self.config.generation, [s for row in streams for s in row], ids.image_end, ids.vocab_size
         )
         while True:
-            logits, keys, values = step(tail, current, past, keys, values, lora.a, lora.b)
-            drawn = sampler.step(logits.float().numpy())
+            logits, keys, values = step(tail, current, past, keys, values, lora_a, lora_b)
+            drawn = sampler.step(logits.float().cpu().numpy())
             if sampler.done:
                 break
             past = torch.cat([past, current], dim=1)
@@ -217,7 +227,7 @@ class Personalizer(nn.Module):
 
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """logits (B, T, V), labels (B, T) with IGNORED_LABEL -> log-probability of each next label (B, T - 1), 0 where ignored."""
-    targets = labels[:, 1:]
+    targets = labels[:, 1:].to(logits.device)
     flat = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )

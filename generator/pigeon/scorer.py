@@ -64,6 +64,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.to(self.position.device)
         real = (tokens != self.pad_id).to(self.position.dtype)  # (B, T)
         bias = ((1 - real) * -1e4)[:, None, None, :]
         x = self.embedding(tokens) + self.position[:, : tokens.shape[1]]

@@ -37,7 +37,8 @@ class KeepPredictor(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        local, shared = self.in_conv(features).chunk(2, dim=-1)  # (B, P, C/2) each
+        # These decide which patches count, and stay in float32 whatever the encoder's precision.
+        local, shared = self.in_conv(features.float()).chunk(2, dim=-1)  # (B, P, C/2) each
         shared = shared.mean(dim=1, keepdim=True).expand_as(local)
         out: Tensor = self.out_conv(torch.cat([local, shared], dim=-1))
         return out.log_softmax(dim=-1)
@@ -127,6 +128,11 @@ class DynamicVisualTokenizer(nn.Module):
         out: Tensor = self.encoder(pixels)
         return out[:, 1:]
 
+    def to_codebook(self, merged: Tensor) -> Tensor:
+        """Merged features (B, P, C) -> vectors (B, P, d) in the quantizer's own precision."""
+        out: Tensor = self.encode_task_layer(merged.to(self.quantize.embedding.weight.dtype))
+        return out
+
     def forward(
         self, pixels: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> TokenizerOutput:
@@ -137,7 +143,7 @@ class DynamicVisualTokenizer(nn.Module):
         keep_soft = ((logprobs + noise) / temperature).softmax(dim=-1)[..., 0]
         keep = straight_through(at_least_one((keep_soft > 0.5).to(keep_soft.dtype), logprobs), keep_soft)
         merged = self.causal_encoder(features, keep)
-        vectors, ids, loss = self.quantize(self.encode_task_layer(merged), keep)
+        vectors, ids, loss = self.quantize(self.to_codebook(merged), keep)
         return TokenizerOutput(vectors, ids, keep, logprobs[..., 0].exp(), loss)
 
     def encode_dense(
@@ -153,9 +159,9 @@ class DynamicVisualTokenizer(nn.Module):
         scores = logprobs
         if sampling == "gumbel":
             scores = logprobs + gumbel_noise(tuple(logprobs.shape), generator, logprobs)
-        keep = (scores[..., 0] >= scores[..., 1]).to(features.dtype)  # argmax: a tie goes to channel 0
+        keep = (scores[..., 0] >= scores[..., 1]).to(scores.dtype)  # argmax: a tie goes to channel 0
         merged = self.causal_encoder(features, keep)
-        return self.quantize.nearest(self.encode_task_layer(merged)), keep > 0.5
+        return self.quantize.nearest(self.to_codebook(merged)), keep > 0.5
 
     @torch.no_grad()
     def encode(

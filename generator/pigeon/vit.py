@@ -72,7 +72,7 @@ class EvaVit(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patch_embed(pixels)
+        x = self.patch_embed(pixels.to(self.cls_token))
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)

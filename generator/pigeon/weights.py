@@ -1,56 +1,123 @@
-"""Weight files: .safetensors, and .bin pickles read with `weights_only=True` and nothing else."""
+"""Weight files: .safetensors, and .bin pickles read with `weights_only=True` and nothing else; whole or in shards."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from schemas.errors import ModelError
 
 SUFFIXES = (".safetensors", ".bin")
+INDEX = ".index.json"
+USUAL_NAMES = ("model", "adapter_model", "diffusion_pytorch_model", "pytorch_model")
+"""What the libraries call the weights inside a folder; other files there (an optimizer's) are not weights."""
 
 
 def find_weights(stem: Path) -> Path | None:
-    """`stem.safetensors` or `stem.bin`, the first that exists; for a stem that is a folder, its only such file."""
-    for suffix in SUFFIXES:
-        path = stem.with_name(stem.name + suffix)
-        if path.is_file():
-            return path
-    if stem.is_dir():
-        for suffix in SUFFIXES:
-            files = sorted(stem.glob(f"*{suffix}"))
-            if files:
-                return files[0]
-    return None
-
-
-def read_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """All tensors of a file on the CPU, floats as `dtype`.
+    """`stem.safetensors` or `stem.bin`, or the index of either's shards; for a stem that is a folder, those inside it.
 
     Raises:
-        ModelError: the file is damaged, or a pickle that holds more than tensors.
+        ModelError: the folder holds several files, none under a usual name.
     """
+    for suffix in SUFFIXES:
+        for path in (stem.with_name(stem.name + suffix + INDEX), stem.with_name(stem.name + suffix)):
+            if path.is_file():
+                return path
+    if not stem.is_dir():
+        return None
+    for name in USUAL_NAMES:
+        usual = find_weights(stem / name) if not (stem / name).is_dir() else None
+        if usual is not None:
+            return usual
+    files = [path for suffix in SUFFIXES for path in sorted(stem.glob(f"*{suffix}"))]
+    if len(files) > 1:
+        raise ModelError(
+            f"{stem}: {len(files)} weight files ({files[0].name}, {files[1].name}, ...) and no index; "
+            f"name the right one {USUAL_NAMES[0]}{files[0].suffix}"
+        )
+    return files[0] if files else None
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files behind what `find_weights` found: itself, or every shard that it lists.
+
+    Raises:
+        ModelError: the index is damaged, or a shard is missing.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    try:
+        listed = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not an index of shards ({type(error).__name__}); copy the file again") from error
+    missing = [name for name in listed if not (path.parent / name).is_file()]
+    if missing or not listed:
+        raise ModelError(
+            f"{path}: {len(missing)} of {len(listed)} shards are missing, the first is {(missing or ['any'])[0]}; "
+            "copy the folder again"
+        )
+    return [path.parent / name for name in listed]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or of an index's shards, on the CPU, in the precision that they are stored in.
+
+    Raises:
+        ModelError: the file is damaged, a pickle that holds more than tensors, or a shard is missing.
+    """
+    return {name: value for file in weight_files(path) for name, value in _read(file).items()}
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes alone, without reading the numbers.
+
+    Raises:
+        ModelError: as `read_weights`.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt") as opened:
+                    shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            except SafetensorError as error:
+                raise _damaged(file, error) from error
+        else:
+            shapes |= {name: tuple(value.shape) for name, value in _read(file).items()}
+    return shapes
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     state: Mapping[str, object]
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        )
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with warnings.catch_warnings():
+            # Files from before torch 1.6 are no zip archives: they cannot be mapped, and torch remarks on their protocol.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: cannot be read as weights ({reason}); copy the file again") from error
+        raise _damaged(path, error) from error
+    if not isinstance(state, Mapping):
+        raise _damaged(path, TypeError(f"it holds a {type(state).__name__}, not tensors by name"))
     for wrapper in ("model", "module", "state_dict"):
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]  # type: ignore[assignment]  # checked on the line above
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"{path}: cannot be read as weights ({reason}); copy the file again")
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, *, skip: tuple[str, ...] = ()) -> None:
