@@ -5,6 +5,7 @@ What serving does with exported graphs, in one process: the reference that servi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from generator.pigeon.decoder import pad_codes
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.preprocessing import prepare_pixels
-from generator.pigeon.prompt import assemble, mask_history, mask_inputs, prompt_text_ids
+from generator.pigeon.prompt import assemble, mask_inputs, masked, prompt_text_ids
 from generator.pigeon.sampling import gumbel_row, noise_image
 from generator.pigeon.scorer import pad_texts
 
@@ -69,11 +70,15 @@ class TaskResult:
 
 
 class PigeonPipeline:
-    """`pipeline(tasks)` -> a result per task. A task's result does not depend on the other tasks of the call."""
+    """`pipeline(tasks)` -> a result per task. A task's result does not depend on the other tasks of the call.
+
+    It remembers pictures' codes: after a change of the tokenizer's weights make another one.
+    """
 
     def __init__(self, model: PigeonModel) -> None:
         self.model = model.eval()
         self.config = model.config
+        self._codes: dict[bytes, list[int]] = {}
 
     @torch.no_grad()
     def __call__(
@@ -96,15 +101,14 @@ class PigeonPipeline:
             for variant in range(len(task.ratios))
         ])  # fmt: skip
         pictures = self.model.diffusion.draw(prompt_embeds, pooled, noise, progress=progress)
-        count = len(tasks[0].ratios)
+        drawn = pictures.reshape(len(tasks), len(tasks[0].ratios), *pictures.shape[1:])
+        scores = self.score(tasks, drawn)
         results = []
         for number, task in enumerate(tasks):
-            own = pictures[number * count : (number + 1) * count]
-            texts, histories = self.score(task, own)
             candidates = [
                 Candidate(ratio, codes, picture, text, past)
-                for ratio, codes, picture, text, past in zip(
-                    task.ratios, answers[number], own, texts, histories, strict=True
+                for ratio, codes, picture, (text, past) in zip(
+                    task.ratios, answers[number], drawn[number], scores[number], strict=True
                 )
             ]
             results.append(TaskResult(history[number], references[number], candidates))
@@ -125,25 +129,32 @@ class PigeonPipeline:
                 raise ValueError(f"task {number}: seed {task.seed} must lie between 0 and 2**64 - 1")
 
     def encode(self, tasks: Sequence[Task]) -> tuple[list[list[list[int]]], list[list[int]]]:
-        """-> history codes [task][item], reference codes [task]; the last `config.history` items count."""
-        pictures: list[Picture] = []
-        spans: list[int] = []
-        for task in tasks:
-            recent = task.history[-self.config.history :]
-            pictures += [item.picture for item in recent] + [task.reference.picture]
-            spans.append(len(recent))
-        codes = [row.tolist() for row in self.model.tokenizer.encode(self.pixels(pictures))]
-        history, references = [], []
-        for span in spans:
-            history.append(codes[:span])
-            references.append(codes[span])
-            codes = codes[span + 1 :]
-        return history, references
+        """-> history codes [task][item], reference codes [task]; the last `config.history` items count.
+
+        A picture is tokenized once, however many tasks and later calls show it.
+        """
+        rows = [[*(item.picture for item in self.recent(task)), task.reference.picture] for task in tasks]
+        keys = [[fingerprint(picture) for picture in row] for row in rows]
+        new = {
+            key: picture
+            for row, names in zip(rows, keys, strict=True)
+            for picture, key in zip(row, names, strict=True)
+            if key not in self._codes
+        }
+        if new:
+            found = self.model.tokenizer.encode(self.pixels(list(new.values())))
+            self._codes |= {key: codes.tolist() for key, codes in zip(new, found, strict=True)}
+        codes = [[list(self._codes[key]) for key in names] for names in keys]
+        return [row[:-1] for row in codes], [row[-1] for row in codes]
+
+    def recent(self, task: Task) -> Sequence[Item]:
+        """The part of a task's history that counts."""
+        return task.history[-self.config.history :]
 
     def mask(
         self, tasks: Sequence[Task], history: list[list[list[int]]], references: list[list[int]]
-    ) -> tuple[list[Tensor], Tensor]:
-        """-> the mask generator's keep row per task at its first ratio (the history's part is the same at all), and the
+    ) -> tuple[Tensor, Tensor]:
+        """-> the mask generator's keep rows (B, N) at the first ratio (the history's part is the same at all), and the
         reference embeddings (B, A, C). A task's noise is the same at all its ratios, so larger ratios mask strictly more.
         """
         inputs = mask_inputs(history, references, self.config.ids)
@@ -157,17 +168,17 @@ class PigeonPipeline:
         personalizer = self.model.personalizer
         out = personalizer.masks(tokens, positions, types, ratios, noise=noise.repeat_interleave(variants, dim=0))
         embeddings = personalizer.reference_embedding(tokens, types, out.keep)
-        return list(out.keep[::variants]), embeddings.unflatten(0, (len(tasks), variants))  # type: ignore[no-untyped-call]
+        return out.keep[::variants].cpu(), embeddings.unflatten(0, (len(tasks), variants))  # type: ignore[no-untyped-call]
 
     def generate(
-        self, tasks: Sequence[Task], history: list[list[list[int]]], keeps: list[Tensor], embeddings: Tensor
+        self, tasks: Sequence[Task], history: list[list[list[int]]], keeps: Tensor, embeddings: Tensor
     ) -> list[list[list[int]]]:
         """-> answer codes [task][variant]."""
         ids = self.config.ids
         texts = [
             prompt_text_ids(
                 self.config.wording,
-                [item.title for item in task.history[-self.config.history :]],
+                [item.title for item in self.recent(task)],
                 task.reference.title,
                 task.reference.description,
                 self.model.encode_text,
@@ -175,9 +186,9 @@ class PigeonPipeline:
             )
             for task in tasks
         ]
-        images = [mask_history(codes, keep.numpy(), ids) for codes, keep in zip(history, keeps, strict=True)]
+        images = [[ids.image(codes) for codes in row] for row in history]
         room = self.config.language.max_positions - self.config.generation.max_new_tokens
-        prompt = assemble(texts, images, ids, max_tokens=room)
+        prompt = masked(assemble(texts, images, ids, max_tokens=room), keeps.numpy())
         streams = [[(task.seed, variant) for variant in range(len(task.ratios))] for task in tasks]
         return self.model.personalizer.generate(prompt, embeddings, streams)
 
@@ -187,17 +198,27 @@ class PigeonPipeline:
         out: tuple[Tensor, Tensor] = self.model.code_decoder(*pad_codes(rows, self.config.decoder.max_tokens))
         return out
 
-    def score(self, task: Task, pictures: Picture) -> tuple[Sequence[float | None], Sequence[float | None]]:
-        """pictures (A, S, S, 3) -> their scores against the description and against the history."""
+    def score(self, tasks: Sequence[Task], pictures: Picture) -> list[list[tuple[float | None, float | None]]]:
+        """pictures (T, A, S, S, 3) -> [task][variant] (text_score, history_score), from one pass over all pictures.
+
+        Without a scorer both are None.
+        """
         scorer = self.model.scorer
         if scorer is None:
-            return [None] * len(pictures), [None] * len(pictures)
-        recent = task.history[-self.config.history :]
-        features = scorer.image(self.pixels([*pictures, *(item.picture for item in recent)], scoring=True))
-        ours, past = features[: len(pictures)], features[len(pictures) :]
-        text = self.model.encode_text(task.reference.description or task.reference.title)
-        described = scorer.text(pad_texts([text], scorer.config))
-        return (100 * ours @ described[0]).tolist(), (100 * ours @ past.t()).mean(dim=1).tolist()
+            return [[(None, None)] * pictures.shape[1]] * len(tasks)
+        past = {fingerprint(item.picture): item.picture for task in tasks for item in self.recent(task)}
+        drawn = pictures.reshape(-1, *pictures.shape[2:])
+        features = scorer.image(self.pixels([*drawn, *past.values()], scoring=True)).cpu()
+        ours = features[: len(drawn)].unflatten(0, pictures.shape[:2])  # type: ignore[no-untyped-call]  # (T, A, F)
+        seen = dict(zip(past, features[len(drawn) :], strict=True))
+        texts = [self.model.encode_text(task.reference.description or task.reference.title) for task in tasks]
+        described = scorer.text(pad_texts(texts, scorer.config)).cpu()  # (T, F)
+        text_scores = 100 * (ours @ described[..., None])[..., 0]
+        out: list[list[tuple[float | None, float | None]]] = []
+        for task, own, row in zip(tasks, ours, text_scores, strict=True):
+            history = torch.stack([seen[fingerprint(item.picture)] for item in self.recent(task)])
+            out.append(list(zip(row.tolist(), (100 * own @ history.t()).mean(dim=1).tolist(), strict=True)))
+        return out
 
     def pixels(self, pictures: Sequence[Picture], *, scoring: bool = False) -> Tensor:
         """RGB uint8 -> normalised pixels (B, 3, S, S) of the tokenizer, or of the scorer."""
@@ -205,6 +226,12 @@ class PigeonPipeline:
         if scoring and self.config.scorer is not None:
             vision = self.config.scorer.vision
         return torch.from_numpy(prepare_pixels(pictures, vision.image_size, vision.pixel_mean, vision.pixel_std))
+
+
+def fingerprint(picture: Picture) -> bytes:
+    """Equal for equal pictures."""
+    shape = f"{picture.dtype} {picture.shape} ".encode()
+    return hashlib.sha256(shape + picture.tobytes()).digest()
 
 
 def best(result: TaskResult, variants: int = 1) -> list[Candidate]:

@@ -8,8 +8,9 @@ number is a token id of `TokenIds`. In text ids, `image_start` marks the place o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -178,55 +179,67 @@ def assemble(
     Raises:
         ValueError: the number of images is not the number of their places, or a row is longer than max_tokens.
     """
-    rows: list[list[int]] = []
-    columns: list[list[int]] = []
-    starts: list[int] = []
-    for number, (text, row_images) in enumerate(zip(text_ids, images, strict=True)):
-        places = sum(token == ids.image_start for token in text)
-        if places != len(row_images) + 1:
-            raise ValueError(
-                f"prompt row {number}: text has {places - 1} image places before the answer's, but "
-                f"{len(row_images)} images were given"
-            )
-        if text[-1] != ids.image_start:
-            raise ValueError(f"prompt row {number}: text must end with the answer's image start")
-        row: list[int] = []
-        column: list[int] = []
-        pending = iter(row_images)
-        seen = 0
-        for token in text[:-1]:
-            if token == ids.image_start:
-                image = next(pending)
-                inner = len(image) - 2
-                row.extend(image)
-                column.extend([-1, *range(seen, seen + inner), -1])
-                seen += inner
-            else:
-                row.append(EMBEDDING if token == ids.image_end else token)
-                column.append(-1)
-        starts.append(len(row) + 1)
-        answer = [ids.image_start] if answers is None else list(answers[number])
-        row.extend(answer)
-        column.extend([-1] * len(answer))
-        if max_tokens is not None and len(row) > max_tokens:
-            raise ValueError(f"prompt row {number}: {len(row)} tokens, the model takes {max_tokens}; shorten its texts")
-        rows.append(row)
-        columns.append(column)
+    rows = np.arange(len(text_ids))
+    text, row = _flat(text_ids), np.repeat(rows, [len(part) for part in text_ids])
+    image_place = text == ids.image_start
+    places = np.bincount(row[image_place], minlength=len(rows))
+    for number in np.flatnonzero(places != [len(row_images) + 1 for row_images in images])[:1]:
+        raise ValueError(
+            f"prompt row {number}: text has {places[number] - 1} image places before the answer's, but "
+            f"{len(images[number])} images were given"
+        )
+    ends = np.cumsum(np.bincount(row, minlength=len(rows))) - 1
+    for number in np.flatnonzero(~image_place[ends])[:1]:
+        raise ValueError(f"prompt row {number}: text must end with the answer's image start")
 
-    length = max(len(row) for row in rows)
-    tokens = np.full((len(rows), length), ids.pad_id, dtype=np.int64)
-    attention = np.zeros((len(rows), length), dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORED_LABEL, dtype=np.int64)
-    mask_column = np.full((len(rows), length), -1, dtype=np.int64)
-    for number, row in enumerate(rows):
-        offset = length - len(row)
-        tokens[number, offset:] = row
-        attention[number, offset:] = 1
-        mask_column[number, offset:] = columns[number]
-        if answers is not None:
-            begin = starts[number]
-            labels[number, offset + begin :] = row[begin:]
-    return PromptBatch(tokens, attention, labels, mask_column)
+    # All texts end to end; each token takes one place, an image as many as it has tokens.
+    endings = [[ids.image_start]] * len(rows) if answers is None else answers
+    inserted = [image for part, ending in zip(images, endings, strict=True) for image in (*part, ending)]
+    size = np.ones(len(text), dtype=np.int64)
+    size[image_place] = [len(image) for image in inserted]
+    first = np.cumsum(size) - size
+    tokens = np.repeat(np.where(text == ids.image_end, EMBEDDING, text), size)
+    in_image = np.repeat(image_place, size)
+    tokens[in_image] = _flat(inserted)
+    in_answer = np.zeros(len(text), dtype=bool)
+    in_answer[ends] = True
+    in_answer = np.repeat(in_answer, size)
+    in_history = in_image & ~in_answer
+    in_history[first[image_place]] = in_history[(first + size - 1)[image_place]] = False  # the markers
+    row = np.repeat(row, size)
+    label = in_answer.copy()
+    label[first[ends]] = False
+
+    lengths = np.bincount(row, minlength=len(rows))
+    for number in np.flatnonzero(lengths > (lengths.max() if max_tokens is None else max_tokens))[:1]:
+        raise ValueError(
+            f"prompt row {number}: {lengths[number]} tokens, the model takes {max_tokens}; shorten its texts"
+        )
+    begin = np.cumsum(lengths) - lengths
+    column = lengths.max() - lengths[row] + np.arange(len(tokens)) - begin[row]
+    seen = np.cumsum(in_history) - in_history
+
+    def padded(values: IntArray, padding: int) -> IntArray:
+        out = np.full((len(rows), lengths.max()), padding, dtype=np.int64)
+        out[row, column] = values
+        return out
+
+    return PromptBatch(
+        tokens=padded(tokens, ids.pad_id),
+        attention=padded(np.ones_like(tokens), 0),
+        labels=padded(np.where(label & (answers is not None), tokens, IGNORED_LABEL), IGNORED_LABEL),
+        mask_column=padded(np.where(in_history, seen - seen[begin][row], -1), -1),
+    )
+
+
+def _flat(rows: Iterable[Sequence[int]]) -> IntArray:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64)
+
+
+def masked(batch: PromptBatch, keep: NDArray[Any]) -> PromptBatch:
+    """A batch of whole images and the mask generator's keep rows (B, N) -> the batch with dropped codes MASKED."""
+    kept = np.take_along_axis(keep, np.maximum(batch.mask_column, 0), axis=1) > 0.5
+    return replace(batch, tokens=np.where((batch.mask_column >= 0) & ~kept, MASKED, batch.tokens))
 
 
 @dataclass(frozen=True)
@@ -242,19 +255,27 @@ def mask_inputs(
     history: Sequence[Sequence[Sequence[int]]], references: Sequence[Sequence[int]], ids: TokenIds
 ) -> MaskInputs:
     """history: per row, per image the codes 0..K-1; references: per row the codes."""
-    rows: list[tuple[list[int], list[int], list[int]]] = []
-    for past, reference in zip(history, references, strict=True):
-        images = [ids.image(codes)[1:-1] for codes in past]
-        wrapped = ids.image(reference)
-        tokens = [token for image in images for token in image] + wrapped
-        positions = [place + 1 for image in [*images, wrapped] for place in range(len(image))]
-        types = [HISTORY] * (len(tokens) - len(wrapped)) + [REFERENCE] * len(wrapped)
-        rows.append((tokens, positions, types))
-    width = max(len(row[0]) for row in rows)
-    out = np.zeros((3, len(rows), width), dtype=np.int64)
+    images = [codes for past, reference in zip(history, references, strict=True) for codes in (*past, reference)]
+    per_row = np.array([len(past) + 1 for past in history])
+    row = np.repeat(np.arange(len(per_row)), per_row)
+    is_reference = np.zeros(len(images), dtype=bool)
+    is_reference[np.cumsum(per_row) - 1] = True
+    size = np.array([len(codes) for codes in images]) + 2 * is_reference
+    first = np.cumsum(size) - size
+    tokens = np.zeros(size.sum(), dtype=np.int64)
+    marker = np.zeros(len(tokens), dtype=bool)
+    for place, token in ((first, ids.image_start), (first + size - 1, ids.image_end)):
+        tokens[place[is_reference]] = token
+        marker[place[is_reference]] = True
+    tokens[~marker] = ids.code_offset + _flat(images)
+    lengths = np.bincount(row, weights=size, minlength=len(per_row)).astype(np.int64)
+    row = np.repeat(row, size)
+    column = np.arange(len(tokens)) - (np.cumsum(lengths) - lengths)[row]
+    out = np.zeros((3, len(per_row), lengths.max()), dtype=np.int64)
     out[0] = ids.pad_id
-    for number, row in enumerate(rows):
-        out[:, number, : len(row[0])] = row
+    out[0, row, column] = tokens
+    out[1, row, column] = np.arange(len(tokens)) - np.repeat(first, size) + 1
+    out[2, row, column] = np.repeat(np.where(is_reference, REFERENCE, HISTORY), size)
     return MaskInputs(out[0], out[1], out[2])
 
 

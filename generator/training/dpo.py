@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from generator.pigeon.checkpoint import load_adapter, load_model, save_adapter
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
-from generator.pigeon.prompt import IGNORED_LABEL, MASKED, assemble, mask_history, mask_inputs, prompt_text_ids
+from generator.pigeon.prompt import IGNORED_LABEL, MASKED, assemble, mask_inputs, masked, prompt_text_ids
 from generator.pigeon.sampling import gumbel_row
 from generator.training.trainer import Trainer, TrainerConfig
 from schemas.errors import InputError
@@ -139,16 +139,21 @@ def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
     keep = personalizer.masks(tokens, positions, types, alpha, noise=torch.from_numpy(noise)).keep
     reference = personalizer.reference_embedding(tokens, types, keep)
 
-    texts, images = [], []
-    for pair, history, row in zip(pairs, histories, keep.numpy(), strict=True):
-        prompt = pair.prompt
-        text = prompt_text_ids(
-            config.wording, prompt.history_titles, prompt.title, prompt.description, model.encode_text, ids
+    texts = [
+        prompt_text_ids(
+            config.wording,
+            pair.prompt.history_titles,
+            pair.prompt.title,
+            pair.prompt.description,
+            model.encode_text,
+            ids,
         )
-        texts.append(text)
-        images.append(mask_history(history, row, ids))
+        for pair in pairs
+    ]
+    images = [[ids.image(codes) for codes in history] for history in histories]
     answers = [ids.image(pair.chosen_tokens) for pair in pairs] + [ids.image(pair.rejected_tokens) for pair in pairs]
-    batch = assemble(texts * 2, images * 2, ids, answers=answers, max_tokens=config.language.max_positions)
+    whole = assemble(texts * 2, images * 2, ids, answers=answers, max_tokens=config.language.max_positions)
+    batch = masked(whole, keep.repeat(2, 1).numpy())
     tokens = torch.from_numpy(batch.tokens)
     embeds = personalizer.token_embeddings(tokens)
     place = (tokens < MASKED)[..., None]  # EMBEDDING

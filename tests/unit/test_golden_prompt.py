@@ -20,6 +20,7 @@ from generator.pigeon.prompt import (
     kept_reference,
     mask_history,
     mask_inputs,
+    masked,
     prompt_text_ids,
 )
 
@@ -87,6 +88,28 @@ def test_a_row_of_a_batch_is_the_row_alone(tasks: list[tuple]) -> None:
     for row, (text, own) in enumerate(zip(texts, images, strict=True)):
         alone = assemble([text], [own], SMALL)
         assert batch.tokens[row][batch.attention[row] == 1].tolist() == alone.tokens[0].tolist()
+
+
+@given(tasks=st.lists(task, min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1))
+def test_masking_a_batch_is_assembling_masked_images(tasks: list[tuple], seed: int) -> None:
+    texts = [text_for(t[0], t[3]) for t in tasks]
+    inputs = mask_inputs([t[0] for t in tasks], [t[1] for t in tasks], SMALL)
+    keep = np.random.default_rng(seed).integers(0, 2, inputs.types.shape).astype(np.float32)
+    whole = assemble(texts, [[SMALL.image(c) for c in t[0]] for t in tasks], SMALL)
+    one_by_one = [mask_history(t[0], row, SMALL) for t, row in zip(tasks, keep, strict=True)]
+    assert (masked(whole, keep).tokens == assemble(texts, one_by_one, SMALL).tokens).all()
+
+
+@given(tasks=st.lists(task, min_size=1, max_size=4))
+def test_mask_rows_are_history_codes_then_the_wrapped_reference(tasks: list[tuple]) -> None:
+    inputs = mask_inputs([t[0] for t in tasks], [t[1] for t in tasks], SMALL)
+    for row, (history, reference, _, _) in enumerate(tasks):
+        images = [*([SMALL.code_offset + code for code in codes] for codes in history), SMALL.image(reference)]
+        count = sum(map(len, images))
+        padding = inputs.types.shape[1] - count
+        assert inputs.tokens[row].tolist() == [t for image in images for t in image] + [SMALL.pad_id] * padding
+        assert inputs.positions[row].tolist() == [n + 1 for i in images for n in range(len(i))] + [0] * padding
+        assert inputs.types[row].tolist() == [1] * (count - len(images[-1])) + [2] * len(images[-1]) + [0] * padding
 
 
 def encode(text: str) -> list[int]:

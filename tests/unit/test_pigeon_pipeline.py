@@ -67,6 +67,28 @@ def test_a_batch_equals_its_tasks_alone(model: PigeonModel) -> None:
         assert best(result)[0].score == max(candidate.score for candidate in result.candidates)
 
 
+def test_a_picture_is_tokenized_once_and_scored_in_one_pass(model: PigeonModel) -> None:
+    pipeline = PigeonPipeline(model)
+    shared = tasks()[2].history
+    calls = [Task(shared, task.reference, task.seed, task.ratios) for task in tasks()]
+    tokenized: list[int] = []
+    scored: list[int] = []
+    counters = (
+        model.tokenizer.encoder.register_forward_hook(lambda _m, _i, out: tokenized.append(len(out))),
+        model.scorer.image.register_forward_hook(lambda _m, _i, out: scored.append(len(out))),
+    )
+    try:
+        first = pipeline(calls)
+        second = pipeline(calls[:1])
+    finally:
+        for counter in counters:
+            counter.remove()
+    recent = model.config.history
+    assert tokenized == [recent + 3]
+    assert scored == [9 + recent, 3 + recent]
+    assert first[0].candidates[0].codes == second[0].candidates[0].codes
+
+
 def test_another_seed_is_another_poster(model: PigeonModel) -> None:
     task = tasks()[0]
     pipeline = PigeonPipeline(model)
