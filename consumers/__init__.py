@@ -13,5 +13,5 @@ Imports schemas only; imported by the command line and by tests.
     dlq       dead letters and their limit; deadletters reads, replays and drops them
     partitions  the months of `interactions`: made on demand and ahead, detached by retention
     produce, imports, images   events from files
-    metrics, health, progress  what can be watched
+    metrics, health, probes, stuck, progress  what can be watched
 """

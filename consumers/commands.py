@@ -50,9 +50,12 @@ def consume(
     max_records: Annotated[int | None, typer.Option(min=1, help="End after this many records.")] = None,
 ) -> None:
     """Read events into Postgres, each exactly once, until stopped."""
-    from consumers import broker, database, health, logs
+    import sys
+
+    from consumers import broker, database, health, logs, probes
     from consumers.progress import Reporter
     from consumers.run import Ingest
+    from consumers.stuck import Stacks
     from schemas.errors import InputError
     from schemas.events import CONSUMED
     from schemas.settings import load_settings
@@ -65,7 +68,10 @@ def consume(
             raise InputError(f"--topics {topic}: no such topic; there are {', '.join(CONSUMED)}")
     database.require_tables(settings.database)
     broker.require_topics(settings.kafka, [settings.kafka.topic_prefix + topic for topic in wanted])
-    state = health.Health()
+    stores = {"database": lambda: probes.postgres(settings.database), "kafka": lambda: probes.kafka(settings.kafka)}
+    limits = (settings.consumer.stuck_loop_seconds, settings.consumer.stuck_work_seconds)
+    stacks = Stacks(sys.stderr, limits[0])
+    state = health.Health(probes.Probes(stores), stacks, *limits)
     server = None
     if settings.consumer.metrics_port:
         try:
@@ -86,6 +92,7 @@ def consume(
         summary = ingest.run()
     finally:
         reporter.close()
+        stacks.close()
         if server:
             server.shutdown()
     typer.echo(f"consumed: {summary.line()}")

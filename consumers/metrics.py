@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)  # process_resident_memory_bytes, process_cpu_seconds_total, ...
 
 RECORDS = Counter("pigeon_records", "Records read.", ["topic"], registry=REGISTRY)
 BYTES = Counter("pigeon_read_bytes", "Bytes of keys and values read.", ["topic"], registry=REGISTRY)

@@ -20,6 +20,7 @@ class Reporter:
         self._every = every_seconds
         self._last = time.monotonic()
         self._last_records = 0
+        self._last_offsets: dict[tuple[str, int], int] = {}
         console = Console(stderr=True)
         self._bar = (
             Progress(
@@ -48,8 +49,20 @@ class Reporter:
         if now - self._last < self._every:
             return
         rate = (summary.records - self._last_records) / (now - self._last)
-        log.info("consuming", records=summary.records, per_second=round(rate), lag=lag, poison=summary.poison)
-        self._last, self._last_records = now, summary.records
+        moved = {
+            f"{topic}/{partition}": offset
+            for (topic, partition), offset in sorted(summary.next_offsets.items())
+            if self._last_offsets.get((topic, partition)) != offset
+        }
+        log.info(
+            "consuming",
+            records=summary.records,
+            per_second=round(rate),
+            lag=lag,
+            poison=summary.poison,
+            next_offsets=moved,
+        )
+        self._last, self._last_records, self._last_offsets = now, summary.records, dict(summary.next_offsets)
 
     def close(self) -> None:
         """Take the bar off the terminal."""

@@ -18,6 +18,7 @@ class Summary:
     batches: int = 0
     seconds: float = 0.0  # spent while there was something to do
     written: Written = field(default_factory=Written)
+    next_offsets: dict[tuple[str, int], int] = field(default_factory=dict)  # durable, by topic and partition
 
     def add(self, batch: Batch, written: Written) -> None:
         """Count one durable batch."""
@@ -25,6 +26,8 @@ class Summary:
         self.poison += len(batch.poison)
         self.batches += 1
         self.written.add(written)
+        for d in batch.records:
+            self.next_offsets[d.record.topic, d.record.partition] = d.record.offset + 1
 
     def line(self) -> str:
         """One line for people."""

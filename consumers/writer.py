@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import psycopg2
+import structlog
 from kafka import TopicPartition
 
 from consumers import database, ingest, metrics, offsets, outage, staging
@@ -21,6 +22,7 @@ from consumers.points import reached
 from schemas.errors import PigeonError
 from schemas.settings import Settings
 
+log = structlog.get_logger("pigeon.consume")
 T = TypeVar("T")
 
 
@@ -35,6 +37,9 @@ class Writer:
         self._epochs: dict[TopicPartition, int] = {}
         self._dead_letters = DeadLetters(settings.kafka)
         self._limit = PoisonLimit(settings.consumer)
+        self._untold = 0  # poison since the last line about it
+        self._first_untold: Decoded
+        self._tell_poison_at = 0.0
 
     def _transaction(self, work: Callable[[Any], T]) -> T:
         """Run `work(cursor)` and commit.
@@ -113,7 +118,28 @@ class Writer:
         self._dead_letters.send(poison)
         for d in poison:
             metrics.POISON.labels(d.topic, d.poison.reason if d.poison else "").inc()
+        self._tell_poison(poison)
         reached("dead_letters_sent")
+
+    def _tell_poison(self, poison: list[Decoded]) -> None:
+        """One line per `log_every_seconds`, about the first that the line before did not count."""
+        if not self._untold:
+            self._first_untold = poison[0]
+        self._untold += len(poison)
+        now = time.monotonic()
+        if now < self._tell_poison_at:
+            return
+        record, why = self._first_untold.record, self._first_untold.poison
+        place = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        log.warning(
+            "poison",
+            **place,
+            reason=why.reason if why else "",
+            detail=why.detail if why else "",
+            records=self._untold,
+            see="`pigeon dlq list`",
+        )
+        self._untold, self._tell_poison_at = 0, now + self._settings.consumer.log_every_seconds
 
     def _write(self, batch: Batch) -> Written:
         try:

@@ -122,6 +122,13 @@ class ConsumerSettings(_Group):
     metrics_host: str = Field("127.0.0.1", description="Address that metrics_port listens on.")
     metrics_port: int | None = Field(None, description="Prometheus, liveness and readiness; none when empty.")
     log_every_seconds: Seconds = 10.0
+    stuck_loop_seconds: Seconds = Field(
+        60.0, description="The stacks of all threads are logged when the loop stands still."
+    )
+    stuck_work_seconds: Seconds = Field(
+        300.0,
+        description="Records wait, no outage is known and nothing is stored: not alive, and the stacks are logged.",
+    )
     on_topic_recreated: Literal["stop", "restart"] = Field(
         "stop",
         description="When the log is shorter than our offset: stop, or read it again from its start (event ids dedupe).",
