@@ -106,6 +106,9 @@ class DecoderConfig(_Frozen):
     projections: tuple[int, int]
     pooled_width: int = Field(gt=0)
     mlp_ratio: float = 4.3637
+    code_table: tuple[int, int] | None = None
+    """(codes, width): besides its codebook row a code has a learned vector of this width for each place in the picture.
+    None, as published, for preset lavit-7b. A small decoder otherwise unravels crowded codebook rows for most of its training."""
 
     @property
     def prompt_width(self) -> int:

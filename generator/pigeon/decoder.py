@@ -57,6 +57,7 @@ class AttentionPool(nn.Module):
 class HighresVQDecoder(nn.Module):
     """Code vectors (B, N, d), padded behind, and their lengths (B,) -> prompt_embeds (B, Q, a + b), pooled (B, p).
 
+    With a `config.code_table` d is the codebook's width and the table's, and the sum of all vectors moves the queries.
     N may be anything from 1 to `config.max_tokens`. Training: call it on `layers.compact(...)`'s output.
     `hidden` alone gives the reference condition's features.
     """
@@ -65,6 +66,12 @@ class HighresVQDecoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
+        if config.code_table is not None:
+            count, table_width = config.code_table
+            code_dim += table_width
+            self.code_table = nn.Embedding(config.max_tokens * count, table_width)
+            self.whole_proj = nn.Linear(code_dim, config.queries * width)
+            nn.init.normal_(self.code_table.weight, std=0.02)
         self.in_proj = nn.Linear(code_dim, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.max_tokens, width))
         self.query_embed = nn.Parameter(torch.zeros(1, config.queries, width))
@@ -87,6 +94,8 @@ class HighresVQDecoder(nn.Module):
         padding = torch.arange(count, device=lengths.device)[None] >= lengths[:, None].clamp(min=1)  # (B, N)
         bias = padding[:, None, None, :].to(memory.dtype) * PADDING_BIAS
         queries = self.query_embed.expand(memory.shape[0], -1, -1)
+        if self.config.code_table is not None:
+            queries = queries + self.whole_proj(code_vectors.sum(dim=1)).reshape(queries.shape)
         for block in self.blocks:
             queries = block(queries, memory, bias)
         out: Tensor = self.decode_task_layer(self.norm(queries))
@@ -116,16 +125,22 @@ class CodeDecoder(nn.Module):
     def forward(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         codes, lengths = codes.to(self.codebook.device), lengths.to(self.codebook.device)
         real = torch.arange(codes.shape[1], device=codes.device)[None] < lengths[:, None]
-        vectors = F.embedding(codes, self.codebook) * real[..., None].to(self.codebook.dtype)
+        vectors = F.embedding(codes, self.codebook)
+        if self.decoder.config.code_table is not None:
+            place = torch.arange(codes.shape[1], device=codes.device) * self.decoder.config.code_table[0]
+            vectors = torch.cat([vectors, self.decoder.code_table(codes + place)], dim=-1)
+        vectors = vectors * real[..., None].to(vectors.dtype)
         out: tuple[Tensor, Tensor] = self.decoder(vectors, lengths)
         return out
 
     def decode_kept(self, codes: Tensor, keep: Tensor) -> Tensor:
         """codes (B, N) of which those with keep (B, N) 1 count, in order -> prompt_embeds; differentiable in `keep`.
 
-        More than `max_tokens` kept codes are cut.
+        More than `max_tokens` kept codes are cut. Kept codes move up, so the table of places does not speak for them.
         """
         vectors, lengths = compact(F.embedding(codes, self.codebook) * keep[..., None], keep)
+        if self.decoder.config.code_table is not None:
+            vectors = F.pad(vectors, (0, self.decoder.config.code_table[1]))
         limit = self.decoder.config.max_tokens
         prompt_embeds: Tensor = self.decoder(vectors[:, :limit], lengths.clamp(max=limit))[0]
         return prompt_embeds

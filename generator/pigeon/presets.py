@@ -69,7 +69,14 @@ def nano() -> PigeonConfig:
     """The same architecture at 64x64 pixels: 16 patches, 512 codes, a 4-layer LLaMA, 16x16 latents."""
     vision = VisionConfig(image_size=64, patch_size=16, width=128, depth=4, heads=4)
     decoder = DecoderConfig(
-        width=256, depth=3, heads=4, queries=16, max_tokens=16, projections=(48, 80), pooled_width=80
+        width=256,
+        depth=3,
+        heads=4,
+        queries=16,
+        max_tokens=16,
+        projections=(48, 80),
+        pooled_width=80,
+        code_table=(512, 256),
     )
     time_width = 32
     return PigeonConfig(
@@ -145,6 +152,7 @@ def tiny() -> PigeonConfig:
     fields["mask"] |= {"mlp_width": 40}
     fields["adapter"] = {"mlp_width": 10}
     fields["decoder"] = {
+        "code_table": [32, 4],
         "width": 20,
         "depth": 2,
         "heads": 2,

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.config import PigeonConfig
-from generator.pigeon.decoder import HighresVQDecoder
+from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.diffusion import sketch
-from generator.pigeon.layers import compact
 from generator.training.caches import CodeCache
 from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
@@ -26,9 +25,9 @@ from generator.training.trainer import Trainer, TrainerConfig
 LATENT_SIDE = 16
 LATENT_CHANNELS = 4
 WORDS_WEIGHT = 0.03
-OTHER_STYLE_SHARE = 0.4
-MASKED_SHARE = 0.1
-"""Share of the steps whose pictures lose a random part of their codes, as references do; those learn the words only."""
+OTHER_STYLE_SHARE = 0.3
+MASKED_SHARE = 0.15
+"""Share of the steps that decode as for a reference, half of them without a random part of the codes; those learn the words only."""
 
 
 class DecoderTask(nn.Module):
@@ -62,20 +61,19 @@ def train_decoder(
 ) -> None:
     """Train on cached codes and latents (concepts, styles, palettes, 4, 16, 16); `codebook` (K, d) stays as it is."""
     task = build_decoder_task(model, world)
+    decoder = CodeDecoder(task.decoder, codebook)
     sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         triple = world.sample(batch, rng)
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
-        vectors = F.embedding(rows, codebook)
         masked = rng.random() < MASKED_SHARE
         if masked:
-            keep = torch.from_numpy(rng.random(vectors.shape[:2]) < rng.uniform(0.3, 1.0)).float()
+            keep = torch.from_numpy(rng.random(rows.shape) < rng.choice([rng.uniform(0.3, 1.0), 1.0])).float()
             keep[:, 0] = 1.0
-            vectors, lengths = compact(vectors * keep[..., None], keep)
+            embeds = decoder.decode_kept(rows, keep)
         else:
-            lengths = torch.full((batch,), rows.shape[1])
-        embeds, _ = task.decoder(vectors, lengths)
+            embeds, _ = decoder(rows, torch.full((batch,), rows.shape[1]))
         logits = torch.split(task.word_head(embeds.mean(dim=1)), sizes, dim=1)
         truths = [torch.from_numpy(part) for part in triple]
         words = torch.stack([F.cross_entropy(given, truth) for given, truth in zip(logits, truths, strict=True)]).sum()

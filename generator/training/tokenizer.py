@@ -28,7 +28,7 @@ from generator.training.scorer import normalise
 from generator.training.trainer import Trainer, TrainerConfig
 
 DRAWN_SIZE = 32
-SMALL = {"width": 128, "depth": 2}
+SMALL = {"width": 128, "depth": 2, "code_table": None}
 """Of the decoder that learns along: only the codes are kept, and stage `decoder` trains the one that serves."""
 CONTINUOUS_STEPS = 800
 PALETTE_CODES = 2

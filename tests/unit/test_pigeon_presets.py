@@ -58,7 +58,7 @@ def test_config_survives_json(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [
-        ("ids", "codebook_size", 9, "ids.codebook_size 9 differs from tokenizer.codebook_size 1024"),
+        ("ids", "codebook_size", 9, "ids.codebook_size 9 differs from tokenizer.codebook_size 512"),
         ("generation", "temperature", 0, "generation: Value error, temperature 0.0 must be above 0"),
         ("wording", "response", "x", "wording: Value error, response must end with its only <img>"),
         ("ids", "colour", 1, "ids.colour: Unexpected keyword argument"),
