@@ -13,7 +13,7 @@ from consumers import database
 from consumers.outage import first_line
 from schemas.settings import DatabaseSettings, KafkaSettings
 
-TIMEOUT_SECONDS = 2.0
+TIMEOUT_SECONDS = 5.0
 KEPT_SECONDS = 5.0
 
 
