@@ -125,22 +125,28 @@ class CodeDecoder(nn.Module):
     def forward(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         codes, lengths = codes.to(self.codebook.device), lengths.to(self.codebook.device)
         real = torch.arange(codes.shape[1], device=codes.device)[None] < lengths[:, None]
-        vectors = F.embedding(codes, self.codebook)
-        if self.decoder.config.code_table is not None:
-            place = torch.arange(codes.shape[1], device=codes.device) * self.decoder.config.code_table[0]
-            vectors = torch.cat([vectors, self.decoder.code_table(codes + place)], dim=-1)
+        vectors = self.vectors(codes)
         vectors = vectors * real[..., None].to(vectors.dtype)
         out: tuple[Tensor, Tensor] = self.decoder(vectors, lengths)
         return out
 
-    def decode_kept(self, codes: Tensor, keep: Tensor) -> Tensor:
+    def vectors(self, codes: Tensor, places: Tensor | None = None) -> Tensor:
+        """codes (B, N), places (B, N), the row's by default -> what the decoder reads of them (B, N, d)."""
+        vectors = F.embedding(codes, self.codebook)
+        if self.decoder.config.code_table is None:
+            return vectors
+        if places is None:
+            places = torch.arange(codes.shape[1], device=codes.device)[None]
+        own = self.decoder.code_table(places * self.decoder.config.code_table[0] + codes)
+        return torch.cat([vectors, own], dim=-1)
+
+    def decode_kept(self, codes: Tensor, keep: Tensor, places: Tensor | None = None) -> Tensor:
         """codes (B, N) of which those with keep (B, N) 1 count, in order -> prompt_embeds; differentiable in `keep`.
 
-        More than `max_tokens` kept codes are cut. Kept codes move up, so the table of places does not speak for them.
+        places: each code's place in its picture (B, N), if that is not its place in the row; for a `code_table`.
+        More than `max_tokens` kept codes are cut.
         """
-        vectors, lengths = compact(F.embedding(codes, self.codebook) * keep[..., None], keep)
-        if self.decoder.config.code_table is not None:
-            vectors = F.pad(vectors, (0, self.decoder.config.code_table[1]))
+        vectors, lengths = compact(self.vectors(codes, places) * keep[..., None], keep)
         limit = self.decoder.config.max_tokens
         prompt_embeds: Tensor = self.decoder(vectors[:, :limit], lengths.clamp(max=limit))[0]
         return prompt_embeds

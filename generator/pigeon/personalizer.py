@@ -17,7 +17,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.llama_step import LlamaStep, LoraMatrices
 from generator.pigeon.masking import MaskOutput, MutualMaskGenerator
-from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, MaskInputs, PromptBatch
+from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, REFERENCE, MaskInputs, PromptBatch
 from generator.pigeon.sampling import AnswerSampler, answer_codes
 
 
@@ -123,8 +123,9 @@ class Personalizer(nn.Module):
         """
         tokens, types = tokens.to(keep.device), types.to(keep.device)
         codes = tokens - self.config.ids.code_offset
-        chosen = keep * ((types == 2) & (codes >= 0)).to(keep.dtype)
-        prompt_embeds = self.code_decoder.decode_kept(codes.clamp(min=0), chosen)
+        asked = (types == REFERENCE) & (codes >= 0)
+        places = (asked.cumsum(dim=1) - 1).clamp(0, self.config.decoder.max_tokens - 1)
+        prompt_embeds = self.code_decoder.decode_kept(codes.clamp(min=0), keep * asked.to(keep.dtype), places)
         out: Tensor = self.adapter(prompt_embeds.mean(dim=1))
         return out
 

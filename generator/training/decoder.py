@@ -25,6 +25,7 @@ from generator.training.trainer import Trainer, TrainerConfig
 LATENT_SIDE = 16
 LATENT_CHANNELS = 4
 WORDS_WEIGHT = 0.03
+MASKED_WORDS_WEIGHT = 0.1
 OTHER_STYLE_SHARE = 0.3
 MASKED_SHARE = 0.15
 """Share of the steps that decode as for a reference, half of them without a random part of the codes; those learn the words only."""
@@ -79,7 +80,7 @@ def train_decoder(
         words = torch.stack([F.cross_entropy(given, truth) for given, truth in zip(logits, truths, strict=True)]).sum()
         right = [float((given.argmax(1) == truth).float().mean()) for given, truth in zip(logits, truths, strict=True)]
         if masked:
-            return WORDS_WEIGHT * words, {"masked_concept": right[0]}
+            return MASKED_WORDS_WEIGHT * words, {"masked_concept": right[0]}
         wanted = torch.from_numpy(latents[triple].astype(np.float32))
         picture = F.mse_loss(task.latents(embeds), wanted)
         figures = {"latents": float(picture.detach()), "concept_accuracy": right[0], "style_accuracy": right[1]}
