@@ -53,6 +53,17 @@ def stack(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> It
         servers.down(purge=True)
 
 
+@pytest.fixture(scope="module")
+def own_triton(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The settings of a Triton of the module's own: a model that failed to load keeps a server's readiness red for good."""
+    servers = Stack(tmp_path_factory.mktemp("triton"))
+    servers.up(services=("triton",), tied=True)
+    try:
+        yield load_settings(state_dir=servers.state.path)
+    finally:
+        servers.down(purge=True)
+
+
 @pytest.fixture(scope="session")
 def shared_settings(stack: Stack) -> Settings:
     """The stack's own addresses; nothing may be written through these."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,14 +21,14 @@ from generator.nightly.database import connect
 from generator.serving.api import DrawRequest
 from generator.serving.build import build_repository
 from generator.serving.client import TritonPigeon
-from generator.serving.repository import MODELS
 from schemas.errors import Refused
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
 from tests.loop_world import DAY, filled
 from tests.tiny_serving import CACHE, tiny_checkpoint
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]  # commands in processes of their own, on busy machines
+# The first run exports the tiny model, which takes minutes where the cores are busy.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 # A random model draws noise: what a challenger's noise scores beside the champion's says nothing, so these two limits are wide.
 TINY = {
@@ -44,29 +43,27 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(shared_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny random checkpoint, served by the stack's Triton while this module runs."""
+def checkpoint(own_triton: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint, served by the module's own Triton."""
     folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-    served = shared_settings.triton.model_repository
+    served = own_triton.triton.model_repository
     assert served
     build_repository(folder, "nano", CACHE)
     shutil.copytree(CACHE, served, dirs_exist_ok=True)
-    with TritonPigeon(shared_settings) as model:
+    with TritonPigeon(own_triton) as model:
         model.load_repository()
-        yield folder
-        for name in reversed(MODELS):
-            model.unload(name)
-        deadline = time.monotonic() + 60
-        while any(model.loaded_versions(name) for name in MODELS) and time.monotonic() < deadline:
-            time.sleep(0.1)  # unloading is asynchronous
-    for path in served.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
 
 
 @pytest.fixture
-def environment(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(checkpoint: Path, own_triton: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same settings for this process and for the `pigeon` commands that it starts."""
     monkeypatch.setenv("PIGEON_MODELS__CHECKPOINT", str(checkpoint))
+    triton = own_triton.triton
+    assert triton.admin_key
+    monkeypatch.setenv("PIGEON_TRITON__URL", triton.url)
+    monkeypatch.setenv("PIGEON_TRITON__ADMIN_KEY", triton.admin_key.get_secret_value())
+    monkeypatch.setenv("PIGEON_TRITON__MODEL_REPOSITORY", str(triton.model_repository))
     for name, value in TINY.items():
         monkeypatch.setenv(f"PIGEON_RETRAIN__{name.upper()}", str(value))
 
@@ -94,7 +91,7 @@ def test_commands_from_feedback_to_champion_and_back(
     engine: Engine, loop: Loop, pigeon: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     filled(engine, users=30, embedding=unit_vector(loop))
-    trained = pigeon("retrain", "--date", str(DAY), "--min-pairs", "10", timeout=280)
+    trained = pigeon("retrain", "--date", str(DAY), "--min-pairs", "10", timeout=1200)
     assert trained.returncode == 0, trained.stderr + trained.stdout
     said = trained.stdout.splitlines()
     assert "loss 0.6931 ->" in trained.stdout, "the first step of DPO is ln 2"

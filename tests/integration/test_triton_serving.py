@@ -13,20 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from deploy.local.stack import Stack
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.serving import adapters
 from generator.serving.api import DrawRequest, InferenceCorrupt, InferenceRejected, InferenceUnavailable
 from generator.serving.client import TritonPigeon
-from generator.serving.repository import MODELS, check_repository
+from generator.serving.repository import check_repository
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
 from tests.tiny_serving import other_adapter, tiny_build
 
 # The first run exports the tiny model, which takes minutes where the cores are busy.
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 ALPHAS = (0.0, 0.5, 1.0)
 
@@ -43,21 +42,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(stack: Stack, shared_settings: Settings, checkpoint: Path) -> Iterator[Settings]:
-    """The session's Triton serves the tiny repository while this module runs."""
-    repository = stack.state.models
-    held = [path.name for path in repository.iterdir()] if repository.exists() else []
-    assert held == [], "another test left models behind"
-    shutil.rmtree(repository, ignore_errors=True)
-    shutil.copytree(checkpoint.parent / "models", repository)
-    settings = load_settings(state_dir=stack.state.path, models={"checkpoint": checkpoint})
+def served(own_triton: Settings, checkpoint: Path) -> Settings:
+    """The module's own Triton serves the tiny repository."""
+    repository = own_triton.triton.model_repository
+    assert repository
+    shutil.copytree(checkpoint.parent / "models", repository, dirs_exist_ok=True)
+    settings = load_settings(state_dir=own_triton.state_dir, models={"checkpoint": checkpoint})
     with TritonPigeon(settings) as model:
         model.load_repository(checkpoint)
-        yield settings
-        for name in reversed(MODELS):
-            model.unload(name)
-    for path in repository.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return settings
 
 
 @pytest.fixture
