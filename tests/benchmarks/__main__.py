@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,15 +23,14 @@ from kafka import KafkaConsumer, TopicPartition
 from consumers import broker, staging
 from consumers.decode import Limits, Row, decode
 from consumers.produce import Producer
-from consumers.run import Ingest
 from deploy.local.stack import Stack
 from migrations import database
 from schemas.events import INTERACTIONS, Interaction
 from schemas.settings import Settings, load_settings
 
-EVENTS = 50_000
-LOOP_EVENTS = 2_000
 USERS = 2_000
+PARTITIONS = 4
+PATIENCE_SECONDS = 120
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 SPACE = uuid5(NAMESPACE_URL, "pigeon-benchmark")
 
@@ -36,11 +39,17 @@ INSERT = (
 )
 
 
-def produce(settings: Settings) -> int:
+def say(line: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def produce(settings: Settings, count: int) -> int:
     """Send the events; returns their bytes."""
     size = 0
     with Producer(settings.kafka) as producer:
-        for number in range(EVENTS):
+        for number in range(count):
             event = Interaction(
                 event_id=uuid5(SPACE, str(number)),
                 user_id=f"u{number * 7919 % USERS}",
@@ -58,24 +67,40 @@ def read(settings: Settings, limit: int, each: Callable[[list[Any]], None]) -> i
     """Poll `limit` records of the interactions topic from its start, a poll at a time; returns how many there were."""
     topic = settings.kafka.topic_prefix + INTERACTIONS
     consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap_servers, fetch_max_wait_ms=50)
-    partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+    partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
     consumer.assign(partitions)
     for partition in partitions:
         consumer.seek(partition, 0)
-    seen = 0
+    seen, last = 0, time.monotonic()
     while seen < limit:
         for records in consumer.poll(timeout_ms=1_000, max_records=min(5_000, limit - seen)).values():
             each(records)
-            seen += len(records)
+            seen, last = seen + len(records), time.monotonic()
+        if time.monotonic() - last > PATIENCE_SECONDS:
+            raise SystemExit(f"only {seen} of {limit} events came")
     consumer.close()
     return seen
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes."""
-    begin = time.perf_counter()
+@dataclass
+class Cost:
+    """What `count` events took: wall seconds, and seconds of this process's (or its children's) processor time."""
+
+    count: int
+    wall: float
+    processor: float
+
+    @property
+    def rate(self) -> float:
+        """Events per second."""
+        return self.count / self.wall
+
+
+def timed(count: int, work: Callable[[], object]) -> Cost:
+    """Do `work`."""
+    wall, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - begin
+    return Cost(count, time.perf_counter() - wall, time.process_time() - processor)
 
 
 def connect(settings: Settings) -> Any:
@@ -83,7 +108,7 @@ def connect(settings: Settings) -> Any:
     return psycopg2.connect(settings.database.url.get_secret_value().replace("+psycopg2", ""))
 
 
-def parse_all(settings: Settings, rows: list[Row]) -> None:
+def parse_all(settings: Settings, count: int, rows: list[Row]) -> None:
     """(a) poll, JSON, validation; the rows are kept for (b)."""
     limits = Limits(settings.consumer.max_event_bytes, timedelta(seconds=settings.consumer.max_future_seconds))
     now = datetime.now(UTC)
@@ -91,7 +116,7 @@ def parse_all(settings: Settings, rows: list[Row]) -> None:
     def each(records: list[Any]) -> None:
         rows.extend(d.row for d in (decode(r, INTERACTIONS, limits, now) for r in records) if d.row is not None)
 
-    read(settings, EVENTS, each)
+    read(settings, count, each)
 
 
 def copy_all(settings: Settings, rows: list[Row]) -> None:
@@ -107,14 +132,71 @@ def copy_all(settings: Settings, rows: list[Row]) -> None:
     connection.close()
 
 
-def consume_all(settings: Settings) -> None:
-    """(c) the consumer: exactly once, histories and all."""
-    summary = Ingest(settings, [INTERACTIONS], max_records=EVENTS).run()
-    if summary.records != EVENTS:
-        raise SystemExit(f"the consumer took {summary.records} of {EVENTS} records")
+@dataclass
+class Consumed(Cost):
+    """(c), and the resident memory of the largest member in bytes: after each quarter of the backlog, and at its peak."""
+
+    resident: list[int] = field(default_factory=list)
 
 
-def loop(settings: Settings, *, many: bool) -> None:
+def resident(process: int) -> int:
+    """Bytes of memory that a process holds now; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def consume_all(settings: Settings, count: int, members: int) -> Consumed | None:
+    """(c) `pigeon consume` in processes of its own: exactly once, histories and all, offsets from the start.
+
+    The clock runs from when every member owns partitions to the last event: joining a group takes as long as its session timeout
+    wants. None when a member got nothing to do in time, which is the broker's to decide.
+    """
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {
+        **os.environ,
+        "PIGEON_STATE_DIR": str(settings.state_dir),
+        "PIGEON_KAFKA__GROUP_ID": f"bench-{members}-{time.monotonic_ns()}",
+    }
+    command = [sys.executable, "-m", "generator.cli", "consume", "--topics", INTERACTIONS, "--until-idle", "3"]
+    children = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(members)
+    ]
+    connection = connect(settings)
+    connection.autocommit = True
+    started: tuple[float, int] | None = None
+    ended = time.perf_counter()
+    stored, sizes, peak = 0, [], 0
+    while stored < count and all(child.poll() is None for child in children):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT coalesce(sum(next_offset), 0), count(DISTINCT owner) FROM consumer_offsets WHERE group_id = %s",
+                (environment["PIGEON_KAFKA__GROUP_ID"],),
+            )
+            stored, owners = map(int, cursor.fetchone())
+        ended = time.perf_counter()
+        if started is None and owners == members and stored > 0:
+            started = (ended, stored)
+        now = max(resident(child.pid) for child in children)
+        peak = max(peak, now)
+        if stored * 4 >= count * (len(sizes) + 1):
+            sizes.append(now)
+        time.sleep(0.02)
+    connection.close()
+    if stored < count:
+        raise SystemExit(f"a consumer ended after {stored} of {count} events")
+    for child in children:
+        child.wait(300)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+    if started is None or started[1] >= count:
+        return None
+    return Consumed(count - started[1], ended - started[0], processor, [*sizes, peak])
+
+
+def loop(settings: Settings, count: int, *, many: bool) -> None:
     """(d) one INSERT and one commit per event; (e) executemany and one commit per poll. No histories, no offsets, no dedupe."""
     connection = connect(settings)
 
@@ -135,7 +217,7 @@ def loop(settings: Settings, *, many: bool) -> None:
                 cursor.executemany(INSERT, rows)
             connection.commit()
 
-    read(settings, LOOP_EVENTS, each)
+    read(settings, count, each)
     connection.close()
 
 
@@ -143,54 +225,79 @@ def empty(settings: Settings) -> None:
     """Forget the interactions, so that every contender inserts into the same tables."""
     connection = connect(settings)
     with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE interactions")
+        cursor.execute("TRUNCATE interactions, user_histories")
     connection.commit()
     connection.close()
 
 
+def measure(settings: Settings, events: int, loop_events: int) -> None:
+    """Print events per second, and the ratios that mean something on another machine."""
+    size = produce(settings, events)
+    say(
+        f"{events} events, {size / 2**20:.1f} MiB, {USERS} users, {PARTITIONS} partitions; (d) and (e): {loop_events} events"
+    )
+    rows: list[Row] = []
+    poll = timed(events, lambda: read(settings, events, lambda records: None))
+    a = timed(events, lambda: parse_all(settings, events, rows))
+    b = timed(events, lambda: copy_all(settings, rows))
+    rows.clear()
+    c = consume_all(settings, events, 1)
+    if c is None:
+        raise SystemExit("all events were stored in one batch: measure more of them")
+    empty(settings)
+    two = consume_all(settings, events, 2)
+    empty(settings)
+    d = timed(loop_events, lambda: loop(settings, loop_events, many=False))
+    empty(settings)
+    e = timed(loop_events, lambda: loop(settings, loop_events, many=True))
+
+    for name, cost in (
+        ("(a) poll + JSON + validation alone", a),
+        ("(b) COPY of the same rows alone", b),
+        ("(c) pigeon consume, end to end, 1 process", c),
+        ("    pigeon consume, end to end, 2 processes", two),
+        ("(d) plain loop: INSERT and commit per event", d),
+        ("(e) plain loop: executemany and commit per poll", e),
+    ):
+        say(f"{name:<50} {cost.rate:>9,.0f} events/s" if cost else f"{name:<50} one member got no partition")
+    sequence = 1 / (1 / a.rate + 1 / b.rate)
+    ratios = {"c / min(a, b)": c.rate / min(a.rate, b.rate), "c / (a and b in sequence)": c.rate / sequence}
+    ratios |= {"c / d": c.rate / d.rate, "c / e": c.rate / e.rate}
+    if two:
+        ratios["2 processes / 1"] = two.rate / c.rate
+    for name, ratio in ratios.items():
+        say(f"{name:<50} {ratio:>9.2f}")
+    say("processor time of Python, microseconds per event (a busy machine does not change these much):")
+    for name, seconds, count in (
+        ("poll", poll.processor, events),
+        ("decode and validate: (a) less poll", a.processor - poll.processor, events),
+        ("COPY's text: (b)", b.processor, events),
+        ("(c) whole process, its start and end included", c.processor, events),
+        ("(d)", d.processor, loop_events),
+    ):
+        say(f"  {name:<48} {seconds / count * 1e6:>9.0f}")
+    quarters = ", ".join(f"{size / 2**20:.0f}" for size in c.resident[:-1])
+    say(
+        f"resident memory of (c) after each quarter of the backlog: {quarters} MiB; peak {c.resident[-1] / 2**20:.0f} MiB"
+    )
+
+
 def main() -> None:
-    """Measure, then print events per second, and the ratios that mean something on another machine."""
+    """Measure on embedded servers of its own."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--loop-events", type=int, default=2_000, help="of the plain loops, which are slow")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         stack = Stack(Path(folder))
         stack.up(services=("postgres", "s3", "kafka"), tied=True)
         try:
             settings = load_settings(state_dir=Path(folder))
             database.upgrade(settings.database)
-            broker.create_topics(settings.kafka, partitions=4, replication=1)
-            size = produce(settings)
-            sys.stdout.write(f"{EVENTS} events, {size / 2**20:.1f} MiB, {USERS} users, 4 partitions, one process\n")
-            rows: list[Row] = []
-            a = EVENTS / timed(lambda: parse_all(settings, rows))
-            b = EVENTS / timed(lambda: copy_all(settings, rows))
-            rows.clear()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            c = EVENTS / timed(lambda: consume_all(settings))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            empty(settings)
-            d = LOOP_EVENTS / timed(lambda: loop(settings, many=False))
-            empty(settings)
-            e = LOOP_EVENTS / timed(lambda: loop(settings, many=True))
+            broker.create_topics(settings.kafka, partitions=PARTITIONS, replication=1)
+            measure(settings, options.events, options.loop_events)
         finally:
             stack.down(purge=True)
-    sequence = 1 / (1 / a + 1 / b)
-    for name, rate in (
-        ("(a) poll + JSON + validation alone", a),
-        ("(b) COPY of the same rows alone", b),
-        ("(c) pigeon consume, end to end", c),
-        ("(d) plain loop: INSERT and commit per event", d),
-        ("(e) plain loop: executemany and commit per poll", e),
-    ):
-        sys.stdout.write(f"{name:<50} {rate:>9,.0f} events/s\n")
-    for name, ratio in (
-        ("c / min(a, b)", c / min(a, b)),
-        ("c / (a and b in sequence)", c / sequence),
-        ("c / d", c / d),
-        ("c / e", c / e),
-    ):
-        sys.stdout.write(f"{name:<50} {ratio:>9.2f}\n")
-    sys.stdout.write(
-        f"peak memory of this process: {peak / 1024:.0f} MiB, {(peak - before) / 1024:.0f} MiB more than before (c)\n"
-    )
 
 
 if __name__ == "__main__":
