@@ -169,7 +169,7 @@ def consume_all(settings: Settings, count: int, members: int) -> Consumed | None
     started: tuple[float, int] | None = None
     ended = time.perf_counter()
     stored, sizes, peak = 0, [], 0
-    while stored < count and all(child.poll() is None for child in children):
+    while stored < count and any(child.poll() is None for child in children):
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT coalesce(sum(next_offset), 0), count(DISTINCT owner) FROM consumer_offsets WHERE group_id = %s",
