@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from kafka import ConsumerRebalanceListener, TopicPartition
 
+from consumers import broker
+
 Change = tuple[Literal["assigned", "revoked"], frozenset[TopicPartition]]
 
 
@@ -31,6 +33,7 @@ class Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-pyth
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Their buffered records must not be written any more: the next owner reads them again."""
+        broker.keep_joining(self._consumer)
         self._changes.put(("revoked", frozenset(revoked)))
 
     def changes(self) -> Iterable[Change]:

@@ -10,7 +10,10 @@ Tansu (the embedded one):
 noida-db:
 - a member that died is never put out, so members are static there (`kafka.group_instance_id`), as they may be with Apache Kafka;
 - its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was made anew.
-kafka-python refuses to send a header without a value: `sendable_headers`.
+kafka-python 3.0.12:
+- it refuses to send a header without a value: `sendable_headers`;
+- it forgets a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
+- it keeps the known end of a log over a seek: `forget_end`.
 """
 
 from __future__ import annotations
@@ -169,6 +172,15 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     """The first offset that each partition still has."""
     found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
+
+
+def keep_joining(client: Any) -> None:
+    """Have the join that follows a revocation finished, however many polls it takes.
+
+    Without this the group's leader, asked to join again because the topics' metadata changed, takes the join for done when the
+    first poll ends; its partitions stay revoked and its heartbeats stopped.
+    """
+    client._coordinator.request_rejoin()
 
 
 def forget_end(client: Any, tp: TopicPartition) -> None:

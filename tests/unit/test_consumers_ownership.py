@@ -9,6 +9,7 @@ import pytest
 from kafka import TopicPartition, errors
 
 from consumers import broker, ownership
+from consumers.assignment import Assignments
 from consumers.offsets import Claim
 from consumers.ownership import Ownership
 from consumers.run import Ingest
@@ -164,3 +165,13 @@ def test_another_id_is_noticed_while_running_and_at_once_after_an_outage(monkeyp
     assert identify(102.0)
     assert owned.restarting
     assert owned.next == {}, "nothing is read of it until its offset is set back"
+
+
+def test_a_revocation_asks_for_the_join_that_follows_it():
+    """Seen with kafka-python 3.0.12 on every broker: else a join that outlasts one poll is forgotten."""
+    asked: list[bool] = []
+    consumer = SimpleNamespace(_coordinator=SimpleNamespace(request_rejoin=lambda: asked.append(True)))
+    assignments = Assignments(consumer)
+    assignments.on_partitions_revoked({TP})
+    assert asked == [True]
+    assert list(assignments.changes()) == [("revoked", frozenset({TP}))]
