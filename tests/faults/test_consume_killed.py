@@ -6,6 +6,7 @@ below the stored offsets are in the table, and at the end all of them, once, in 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import threading
@@ -95,6 +96,47 @@ def test_fault_2_the_former_owner_comes_back_as_a_member_like_any_other(quick: S
         zombie.process.terminate()
         assert zombie.ended() == 0
     ledger.check_end()
+
+
+@pytest.mark.parametrize(
+    "quick", ["noida"], indirect=True
+)  # with Tansu a second member gets nothing while the first one lives
+def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: Settings):
+    chance = random.Random(f"{SEED} two")
+    ledger = Ledger(quick)
+    rounds = max(3, ROUNDS // 4)
+    with contextlib.ExitStack() as members:
+
+        def begin(name: str) -> Victim:
+            """A member that kills itself somewhere in its first batches, or lives on."""
+            point, number = chance.choice(POINTS), chance.choice([1, 2, 3, 10_000])
+            own = changed(quick, "kafka", group_instance_id=name)
+            return members.enter_context(Victim(own, point, number))
+
+        running = {name: begin(name) for name in ("one", "two")}
+        deaths = 0
+        for _ in range(rounds):
+            ledger.send_mixed(chance, 48)
+            loser = chance.choice(sorted(running))
+            running[loser].process.join(2 * chance.random())  # it may have done it itself
+            deaths += 1
+            running[loser].process.kill()
+            assert running[loser].ended() == -signal.SIGKILL
+            running[loser] = begin(loser)
+            ledger.check()
+        deadline = time.monotonic() + 400
+        while ledger.check() < len(ledger.at):
+            assert time.monotonic() < deadline, "the members that are left did not read the rest"
+            for name, member in running.items():
+                if not member.process.is_alive():
+                    assert member.ended() == -signal.SIGKILL
+                    running[name] = begin(name)
+                    deaths += 1
+            time.sleep(0.2)
+    ledger.check_end()
+    REPORT.append(
+        f"2 two members on noida-db: seed {SEED}, {deaths} deaths, {len(ledger.at)} records, each accounted for once"
+    )
 
 
 def test_fault_3_a_member_slower_than_max_poll_interval_leaves_rejoins_and_loses_nothing(quick: Settings):
