@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -132,7 +132,11 @@ def extractor(name: str, model: PigeonModel) -> Extractor:
         InputError: its weights are not installed.
         ModelError: the checkpoint has no scorer.
     """
-    made = {Own.name: lambda: Own(model), EfficientNet.name: EfficientNet, Pixels.name: Pixels}
+    made: dict[str, Callable[[], Extractor]] = {
+        Own.name: lambda: Own(model),
+        EfficientNet.name: EfficientNet,
+        Pixels.name: Pixels,
+    }
     return made[name]()
 
 
