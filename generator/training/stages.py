@@ -34,10 +34,10 @@ UNLIMITED = 1_000_000
 """Steps of a stage that its budget of seconds ends."""
 
 RECIPE: dict[str, TrainerConfig] = {
-    "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=900),
-    "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1800),
-    "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=1800),
-    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=900),
+    "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=2400),
+    "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1900),
+    "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
+    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=1500),
     "language": TrainerConfig(
         UNLIMITED,
         lr=1.5e-3,
@@ -45,15 +45,15 @@ RECIPE: dict[str, TrainerConfig] = {
         weight_decay=0.05,
         ema_decay=0.995,
         cooldown_share=0.4,
-        budget_seconds=6000,
+        budget_seconds=2400,
     ),
-    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=5100),
+    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=5400),
     "alignment": TrainerConfig(
-        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=900
+        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=600
     ),
 }
-"""For two idle cores and three hours, `language` beside `scorer` and `diffusion`. The committed weights had less, as their
-card says."""
+"""For two idle cores and three hours: `vae` and `scorer` beside `tokenizer`, `language` beside `diffusion`. What the
+committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
