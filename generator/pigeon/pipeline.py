@@ -209,7 +209,7 @@ class PigeonPipeline:
         past = {fingerprint(item.picture): item.picture for task in tasks for item in self.recent(task)}
         drawn = pictures.reshape(-1, *pictures.shape[2:])
         features = scorer.image(self.pixels([*drawn, *past.values()], scoring=True)).cpu()
-        ours = features[: len(drawn)].unflatten(0, pictures.shape[:2])  # type: ignore[no-untyped-call]  # (T, A, F)
+        ours = features[: len(drawn)].unflatten(0, pictures.shape[:2])  # (T, A, F)
         seen = dict(zip(past, features[len(drawn) :], strict=True))
         texts = [self.model.encode_text(task.reference.description or task.reference.title) for task in tasks]
         described = scorer.text(pad_texts(texts, scorer.config)).cpu()  # (T, F)

@@ -217,7 +217,7 @@ def assemble(
         )
     begin = np.cumsum(lengths) - lengths
     column = lengths.max() - lengths[row] + np.arange(len(tokens)) - begin[row]
-    seen = np.cumsum(in_history) - in_history
+    seen: IntArray = np.cumsum(in_history) - in_history
 
     def padded(values: IntArray, padding: int) -> IntArray:
         out = np.full((len(rows), lengths.max()), padding, dtype=np.int64)
