@@ -89,8 +89,9 @@ class HighresVQDecoder(nn.Module):
 
         An image without tokens (length 0) is decoded from one zero vector, whatever the padded length.
         """
+        code_vectors = code_vectors.to(self.pos_embed)
         count = code_vectors.shape[1]
-        memory = self.in_proj(code_vectors.to(self.pos_embed)) + self.pos_embed[:, :count]
+        memory = self.in_proj(code_vectors) + self.pos_embed[:, :count]
         padding = torch.arange(count, device=lengths.device)[None] >= lengths[:, None].clamp(min=1)  # (B, N)
         bias = padding[:, None, None, :].to(memory.dtype) * PADDING_BIAS
         queries = self.query_embed.expand(memory.shape[0], -1, -1)

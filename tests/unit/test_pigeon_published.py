@@ -37,6 +37,7 @@ def small(name: str = "lavit-7b") -> PigeonConfig:
     fields |= {"name": name, "scorer": None}
     fields["diffusion"]["unet"]["in_channels"] = 4
     fields["diffusion"]["scheduler"] = SDXL_SCHEDULER
+    fields["decoder"]["code_table"] = None
     return PigeonConfig.model_validate(fields)
 
 
@@ -157,6 +158,11 @@ def test_sentencepiece_text_ids(published: Path) -> None:
 SENTENCEPIECE_IDS = [[8], [8, 6], [3, 10, 3, 5], [9], [3, 5, 7]]
 
 
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The difference's share of the whole."""
+    return float((ours.float() - theirs).norm() / theirs.norm())
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_draws_and_keeps_what_decides_in_float32(
     model: PigeonModel, published: Path, precision: Any
@@ -171,9 +177,8 @@ def test_half_precision_draws_and_keeps_what_decides_in_float32(
     for whole in (*full, loaded.personalizer.adapter, loaded.diffusion.vae):
         assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
     ids = torch.arange(30)[None]
-    logits = base(ids).logits.float()
     expected = model.personalizer.llama.get_base_model()(ids).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=0.03 * expected.abs().max().item())
+    assert apart(base(ids).logits, expected) < (0.04 if precision == "bf16" else 0.01)
     result = drawn(loaded)
     assert all(candidate.picture.shape == (32, 32, 3) for candidate in result.candidates)
     assert all(2 <= len(candidate.codes) <= 9 for candidate in result.candidates)
@@ -193,9 +198,9 @@ def test_eight_bit_is_near_and_small(model: PigeonModel, published: Path) -> Non
     assert type(weight).__name__ != "Parameter"
     ids = torch.arange(30)[None]
     with torch.no_grad():
-        logits = loaded.personalizer.llama.get_base_model()(ids).logits.float()
+        logits = loaded.personalizer.llama.get_base_model()(ids).logits
         expected = model.personalizer.llama.get_base_model()(ids).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    assert apart(logits, expected) < 0.08
     assert all(2 <= len(candidate.codes) <= 9 for candidate in drawn(loaded).candidates)
 
 
