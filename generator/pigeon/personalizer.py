@@ -56,6 +56,10 @@ class TrainingBatch:
             *(torch.from_numpy(a) for a in (mask.tokens, mask.positions, mask.types)),
         )
 
+    def rows(self, part: slice) -> TrainingBatch:
+        """Some of the rows, padded as they are."""
+        return TrainingBatch(*(value[part] for value in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class PersonalizerOutput:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
 from generator.pigeon.prompt import IGNORED_LABEL, MASKED, assemble, mask_inputs, masked, prompt_text_ids
 from generator.pigeon.sampling import gumbel_row
-from generator.training.trainer import Trainer, TrainerConfig
+from generator.training.team import Team
+from generator.training.trainer import Part, Trainer, TrainerConfig
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair
 
@@ -39,7 +40,10 @@ KL_PAIRS = 48
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """The paper's values (PIGEON.md section 5). One epoch sees each pair once, in an order drawn from the seed."""
+    """The paper's values (PIGEON.md section 5). One epoch sees each pair once, in an order drawn from the seed.
+
+    `part_size`: at most so many pairs at once (gradient accumulation); it changes memory and not the result.
+    """
 
     beta: float = 0.1
     learning_rate: float = 5e-6
@@ -47,6 +51,7 @@ class DpoConfig:
     epochs: int = 2
     warmup_steps: int = 5
     seed: int = 0
+    part_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -216,15 +221,20 @@ def train_dpo(
 ) -> DpoResult:
     """Train on the pairs, resuming what is in `out_dir`; the new adapter is `out_dir/adapter`, in full precision.
 
+    Under `accelerate launch` the processes share each batch's pairs; all get the result.
+
     Raises:
-        InputError: no pairs, a pair of another checkpoint, or `out_dir` holds a training of other pairs or settings.
+        InputError: no pairs, a pair of another checkpoint, `out_dir` holds a training of other pairs or settings, or its
+            disk is full.
         ModelError: the checkpoint or the adapter cannot be loaded.
         TrainingDiverged: the loss stopped being a number.
     """
     config = config or DpoConfig()
     if not pairs:
         raise InputError("pairs: none given; DPO needs at least one")
-    _claim(out_dir, champion_adapter_dir, pairs, config)
+    team = Team.join()
+    if team.rank == 0:
+        _claim(out_dir, champion_adapter_dir, pairs, config)
     model = load_policy(checkpoint_dir, champion_adapter_dir)
     personalizer = model.personalizer
     with torch.no_grad():
@@ -241,19 +251,27 @@ def train_dpo(
     per_epoch = -(-len(pairs) // config.batch_size)
     steps = per_epoch * config.epochs
 
-    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
         epoch, number = divmod(step, per_epoch)
         order = np.random.default_rng([config.seed, epoch]).permutation(len(pairs))
         chosen = order[number * config.batch_size :][: config.batch_size]
-        policy = answer_logprobs(personalizer, prepare(model, [pairs[i] for i in chosen])).view(2, -1)
-        out = dpo_loss(policy[0], policy[1], reference[0, chosen], reference[1, chosen], config.beta)
-        total = (out.losses * weights[chosen]).mean()
-        margin = out.chosen_rewards - out.rejected_rewards
-        accuracy = float((margin > 0).float().mean())
-        learning.record.append((float(total.detach()), accuracy, float(margin.mean())))
+        for part in trainer.team.parts(len(chosen), config.part_size):
+            some = chosen[part]
+            policy = answer_logprobs(personalizer, prepare(model, [pairs[i] for i in some])).view(2, -1)
+            out = dpo_loss(policy[0], policy[1], reference[0, some], reference[1, some], config.beta)
+            margin = out.chosen_rewards - out.rejected_rewards
+            yield (
+                (out.losses * weights[some]).sum() / len(chosen),
+                {
+                    "accuracy": float((margin > 0).float().sum()) / len(chosen),
+                    "margin": float(margin.sum()) / len(chosen),
+                },
+            )
+
+    def record(figures: dict[str, float]) -> None:
+        learning.record.append((figures["loss"], figures["accuracy"], figures["margin"]))
         if progress is not None:
-            progress(step + 1, steps, float(total.detach()))
-        return total, {"accuracy": accuracy, "margin": float(margin.mean())}
+            progress(trainer.step, steps, figures["loss"])
 
     settings = TrainerConfig(
         steps=steps,
@@ -264,9 +282,12 @@ def train_dpo(
         seed=config.seed,
         save_every_seconds=SAVE_EVERY_SECONDS,
     )
-    Trainer(learning, loss, out_dir, settings).run()
+    trainer = Trainer(learning, loss, out_dir, settings)
+    trainer.run(on_step=record)
     adapter = out_dir / "adapter"
-    save_adapter(personalizer, adapter, torch.float32)
+    if team.rank == 0:
+        save_adapter(personalizer, adapter, torch.float32)
+    team.wait()
     scores = score_pairs(checkpoint_dir, adapter, champion_adapter_dir, pairs[:KL_PAIRS], config.beta)
     losses, accuracies, margins = (list(column) for column in zip(*learning.record, strict=True))
     return DpoResult(losses, accuracies, margins, scores.kl, adapter)
@@ -315,7 +336,8 @@ def _claim(out_dir: Path, champion: Path | None, pairs: Sequence[PreferencePair]
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(pair.model_dump_json().encode())
-    identity = {"pairs_sha256": digest.hexdigest(), "champion": champion and champion.name, "config": asdict(config)}
+    settings = {name: value for name, value in asdict(config).items() if name != "part_size"}
+    identity = {"pairs_sha256": digest.hexdigest(), "champion": champion and champion.name, "config": settings}
     path = out_dir / "training.json"
     out_dir.mkdir(parents=True, exist_ok=True)
     if path.exists() and json.loads(path.read_text()) != identity:

@@ -7,6 +7,7 @@ next. Later steps use the real prompt (five history pictures, one reference, one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from generator.training.caches import CodeCache
 from generator.training.datasets.captions import facts_of, with_article
 from generator.training.datasets.movies import load_movielens
 from generator.training.pictures import Indices, World
-from generator.training.trainer import Trainer, TrainerConfig
+from generator.training.trainer import Part, Trainer, TrainerConfig
 
 SAME_LOOK_SHARE = 0.3
 """Share of references that are already drawn in the user's style and palette."""
@@ -226,18 +227,24 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
     return answer_logprobs(personalizer, embeds, None, packed.labels)
 
 
-def masked_logprobs(
-    personalizer: Personalizer, batch: TrainingBatch, rng: np.random.Generator, *, invert_reference: bool = True
-) -> Tensor:
-    """(n,): masked preference reconstruction's, with a masking ratio per row and Gumbel noise (PIGEON.md section 5)."""
+def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A masking ratio per row (B,) and Gumbel noise (B, N) (PIGEON.md section 5)."""
     ratio = torch.from_numpy(rng.random(len(batch.tokens)))
+    return ratio, draw_noise(batch.mask_types, None, ratio.float())
+
+
+def masked_logprobs(
+    personalizer: Personalizer, batch: TrainingBatch, draws: tuple[Tensor, Tensor], *, invert_reference: bool = True
+) -> Tensor:
+    """(n,): masked preference reconstruction's, at the drawn ratios and noise."""
+    ratio, noise = draws
     mask = personalizer.masks(
         batch.mask_tokens,
         batch.mask_positions,
         batch.mask_types,
         ratio,
         invert_reference=invert_reference,
-        noise=draw_noise(batch.mask_types, None, ratio.float()),
+        noise=noise,
     )
     reference = personalizer.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
     embeds = personalizer.input_embeddings(batch, mask.keep, reference)
@@ -275,21 +282,31 @@ def train_language(
         if trainer.progress() < packed_share or rng.random() < PACKED_LATER:
             logprobs = packed_logprobs(personalizer, packed_batch(prompts, rows, 2, 5, rng), rng)
             return -logprobs.mean(), {"packed": float(-logprobs.mean().detach())}
-        logprobs = masked_logprobs(
-            personalizer, prompts.batch(rows, rng), rng, invert_reference=bool(rng.random() < 0.3)
-        )
+        batch = prompts.batch(rows, rng)
+        invert = bool(rng.random() < 0.3)
+        logprobs = masked_logprobs(personalizer, batch, mask_draws(batch, rng), invert_reference=invert)
         return -logprobs.mean(), {"real": float(-logprobs.mean().detach())}
 
     trainer = Trainer(personalizer, loss, folder, config)
     trainer.run()
 
 
-def train_alignment(folder: Path, prompts: Prompts, config: TrainerConfig, rows: int = 8) -> None:
-    """Stage 1 of the paper: masked preference reconstruction; LoRA, mask generator and adapter learn."""
+def train_alignment(
+    folder: Path, prompts: Prompts, config: TrainerConfig, rows: int = 8, part_rows: int | None = None
+) -> None:
+    """Stage 1 of the paper: masked preference reconstruction; LoRA, mask generator and adapter learn.
+
+    part_rows: at most so many rows at once (gradient accumulation). `accelerate launch` splits the rows over its processes.
+    """
     personalizer = learning_alignment(prompts.model.personalizer)
 
-    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        logprobs = masked_logprobs(personalizer, prompts.batch(rows, rng), rng)
-        return -logprobs.mean(), {}
+    def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
+        batch = prompts.batch(rows, rng)
+        ratio, noise = mask_draws(batch, rng)
+        counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+        for part in trainer.team.parts(rows, part_rows):
+            logprobs = masked_logprobs(personalizer, batch.rows(part), (ratio[part], noise[part]))
+            yield -logprobs.sum() / counted, {}
 
-    Trainer(personalizer, loss, folder, config).run()
+    trainer = Trainer(personalizer, loss, folder, config)
+    trainer.run()

@@ -10,10 +10,11 @@ import csv
 import json
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from schemas.errors import ModelError, PigeonError
+from generator.training.team import Team
+from schemas.errors import InputError, ModelError, PigeonError
 
 log = logging.getLogger(__name__)
 
-LossFunction = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
+Part = tuple[torch.Tensor, dict[str, float]]
+LossFunction = Callable[[int, np.random.Generator], Part | Iterator[Part]]
+"""(step, generator) -> the step's loss and figures to log, or an iterator of parts that add up to them. A part is
+backpropagated before the next one is asked for, so parts cost time and not memory. In a team each process gives its own."""
 
 
 class TrainingDiverged(PigeonError):
@@ -52,7 +57,7 @@ class TrainerConfig:
 
 
 class Trainer:
-    """Trains `module` on `loss(step, generator) -> (scalar loss, figures to log)` inside `folder`.
+    """Trains `module` on `loss` inside `folder`. Under `accelerate launch` the first process alone writes there.
 
     The folder holds `state.pt` (weights, EMA, optimizer, step), `loss.csv` and `loss.svg`.
     """
@@ -70,29 +75,42 @@ class Trainer:
         )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step, self.seconds = 0, 0.0
+        self.team = Team.join()
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    def run(self, on_save: Callable[[], None] | None = None) -> None:
+    def run(
+        self,
+        on_save: Callable[[], None] | None = None,
+        on_step: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
         """Train until `steps` or the budget is reached; resumes from the folder's state when there is one.
 
-        SIGTERM saves and exits (main thread only).
+        on_step: called after each step with its loss, grad_norm and figures. SIGTERM saves and exits (main thread only).
 
         Raises:
+            InputError: the disk has no room for the state (looked at first), or ran full; the last good one is kept.
             TrainingDiverged: a NaN or infinity appeared; nothing was saved after it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.check_room()
         self.resume()
-        (self.folder / "trainer.json").write_text(json.dumps(self.config.__dict__, indent=1))
+        self.team.wait()
+        if self.team.rank == 0:
+            (self.folder / "trainer.json").write_text(json.dumps(self.config.__dict__, indent=1))
         self.module.train()
         saved = logged = last = time.monotonic()
         stopped = threading.Event()
         before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-        while self.progress() < 1.0 and not stopped.is_set():
-            self._one_step()
+        stop = False
+        while self.progress() < 1.0 and not stop:
+            figures = self._one_step()
+            if on_step is not None:
+                on_step(figures)
             now = time.monotonic()
             self.seconds += now - last
             last = now
+            stop, self.seconds = self.team.agree(stopped.is_set(), self.seconds)
             if now - logged >= self.config.log_every_seconds:
                 self._log_line()
                 logged = now
@@ -106,7 +124,8 @@ class Trainer:
         self.save()
         if on_save is not None:
             on_save()
-        if stopped.is_set():
+        self.team.wait()
+        if stop:
             raise SystemExit(143)
 
     def progress(self) -> float:
@@ -119,16 +138,22 @@ class Trainer:
         left = (1.0 - self.progress()) / max(1e-9, self.config.cooldown_share)
         return self.config.lr * warm * max(0.01, min(1.0, left))
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> dict[str, float]:
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         torch.manual_seed((config.seed << 32) + self.step)
-        loss, figures = self.loss(self.step, np.random.default_rng([config.seed, self.step]))
+        parts = self.loss(self.step, np.random.default_rng([config.seed, self.step]))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        figures: dict[str, float] = {"loss": 0.0}
+        for loss, more in (parts,) if isinstance(parts, tuple) else parts:
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, figure in {"loss": float(loss.detach()), **more}.items():
+                figures[name] = figures.get(name, 0.0) + figure
+        self.team.sum_gradients(self.parameters)
+        figures = self.team.sum_figures(figures)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
-        value = float(loss.detach())
+        value = figures["loss"]
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {self.step}: loss {value}, gradient norm {norm}; the last good checkpoint is {self.folder}/state.pt: "
@@ -139,9 +164,11 @@ class Trainer:
         # Early on the average must not remember the random start.
         decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1.0 - decay)
-        for name, figure in {"loss": value, "grad_norm": norm, **figures}.items():
+        figures = {"loss": value, "grad_norm": norm, **figures}
+        for name, figure in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
         self._count += 1
+        return figures
 
     def _log_line(self) -> None:
         if not self._count:
@@ -149,10 +176,32 @@ class Trainer:
         row = {"step": float(self.step), "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
         row |= {name: total / self._count for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
+        if self.team.rank:
+            return
         append_row(self.folder / "loss.csv", row)
         log.info("%s %s", self.folder.name, " ".join(f"{name}={value:.5g}" for name, value in row.items()))
 
+    def check_room(self) -> None:
+        """Raises:
+        InputError: the disk cannot hold one more state (weights, EMA and AdamW's two moments) beside the old one.
+        """
+        tensors = [*self.module.state_dict().values(), *self.ema * 3]
+        needed = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise InputError(
+                f"{self.folder}: {free / 1e6:.0f} MB are free, the state of this training needs {needed / 1e6:.0f} MB; "
+                "free some space or give another folder"
+            )
+
     def save(self) -> None:
+        """Write the state and the plot.
+
+        Raises:
+            InputError: they cannot be written; the last good state is still there.
+        """
+        if self.team.rank:
+            return
         state = {
             "module": self.module.state_dict(),
             "ema": self.ema,
@@ -161,9 +210,16 @@ class Trainer:
             "seconds": self.seconds,
         }
         partial = self.folder / "state.pt.tmp"
-        torch.save(state, partial)
-        partial.replace(self.folder / "state.pt")
-        plot_losses(self.folder)
+        try:
+            torch.save(state, partial)
+            partial.replace(self.folder / "state.pt")
+            plot_losses(self.folder)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter when the disk is full
+            partial.unlink(missing_ok=True)
+            raise InputError(
+                f"{self.folder}: step {self.step} cannot be saved ({str(error).splitlines()[0]}); the last good state is "
+                "kept: free some space and run it again"
+            ) from error
 
     def resume(self) -> bool:
         """Take up the folder's last saved state, if any; True when there was one."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import resource
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,18 @@ from tokenizers.models import WordLevel
 from generator.pigeon.checkpoint import save_model
 from generator.pigeon.model import new_model
 from generator.pigeon.presets import tiny
-from generator.training.dpo import DpoConfig, dpo_loss, load_policy, score_pairs, train_dpo
+from generator.training import dpo
+from generator.training.dpo import (
+    DpoConfig,
+    DpoLoss,
+    answer_logprobs,
+    dpo_loss,
+    load_policy,
+    prepare,
+    score_pairs,
+    train_dpo,
+)
+from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
@@ -63,6 +78,21 @@ def test_the_loss_by_hand() -> None:
     assert out.losses.item() == pytest.approx(math.log(1 + math.exp(-0.3)))
     assert out.chosen_rewards.item() == pytest.approx(0.2)
     assert out.rejected_rewards.item() == pytest.approx(-0.1)
+
+
+def test_the_loss_is_its_formula_and_its_gradient() -> None:
+    """-log sigma(z), z = beta * margin; its derivative by the chosen log-probability is -beta * sigma(-z)."""
+    for beta in (0.01, 0.1, 2.0):
+        for margin in (-40.0, -3.0, 0.0, 0.5, 25.0):
+            chosen = torch.tensor([margin - 7.0], dtype=torch.float64, requires_grad=True)
+            rejected = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+            out = dpo_loss(chosen, rejected, torch.tensor([-9.0]), torch.tensor([-3.0]), beta)
+            z = beta * margin
+            assert out.losses.item() == pytest.approx(math.log1p(math.exp(-z)), rel=1e-9)
+            out.losses.sum().backward()
+            slope = -beta / (1 + math.exp(z))
+            assert chosen.grad.item() == pytest.approx(slope, rel=1e-9)
+            assert rejected.grad.item() == pytest.approx(-slope, rel=1e-9)
 
 
 def test_first_step_is_ln_2_and_preferences_are_learned(checkpoint: Path, tmp_path: Path) -> None:
@@ -126,3 +156,69 @@ def test_bad_input_is_named(checkpoint: Path, tmp_path: Path) -> None:
     train_dpo(checkpoint, None, PAIRS[:1], tmp_path, DpoConfig(epochs=1))
     with pytest.raises(InputError, match="other pairs or settings"):
         train_dpo(checkpoint, None, PAIRS, tmp_path, DpoConfig(epochs=1))
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_reference_is_the_champion_bit_for_bit(checkpoint: Path, tmp_path: Path) -> None:
+    champion = train_dpo(checkpoint, None, PAIRS[:2], tmp_path / "champion", QUICK).adapter_dir
+    files = fingerprints(checkpoint) | fingerprints(champion)
+    with torch.no_grad():
+        model = load_policy(checkpoint, champion)
+        before = answer_logprobs(model.personalizer, prepare(model, PAIRS))
+    assert train_dpo(checkpoint, champion, PAIRS, tmp_path / "next", QUICK).kl > 0
+    assert fingerprints(checkpoint) | fingerprints(champion) == files
+    with torch.no_grad():
+        model = load_policy(checkpoint, champion)
+        assert torch.equal(answer_logprobs(model.personalizer, prepare(model, PAIRS)), before)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def poisoned(*arguments: object) -> DpoLoss:
+        out = dpo_loss(*arguments)  # type: ignore[arg-type]
+        return out if len(steps) < 3 else DpoLoss(out.losses * math.nan, out.chosen_rewards, out.rejected_rewards)
+
+    monkeypatch.setattr(dpo, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(dpo, "dpo_loss", poisoned)
+    with pytest.raises(TrainingDiverged, match="step 3: loss nan"):
+        train_dpo(checkpoint, None, PAIRS, tmp_path, QUICK, lambda done, of, loss: steps.append(done))
+    assert steps == [1, 2, 3]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    assert all(torch.isfinite(value).all() for name, value in state["module"].items() if name.startswith("lora"))
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_disk_without_room_is_named_before_the_first_step(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 100))
+    steps: list[int] = []
+    with pytest.raises(InputError, match=r"0 MB are free, the state of this training needs"):
+        train_dpo(checkpoint, None, PAIRS, tmp_path, QUICK, lambda done, of, loss: steps.append(done))
+    assert steps == []
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_state(tmp_path: Path) -> None:
+    line = torch.nn.Linear(200, 200)
+    trainer = Trainer(line, lambda step, rng: (line.weight.square().sum(), {}), tmp_path, TrainerConfig(steps=4))
+    trainer.save()
+    trainer._one_step()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # a file that cannot grow: what a full disk does
+    try:
+        with pytest.raises(InputError, match=r"step 1 cannot be saved .*; the last good state is kept"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
