@@ -24,7 +24,7 @@ CACHE = CHECKOUT / ".pigeon" / "cache" / "tests" / "tiny-repository"
 def tiny_model() -> PigeonModel:
     """Random weights, strong enough that different inputs give different tokens. Calls itself nano, which the settings know."""
     torch.set_num_threads(1)
-    torch.manual_seed(5)
+    torch.manual_seed(8)  # keeps 7, 14 and 16 patches of the tests' pictures; many seeds keep none
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3"))
     words.pre_tokenizer = Whitespace()
     made = new_model(tiny().model_copy(update={"name": "nano"}), words)
