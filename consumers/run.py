@@ -37,6 +37,7 @@ from schemas.settings import Settings
 log = structlog.get_logger("pigeon.consume")
 POLL_SECONDS = 0.2
 BUSY_POLL_SECONDS = 0.02  # while a job is under way: its end should be noticed soon
+POLL_RECORDS = 1_000  # at most at once: while they are decoded nobody notices that the writer is done
 CLOSE_TIMEOUT_MS = 2_000
 
 
@@ -157,7 +158,7 @@ class Ingest:
             seconds = BUSY_POLL_SECONDS if busy else min(POLL_SECONDS, self._batch.due_in)
         try:
             polled: dict[TopicPartition, list[Any]] = self._consumer.poll(
-                timeout_ms=int(seconds * 1000), max_records=max(1, self._room())
+                timeout_ms=int(seconds * 1000), max_records=max(1, min(POLL_RECORDS, self._room()))
             )
         except broker.LostPosition as error:
             for tp in broker.lost_positions(error):

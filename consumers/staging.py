@@ -32,6 +32,10 @@ TABLES: dict[str, tuple[str, str]] = {
 }
 
 
+# Read at a time. Each read waits for the thread that decodes: at the default of 8 KiB that takes longer than the COPY itself.
+COPY_CHARACTERS = 2**20
+
+
 def create(cursor: Any) -> None:
     """Make the temporary tables; they live as long as the connection and are emptied by each commit."""
     for table, columns in TABLES.values():
@@ -64,4 +68,4 @@ def copy(cursor: Any, topic: str, rows: Iterable[tuple[int, Row]]) -> None:
     """COPY (seq, row) pairs into the topic's temporary table."""
     lines = ["\t".join([str(seq), *map(encode, row)]) for seq, row in rows]
     lines.append("")
-    cursor.copy_expert(f"COPY {TABLES[topic][0]} FROM STDIN", io.StringIO("\n".join(lines)))
+    cursor.copy_expert(f"COPY {TABLES[topic][0]} FROM STDIN", io.StringIO("\n".join(lines)), COPY_CHARACTERS)

@@ -104,7 +104,9 @@ class TritonSettings(_Group):
 class ConsumerSettings(_Group):
     """Kafka -> Postgres."""
 
-    batch_max_records: int = Field(5_000, ge=1)
+    batch_max_records: int = Field(
+        20_000, ge=1, description="A batch is one transaction; larger ones merge each user's history less often."
+    )
     batch_max_bytes: int = Field(8 * 2**20, ge=1_024)
     batch_max_seconds: Seconds = 1.0
     max_event_bytes: int = Field(256 * 2**10, ge=64, description="A larger record is poison.")

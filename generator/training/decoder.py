@@ -26,7 +26,7 @@ LATENT_SIDE = 16
 LATENT_CHANNELS = 4
 WORDS_WEIGHT = 0.03
 MASKED_WORDS_WEIGHT = 0.1
-OTHER_STYLE_SHARE = 0.3
+OTHER_STYLE_SHARE = 0.6
 MASKED_SHARE = 0.15
 """Share of the steps that decode as for a reference, half of them without a random part of the codes; those learn the words only."""
 

@@ -18,7 +18,7 @@ from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
-OTHER_STYLE_SHARE = 0.25
+OTHER_STYLE_SHARE = 0.4
 NOISY_HALF_SHARE = 0.6
 """Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 
