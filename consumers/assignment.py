@@ -9,32 +9,49 @@ from typing import Any, Literal
 from kafka import ConsumerRebalanceListener, TopicPartition
 
 from consumers import broker
+from schemas.settings import ConsumerSettings, KafkaSettings
 
-Change = tuple[Literal["assigned", "revoked"], frozenset[TopicPartition]]
+# "given": the outcome of a join, all that is ours now. In a cooperative group "assigned" is only what is new of it.
+Change = tuple[Literal["given", "assigned", "revoked"], frozenset[TopicPartition]]
 
 
 class Assignments(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python has no types
     """Queues the group's decisions; new partitions stay paused until they are claimed and sought.
 
-    Kafka's thread must not wait for Postgres: it sends the heartbeats.
+    Kafka's thread must not wait for Postgres: it sends the heartbeats. `consumer` is the group's member.
     """
 
-    def __init__(self, consumer: Any) -> None:
-        self._consumer = consumer
+    def __init__(self, settings: KafkaSettings, limits: ConsumerSettings) -> None:
+        """Raises: as `broker.consumer`."""
         self._changes: SimpleQueue[Change] = SimpleQueue()
+        self._cooperative = settings.rebalance == "cooperative"
+        assignors = [broker.Cooperative(self)] if self._cooperative else None
+        self.consumer: Any = broker.consumer(settings, limits, assignors=assignors)
+
+    def joining(self) -> None:
+        """A join begins, in a cooperative group."""
+        broker.keep_joining(self.consumer)
+
+    def joined(self, partitions: Iterable[TopicPartition]) -> None:
+        """A join is done."""
+        self._changes.put(("given", frozenset(partitions)))
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Hold the new partitions still. Any position will do for now, as long as there is one."""
         partitions = frozenset(assigned)
         for tp in partitions:
-            self._consumer.seek(tp, 0)
-        self._consumer.pause(*partitions)
+            self.consumer.seek(tp, 0)
+        self.consumer.pause(*partitions)
         self._changes.put(("assigned", partitions))
+        if not self._cooperative:
+            self.joined(partitions)
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Their buffered records must not be written any more: the next owner reads them again."""
-        broker.keep_joining(self._consumer)
+        broker.keep_joining(self.consumer)
         self._changes.put(("revoked", frozenset(revoked)))
+        if self._cooperative:
+            broker.let_others_join()
 
     def changes(self) -> Iterable[Change]:
         """What happened since the last call, in order."""

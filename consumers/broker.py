@@ -9,22 +9,26 @@ Tansu (the embedded one):
 - an idle fetch answers late: `fetch_max_wait_ms` is 50.
 noida-db:
 - a member that died is never put out, so members are static there (`kafka.group_instance_id`), as they may be with Apache Kafka;
+- it forgets members that are still joining when the next join begins at once, as a cooperative group's does: `let_others_join`;
 - its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was made anew.
 kafka-python 3.0.12:
 - it refuses to send a header without a value: `sendable_headers`;
 - it forgets a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
-- it keeps the known end of a log over a seek: `forget_end`.
+- it keeps the known end of a log over a seek: `forget_end`;
+- a cooperative join that brings a member nothing new is not told to its listener: `Cooperative`.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from consumers import security
 from consumers.outage import first_line
@@ -43,6 +47,7 @@ Unrecoverable = (
     kafka_errors.IllegalSaslStateError,
     kafka_errors.InvalidSessionTimeoutError,
     kafka_errors.FencedInstanceIdError,
+    kafka_errors.InconsistentGroupProtocolError,
     kafka_errors.MessageSizeTooLargeError,
     kafka_errors.InvalidTopicError,
     kafka_errors.KafkaConfigurationError,
@@ -54,11 +59,13 @@ _SETTING = {
     kafka_errors.IllegalSaslStateError: "security_protocol: the broker expects another login",
     kafka_errors.InvalidSessionTimeoutError: "session_timeout_ms: outside of the broker's group.{min,max}.session.timeout.ms",
     kafka_errors.FencedInstanceIdError: "group_instance_id: another member has it",
+    kafka_errors.InconsistentGroupProtocolError: "rebalance: other members of the group have another",
     kafka_errors.AuthorizationError: "sasl_username: the broker does not allow it this",
 }
 BOOTSTRAP_TIMEOUT_MS = 15_000
 # The largest dead letter: what a source topic takes by default (1 MiB), and room for our headers.
 DEAD_LETTER_BYTES = 2 * 2**20
+JOIN_PAUSE_SECONDS = 0.1
 CLIENT = f"pigeon-{socket.gethostname()}"
 
 
@@ -99,23 +106,53 @@ def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
         ) from None
 
 
-def consumer(settings: KafkaSettings, limits: ConsumerSettings, group: bool = True) -> Any:
+class Joins(Protocol):
+    """Who wants to know of a group's joins."""
+
+    def joining(self) -> None: ...
+    def joined(self, partitions: Iterable[TopicPartition]) -> None: ...
+
+
+class Cooperative(CooperativeStickyAssignor):  # type: ignore[misc] # kafka-python has no types
+    """KIP-429's assignor, which tells of every join and of its whole outcome."""
+
+    def __init__(self, joins: Joins) -> None:
+        super().__init__()
+        self._joins = joins
+
+    def metadata(self, topics: Any) -> Any:
+        """What goes into the join."""
+        self._joins.joining()
+        return super().metadata(topics)
+
+    def on_assignment(self, assignment: Any, generation: Any) -> None:
+        """What came out of it."""
+        super().on_assignment(assignment, generation)
+        self._joins.joined(assignment.partitions())
+
+
+def consumer(
+    settings: KafkaSettings, limits: ConsumerSettings, group: bool = True, assignors: list[Any] | None = None
+) -> Any:
     """A consumer that never moves its own offsets: we seek, and a lost position is an error.
 
     Args:
         group: join the group; without it the caller assigns partitions.
+        assignors: how the group shares its partitions out, if not as kafka-python does by default.
 
     Raises:
         ServerUnavailable: no broker answers.
         InputError: the login is refused or a setting is wrong.
     """
-    membership = {
+    membership: dict[str, Any] = {
         "group_id": settings.group_id,
         "group_instance_id": settings.group_instance_id,
         "session_timeout_ms": settings.session_timeout_ms,
         "heartbeat_interval_ms": max(100, settings.session_timeout_ms // 4),
         "max_poll_interval_ms": settings.max_poll_interval_ms,
     }
+    if assignors:
+        membership["partition_assignment_strategy"] = assignors
     return _connect(
         KafkaConsumer,
         settings,
@@ -181,6 +218,11 @@ def keep_joining(client: Any) -> None:
     first poll ends; its partitions stay revoked and its heartbeats stopped.
     """
     client._coordinator.request_rejoin()
+
+
+def let_others_join() -> None:
+    """Wait, in Kafka's thread, until the members of this join know of it, before the next one begins."""
+    time.sleep(JOIN_PAUSE_SECONDS)
 
 
 def forget_end(client: Any, tp: TopicPartition) -> None:

@@ -45,12 +45,12 @@ class Ownership:
         self._flowing = True
         self.next: dict[TopicPartition, int] = {}
         self.durable: dict[TopicPartition, int] = {}
-        self.joined = False  # the group has given us our partitions, be they none
+        self.given: frozenset[TopicPartition] | None = None  # what the group says is ours; None while it is to be said
 
     @property
     def settled(self) -> bool:
         """Whether the group has spoken and everything it gave us is being read."""
-        return self.joined and not (self._unclaimed or self._restarting or self._short)
+        return self.given is not None and self.given <= self.next.keys() and not self._short
 
     @property
     def restarting(self) -> bool:
@@ -58,8 +58,7 @@ class Ownership:
         return bool(self._restarting)
 
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
-        """The group gives us these."""
-        self.joined = True
+        """The group gives us these, which we did not have."""
         metrics.REBALANCES.inc()
         self._unclaimed.update(dict.fromkeys(partitions, 0.0))
 

@@ -97,10 +97,10 @@ class Ingest:
             InputError: the broker refuses a setting of ours, or us.
             ServerUnavailable: a dead-letter topic cannot be written, or no broker answers at the start.
         """
-        self._consumer = broker.consumer(self.settings.kafka, self.settings.consumer)
+        assignments = Assignments(self.settings.kafka, self.settings.consumer)
+        self._consumer = assignments.consumer
         self._owned = Ownership(self.settings, self._consumer, self._writer)
         try:
-            assignments = Assignments(self._consumer)
             self._consumer.subscribe(list(self._topics), listener=assignments)
             while not (self._stop.is_set() or self._finished()):
                 self._step(assignments)
@@ -117,12 +117,15 @@ class Ingest:
         self._flow()
         records = self._poll()
         for kind, partitions in assignments.changes():
+            if kind == "given":
+                self._owned.given = partitions
+                self._last_record = time.monotonic()
+                continue
             self._give_up(partitions)
             if kind == "assigned":
                 self._owned.assigned(partitions)
-                self._last_record = time.monotonic()
             else:
-                self._owned.joined = False
+                self._owned.given = None
         for tp, batch in records.items():
             self._take(tp, batch)
         self._owned.verify()

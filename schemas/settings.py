@@ -45,6 +45,11 @@ class KafkaSettings(_Group):
     group_instance_id: str | None = Field(
         None, description="This member's fixed name, so that a restart causes no rebalance; each member needs its own."
     )
+    rebalance: Literal["eager", "cooperative"] = Field(
+        "eager",
+        description="cooperative: members keep what stays theirs while others come and go. All members of a group alike: stop "
+        "them all to change it.",
+    )
     session_timeout_ms: int = Field(45_000, ge=1_000, description="The embedded broker wants 2000-6000.")
     max_poll_interval_ms: int = Field(300_000, ge=1_000)
     request_timeout_ms: int = Field(30_000, ge=1_000)

@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -101,8 +101,10 @@ def test_fault_2_the_former_owner_comes_back_as_a_member_like_any_other(quick: S
 @pytest.mark.parametrize(
     "quick", ["noida"], indirect=True
 )  # with Tansu a second member gets nothing while the first one lives
-def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: Settings):
+@pytest.mark.parametrize("rebalance", ["eager", "cooperative"])
+def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: Settings, rebalance: str):
     chance = random.Random(f"{SEED} two")
+    quick = changed(quick, "kafka", rebalance=rebalance)
     ledger = Ledger(quick)
     rounds = max(3, ROUNDS // 4)
     with contextlib.ExitStack() as members:
@@ -135,8 +137,50 @@ def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: S
             time.sleep(0.2)
     ledger.check_end()
     REPORT.append(
-        f"2 two members on noida-db: seed {SEED}, {deaths} deaths, {len(ledger.at)} records, each accounted for once"
+        f"2 two {rebalance} members on noida-db: seed {SEED}, {deaths} deaths, {len(ledger.at)} records, "
+        "each accounted for once"
     )
+
+
+@pytest.mark.parametrize("quick", ["noida"], indirect=True)
+def test_fault_2_a_cooperative_member_keeps_what_stays_its_own_when_another_comes(quick: Settings):
+    chance = random.Random(f"{SEED} cooperative")
+    quick = changed(quick, "kafka", rebalance="cooperative")
+    ledger = Ledger(quick)
+    ledger.send(events(chance, 40))
+    assignments: list[float] = []
+
+    def reads(count: int) -> Callable[[float, float, float], bool]:
+        def enough(records: float, refused: float, rebalances: float) -> bool:
+            assignments.append(rebalances)
+            return records >= count
+
+        return enough
+
+    with (
+        Victim(changed(quick, "kafka", group_instance_id="stays")) as stays,
+        contextlib.ExitStack() as later,
+    ):
+        assert stays.told(reads(40))
+        comes = later.enter_context(Victim(changed(quick, "kafka", group_instance_id="comes")))
+        assert comes.told(lambda records, refused, rebalances: rebalances >= 1), "it was given partitions"
+        ledger.send(events(chance, 80))
+        assert stays.told(reads(41)), "both read on"
+        deadline = time.monotonic() + 200
+        while ledger.check() < len(ledger.at):
+            assert time.monotonic() < deadline, "the two did not read it all"
+            time.sleep(0.1)
+    assert max(assignments) == 1, "the member that stayed was assigned its partitions once"
+    ledger.check_end()
+
+
+@pytest.mark.parametrize("quick", ["tansu", "noida"], indirect=True)
+def test_a_cooperative_member_alone_reads_all_and_ends_when_idle(quick: Settings):
+    quick = changed(quick, "kafka", rebalance="cooperative")
+    ledger = Ledger(quick)
+    ledger.send_mixed(random.Random(SEED), 40)
+    consume(quick)
+    ledger.check_end()
 
 
 def test_fault_3_a_member_slower_than_max_poll_interval_leaves_rejoins_and_loses_nothing(quick: Settings):

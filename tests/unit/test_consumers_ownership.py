@@ -15,7 +15,7 @@ from consumers.ownership import Ownership
 from consumers.run import Ingest
 from schemas.errors import InputError, Refused
 from schemas.events import INTERACTIONS
-from schemas.settings import Settings
+from schemas.settings import ConsumerSettings, KafkaSettings, Settings
 
 TP = TopicPartition("t", 0)
 OTHER = TopicPartition("t", 1)
@@ -70,6 +70,7 @@ def owned_by(consumer: Consumer, policy: str = "stop", **next_offsets: int) -> O
     writer: Any = SimpleNamespace(claim=lambda begin: {tp: Claim(5, 1, "id-1") for tp in begin})
     owned = Ownership(settings, consumer, writer)
     owned.assigned(consumer.assigned)
+    owned.given = frozenset(consumer.assigned)
     for tp in consumer.assigned:
         owned._begin(tp, 5)
         owned._identity[tp] = "id-1"
@@ -87,6 +88,7 @@ def test_a_fenced_partition_is_claimed_again_only_if_the_group_still_gives_it_to
     assert owned.claim(9.0) is None
     assert owned.claim(10.0) is not None
     owned.give_up({TP})
+    owned.given = frozenset()
     assert owned.settled, "nothing of ours is waited for"
 
 
@@ -167,11 +169,50 @@ def test_another_id_is_noticed_while_running_and_at_once_after_an_outage(monkeyp
     assert owned.next == {}, "nothing is read of it until its offset is set back"
 
 
-def test_a_revocation_asks_for_the_join_that_follows_it():
+def member(monkeypatch: pytest.MonkeyPatch, **kafka: Any) -> tuple[Assignments, list[str]]:
+    """What a group's decisions become, and what was asked of the group."""
+    asked: list[str] = []
+    consumer = Consumer(TP, OTHER)
+    consumer._coordinator = SimpleNamespace(request_rejoin=lambda: asked.append("join"))  # type: ignore[attr-defined]
+    monkeypatch.setattr(broker, "consumer", lambda *_, **__: consumer)
+    return Assignments(KafkaSettings(**kafka), ConsumerSettings()), asked
+
+
+def test_a_revocation_asks_for_the_join_that_follows_it(monkeypatch: pytest.MonkeyPatch):
     """Seen with kafka-python 3.0.12 on every broker: else a join that outlasts one poll is forgotten."""
-    asked: list[bool] = []
-    consumer = SimpleNamespace(_coordinator=SimpleNamespace(request_rejoin=lambda: asked.append(True)))
-    assignments = Assignments(consumer)
+    assignments, asked = member(monkeypatch)
     assignments.on_partitions_revoked({TP})
-    assert asked == [True]
+    assert asked == ["join"]
     assert list(assignments.changes()) == [("revoked", frozenset({TP}))]
+
+
+def test_an_eager_group_gives_all_partitions_anew_each_time(monkeypatch: pytest.MonkeyPatch):
+    assignments, _ = member(monkeypatch)
+    assignments.on_partitions_assigned([TP, OTHER])
+    both = frozenset({TP, OTHER})
+    assert list(assignments.changes()) == [("assigned", both), ("given", both)]
+    assert assignments.consumer.paused == both, "until they are claimed"
+
+
+def test_a_cooperative_join_that_brings_nothing_new_is_heard_of(monkeypatch: pytest.MonkeyPatch):
+    """kafka-python calls the listener for what is new only, and nothing would ever say that the group has spoken."""
+    assignments, asked = member(monkeypatch, rebalance="cooperative")
+    assignor = broker.Cooperative(assignments)
+    assignor.metadata({"t"})
+    assert asked == ["join"], "a join that outlasts one poll is not forgotten"
+    assignor.on_assignment(SimpleNamespace(partitions=lambda: [TP]), 1)
+    assert list(assignments.changes()) == [("given", frozenset({TP}))]
+    assignments.on_partitions_assigned([OTHER])
+    assert list(assignments.changes()) == [("assigned", frozenset({OTHER}))]
+
+
+def test_a_member_is_settled_when_all_that_it_was_given_is_being_read():
+    consumer = Consumer(TP, OTHER)
+    owned = Ownership(Settings(), consumer, SimpleNamespace())  # type: ignore[arg-type]
+    assert not owned.settled, "the group has not spoken"
+    owned.given = frozenset()
+    assert owned.settled, "a member may be given nothing"
+    owned.given = frozenset({TP})
+    assert not owned.settled
+    owned._begin(TP, 5)
+    assert owned.settled
