@@ -230,8 +230,7 @@ class Supervisor:
         running.note = server.furnish()
         running.seconds = time.monotonic() - running.since
         words = f"  {running.note}" if running.note else ""
-        self._say(f"{server.name:<9} {server.address:<27} {running.seconds:5.1f} s{words}")
-        self._save()
+        self._record(f"{server.name:<9} {server.address:<27} {running.seconds:5.1f} s{words}")
 
     def _await_answer(self, running: _Running) -> None:
         server = running.server
@@ -273,10 +272,9 @@ class Supervisor:
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         if not running.limit.allows():
             running.given_up = True
-            self._say(
+            self._record(
                 f"{server.name:<9} ended again ({how}): given up after {running.restarts} restarts, see {server.log}"
             )
-            self._save()
             return
         since = time.monotonic()
         running.restarts += 1
@@ -288,10 +286,9 @@ class Supervisor:
             server.resume()
         except ServerUnavailable as error:
             # Its process, if any, stays; the next round counts it again when it has ended.
-            self._say(f"{server.name:<9} ended ({how}) and does not come back: {error}")
+            self._record(f"{server.name:<9} ended ({how}) and does not come back: {error}")
         else:
-            self._say(f"{server.name:<9} ended ({how}): restarted in {time.monotonic() - since:.1f} s")
-        self._save()
+            self._record(f"{server.name:<9} ended ({how}): restarted in {time.monotonic() - since:.1f} s")
 
     # Stopping
 
@@ -318,6 +315,11 @@ class Supervisor:
                     running.server.clean()
                 except ServerUnavailable as error:
                     self._say(str(error))  # the others still have to be stopped
+
+    def _record(self, line: str) -> None:
+        """Save what has changed, then say it: who reads the line may act on the record, and must not find the dead process there."""
+        self._save()
+        self._say(line)
 
     def _save(self) -> None:
         record: dict[str, Any] = {

@@ -354,7 +354,9 @@ def test_up_repairs_a_stack_that_gave_a_server_up(new_stack: Callable[[str], Sta
     stack.up(services=("postgres",), tied=True)
     log = stack.state.logs / "supervisor.log"
     for restarts in range(1, 4):
-        record_of(stack, "postgres").signal(signal.SIGKILL)
+        server = record_of(stack, "postgres")
+        assert server.is_running(), "who reads the line of a restart finds the new process in the record"
+        server.signal(signal.SIGKILL)
         wait_until(lambda restarts=restarts: log.read_text().count("restarted in") == restarts)
     record_of(stack, "postgres").signal(signal.SIGKILL)
     wait_until(lambda: "given up after 3 restarts" in log.read_text())
