@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Real clicks through Kafka, Postgres, Triton and S3, a retrain, and a page to look at
 	@$(BIN)/pigeon demo
 
+# Two processes with servers of their own: half of the time one of them waits for a broker. Long files first.
 test: $(STAMP) ## All tests, on real embedded servers
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## Format, lint, types, import contracts, dependencies, contract drift
 	$(BIN)/ruff format --check .

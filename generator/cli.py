@@ -39,12 +39,18 @@ PARTS = (
     "generator.training.evaluation.commands",
 )
 
+# Where the extra `lavit` is installed, these warn at every import of kernels and types that a machine without CUDA lacks.
+TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+
 
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show stack traces.")] = False) -> None:
     if debug:
         os.environ["_PIGEON_DEBUG"] = "1"
         logging.basicConfig(level=logging.DEBUG)
+        return
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @app.command()

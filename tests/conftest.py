@@ -28,6 +28,15 @@ TEMPLATE = "pigeon_template"
 _numbers = itertools.count(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the tests of faults really did, with its seed."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "teardown":
+                for name, line in report.user_properties:
+                    terminalreporter.write_line(f"{name}: {line}")
+
+
 @pytest.fixture(scope="session")
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No PIGEON_* setting of the developer's shell reaches the tests; Triton's environment is made once per checkout."""

@@ -26,7 +26,7 @@ from consumers import broker, deadletters, logs, metrics, points
 from consumers.run import Ingest
 from consumers.summary import Summary
 from deploy.local.noida import Noida
-from deploy.local.ports import is_free
+from deploy.local.ports import choose
 from deploy.local.process import Child
 from deploy.local.state import Secrets, StateDir
 from schemas.errors import PigeonError
@@ -51,8 +51,7 @@ class NoidaBroker:
 
     def __init__(self, state: StateDir) -> None:
         state.make()
-        port = next(port for port in range(22_600, 32_000) if is_free(port))
-        self.server = Noida(state, {"kafka": port}, Secrets.new())
+        self.server = Noida(state, choose(state.path), Secrets.new())
         self.server.prepare()
         self.start()
 

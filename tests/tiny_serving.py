@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -45,11 +46,19 @@ def tiny_checkpoint(folder: Path) -> Path:
     return folder
 
 
+def copy_repository(checkpoint: Path, folder: Path) -> None:
+    """A copy of the tiny checkpoint's repository, which is exported only when something that matters has changed."""
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    with CACHE.with_name(f"{CACHE.name}.wait").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be exporting it; the product would refuse
+        build_repository(checkpoint, "nano", CACHE)
+        shutil.copytree(CACHE, folder, dirs_exist_ok=True)
+
+
 def tiny_build(folder: Path) -> tuple[Path, Built]:
-    """-> folder/checkpoint and a build of it in folder/models, exported only when something that matters has changed."""
+    """-> folder/checkpoint and a build of it in folder/models."""
     checkpoint = tiny_checkpoint(folder / "checkpoint")
-    build_repository(checkpoint, "nano", CACHE)
-    shutil.copytree(CACHE, folder / "models")
+    copy_repository(checkpoint, folder / "models")
     return checkpoint, build_repository(checkpoint, "nano", folder / "models")
 
 

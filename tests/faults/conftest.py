@@ -6,7 +6,7 @@ short timeouts).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,9 +16,13 @@ from schemas.settings import Settings, load_settings
 from tests.consume_world import REPORT, NoidaBroker, make_topics
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.fixture(autouse=True)
+def report(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """What the test tells of goes with its result, from whichever process it ran in; tests/conftest.py prints it."""
+    yield
     for line in REPORT:
-        terminalreporter.write_line(f"faults: {line}")
+        record_property("faults", line)
+    REPORT.clear()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +18,12 @@ from generator.feedback.retrain import retrain
 from generator.feedback.split import is_held_out
 from generator.nightly.database import connect
 from generator.serving.api import DrawRequest
-from generator.serving.build import build_repository
 from generator.serving.client import TritonPigeon
 from schemas.errors import Refused
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
 from tests.loop_world import DAY, filled
-from tests.tiny_serving import CACHE, tiny_checkpoint
+from tests.tiny_serving import copy_repository, tiny_checkpoint
 
 # The first run exports the tiny model, which takes minutes where the cores are busy.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
@@ -48,8 +46,7 @@ def checkpoint(own_triton: Settings, tmp_path_factory: pytest.TempPathFactory) -
     folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
     served = own_triton.triton.model_repository
     assert served
-    build_repository(folder, "nano", CACHE)
-    shutil.copytree(CACHE, served, dirs_exist_ok=True)
+    copy_repository(folder, served)
     with TritonPigeon(own_triton) as model:
         model.load_repository()
     return folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from generator.pigeon.presets import SDXL_SCHEDULER, tiny
 from schemas.errors import InputError, ModelError
 
 torch.set_num_threads(1)
+CHECKOUT = Path(__file__).parents[2]
 PIECES = [("▁", 1), ("a", 1), ("b", 1), ("c", 1), ("ab", 1), ("▁ab", 1), ("▁a", 1), ("ca", 1), ("abc", 1)]
 
 
@@ -190,9 +193,14 @@ def test_eight_bit_without_torchao_says_what_to_install(published: Path, monkeyp
         load(published, placement=Placement("bf16", eight_bit=True))
 
 
+def test_the_command_does_not_repeat_what_torchao_says_of_kernels_for_other_machines() -> None:
+    code = "from generator import cli; cli._options(debug=False); import generator.pigeon.checkpoint"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 @pytest.mark.filterwarnings("default")  # torchao's own
 def test_eight_bit_is_near_and_small(model: PigeonModel, published: Path) -> None:
-    pytest.importorskip("torchao", reason="extra `lavit` is not installed")
     loaded = load(published, placement=Placement("bf16", eight_bit=True))
     weight = loaded.personalizer.step().q_projs[0].weight
     assert type(weight).__name__ != "Parameter"
