@@ -33,7 +33,7 @@ check: $(STAMP) ## Format, lint, types, import contracts, dependencies, contract
 
 faults: $(STAMP) ## The ingest's faults in long form: 200 kills at each point on both brokers, 50,000 generated records; hours
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
-		$(BIN)/python -m pytest -v tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py
+		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py
 
 bench: $(STAMP) ## Ratios of things measured in one run on this machine
 	@$(BIN)/python -m tests.benchmarks
