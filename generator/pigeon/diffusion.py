@@ -136,6 +136,15 @@ def sketch(prompt_embeds: Tensor, channels: int, size: int) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
 
 
+def cells(latents: Tensor, queries: int) -> Tensor:
+    """latents (B, channels, size, size) -> (B, queries, channels * cell * cell): the numbers whose `sketch` they are."""
+    batch, channels, size = latents.shape[:3]
+    side = round(queries**0.5)
+    cell = size // side
+    parts = latents.reshape(batch, channels, side, cell, side, cell)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(batch, queries, -1)
+
+
 def coordinates(channels: int, height: int, width: int) -> Tensor:
     """Fixed maps (1, channels, h, w): x and y in -1..1, then their sines and cosines at doubling frequencies.
 

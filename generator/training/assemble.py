@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 
+from generator.pigeon.checkpoint import load_adapter, load_model
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
 from generator.training.decoder import build_decoder_task
@@ -25,8 +26,11 @@ log = logging.getLogger(__name__)
 TEXT_TOKENIZER = "text/tokenizer.json"
 
 
-def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonModel:
-    """A model from the stages' folders under `root`; a stage that has not been trained stays random, and is logged.
+def assemble_model(
+    root: Path, world: World, config: PigeonConfig, start: Path | None = None, *, preference: bool = True
+) -> PigeonModel:
+    """A model from the stages' folders under `root`; a part that no stage has trained is as in the checkpoint `start`, or
+    random, and is logged. Without `preference`: as before stage 2.
 
     Raises:
         ModelError: there is no text tokenizer yet.
@@ -34,13 +38,17 @@ def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonMode
     path = root / TEXT_TOKENIZER
     if not path.exists():
         raise ModelError(f"{path} is missing: train that stage first (pigeon train stage text)")
-    model = new_model(config, Tokenizer.from_file(str(path)))
+    model = new_model(config, Tokenizer.from_file(str(path))) if start is None else load_model(start)
     trained = {}
     # First: these two hold the token decoder as it was when they began; its own stage and the diffusion's are right.
     if (root / "language/state.pt").exists():
         trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
     if (root / "alignment/state.pt").exists():
         trained["alignment"] = load_averaged(learning_alignment(model.personalizer), root / "alignment")
+    adapter = root / "preference/adapter"
+    if preference and adapter.exists():
+        load_adapter(model.personalizer, adapter)
+        trained["preference"] = 1
     if (root / "tokenizer/state.pt").exists():
         task = build_task(config, world)
         trained["tokenizer"] = load_averaged(task, root / "tokenizer")
@@ -60,5 +68,9 @@ def assemble_model(root: Path, world: World, config: PigeonConfig) -> PigeonMode
         scored = build_scorer_task(config, world)
         trained["scorer"] = load_averaged(scored, root / "scorer")
         model.scorer.load_state_dict(scored.scorer.state_dict())
-    log.info("assembled %s; the rest is random", ", ".join(f"{name} (step {step})" for name, step in trained.items()))
+    log.info(
+        "assembled %s; the rest is %s",
+        ", ".join(f"{name} (step {step})" for name, step in trained.items()),
+        "random" if start is None else f"as in {start}",
+    )
     return model.eval()

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 PALETTE = slice(0, PALETTE_CODES)
 STYLE = slice(PALETTE_CODES, PALETTE_CODES + STYLE_CODES)
 SHAPE = slice(PALETTE_CODES + STYLE_CODES, None)
+ANSWER_SHARE = 0.6
 CHUNK = 64
 
 
@@ -27,7 +28,8 @@ class CodeCache:
     """`codes` int16 (concepts, styles, palettes, N): what the tokenizer says of every picture.
 
     `answers`, of the same shape: what the language model learns to say. A picture has many codes that draw it; of them the
-    answer takes those that the tokenizer uses most for the palette, for the style, and for the drawing on any palette.
+    answer takes those that the tokenizer uses most for the palette, for the style, and for the thing in any style on any
+    palette. So a thing has the same answer in a style in which it was never drawn as in the others.
     """
 
     codes: npt.NDArray[np.int16]
@@ -42,21 +44,22 @@ class CodeCache:
             answers[:, :, palette, PALETTE] = most_used(codes[:, :, palette, PALETTE][seen])
         for style in range(codes.shape[1]):
             answers[:, style, :, STYLE] = most_used(codes[:, style, :, STYLE][seen[:, style]].reshape(-1, STYLE_CODES))
-        shapes = codes[..., SHAPE]  # (C, S, P, n)
-        shared = (shapes[:, :, :, None] == shapes[:, :, None]).sum(axis=(-1, -2))  # with all palettes of the drawing
-        medoid = shared.argmax(axis=2)[:, :, None, None]
-        answers[..., SHAPE] = np.take_along_axis(shapes, medoid, axis=2)
+        for concept in np.flatnonzero(world.shown):
+            shapes = codes[concept, world.trained[concept]][..., SHAPE].reshape(-1, answers[..., SHAPE].shape[-1])
+            shared = (shapes[:, None] == shapes[None]).sum(axis=(1, 2))  # (rows,): with all drawings of the thing
+            answers[concept, ..., SHAPE] = shapes[shared.argmax()]
         return cls(codes, answers)
 
     def mixed(self, world: World, triple: Triple, rng: np.random.Generator, other_style_share: float) -> Tensor:
         """Codes (B, N) int64 that mean the pictures `triple`, each role's from another picture, as the tokenizer learned it.
 
-        A third of the rows are the answers; `other_style_share` of the rest take the shape from another style's drawing.
+        `ANSWER_SHARE` of the rows are the answers, and all of drawings that training may not see; `other_style_share` of the
+        rest take the shape from another style's drawing.
         """
         concept, style, palette = triple
         count = len(concept)
         rows = self.answers[triple].astype(np.int64)
-        some = np.flatnonzero(rng.random(count) < 2 / 3)
+        some = np.flatnonzero((rng.random(count) >= ANSWER_SHARE) & world.trained[concept, style])
         others, other_styles, other_palettes = world.sample(count, rng)
         rows[some, PALETTE] = self.codes[others, other_styles, palette][some, PALETTE]
         fit = np.where(world.trained[others, style], others, concept)  # no held-out drawing says what its style is
@@ -81,10 +84,11 @@ def fill(
     dtype: str,
     make: Callable[[Tensor], Tensor],
     part: tuple[int, int] = (0, 1),
+    every: bool = False,
 ) -> npt.NDArray[np.generic]:
-    """Make `<folder>/<name>.npy`, (concepts, styles, palettes, *shape), of every picture that is ever drawn.
+    """Make `<folder>/<name>.npy`, (concepts, styles, palettes, *shape), of every picture that films show, or that there is.
 
-    Concepts that no film shows stay zero. `part` (i, n): do only the i-th n-th.
+    The other concepts stay zero. `part` (i, n): do only the i-th n-th.
 
     make: pixels (B, 3, S, S) in [0, 1] -> (B, *shape). The parts of one array may be filled by several processes at once.
     """
@@ -99,12 +103,12 @@ def fill(
         pass
     array: npt.NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r+")
     flat = array.reshape(-1, *shape)
-    every = np.stack(np.unravel_index(np.arange(len(flat)), full[:3]), axis=1)
-    mine = np.array_split(np.flatnonzero(world.shown[every[:, 0]]), part[1])[part[0]]
+    triples = np.stack(np.unravel_index(np.arange(len(flat)), full[:3]), axis=1)
+    mine = np.array_split(np.flatnonzero(world.shown[triples[:, 0]] | every), part[1])[part[0]]
     with torch.no_grad():
         for number, start in enumerate(range(0, len(mine), CHUNK)):
             places = mine[start : start + CHUNK]
-            pixels = torch.from_numpy(world.pictures(*every[places].T))
+            pixels = torch.from_numpy(world.pictures(*triples[places].T))
             flat[places] = make(pixels).numpy().astype(dtype)
             if number % 100 == 0:
                 log.info("%s: %d of %d", name, start, len(mine))

@@ -1,7 +1,8 @@
 """Stage `decoder`: the token decoder learns to say in its prompt_embeds what the codes stand for, latents and words.
 
 Trained on the frozen tokenizer's cached codes it sees many times more pictures per second than the UNet does: what is
-known of a drawing is learned here, cheaply, and the UNet has to place and sharpen it. The words keep the mean of the
+known of a drawing is learned here, cheaply, and the UNet has to place and sharpen it. Of a drawing that training may not
+see, what stage `imputer` guesses from the thing's other drawings is learned in its place. The words keep the mean of the
 prompt_embeds, the language model's reference condition, a name of the concept; also when part of the codes is masked.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.diffusion import sketch
+from generator.pigeon.model import PigeonModel
 from generator.training.caches import CodeCache
 from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
@@ -27,6 +29,8 @@ LATENT_CHANNELS = 4
 WORDS_WEIGHT = 0.03
 MASKED_WORDS_WEIGHT = 0.1
 OTHER_STYLE_SHARE = 0.6
+GUESSED_SHARE = 0.3
+"""Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
 MASKED_SHARE = 0.15
 """Share of the steps that decode as for a reference, half of them without a random part of the codes; those learn the words only."""
 
@@ -53,20 +57,29 @@ def build_decoder_task(config: PigeonConfig, world: World) -> DecoderTask:
 def train_decoder(
     folder: Path,
     world: World,
-    model: PigeonConfig,
-    codebook: Tensor,
+    model: PigeonModel,
     codes: CodeCache,
     latents: npt.NDArray[np.float16],
+    imputed: npt.NDArray[np.float16],
     config: TrainerConfig,
     batch: int = 32,
 ) -> None:
-    """Train on cached codes and latents (concepts, styles, palettes, 4, 16, 16); `codebook` (K, d) stays as it is."""
-    task = build_decoder_task(model, world)
-    decoder = CodeDecoder(task.decoder, codebook)
+    """Train the model's token decoder on cached codes and latents (concepts, styles, palettes, 4, 16, 16); its codebook stays as it is.
+
+    imputed: of the latents' shape, for the drawings that may not be seen.
+    """
+    task = build_decoder_task(model.config, world)
+    task.decoder.load_state_dict(model.code_decoder.decoder.state_dict())
+    decoder = CodeDecoder(task.decoder, model.code_decoder.codebook)
     sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         triple = world.sample(batch, rng)
+        concept, style, palette = triple
+        unseen = ~world.trained[concept]
+        guessed = (rng.random(batch) < GUESSED_SHARE) & unseen.any(axis=1)
+        style = np.where(guessed, np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1), style)
+        triple = (concept, style, palette)
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
         masked = rng.random() < MASKED_SHARE
         if masked:
@@ -81,7 +94,8 @@ def train_decoder(
         right = [float((given.argmax(1) == truth).float().mean()) for given, truth in zip(logits, truths, strict=True)]
         if masked:
             return MASKED_WORDS_WEIGHT * words, {"masked_concept": right[0]}
-        wanted = torch.from_numpy(latents[triple].astype(np.float32))
+        known = np.where(guessed[:, None, None, None], imputed[triple], latents[triple])
+        wanted = torch.from_numpy(known.astype(np.float32))
         picture = F.mse_loss(task.latents(embeds), wanted)
         figures = {"latents": float(picture.detach()), "concept_accuracy": right[0], "style_accuracy": right[1]}
         return picture + WORDS_WEIGHT * words, figures

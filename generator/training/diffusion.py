@@ -1,4 +1,9 @@
-"""Stage `diffusion`: the UNet draws latents from the token decoder's conditions."""
+"""Stage `diffusion`: the UNet draws latents from the token decoder's conditions.
+
+Of a thing in a style in which it was never drawn the decoder's sketch is a guess from its other drawings, and a UNet that has
+seen only sketches of what was learned by heart believes it to the last blur. So half of the sketches are such guesses, of
+drawings that are known: there the UNet learns what to make of one.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +17,15 @@ from torch import Tensor, nn
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.decoder import CodeDecoder
-from generator.pigeon.diffusion import Diffusion
+from generator.pigeon.diffusion import Diffusion, cells
 from generator.training.caches import CodeCache
+from generator.training.imputer import Latents
 from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
 OTHER_STYLE_SHARE = 0.4
+GUESSED_SHARE = 0.5
 NOISY_HALF_SHARE = 0.6
 """Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 
@@ -50,11 +57,14 @@ def train_diffusion(
     diffusion: Diffusion,
     decoder: CodeDecoder,
     codes: CodeCache,
-    latents: np.ndarray[tuple[int, ...], np.dtype[np.float16]],
+    latents: Latents,
+    imputed: Latents,
     config: TrainerConfig,
     batch: int = 8,
 ) -> DiffusionTask:
-    """v-prediction on cached latents (concepts, styles, palettes, 4, h, w); a tenth of the conditions are dropped (zero)."""
+    """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
+    a tenth of the conditions are dropped (zero).
+    """
     task = DiffusionTask(diffusion, decoder)
     alphas = training_alphas(dict(diffusion.scheduler))
 
@@ -63,6 +73,13 @@ def train_diffusion(
         clean = torch.from_numpy(latents[triple].astype(np.float32))
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
         embeds, pooled = decoder(rows, torch.full((batch,), rows.shape[1]))
+        guess = cells(
+            torch.from_numpy(imputed[triple].astype(np.float32)), embeds.shape[1]
+        )  # (B, Q, numbers of a cell)
+        guessed = torch.from_numpy(rng.random(batch) < GUESSED_SHARE)[:, None, None]
+        numbers = guess.shape[2]
+        drafts = torch.where(guessed, guess, embeds[..., :numbers])
+        embeds = torch.cat([drafts, embeds[..., numbers:]], dim=2)
         kept = torch.from_numpy(rng.random(batch) >= DROPPED_SHARE).float()
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
         noisiest = rng.random(batch) < NOISY_HALF_SHARE

@@ -22,7 +22,7 @@ from generator.pigeon.masking import draw_noise
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
 from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, assemble, mask_inputs, prompt_text_ids
-from generator.training.caches import SHAPE, CodeCache
+from generator.training.caches import CodeCache
 from generator.training.datasets.captions import facts_of, with_article
 from generator.training.datasets.movies import load_movielens
 from generator.training.pictures import Indices, World
@@ -34,9 +34,6 @@ PACKED_LATER = 0.7
 """Share of the later steps that stay packed: a packed row supervises five drawings, a real prompt one."""
 NOISE_SHARE = 0.12
 """Share of a history's pictures that ignore the user's taste."""
-OTHER_SHAPE_SHARE = 0.2
-"""Share of answers whose shape is the thing's in another style. So LLaMA has something to say of a pair that it was never
-shown; of one that it was, sampling at a low temperature takes the commoner answer."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +115,9 @@ class Prompts:
         found: list[list[int]] = self.codes.codes[tuple(rows.T)].tolist()
         return found
 
-    def answer(self, row: Indices, rng: np.random.Generator) -> list[int]:
+    def answer(self, row: Indices) -> list[int]:
         """(3,) -> the codes that the language model is to draw it with."""
-        answer = self.codes.answers[tuple(row)].copy()
-        if rng.random() < OTHER_SHAPE_SHARE:
-            concept, style, palette = row[:, None]
-            (other,) = self.world.other_styles(concept, style, rng)
-            answer[SHAPE] = self.codes.answers[concept, other, palette][0, SHAPE]
-        codes: list[int] = answer.tolist()
+        codes: list[int] = self.codes.answers[tuple(row)].tolist()
         return codes
 
     def batch(self, count: int, rng: np.random.Generator) -> TrainingBatch:
@@ -146,7 +138,7 @@ class Prompts:
             images.append([ids.image(codes) for codes in past])
             histories.append(past)
             references.append(reference)
-            answers.append(ids.image(self.answer(taste.target, rng)))
+            answers.append(ids.image(self.answer(taste.target)))
         return TrainingBatch.from_arrays(
             assemble(texts, images, ids, answers=answers), mask_inputs(histories, references, ids)
         )
@@ -186,7 +178,7 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
                     row += next(pending)
                 else:
                     row.append(EMBEDDING if token == ids.image_end else token)
-            image = ids.image(prompts.answer(np.array([concept, style, palette]), rng))
+            image = ids.image(prompts.answer(np.array([concept, style, palette])))
             label += [IGNORED_LABEL] * (len(row) - len(label) + 1) + image[1:]
             row += image
             references.append(reference)

@@ -22,6 +22,8 @@ PLAIN = 0
 """Number of the white "palette" of stickers."""
 PLAIN_SHARE = 0.15
 CLICK_POWER = 0.75
+EVEN_SHARE = 0.5
+"""Share of the samples that ignore the clicks: a thing that few films show is asked for, too."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class World:
         shown = {spec_for(movie, finder).concept for movie in load_movielens(cache_dir).movies}
         self.shown = np.array([concept.slug in shown for concept in self.concepts])
         self._film_pairs = np.argwhere(self.trained & self.shown[:, None])
-        self._film_weights = self._click_weights(finder, cache_dir)[self._film_pairs[:, 0]]
-        self._film_weights /= self._film_weights.sum()
+        weights = self._click_weights(finder, cache_dir)[self._film_pairs[:, 0]]
+        self._film_weights = EVEN_SHARE / len(weights) + (1 - EVEN_SHARE) * weights / weights.sum()
 
     def _click_weights(self, finder: ConceptFinder, cache_dir: Path) -> npt.NDArray[np.float64]:
         """(concepts,): (ratings of 4 and 5 of films that show the concept) ** 0.75, as samples come from interactions."""

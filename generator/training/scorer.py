@@ -22,8 +22,12 @@ from generator.training.datasets.posters import PosterSpec
 from generator.training.pictures import Batch, World
 from generator.training.trainer import Trainer, TrainerConfig
 
-WORD_WEIGHTS = (1.0, 0.5, 0.3)
+WORD_WEIGHTS = (1.0, 1.0, 0.3)
+"""Concept, style, palette."""
 CONTRASTIVE_WEIGHT = 0.3
+MOVED_SHARE = 0.6
+BLURS = ((2, 0.25), (4, 0.1))
+"""Side of a block of pixels that become one, share of the pictures."""
 
 
 def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
@@ -34,13 +38,26 @@ def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
 
 
 def worn(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pixels with noise or blur on some: candidates to score are never as clean as the art."""
+    """Pixels (B, 3, S, S) moved, blurred or with noise, some of them: candidates to score are never as clean as the art, and
+    a tower that knows drawings by their exact pixels knows no drawing that it has not seen.
+    """
     count = len(pixels)
-    noisy = torch.from_numpy(rng.random(count) < 0.25)[:, None, None, None]
-    blurred = torch.from_numpy(rng.random(count) < 0.25)[:, None, None, None]
-    soft = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
-    pixels = torch.where(blurred, soft, pixels)
-    return torch.where(noisy, pixels + 0.05 * torch.randn_like(pixels), pixels).clamp(0, 1)
+
+    def some(share: float) -> Tensor:
+        return torch.from_numpy(rng.random(count) < share)[:, None, None, None]
+
+    turn, scale, right, down = (
+        torch.from_numpy(rng.uniform(-1, 1, count)).float() * limit for limit in (0.12, 0.1, 0.12, 0.12)
+    )
+    cos, sin = turn.cos() * (1 + scale), turn.sin() * (1 + scale)
+    frames = torch.stack([torch.stack([cos, -sin, right], 1), torch.stack([sin, cos, down], 1)], 1)  # (B, 2, 3)
+    grid = F.affine_grid(frames, list(pixels.shape), align_corners=False)
+    moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    pixels = torch.where(some(MOVED_SHARE), moved, pixels)
+    for factor, share in BLURS:
+        soft = F.interpolate(F.avg_pool2d(pixels, factor), scale_factor=factor, mode="bilinear")
+        pixels = torch.where(some(share), soft, pixels)
+    return torch.where(some(0.25), pixels + 0.05 * torch.randn_like(pixels), pixels).clamp(0, 1)
 
 
 class ScorerTask(nn.Module):
@@ -89,11 +106,14 @@ def train_scorer(
     text_tokenizer: Tokenizer,
     config: TrainerConfig,
     batch: int = 48,
+    start: ImageScorer | None = None,
 ) -> None:
-    """Train both towers from scratch."""
+    """Train both towers, from scratch or from those of `start`."""
     world = World(cache)
     captions = Captions(world, cache)
     task = build_scorer_task(model, world)
+    if start is not None:
+        task.scorer.load_state_dict(start.state_dict())
     settings = task.scorer.config
     says_style = [("{style}" in template) for template in CAPTION_TEMPLATES]
     says_palette = [("{colour}" in template) for template in CAPTION_TEMPLATES]

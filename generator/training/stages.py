@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from generator.pigeon.checkpoint import save_model
+from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
 from generator.training.decoder import train_decoder
+from generator.training.imputer import impute, train_imputer
 from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
+from generator.training.preference import train_preference
 from generator.training.scorer import normalise, train_scorer
 from generator.training.text import train_text_tokenizer
 from generator.training.tokenizer import build_task, train_tokenizer
@@ -36,6 +38,7 @@ UNLIMITED = 1_000_000
 RECIPE: dict[str, TrainerConfig] = {
     "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=2400),
     "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1900),
+    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=900),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=1500),
     "language": TrainerConfig(
@@ -58,30 +61,35 @@ committed weights had is on their card."""
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where a model is made: `root` for the stages, `cache` for the data."""
+    """Where a model is made: `root` for the stages, `cache` for the data; `start`: a checkpoint whose weights training goes on from."""
 
     root: Path
     cache: Path
     config: PigeonConfig
+    start: Path | None = None
 
     @cached_property
     def world(self) -> World:
         return World(self.cache)
 
     def assembled(self) -> PigeonModel:
-        return assemble_model(self.root, self.world, self.config)
+        return assemble_model(self.root, self.world, self.config, self.start)
 
     def latents(self) -> Any:
         """Latents float16 (concepts, styles, palettes, 4, h, w); InputError when stage `caches` was not run."""
         return self._array("latents")
 
+    def imputed(self) -> Any:
+        """What `latents` may be, from the thing's other drawings; InputError when stage `imputer` was not run."""
+        return self._array("imputed", "imputer")
+
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
 
-    def _array(self, name: str) -> Any:
+    def _array(self, name: str, stage: str = "caches") -> Any:
         path = self.root / "caches" / f"{name}.npy"
         if not path.exists():
-            raise InputError(f"{path} is missing: run that stage first (pigeon train stage caches)")
+            raise InputError(f"{path} is missing: run that stage first (pigeon train stage {stage})")
         return np.load(path, mmap_mode="r")
 
 
@@ -103,7 +111,8 @@ def _tokenizer(shop: Workshop, config: TrainerConfig | None) -> None:
 
 def _scorer(shop: Workshop, config: TrainerConfig | None) -> None:
     text = Tokenizer.from_file(str(shop.root / TEXT_TOKENIZER))
-    train_scorer(shop.root / "scorer", shop.cache, shop.config, text, config or RECIPE["scorer"])
+    start = load_model(shop.start).scorer if shop.start else None
+    train_scorer(shop.root / "scorer", shop.cache, shop.config, text, config or RECIPE["scorer"], start=start)
 
 
 def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
@@ -118,6 +127,7 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
         model.diffusion.latent_shape,
         "float16",
         lambda x: vae.encode(x * 2 - 1).latent_dist.mode(),
+        every=True,  # stage `imputer` learns from all things
     )
     kept = int(patches.sum())
     fill(
@@ -130,16 +140,21 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
     )
 
 
+def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
+    folder = shop.root / "imputer"
+    train_imputer(folder, shop.world, shop.latents(), config or RECIPE["imputer"])
+    impute(folder, shop.world, shop.latents(), shop.root / "caches" / "imputed.npy")
+
+
 def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:
-    task = build_task(shop.config, shop.world)
-    load_averaged(task, shop.root / "tokenizer")
+    model = shop.assembled()
     train_decoder(
         shop.root / "decoder",
         shop.world,
-        shop.config,
-        task.tokenizer.quantize.embedding.weight.detach(),
+        model,
         shop.codes(),
         shop.latents(),
+        shop.imputed(),
         config or RECIPE["decoder"],
     )
 
@@ -156,6 +171,7 @@ def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
         model.code_decoder,
         shop.codes(),
         shop.latents(),
+        shop.imputed(),
         config or RECIPE["diffusion"],
     )
 
@@ -170,16 +186,24 @@ def _alignment(shop: Workshop, config: TrainerConfig | None) -> None:
     train_alignment(shop.root / "alignment", prompts, config or RECIPE["alignment"])
 
 
+def _preference(shop: Workshop, _: TrainerConfig | None) -> None:
+    # Nothing that this stage itself has learned: it begins from stage 1.
+    model = assemble_model(shop.root, shop.world, shop.config, shop.start, preference=False)
+    train_preference(shop.root / "preference", Prompts(shop.world, shop.cache, model, shop.codes()))
+
+
 STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
     "text": _text,
     "vae": _vae,
     "tokenizer": _tokenizer,
     "caches": _caches,
+    "imputer": _imputer,
     "decoder": _decoder,
     "language": _language,
     "scorer": _scorer,
     "diffusion": _diffusion,
     "alignment": _alignment,
+    "preference": _preference,
 }
 """In the order in which they are run."""
 

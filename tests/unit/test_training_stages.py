@@ -11,12 +11,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from generator.pigeon.ddim import DdimSchedule
+from generator.pigeon.diffusion import cells, sketch
 from generator.pigeon.model import new_model
 from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache
 from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask, training_alphas
+from generator.training.imputer import Imputer, impute, train_imputer
 from generator.training.language import learning_language
 from generator.training.pictures import World
 from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
@@ -120,15 +122,20 @@ def coded(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
     return np.stack(parts, axis=-1).astype(np.int16)
 
 
-def test_answers_are_what_the_tokenizer_says_most(world: World) -> None:
+def test_answers_are_what_the_tokenizer_says_most_and_a_thing_has_one_in_all_styles(world: World) -> None:
     clean = coded(world)
-    heard = clean.copy()
-    heard[2, :, 0, :2] = 7  # one concept's pictures say something else of their palette,
-    heard[:, :, 1, 4:] = 8  # one palette's of their shapes
-    heard[~world.trained] = 9  # and what is held out counts for neither palette nor style
+    favourite = [int(np.flatnonzero(styles)[0]) if styles.any() else 0 for styles in world.trained]
+    clean[..., 4:] = (10 * np.arange(20) + favourite)[:, None, None, None]
+    heard = coded(world)
+    for concept in np.flatnonzero(world.trained.sum(axis=1) > 2):
+        # Of a thing's drawings the second says nearly what the first says; the others speak of themselves.
+        second = np.flatnonzero(world.trained[concept])[1]
+        heard[concept, second, :, 4:-1] = clean[concept, second, :, 4:-1]
+    heard[2, :, 0, :2] = 7  # one concept's pictures say something else of their palette
+    heard[~world.trained] = 9  # and what is held out counts for nothing
     cache = CodeCache.of(heard, world)
-    seen = world.trained & world.shown[:, None]
-    np.testing.assert_array_equal(cache.answers[seen], clean[seen])
+    shown = world.shown & (world.trained.sum(axis=1) > 2)
+    np.testing.assert_array_equal(cache.answers[shown], clean[shown])
     np.testing.assert_array_equal(cache.codes, heard)
 
 
@@ -143,8 +150,53 @@ def test_mixed_conditions_mean_the_picture_and_never_show_a_held_out_one(world: 
     assert (rows[:, :2] == 100 + palette[:, None]).all()
     assert (rows[:, 2:4] == 200 + style[:, None]).all()
     assert (rows[:, 4:] // 10 == concept[:, None]).all()
-    elsewhere = (rows[:, 4] % 10 != style).mean()
-    assert 0.2 < elsewhere < 0.45  # half of two thirds
+    spoken = (rows == cache.answers[triple]).all(axis=1)
+    assert 0.6 < spoken.mean() < 0.85  # the answers, and what happens to say the same
+    elsewhere = (rows[:, 4] % 10 != style)[~spoken]
+    assert 0.3 < elsewhere.mean() < 0.7
+    unseen = np.argwhere(~world.trained & world.shown[:, None])
+    held_out = (unseen[:, 0], unseen[:, 1], np.zeros(len(unseen), np.int64))
+    guessed = cache.mixed(world, held_out, rng, other_style_share=0.5).numpy()
+    np.testing.assert_array_equal(guessed, cache.answers[held_out])
+
+
+def test_a_sketch_is_the_cells_that_it_was_cut_into() -> None:
+    latents = torch.randn(2, 4, 16, 16)
+    cut = cells(latents, queries=16)
+    assert cut.shape == (2, 16, 64)
+    torch.testing.assert_close(sketch(torch.cat([cut, torch.randn(2, 16, 7)], dim=2), 4, 16), latents, rtol=0, atol=0)
+
+
+def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((20, 6, 3, 4, 4, 4)).astype(np.float16)
+    train_imputer(tmp_path, world, latents, TrainerConfig(steps=2), batch=4)
+    impute(tmp_path, world, latents, tmp_path / "first.npy")
+    changed = latents.copy()
+    changed[~world.trained] = 7
+    impute(tmp_path, world, changed, tmp_path / "second.npy")
+    first, second = np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy")
+    np.testing.assert_array_equal(first, second)
+    assert first[world.shown].any()
+    assert not first[~world.shown].any()
+    style = int(np.flatnonzero(world.trained[0])[0])
+    changed[0, style] = 3
+    impute(tmp_path, world, changed, tmp_path / "third.npy")
+    third = np.load(tmp_path / "third.npy")
+    np.testing.assert_array_equal(third[0, style], first[0, style])
+    others_differ = (third[0] != first[0]).any(axis=(1, 2, 3, 4))
+    assert others_differ.sum() == 5, "every other style's guess looks at it"
+
+
+def test_the_imputer_copies_where_all_styles_agree() -> None:
+    torch.manual_seed(0)
+    network = Imputer(styles=6, channels=4)
+    torch.nn.init.zeros_(network.outlet[1].weight)
+    torch.nn.init.zeros_(network.outlet[1].bias)
+    drawing = torch.randn(2, 1, 4, 8, 8)
+    given = torch.tensor([[1.0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
+    drawings = torch.where(given[:, :, None, None, None] > 0, drawing, 99.0)
+    torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2])), drawing[:, 0])
 
 
 def test_the_decoder_that_serves_is_its_own_stages_and_the_diffusions(world: World, tmp_path: Path) -> None:
