@@ -6,8 +6,9 @@ import hashlib
 import math
 import resource
 import shutil
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,51 @@ def pair(number: int, **changes: object) -> PreferencePair:
 
 
 PAIRS = [pair(number) for number in range(5)]
+
+
+def test_the_loss_is_trls() -> None:
+    """The trainer of TRL is only read for its arithmetic: its model and its accelerator are stand-ins that hold given numbers."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    torch.manual_seed(3)
+    rows, length, beta = 4, 6, 0.3
+    tokens = -3 * torch.rand(2 * rows, length)  # of each answer, all chosen ones first
+    tokens.requires_grad_(True)
+    reference = -9 * torch.rand(2, rows)
+    outputs = SimpleNamespace(
+        log_probs=tokens, entropy=tokens, mean_logits=tokens, is_top1=torch.zeros_like(tokens, dtype=torch.bool)
+    )
+    metrics: dict[str, list[float]] = defaultdict(list)
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        beta=beta,
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        f_divergence_type="reverse_kl",
+        precompute_ref_logps=True,
+        ld_alpha=None,
+        aux_loss_enabled=False,
+        use_weighting=False,
+        _metrics={"eval": metrics},
+        _total_train_tokens=0,
+    )
+    inputs = {
+        "input_ids": torch.zeros(2 * rows, length + 1, dtype=torch.int64),
+        "attention_mask": torch.ones(2 * rows, length + 1),
+        "completion_mask": torch.ones(2 * rows, length + 1, dtype=torch.int64),
+        "ref_chosen_logps": reference[0],
+        "ref_rejected_logps": reference[1],
+    }
+    theirs = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+    (their_gradient,) = torch.autograd.grad(theirs, tokens)
+
+    chosen, rejected = tokens.sum(dim=1).view(2, rows)
+    ours = dpo_loss(chosen, rejected, reference[0], reference[1], beta)
+    torch.testing.assert_close(ours.losses.mean(), theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours.losses.mean(), tokens)[0], their_gradient)
+    assert float(ours.chosen_rewards.mean()) == pytest.approx(metrics["rewards/chosen"][0])
+    assert float(ours.rejected_rewards.mean()) == pytest.approx(metrics["rewards/rejected"][0])
 
 
 def test_the_loss_by_hand() -> None:
