@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -76,8 +77,7 @@ class Trainer:
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step, self.seconds = 0, 0.0
         self.team = Team.join()
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._figures: dict[str, list[float]] = {}  # since the last line
 
     def run(
         self,
@@ -166,16 +166,15 @@ class Trainer:
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1.0 - decay)
         figures = {"loss": value, "grad_norm": norm, **figures}
         for name, figure in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + figure
-        self._count += 1
+            self._figures.setdefault(name, []).append(figure)
         return figures
 
     def _log_line(self) -> None:
-        if not self._count:
+        if not self._figures:
             return
         row = {"step": float(self.step), "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
-        row |= {name: total / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+        row |= {name: statistics.fmean(found) for name, found in self._figures.items()}  # of the steps that had it
+        self._figures = {}
         if self.team.rank:
             return
         append_row(self.folder / "loss.csv", row)
