@@ -21,12 +21,12 @@ from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
 log = logging.getLogger(__name__)
-USERS = 240
+USERS = 120
 RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
 AT_ONCE = 8
 BEGINNING = "start"
 """Folder of the checkpoint that learns, within the stage's."""
-CONFIG = DpoConfig(learning_rate=2e-4, epochs=2)
+CONFIG = DpoConfig(learning_rate=2e-4, epochs=4)
 """The paper's rate, 5e-6, is for 7 billion weights."""
 
 
