@@ -75,8 +75,13 @@ def mine(session: Session, start: datetime, stop: datetime, *, score_share: floa
 
 
 def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) -> list[Decided]:
-    # A poster without visual tokens cannot be a training example; the night refuses such ones, old rows may hold them.
-    rows = [row for row in rows if row["chosen_tokens"] and row["rejected_tokens"]]
+    # A poster without visual tokens cannot be a training example; the night refuses such ones, old rows may hold them. Of one
+    # answer drawn twice the model can prefer neither: its margin is 0 whatever it learns.
+    rows = [
+        row
+        for row in rows
+        if row["chosen_tokens"] and row["rejected_tokens"] and row["chosen_tokens"] != row["rejected_tokens"]
+    ]
     mean = sum(row["weight"] for row in rows) / len(rows) if rows else 1.0
     return [
         Decided(

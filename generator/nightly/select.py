@@ -100,17 +100,27 @@ def choose(
 ) -> tuple[list[Scored], list[Scored]]:
     """Score all candidates and keep the best `settings.variants` that pass the quality gate.
 
+    A candidate whose answer, its codes, is that of a better one comes after all that say something else: feedback on two
+    drawings of one answer teaches the model nothing.
+
     `text` and `reference` are (D,), `history` is (H, D), all unit rows.
 
     Returns:
-        All candidates in their order, and the kept ones, best first: place in that list = variant number.
+        All candidates in their order, and the kept ones, best first but for repeated answers: place in that list = variant number.
     """
     judged = [
         _judge(index, candidate, text, reference, history, reference_look, settings)
         for index, candidate in enumerate(candidates)
     ]
     kept: list[Scored] = []
-    for scored in sorted(judged, key=lambda s: (-s.score, s.index)):
+    said: set[tuple[int, ...]] = set()
+    repeated: dict[int, bool] = {}
+    by_score = sorted(judged, key=lambda s: (-s.score, s.index))
+    for scored in by_score:
+        if not scored.refused:
+            repeated[scored.index] = scored.candidate.tokens in said
+            said.add(scored.candidate.tokens)
+    for scored in sorted(by_score, key=lambda s: repeated.get(s.index, False)):
         if scored.refused:
             continue
         reason = None

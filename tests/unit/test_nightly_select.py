@@ -37,7 +37,7 @@ def unit(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def candidate(seed: int, embedding: np.ndarray[Any, Any], image: Any = None) -> Candidate:
-    return Candidate(0.5, (1, 2), picture(seed) if image is None else image, embedding)
+    return Candidate(0.5, (1, seed), picture(seed) if image is None else image, embedding)
 
 
 def test_scores_by_hand_and_the_best_are_kept() -> None:
@@ -55,6 +55,27 @@ def test_scores_by_hand_and_the_best_are_kept() -> None:
     assert judged[2].score == pytest.approx(100 / np.sqrt(2), abs=1e-4)
     assert [scored.index for scored in kept] == [0, 2]
     assert [scored.refused for scored in judged] == [None, OUTSCORED, None]
+
+
+def test_another_answer_is_kept_before_the_same_one_drawn_again() -> None:
+    def kept(*codes: tuple[int, ...]) -> list[int]:
+        candidates = [
+            Candidate(0.1 * number, tokens, picture(number), unit(1, 0.1 * number))
+            for number, tokens in enumerate(codes)
+        ]
+        _, chosen = choose(
+            candidates,
+            text=unit(1, 0),
+            reference=unit(1, 0),
+            history=np.stack([unit(1, 0)]),
+            reference_look=look_of(picture(99)),
+            settings=SETTINGS,
+        )
+        return [scored.index for scored in chosen]
+
+    assert kept((1,), (1,), (2,)) == [0, 2]
+    assert kept((1,), (1,), (1,)) == [0, 1], "rather two drawings of one answer than one"
+    assert kept((1,), (2,), (2,)) == [0, 1]
 
 
 def test_the_gate_says_why() -> None:
