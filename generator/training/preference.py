@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from generator.pigeon.checkpoint import save_model
 from generator.pigeon.model import PigeonModel
-from generator.pigeon.pipeline import Item, PigeonPipeline, Task, TaskResult
+from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
+from generator.pigeon.sampling import noise_image
 from generator.training.dpo import DpoConfig, DpoResult, train_dpo
 from generator.training.language import Prompts
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
 log = logging.getLogger(__name__)
-USERS = 120
+USERS = 480
 RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
 AT_ONCE = 8
 BEGINNING = "start"
@@ -83,18 +85,36 @@ def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None
 
 
 def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[PreferencePair]:
-    """Draw the grid for so many users -> their pairs."""
+    """Answers over the grid for so many users -> their pairs. Only answers that differ are drawn, each once."""
     pipeline = PigeonPipeline(model)
     asked = list(tasks(prompts, count))
     pairs = []
     for start in range(0, count, AT_ONCE):
         part = asked[start : start + AT_ONCE]
-        for number, (task, result) in enumerate(zip(part, pipeline(part), strict=True), start):
-            pair = ranked(number, task, result)
-            if pair is not None:
-                pairs.append(pair)
-        log.info("preference: %d of %d users drawn for, %d pairs", start + len(part), count, len(pairs))
+        history, references = pipeline.encode(part)
+        with torch.no_grad():
+            answers = pipeline.generate(part, history, *pipeline.mask(part, history, references))
+        for number, (task, said) in enumerate(zip(part, answers, strict=True)):
+            first = {tuple(codes): place for place, codes in reversed(list(enumerate(said)))}
+            if len(first) > 1:
+                candidates = _drawn(pipeline, task, sorted((place, list(codes)) for codes, place in first.items()))
+                pair = ranked(start + number, task, TaskResult(history[number], references[number], candidates))
+                pairs += [pair] if pair else []
+        log.info("preference: %d of %d users, %d pairs", start + len(part), count, len(pairs))
     return pairs
+
+
+@torch.no_grad()
+def _drawn(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[int]]]) -> list[Candidate]:
+    """answers: (place in the grid, codes)."""
+    diffusion = pipeline.model.diffusion
+    noise = np.stack([noise_image(task.seed, place, diffusion.latent_shape) for place, _ in answers])
+    pictures = diffusion.draw(*pipeline.decode([codes for _, codes in answers]), noise)
+    (scores,) = pipeline.score([task], pictures[None])
+    return [
+        Candidate(task.ratios[place], codes, picture, text, past)
+        for (place, codes), picture, (text, past) in zip(answers, pictures, scores, strict=True)
+    ]
 
 
 def train_preference(folder: Path, prompts: Prompts, users: int = USERS, config: DpoConfig = CONFIG) -> DpoResult:

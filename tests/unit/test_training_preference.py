@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from generator.pigeon.pipeline import Candidate, Item, Task, TaskResult
-from generator.training.preference import ranked
+from generator.pigeon.checkpoint import load_model
+from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
+from generator.training import preference
+from generator.training.dpo import DpoConfig
+from generator.training.preference import ranked, score_pairs_of, train_preference
 from schemas.errors import InputError
+from tests.tiny_training import checkpoint
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 TASK = Task([Item("a", PICTURE), Item("b", PICTURE)], Item("c", PICTURE, "A poster with a c."), 5, (0.0, 0.5, 1.0))
@@ -45,3 +54,41 @@ def test_an_answer_without_codes_is_neither_chosen_nor_rejected():
 def test_without_scores_nothing_can_be_ranked():
     with pytest.raises(InputError, match="image_scorer"):
         ranked(0, TASK, result(None, None, None))
+
+
+def asked(_: object, count: int, seed: int = 0) -> Iterator[Task]:
+    rng = np.random.default_rng(seed)
+
+    def item() -> Item:
+        return Item("w7", rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), "w8 w9")
+
+    for number in range(count):
+        yield Task([item(), item()], item(), number, (0.0, 0.5, 0.9))
+
+
+def test_pairs_are_what_the_whole_pipeline_would_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only answers that differ are drawn; pictures and scores are those of the grid all the same."""
+    model = load_model(checkpoint(tmp_path))
+    monkeypatch.setattr(preference, "tasks", asked)
+    monkeypatch.setattr(preference, "AT_ONCE", 2)
+    found = {pair.pair_id: pair for pair in score_pairs_of(model, SimpleNamespace(), 5)}  # type: ignore[arg-type]
+    tasks = list(asked(None, 5))
+    for number, (task, result) in enumerate(zip(tasks, PigeonPipeline(model)(tasks), strict=True)):
+        first: dict[tuple[int, ...], Candidate] = {}
+        for candidate in result.candidates:
+            first.setdefault(tuple(candidate.codes), candidate)
+        whole = TaskResult(result.history_codes, result.reference_codes, list(first.values()))
+        assert found.get(f"simulated-{number}") == ranked(number, task, whole)
+    assert found, "a random model does not give one answer thrice to everybody"
+
+
+def test_the_stage_goes_on_from_the_pairs_that_it_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts: Any = SimpleNamespace(model=load_model(checkpoint(tmp_path / "model")))
+    monkeypatch.setattr(preference, "tasks", asked)
+    config = DpoConfig(learning_rate=3e-2, batch_size=2, epochs=2)
+    first = train_preference(tmp_path / "stage", prompts, users=4, config=config)
+    monkeypatch.setattr(preference, "score_pairs_of", lambda *_: pytest.fail("the pairs were drawn again"))
+    again = train_preference(tmp_path / "stage", prompts, users=4, config=config)
+    assert again.losses == first.losses
+    assert first.losses[0] == pytest.approx(np.log(2), abs=1e-5)
+    assert (tmp_path / "stage/adapter/llama/adapter_model.safetensors").exists()
