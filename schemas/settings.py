@@ -152,7 +152,7 @@ class NightSettings(_Group):
     min_history: int = Field(3, ge=1, description="Users with fewer interactions are skipped, and counted.")
     targets_per_user: int = Field(4, ge=1)
     alphas: tuple[Share, ...] = Field(
-        (0.0, 0.5, 0.9), min_length=1, description="Reference mask ratios; one candidate each."
+        (0.0, 0.3, 0.6, 0.9), min_length=1, description="Reference mask ratios; one candidate each."
     )
     variants: int = Field(2, ge=1, description="Candidates kept per task, so that feedback can compare them.")
     exploration: Share = Field(
