@@ -23,12 +23,14 @@ from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
 log = logging.getLogger(__name__)
-USERS = 480
+USERS = 640
 RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
+LEAST_GAP = 3.0
+"""Of 100 * cosine. Less is what another noise makes of the same codes."""
 AT_ONCE = 8
 BEGINNING = "start"
 """Folder of the checkpoint that learns, within the stage's."""
-CONFIG = DpoConfig(learning_rate=2e-4, epochs=4)
+CONFIG = DpoConfig(learning_rate=5e-4, epochs=4)
 """The paper's rate, 5e-6, is for 7 billion weights."""
 
 
@@ -50,7 +52,7 @@ def tasks(prompts: Prompts, count: int, seed: int = 0) -> Iterator[Task]:
 
 
 def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None:
-    """Highest over lowest history score; none when they are the same codes.
+    """Highest over lowest history score; none when they are the same codes, or not `LEAST_GAP` apart.
 
     Raises:
         InputError: the candidates have no scores.
@@ -58,8 +60,8 @@ def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None
     scored = [(c.history_score, c) for c in result.candidates if c.history_score is not None and c.codes]
     if not scored:
         raise InputError("preference: the checkpoint has no image_scorer, which ranks the candidates")
-    best, worst = max(scored, key=lambda pair: pair[0])[1], min(scored, key=lambda pair: pair[0])[1]
-    if best.codes == worst.codes:
+    (highest, best), (lowest, worst) = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])
+    if best.codes == worst.codes or highest - lowest < LEAST_GAP:
         return None
     prompt = PromptSnapshot(
         history_titles=tuple(item.title for item in task.history),

@@ -45,8 +45,12 @@ def test_candidates_that_say_the_same_make_no_pair():
     assert ranked(0, TASK, result(20.0, 30.0, 10.0, codes=([1], [1], [1]))) is None
 
 
+def test_nearly_equal_candidates_make_no_pair():
+    assert ranked(0, TASK, result(20.0, 20.5, 19.0)) is None
+
+
 def test_an_answer_without_codes_is_neither_chosen_nor_rejected():
-    pair = ranked(0, TASK, result(20.0, 30.0, 10.0, codes=([1], [2], [])))
+    pair = ranked(0, TASK, result(20.0, 30.0, 90.0, codes=([1], [2], [])))
     assert pair is not None
     assert (pair.chosen_tokens, pair.rejected_tokens) == ((2,), (1,))
 
@@ -71,6 +75,7 @@ def test_pairs_are_what_the_whole_pipeline_would_rank(tmp_path: Path, monkeypatc
     model = load_model(checkpoint(tmp_path))
     monkeypatch.setattr(preference, "tasks", asked)
     monkeypatch.setattr(preference, "AT_ONCE", 2)
+    monkeypatch.setattr(preference, "LEAST_GAP", 0.0)
     found = {pair.pair_id: pair for pair in score_pairs_of(model, SimpleNamespace(), 5)}  # type: ignore[arg-type]
     tasks = list(asked(None, 5))
     for number, (task, result) in enumerate(zip(tasks, PigeonPipeline(model)(tasks), strict=True)):
@@ -85,6 +90,7 @@ def test_pairs_are_what_the_whole_pipeline_would_rank(tmp_path: Path, monkeypatc
 def test_the_stage_goes_on_from_the_pairs_that_it_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     prompts: Any = SimpleNamespace(model=load_model(checkpoint(tmp_path / "model")))
     monkeypatch.setattr(preference, "tasks", asked)
+    monkeypatch.setattr(preference, "LEAST_GAP", 0.0)
     config = DpoConfig(learning_rate=3e-2, batch_size=2, epochs=2)
     first = train_preference(tmp_path / "stage", prompts, users=4, config=config)
     monkeypatch.setattr(preference, "score_pairs_of", lambda *_: pytest.fail("the pairs were drawn again"))
