@@ -186,7 +186,9 @@ def save_model(model: PigeonModel, folder: Path, dtype: torch.dtype = torch.floa
     save_adapter(model.personalizer, folder / PIGEON, dtype)
     for name, network in (("unet", model.diffusion.unet), ("vae", model.diffusion.vae)):
         write_weights(network.state_dict(), folder / PIXELS / name / "diffusion_pytorch_model.safetensors", dtype)
-        network.save_config(folder / PIXELS / name)
+        config = json.loads(network.to_json_string())
+        config.pop("_name_or_path", None)  # where this one was loaded from is nobody's business
+        _write_json(folder / PIXELS / name / "config.json", config)
     schedule = {"_class_name": "DDIMScheduler", **model.diffusion.scheduler}
     _write_json(folder / PIXELS / "scheduler" / "scheduler_config.json", schedule)
     if model.scorer is not None:
@@ -200,6 +202,7 @@ def save_adapter(personalizer: Personalizer, folder: Path, dtype: torch.dtype = 
     adapter_config = llama.peft_config["default"].to_dict()
     adapter_config["target_modules"] = sorted(adapter_config["target_modules"])
     adapter_config["inference_mode"] = True
+    adapter_config["base_model_name_or_path"] = None
     _write_json(folder / LORA / "adapter_config.json", adapter_config)
     write_weights(personalizer.mask_generator.state_dict(), folder / MASKS / "model.safetensors", dtype)
     write_weights(personalizer.adapter.state_dict(), folder / ADAPTER / "model.safetensors", dtype)

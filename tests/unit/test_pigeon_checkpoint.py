@@ -64,6 +64,12 @@ def test_what_is_saved_comes_back(model: PigeonModel, saved: Path) -> None:
                for path in saved.rglob("*.safetensors") for name in list(load_file(path))[:1])  # fmt: skip
 
 
+def test_a_checkpoint_says_nothing_of_where_its_weights_were_loaded_from(saved: Path, tmp_path: Path) -> None:
+    save_model(load_model(saved), tmp_path / "again")
+    for path in (tmp_path / "again").rglob("*.json"):
+        assert str(saved) not in path.read_text(), path.name
+
+
 def test_bin_files_load_too(model: PigeonModel, folder: Path) -> None:
     for path in (folder / "visual_tokenizer").glob("*.safetensors"):
         torch.save({"model": load_file(path)}, path.with_suffix(".bin"))
