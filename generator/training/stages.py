@@ -40,7 +40,7 @@ RECIPE: dict[str, TrainerConfig] = {
     "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1900),
     "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=900),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
-    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=1500),
+    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=2700),
     "language": TrainerConfig(
         UNLIMITED,
         lr=1.5e-3,
@@ -48,15 +48,16 @@ RECIPE: dict[str, TrainerConfig] = {
         weight_decay=0.05,
         ema_decay=0.995,
         cooldown_share=0.4,
-        budget_seconds=2400,
+        budget_seconds=1200,
     ),
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=5400),
     "alignment": TrainerConfig(
-        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=600
+        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
     ),
 }
-"""For two idle cores and three hours: `vae` and `scorer` beside `tokenizer`, `language` beside `diffusion`. What the
-committed weights had is on their card."""
+"""For two idle cores and a little over three hours: `vae` beside `tokenizer`; then `caches`, `imputer`, `decoder` and `diffusion`
+on one core, `scorer`, and after `decoder` `language`, `alignment` and `preference` on the other. `preference` is not timed. What
+the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
