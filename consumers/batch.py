@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 
 from kafka import TopicPartition
 
+from consumers import staging
 from consumers.decode import Decoded
 from schemas.settings import ConsumerSettings
 
@@ -15,12 +16,12 @@ class Batch:
     """Closed by count, bytes or time, whichever comes first.
 
     Every record carries its offset, so the offsets to store cannot be wrong by one: they are the last record's plus one.
+    What the writer needs of each record is made as it comes in: the writer is the slower one of the two threads.
     """
 
     def __init__(self, limits: ConsumerSettings) -> None:
         self._limits = limits
-        self.records: list[Decoded] = []
-        self.bytes = 0
+        self._hold([])
         self.opened_at: float | None = None
         self.admitted = False  # counted by the poison limit
         self.dead_letters_sent = False
@@ -28,13 +29,44 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records)
 
+    def _hold(self, records: list[Decoded]) -> None:
+        self.records: list[Decoded] = []
+        self.poison: list[Decoded] = []  # of the records, those that go to the dead-letter topic
+        self.lines: dict[str, list[str]] = {}  # of each topic, its rows in COPY's text
+        self.spans: dict[TopicPartition, tuple[int, int]] = {}  # the first offset and the next one (last + 1)
+        self.oldest_ms: int | None = None  # the records' least timestamp
+        self.bytes = 0
+        for decoded in records:
+            self._take(decoded)
+
+    def _take(self, decoded: Decoded) -> None:
+        record, topic, row, _, _ = decoded
+        if row is None:
+            self.poison.append(decoded)
+        else:
+            line = staging.line(len(self.records), row)
+            if topic in self.lines:
+                self.lines[topic].append(line)
+            else:
+                self.lines[topic] = [line]
+        self.records.append(decoded)
+        tp = TopicPartition(record.topic, record.partition)
+        span = self.spans.get(tp)
+        self.spans[tp] = (span[0] if span else record.offset, record.offset + 1)
+        stamp = record.timestamp
+        if stamp is not None and stamp >= 0 and (self.oldest_ms is None or stamp < self.oldest_ms):
+            self.oldest_ms = stamp
+        self.bytes += len(record.value or b"") + len(record.key or b"") + 64
+
     def add(self, decoded: Decoded) -> None:
         """Take one record; the caller adds a partition's records in offset order."""
         if self.opened_at is None:
             self.opened_at = time.monotonic()
-        self.records.append(decoded)
-        record = decoded.record
-        self.bytes += len(record.value or b"") + len(record.key or b"") + 64
+        self._take(decoded)
+
+    def become(self, records: list[Decoded]) -> None:
+        """Hold the same records as they turned out to be: some are poison now."""
+        self._hold(records)
 
     @property
     def room(self) -> int:
@@ -52,24 +84,9 @@ class Batch:
             return 0.0
         return max(0.0, self.opened_at + self._limits.batch_max_seconds - time.monotonic())
 
-    @property
-    def poison(self) -> list[Decoded]:
-        """The records that go to the dead-letter topic."""
-        return [d for d in self.records if d.poison is not None]
-
-    def spans(self) -> dict[TopicPartition, tuple[int, int]]:
-        """The first offset and the next offset (last + 1) of each partition in here."""
-        spans: dict[TopicPartition, tuple[int, int]] = {}
-        for d in self.records:
-            tp = TopicPartition(d.record.topic, d.record.partition)
-            first, _ = spans.get(tp, (d.record.offset, 0))
-            spans[tp] = (first, d.record.offset + 1)
-        return spans
-
     def _with(self, records: list[Decoded]) -> Batch:
         part = Batch(self._limits)
-        for decoded in records:
-            part.add(decoded)
+        part._hold(records)
         part.opened_at = self.opened_at if records else None
         part.admitted, part.dead_letters_sent = self.admitted, self.dead_letters_sent
         return part

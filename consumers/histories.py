@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+# An empty history is older than any event; it is merged with at least one in the same transaction.
 _MAKE = """
 INSERT INTO user_histories (user_id, entries, fingerprint, interaction_count, last_occurred_at)
-SELECT f.user_id, '[]', '', 0, min(f.occurred_at) FROM fresh_interactions f WHERE f.kind = ANY(%(kinds)s)
-  AND NOT EXISTS (SELECT FROM user_histories h WHERE h.user_id = f.user_id)
-GROUP BY f.user_id ORDER BY f.user_id
+SELECT f.user_id, '[]', '', 0, '-infinity'
+FROM (SELECT DISTINCT user_id FROM fresh_interactions WHERE kind = ANY(%(kinds)s)) AS f
+WHERE NOT EXISTS (SELECT FROM user_histories h WHERE h.user_id = f.user_id)
+ORDER BY f.user_id
 ON CONFLICT DO NOTHING
 """
 
@@ -23,35 +25,55 @@ SELECT count(*) FROM (
 ) AS locked
 """
 
-# The log's months are dropped by retention, a history's entries are not: an event that comes again after that is fresh to the
-# log and known to the history, so entries are told apart by event id here as well; the known one comes first and stays.
+# As a rule a user's events come in order: those that are newer than the whole history go before it as they are. Only where
+# some are not, or are known, everything is taken apart, told apart by event id and sorted.
+# Known ones: the log's months are dropped by retention, a history's entries are not, so an event that comes again after that is
+# fresh to the log and known to the history. The history's own entry comes first and stays.
+# `k.entries` is a copy (|| '[]'), so that a long history is decompressed once.
 _MERGE = """
-WITH added AS MATERIALIZED (
-  SELECT user_id, jsonb_agg(jsonb_build_object(
-    'event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at)) AS entries
+WITH added AS (
+  SELECT user_id, count(*) AS events, min(occurred_at) AS oldest, max(occurred_at) AS newest,
+         array_agg(event_id::text) AS ids,
+         jsonb_agg(
+           jsonb_build_object('event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at)
+           ORDER BY occurred_at DESC, event_id DESC
+         ) AS entries
   FROM fresh_interactions WHERE kind = ANY(%(kinds)s) GROUP BY user_id
-), merged AS MATERIALIZED (
-  SELECT h.user_id, newest.*, newest.total - jsonb_array_length(h.entries) AS added
-  FROM added JOIN user_histories h USING (user_id) CROSS JOIN LATERAL (
-    SELECT jsonb_agg(entry ORDER BY at DESC, id DESC) AS entries,
-           md5(string_agg(id::text, ',' ORDER BY at DESC, id DESC)) AS fingerprint,
-           max(at) AS last_occurred_at, max(total) AS total
-    FROM (
-      SELECT entry, id, (entry ->> 'occurred_at')::timestamptz AS at, count(*) OVER () AS total
-      FROM (
-        SELECT DISTINCT ON (id) entry, (entry ->> 'event_id')::uuid AS id
-        FROM jsonb_array_elements(h.entries || added.entries) WITH ORDINALITY AS e (entry, place)
-        ORDER BY id, place
-      ) AS once
-      ORDER BY at DESC, id DESC LIMIT %(size)s
-    ) AS ranked
-  ) AS newest
 )
 UPDATE user_histories h
-SET entries = m.entries, fingerprint = m.fingerprint, last_occurred_at = m.last_occurred_at,
-    interaction_count = h.interaction_count + m.added, updated_at = now()
-FROM merged m
-WHERE h.user_id = m.user_id
+SET (entries, fingerprint, last_occurred_at, interaction_count, updated_at) = (
+  SELECT m.entries,
+         md5(btrim(replace(jsonb_path_query_array(m.entries, '$[*].event_id')::text, '", "', ','), '["]')),
+         m.newest, h.interaction_count + m.events, now()
+  FROM (SELECT h.entries || '[]' AS entries OFFSET 0) AS k
+  CROSS JOIN LATERAL (
+    SELECT added.oldest > h.last_occurred_at
+           AND NOT jsonb_path_query_array(k.entries, '$[*].event_id') ?| added.ids AS in_order
+    OFFSET 0
+  ) AS fresh
+  CROSS JOIN LATERAL (
+    SELECT jsonb_path_query_array(
+             added.entries || k.entries, '$[0 to $last]', jsonb_build_object('last', %(size)s - 1)
+           ) AS entries, added.newest, added.events
+    WHERE fresh.in_order
+    UNION ALL
+    SELECT sorted.* FROM (
+      SELECT jsonb_agg(entry ORDER BY at DESC, id DESC), max(at), max(total) - jsonb_array_length(k.entries)
+      FROM (
+        SELECT entry, id, at, count(*) OVER () AS total
+        FROM (
+          SELECT DISTINCT ON (id) entry, (entry ->> 'event_id')::uuid AS id, (entry ->> 'occurred_at')::timestamptz AS at
+          FROM jsonb_array_elements(k.entries || added.entries) WITH ORDINALITY AS e (entry, place)
+          ORDER BY id, place
+        ) AS once
+        ORDER BY at DESC, id DESC LIMIT %(size)s
+      ) AS ranked
+    ) AS sorted
+    WHERE NOT fresh.in_order
+  ) AS m
+)
+FROM added
+WHERE h.user_id = added.user_id
 """
 
 

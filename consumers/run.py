@@ -262,7 +262,6 @@ class Ingest:
         batch, self._writing = self._writing, None
         if batch is None:
             return
-        spans = batch.spans()
         self.summary.add(batch, written)
         self._health.progressed()
         for topic, rows in written.rows.items():
@@ -276,7 +275,7 @@ class Ingest:
             log.warning(
                 "partitions made on demand", count=written.partitions_made, fix="`pigeon db upkeep` makes them ahead"
             )
-        ours = {tp: following for tp, (_, following) in spans.items() if tp in self._owned.next}
+        ours = {tp: following for tp, (_, following) in batch.spans.items() if tp in self._owned.next}
         self._owned.durable.update(ours)
         self._commit_to_kafka(ours)
 

@@ -64,8 +64,12 @@ def encode(value: object) -> str:
     return str(value)
 
 
-def copy(cursor: Any, topic: str, rows: Iterable[tuple[int, Row]]) -> None:
-    """COPY (seq, row) pairs into the topic's temporary table."""
-    lines = ["\t".join([str(seq), *map(encode, row)]) for seq, row in rows]
-    lines.append("")
-    cursor.copy_expert(f"COPY {TABLES[topic][0]} FROM STDIN", io.StringIO("\n".join(lines)), COPY_CHARACTERS)
+def line(seq: int, row: Row) -> str:
+    """One row in COPY's text format, at its place in the batch."""
+    return "\t".join([str(seq), *map(encode, row)])
+
+
+def copy(cursor: Any, topic: str, lines: Iterable[str]) -> None:
+    """COPY lines into the topic's temporary table."""
+    text = "\n".join([*lines, ""])
+    cursor.copy_expert(f"COPY {TABLES[topic][0]} FROM STDIN", io.StringIO(text), COPY_CHARACTERS)

@@ -26,8 +26,8 @@ class Summary:
         self.poison += len(batch.poison)
         self.batches += 1
         self.written.add(written)
-        for d in batch.records:
-            self.next_offsets[d.record.topic, d.record.partition] = d.record.offset + 1
+        for tp, (_, following) in batch.spans.items():
+            self.next_offsets[tp.topic, tp.partition] = following
 
     def line(self) -> str:
         """One line for people."""

@@ -13,7 +13,7 @@ from kafka import TopicPartition
 
 from consumers import database, ingest, metrics, offsets, outage, staging
 from consumers.batch import Batch
-from consumers.decode import Decoded, Row, refused_by_database
+from consumers.decode import Decoded, refused_by_database
 from consumers.dlq import DeadLetters, PoisonLimit
 from consumers.ingest import Written
 from consumers.offsets import Claim
@@ -106,7 +106,7 @@ class Writer:
             batch.dead_letters_sent = True
         written = self._write(batch)
         now = time.time()
-        oldest = min((d.record.timestamp for d in batch.records if (d.record.timestamp or -1) >= 0), default=now * 1000)
+        oldest = now * 1000 if batch.oldest_ms is None else batch.oldest_ms
         metrics.DURABLE_DELAY_SECONDS.observe(max(0.0, now - oldest / 1000))
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
         metrics.BATCH_RECORDS.observe(len(batch))
@@ -150,17 +150,13 @@ class Writer:
         return written
 
     def _apply(self, cursor: Any, batch: Batch) -> Written:
-        rows: dict[str, list[tuple[int, Row]]] = {}
-        for seq, d in enumerate(batch.records):
-            if d.row is not None:
-                rows.setdefault(d.topic, []).append((seq, d.row))
-        for topic, pairs in rows.items():
-            staging.copy(cursor, topic, pairs)
+        for topic, lines in batch.lines.items():
+            staging.copy(cursor, topic, lines)
         settings = self._settings.consumer
-        counts = {topic: len(pairs) for topic, pairs in rows.items()}
+        counts = {topic: len(lines) for topic, lines in batch.lines.items()}
         written = ingest.apply(cursor, counts, settings.positive_kinds, settings.history_size)
         reached("staged")
-        offsets.advance(cursor, self._group, self._epochs, batch.spans())
+        offsets.advance(cursor, self._group, self._epochs, batch.spans)
         return written
 
     def _isolate(self, batch: Batch, error: psycopg2.Error) -> Written:
@@ -170,13 +166,13 @@ class Writer:
             bad = decoded._replace(row=None, poison=refused_by_database(error))
             self._limit.admit(0, 1)
             self._send_dead_letters([bad])
-            batch.records = [bad]
+            batch.become([bad])
             return self._write(batch)
         total = Written()
         halves = list(batch.halves())
         for half in halves:
             total.add(self._write(half))
-        batch.records = [decoded for half in halves for decoded in half.records]
+        batch.become([decoded for half in halves for decoded in half.records])
         return total
 
     def now(self) -> datetime:

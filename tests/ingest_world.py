@@ -42,13 +42,13 @@ def _row(event: Event | Tombstone) -> tuple[str, Row]:
 def stage(cursor: Any, events: Iterable[Event | Tombstone]) -> dict[str, int]:
     """COPY the events into the temporary tables; returns how many of each topic."""
     staging.create(cursor)
-    rows: dict[str, list[tuple[int, Row]]] = {}
+    staged: dict[str, list[str]] = {}
     for seq, event in enumerate(events):
         topic, row = _row(event)
-        rows.setdefault(topic, []).append((seq, row))
-    for topic, pairs in rows.items():
-        staging.copy(cursor, topic, pairs)
-    return {topic: len(pairs) for topic, pairs in rows.items()}
+        staged.setdefault(topic, []).append(staging.line(seq, row))
+    for topic, lines in staged.items():
+        staging.copy(cursor, topic, lines)
+    return {topic: len(lines) for topic, lines in staged.items()}
 
 
 def store(connection: Any, events: Iterable[Event | Tombstone], size: int = 50) -> Written:

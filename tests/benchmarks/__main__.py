@@ -127,7 +127,8 @@ def copy_all(settings: Settings, rows: list[Row]) -> None:
     size = settings.consumer.batch_max_records
     for start in range(0, len(rows), size):
         with connection.cursor() as cursor:
-            staging.copy(cursor, INTERACTIONS, enumerate(rows[start : start + size]))
+            lines = [staging.line(seq, row) for seq, row in enumerate(rows[start : start + size])]
+            staging.copy(cursor, INTERACTIONS, lines)
         connection.commit()
     connection.close()
 

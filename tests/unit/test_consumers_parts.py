@@ -47,8 +47,8 @@ def test_halves_in_order_equal_the_whole(order):
     whole = batch_of(order)
     first, second = whole.halves()
     assert [*first.records, *second.records] == whole.records
-    for tp, (begin, end) in whole.spans().items():
-        left, right = first.spans().get(tp), second.spans().get(tp)
+    for tp, (begin, end) in whole.spans.items():
+        left, right = first.spans.get(tp), second.spans.get(tp)
         assert (left or right)[0] == begin
         assert (right or left)[1] == end
         if left and right:
@@ -60,7 +60,7 @@ def test_halves_in_order_equal_the_whole(order):
 def test_partitions_that_are_lost_leave_the_others_whole(order, lost):
     whole = batch_of(order)
     rest = whole.without({TopicPartition("t", p) for p in lost})
-    assert rest.spans() == {tp: span for tp, span in whole.spans().items() if tp.partition not in lost}
+    assert rest.spans == {tp: span for tp, span in whole.spans.items() if tp.partition not in lost}
 
 
 def test_a_batch_closes_on_count_and_on_bytes():
