@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterator
+from itertools import groupby
 
 from kafka import TopicPartition
 
 from consumers import staging
 from consumers.decode import Decoded
 from schemas.settings import ConsumerSettings
+
+OVERHEAD_BYTES = 64  # of a record, beside its key and value, as `batch_max_bytes` counts
 
 
 class Batch:
@@ -34,35 +38,36 @@ class Batch:
         self.poison: list[Decoded] = []  # of the records, those that go to the dead-letter topic
         self.lines: dict[str, list[str]] = {}  # of each topic, its rows in COPY's text
         self.spans: dict[TopicPartition, tuple[int, int]] = {}  # the first offset and the next one (last + 1)
-        self.oldest_ms: int | None = None  # the records' least timestamp
-        self.bytes = 0
-        for decoded in records:
-            self._take(decoded)
+        self.oldest_ms = math.inf  # the records' least timestamp
+        self.bytes = 0  # of keys and values
+        for (topic, partition), run in groupby(records, key=lambda d: (d.record.topic, d.record.partition)):
+            self._take(TopicPartition(topic, partition), list(run))
 
-    def _take(self, decoded: Decoded) -> None:
-        record, topic, row, _, _ = decoded
-        if row is None:
-            self.poison.append(decoded)
-        else:
-            line = staging.line(len(self.records), row)
-            if topic in self.lines:
-                self.lines[topic].append(line)
+    def _take(self, tp: TopicPartition, records: list[Decoded]) -> None:
+        if not records:
+            return
+        lines = []
+        for place, decoded in enumerate(records, len(self.records)):
+            record, row = decoded.record, decoded.row
+            if row is None:
+                self.poison.append(decoded)
             else:
-                self.lines[topic] = [line]
-        self.records.append(decoded)
-        tp = TopicPartition(record.topic, record.partition)
-        span = self.spans.get(tp)
-        self.spans[tp] = (span[0] if span else record.offset, record.offset + 1)
-        stamp = record.timestamp
-        if stamp is not None and stamp >= 0 and (self.oldest_ms is None or stamp < self.oldest_ms):
-            self.oldest_ms = stamp
-        self.bytes += len(record.value or b"") + len(record.key or b"") + 64
+                lines.append(staging.line(place, row))
+            stamp = record.timestamp
+            if stamp is not None and 0 <= stamp < self.oldest_ms:
+                self.oldest_ms = stamp
+            self.bytes += len(record.value or b"") + len(record.key or b"")
+        if lines:
+            self.lines.setdefault(records[0].topic, []).extend(lines)
+        self.records += records
+        first, _ = self.spans.get(tp, (records[0].record.offset, 0))
+        self.spans[tp] = (first, records[-1].record.offset + 1)
 
-    def add(self, decoded: Decoded) -> None:
-        """Take one record; the caller adds a partition's records in offset order."""
-        if self.opened_at is None:
+    def add(self, tp: TopicPartition, records: list[Decoded]) -> None:
+        """Take records of one partition, in offset order and after those that are in here."""
+        if self.opened_at is None and records:
             self.opened_at = time.monotonic()
-        self._take(decoded)
+        self._take(tp, records)
 
     def become(self, records: list[Decoded]) -> None:
         """Hold the same records as they turned out to be: some are poison now."""
@@ -71,7 +76,7 @@ class Batch:
     @property
     def room(self) -> int:
         """How many records may still come in; 0 when it is full by count or bytes."""
-        if self.bytes >= self._limits.batch_max_bytes:
+        if self.bytes + OVERHEAD_BYTES * len(self.records) >= self._limits.batch_max_bytes:
             return 0
         return max(0, self._limits.batch_max_records - len(self.records))
 

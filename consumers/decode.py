@@ -19,7 +19,6 @@ from schemas.events import (
     RECOMMENDATIONS,
     CatalogItem,
     Erasure,
-    Event,
     Interaction,
     PosterFeedback,
     Recommendations,
@@ -146,6 +145,10 @@ _ROWS: dict[str, Callable[[Any, Any, _Clock], Row]] = {
     FEEDBACK: _feedback,
     ERASURE: _erasure,
 }
+# Of each topic's model; what `model_validate_json` comes to in the end.
+_VALIDATE: dict[str, Callable[[bytes], Any]] = {
+    topic: TypeAdapter(model).validator.validate_json for topic, model in CONSUMED.items()
+}
 
 
 def _poison(reason: str, detail: str, error: BaseException | None = None) -> Poison:
@@ -195,10 +198,9 @@ def decode(record: Any, topic: str, limits: Limits, now: datetime) -> Decoded:
     if len(value) > limits.max_event_bytes:
         detail = f"{len(value)} bytes; consumer.max_event_bytes allows {limits.max_event_bytes}"
         return Decoded(record, topic, None, _poison("too_large", detail), False)
-    model: type[Event] = CONSUMED[topic]
     try:
-        event = model.model_validate_json(value)
-        if topic == CATALOG and record.key and record.key != event.item_id.encode():  # type: ignore[attr-defined]
+        event = _VALIDATE[topic](value)
+        if topic == CATALOG and record.key and record.key != event.item_id.encode():
             detail = "the record's key is not its item_id, so compaction would lose one of them"
             return Decoded(record, topic, None, _poison("key_mismatch", detail), False)
         row = _ROWS[topic](event, record, clock)

@@ -186,20 +186,17 @@ class Ingest:
             return
         topic = self._topics[tp.topic]
         now = self._writer.now()
-        size = 0
-        for record in records:
-            if record.offset < expected:
-                continue
-            decoded = decode(record, topic, self._limits, now)
-            self._batch.add(decoded)
-            size += len(record.value or b"") + len(record.key or b"")
-            if decoded.clamped:
-                self.summary.clamped += 1
-                metrics.CLAMPED.labels(topic).inc()
+        decoded = [decode(record, topic, self._limits, now) for record in records if record.offset >= expected]
+        before = self._batch.bytes
+        self._batch.add(tp, decoded)
+        clamped = sum(d.clamped for d in decoded)
+        if clamped:
+            self.summary.clamped += clamped
+            metrics.CLAMPED.labels(topic).inc(clamped)
         self._owned.next[tp] = max(expected, records[-1].offset + 1)
         self._last_record = time.monotonic()
         metrics.RECORDS.labels(topic).inc(len(records))
-        metrics.BYTES.labels(topic).inc(size)
+        metrics.BYTES.labels(topic).inc(self._batch.bytes - before)
 
     # --- writing -------------------------------------------------------------------------------------------------------
 

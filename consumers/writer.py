@@ -106,8 +106,7 @@ class Writer:
             batch.dead_letters_sent = True
         written = self._write(batch)
         now = time.time()
-        oldest = now * 1000 if batch.oldest_ms is None else batch.oldest_ms
-        metrics.DURABLE_DELAY_SECONDS.observe(max(0.0, now - oldest / 1000))
+        metrics.DURABLE_DELAY_SECONDS.observe(max(0.0, now - min(now, batch.oldest_ms / 1000)))
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
         metrics.BATCH_RECORDS.observe(len(batch))
         return written

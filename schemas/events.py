@@ -33,18 +33,15 @@ def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
         for node in level:
             if node and depth == MAX_ATTRIBUTE_DEPTH:
                 raise ValueError(f"must not nest deeper than {MAX_ATTRIBUTE_DEPTH} levels")
-            children = node
-            if isinstance(node, dict):
-                for key in node:
-                    _storable(key)
-                children = node.values()
+            texts, children = (list(node), node.values()) if isinstance(node, dict) else ([], node)
             for child in children:
                 if isinstance(child, str):
-                    _storable(child)
+                    texts.append(child)
                 elif isinstance(child, dict | list):
                     below.append(child)
                 elif isinstance(child, float) and not (-1.8e308 < child < 1.8e308):
                     raise ValueError("must not contain NaN or infinity: JSON columns cannot hold them")
+            _storable("".join(texts))  # at once: what one of them must not contain, their sum must not
         level = below
     return value
 

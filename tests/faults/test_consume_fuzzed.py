@@ -133,7 +133,7 @@ class Mill:
             tp = TopicPartition(topic, 0)
             record = ConsumerRecord(topic, 0, 0, self.next[tp], timestamp, 0, key, value, [], None, 0, 0, 0)
             self.next[tp] += 1
-            batch.add(decode(record, topic, LIMITS, datetime.now(UTC)))
+            batch.add(tp, [decode(record, topic, LIMITS, datetime.now(UTC))])
         before = len(self.sink.taken)
         written = self.writer.write(batch)
         dead = len(self.sink.taken) - before

@@ -13,6 +13,7 @@ from pathlib import Path
 import prometheus_client.parser
 import pytest
 import structlog
+from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from prometheus_client import generate_latest
 
@@ -199,7 +200,7 @@ def batch(*offsets: int, poison: bool = False) -> Batch:
     why = Poison("invalid", "kind: Field required", "ValidationError", "stack") if poison else None
     for offset in offsets:
         record = ConsumerRecord("t", offset % 2, 0, offset, 0, 0, b"k", b"v", [], None, 0, 0, 0)
-        made.add(Decoded(record, "t", None if poison else ("row",), why, False))
+        made.add(TopicPartition("t", offset % 2), [Decoded(record, "t", None if poison else ("row",), why, False)])
     return made
 
 

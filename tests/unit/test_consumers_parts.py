@@ -37,7 +37,7 @@ def batch_of(partitions_: list[int], limits: ConsumerSettings | None = None) -> 
     for p in partitions_:
         offset = nexts.get(p, 10 * p)
         nexts[p] = offset + 1
-        batch.add(Decoded(record(p, offset), "t", ("row",), None, False))
+        batch.add(TopicPartition("t", p), [Decoded(record(p, offset), "t", ("row",), None, False)])
     return batch
 
 
@@ -47,6 +47,8 @@ def test_halves_in_order_equal_the_whole(order):
     whole = batch_of(order)
     first, second = whole.halves()
     assert [*first.records, *second.records] == whole.records
+    for part in (whole, first, second):
+        assert part.lines.get("t", []) == [f"{place}\trow" for place in range(len(part))]
     for tp, (begin, end) in whole.spans.items():
         left, right = first.spans.get(tp), second.spans.get(tp)
         assert (left or right)[0] == begin
