@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +28,9 @@ from schemas.events import (
 
 Row = tuple[Any, ...]
 STACK_CHARACTERS = 4_000
+MAX_JSON_DEPTH = 200  # of arrays and objects in each other; a little less than what the parser would still go down
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: linear in any bytes
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class Poison(NamedTuple):
@@ -170,6 +175,14 @@ def _explain(error: ValidationError) -> tuple[str, str]:
     return "invalid", f"{field}: {first['msg']}"
 
 
+def _is_too_deep(value: bytes) -> bool:
+    """Whether JSON nests deeper than MAX_JSON_DEPTH. Known without parsing; almost always at once, from the number of brackets."""
+    if value.count(b"[") + value.count(b"{") <= MAX_JSON_DEPTH:
+        return False
+    brackets = _STRING.sub(b"", value).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_JSON_DEPTH
+
+
 def _key_text(record: Any) -> str | None:
     """The record's key as an item id, or None when it cannot be one."""
     try:
@@ -198,6 +211,9 @@ def decode(record: Any, topic: str, limits: Limits, now: datetime) -> Decoded:
     if len(value) > limits.max_event_bytes:
         detail = f"{len(value)} bytes; consumer.max_event_bytes allows {limits.max_event_bytes}"
         return Decoded(record, topic, None, _poison("too_large", detail), False)
+    if _is_too_deep(value):
+        detail = f"nests deeper than {MAX_JSON_DEPTH} levels"
+        return Decoded(record, topic, None, _poison("bad_json", detail), False)
     try:
         event = _VALIDATE[topic](value)
         if topic == CATALOG and record.key and record.key != event.item_id.encode():

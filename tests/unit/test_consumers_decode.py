@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
+from consumers import decode as decoding
 from consumers import staging
 from consumers.decode import Decoded, Limits, decode
 from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
@@ -97,15 +98,36 @@ def test_poison_has_its_reason(topic, value, expected):
     assert decoded.poison.detail
 
 
-@pytest.mark.parametrize("depth", [100, 100_000])
-def test_nesting_is_bounded_by_the_parser_wherever_it_is(depth):
-    deep = b"[" * depth + b"]" * depth
+@pytest.mark.parametrize("depth", [100, 250, 100_000])
+@pytest.mark.parametrize("brackets", [(b"[", b"]"), (b'{"[":', b"}")])
+def test_nesting_is_bounded_before_parsing_wherever_it_is(depth, brackets, monkeypatch):
+    deep = brackets[0] * depth + b"1" + brackets[1] * depth
     large = Limits(max_event_bytes=2**20, max_future=timedelta(seconds=300))
+    parsed = []
+    validate = decoding._VALIDATE[INTERACTIONS]
+    monkeypatch.setitem(decoding._VALIDATE, INTERACTIONS, lambda value: parsed.append(value) or validate(value))
     for place in (b'"unknown"', b'"context"'):
         value = b"{" + place + b": " + deep + b", " + json.dumps(CLICK).encode()[1:]
         decoded = decode(record(value), INTERACTIONS, large, NOW)
         stored = place == b'"unknown"' and depth == 100
         assert reason(decoded) == (None if stored else "invalid" if depth == 100 else "bad_json")
+        if depth > 100:
+            assert decoded.poison is not None
+            assert decoded.poison.detail == "nests deeper than 200 levels"
+            assert not parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 900, '"[' * 300, "\\[" * 300, "\\" * 299 + "[" * 300], ids=["plain", "quotes", "escapes", "slashes"]
+)
+def test_brackets_in_text_and_side_by_side_are_not_deep(text):
+    wide = {**CLICK, "context": {"text": text, "more": [[]] * 300}}
+    assert reason(read(INTERACTIONS, wide)) is None
+
+
+@pytest.mark.parametrize("value", [b'"' + b'\\"' * 100_000 + b"[" * 300, b"[" * 300 + b'"\\', b"]" * 300 + b"[" * 250])
+def test_brackets_in_broken_json_are_poison_like_any(value):
+    assert reason(decode(record(value), INTERACTIONS, Limits(2**20, timedelta(seconds=300)), NOW)) == "bad_json"
 
 
 def test_the_reason_names_the_field_and_keeps_the_value_to_itself():
