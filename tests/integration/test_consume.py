@@ -21,13 +21,15 @@ from typing import Any
 import boto3
 import psycopg2
 import pytest
+from kafka import errors
+from kafka.coordinator.base import BaseCoordinator
 from PIL import Image
 
 from consumers import broker
 from consumers.produce import Producer
 from consumers.run import Ingest
 from consumers.summary import Summary
-from schemas.errors import PoisonLimitExceeded, Refused, ServerUnavailable
+from schemas.errors import InputError, PoisonLimitExceeded, Refused, ServerUnavailable
 from schemas.events import (
     CATALOG,
     CONSUMED,
@@ -93,6 +95,28 @@ def query(settings: Settings, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 
 def changed(settings: Settings, **consumer: Any) -> Settings:
     return settings.model_copy(update={"consumer": settings.consumer.model_copy(update=consumer)})
+
+
+@pytest.mark.parametrize("rebalance", ["eager", "cooperative"])
+def test_a_group_that_shares_out_otherwise_is_refused_by_name(
+    settings: Settings, rebalance: str, monkeypatch: pytest.MonkeyPatch
+):
+    """What Apache Kafka answers to a member whose assignors none of the others has; the brokers of the tests let it in."""
+    join = BaseCoordinator._process_join_group_response
+    answers = []
+
+    def refuse(self: BaseCoordinator, response: Any, send_time: float) -> Any:
+        response.error_code = errors.InconsistentGroupProtocolError.errno
+        answers.append(response)
+        return join(self, response, send_time)
+
+    monkeypatch.setattr(BaseCoordinator, "_process_join_group_response", refuse)
+    kafka = settings.kafka.model_copy(update={"rebalance": rebalance})
+    with pytest.raises(InputError, match=r"^kafka\.rebalance: other members of the group have another") as refused:
+        consume(settings.model_copy(update={"kafka": kafka}))
+    assert refused.value.exit_code == 2
+    assert len(answers) == 1, "it is not tried again"
+    assert query(settings, "SELECT count(*) FROM consumer_offsets") == [(0,)]
 
 
 def test_every_topic_ends_in_its_table_once(settings: Settings):

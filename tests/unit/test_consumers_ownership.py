@@ -134,16 +134,25 @@ def test_what_the_broker_says_of_a_lost_position_is_heard(kind: type[Exception])
         ingest._poll()
 
 
-def test_what_the_broker_refuses_for_good_is_not_waited_for():
+@pytest.mark.parametrize(
+    ("error", "setting"),
+    [
+        (errors.TopicAuthorizationFailedError({"t"}), "sasl_username"),
+        (errors.InconsistentGroupProtocolError(), "rebalance: other members of the group have another"),
+        (errors.FencedInstanceIdError(), "group_instance_id"),
+    ],
+)
+def test_what_the_broker_refuses_for_good_is_not_waited_for(error: Exception, setting: str):
     ingest = Ingest(Settings(), [INTERACTIONS])
     ingest._owned = owned_by(Consumer(TP))
 
     def poll(**_: Any) -> None:
-        raise errors.TopicAuthorizationFailedError({"t"})
+        raise error
 
     ingest._consumer = SimpleNamespace(poll=poll)
-    with pytest.raises(InputError, match=r"^kafka\.sasl_username"):
+    with pytest.raises(InputError, match=rf"^kafka\.{setting}") as refused:
         ingest._poll()
+    assert refused.value.exit_code == 2
 
 
 def test_another_id_is_noticed_while_running_and_at_once_after_an_outage(monkeypatch: pytest.MonkeyPatch):
