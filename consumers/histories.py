@@ -1,7 +1,7 @@
 """`user_histories`: each user's newest N positive interactions, merged set-wise with what is new to the log.
 
 The order is (occurred_at, event_id), newest first, so it does not depend on the order of arrival: reordered, late and
-doubled events end in the same rows. Sound under concurrency: rows are made and locked in user order before they are read.
+doubled events end in the same rows. Sound under concurrency: rows are locked, in user order, before they are read.
 """
 
 from __future__ import annotations
@@ -11,59 +11,53 @@ from typing import Any
 # An empty history is older than any event; it is merged with at least one in the same transaction.
 _MAKE = """
 INSERT INTO user_histories (user_id, entries, fingerprint, interaction_count, last_occurred_at)
-SELECT f.user_id, '[]', '', 0, '-infinity'
-FROM (SELECT DISTINCT user_id FROM fresh_interactions WHERE kind = ANY(%(kinds)s)) AS f
-WHERE NOT EXISTS (SELECT FROM user_histories h WHERE h.user_id = f.user_id)
-ORDER BY f.user_id
+SELECT DISTINCT user_id, jsonb '[]', '', 0, timestamptz '-infinity'
+FROM fresh_interactions WHERE kind = ANY(%(kinds)s) ORDER BY user_id
 ON CONFLICT DO NOTHING
 """
 
-_LOCK = """
-SELECT count(*) FROM (
-  SELECT FROM user_histories WHERE user_id IN (SELECT user_id FROM fresh_interactions WHERE kind = ANY(%(kinds)s))
-  ORDER BY user_id FOR UPDATE
-) AS locked
-"""
-
+# Every row conflicts with the one that is there, which is what finds and locks it: by index whatever the statistics say. (As a
+# join this took minutes when Postgres had last counted the table while it was empty.)
+# EXCLUDED holds what is added: all of a user's entries, newest first, their number and their latest time.
 # As a rule a user's events come in order: those that are newer than the whole history go before it as they are. Only where
 # some are not, or are known, everything is taken apart, told apart by event id and sorted.
 # Known ones: the log's months are dropped by retention, a history's entries are not, so an event that comes again after that is
 # fresh to the log and known to the history. The history's own entry comes first and stays.
 # `k.entries` is a copy (|| '[]'), so that a long history is decompressed once.
 _MERGE = """
-WITH added AS (
-  SELECT user_id, count(*) AS events, min(occurred_at) AS oldest, max(occurred_at) AS newest,
-         array_agg(event_id::text) AS ids,
-         jsonb_agg(
-           jsonb_build_object('event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at)
-           ORDER BY occurred_at DESC, event_id DESC
-         ) AS entries
-  FROM fresh_interactions WHERE kind = ANY(%(kinds)s) GROUP BY user_id
-)
-UPDATE user_histories h
-SET (entries, fingerprint, last_occurred_at, interaction_count, updated_at) = (
+INSERT INTO user_histories AS h (user_id, entries, fingerprint, interaction_count, last_occurred_at)
+SELECT user_id,
+       jsonb_agg(
+         jsonb_build_object('event_id', event_id, 'item_id', item_id, 'kind', kind, 'occurred_at', occurred_at)
+         ORDER BY occurred_at DESC, event_id DESC
+       ), '', count(*), max(occurred_at)
+FROM fresh_interactions WHERE kind = ANY(%(kinds)s) GROUP BY user_id ORDER BY user_id
+ON CONFLICT (user_id) DO UPDATE
+SET (entries, fingerprint, interaction_count, last_occurred_at, updated_at) = (
   SELECT m.entries,
          md5(btrim(replace(jsonb_path_query_array(m.entries, '$[*].event_id')::text, '", "', ','), '["]')),
-         m.newest, h.interaction_count + m.events, now()
+         h.interaction_count + m.events, m.newest, now()
   FROM (SELECT h.entries || '[]' AS entries OFFSET 0) AS k
   CROSS JOIN LATERAL (
-    SELECT added.oldest > h.last_occurred_at
-           AND NOT jsonb_path_query_array(k.entries, '$[*].event_id') ?| added.ids AS in_order
+    SELECT (EXCLUDED.entries -> -1 ->> 'occurred_at')::timestamptz > h.last_occurred_at
+           AND NOT jsonb_path_query_array(k.entries, '$[*].event_id')
+                   ?| ARRAY(SELECT entry ->> 'event_id' FROM jsonb_array_elements(EXCLUDED.entries) AS e (entry)) AS in_order
     OFFSET 0
   ) AS fresh
   CROSS JOIN LATERAL (
-    SELECT jsonb_path_query_array(
-             added.entries || k.entries, '$[0 to $last]', jsonb_build_object('last', %(size)s - 1)
-           ) AS entries, added.newest, added.events
+    SELECT CASE WHEN EXCLUDED.interaction_count + jsonb_array_length(k.entries) <= %(size)s THEN joined.entries
+             ELSE jsonb_path_query_array(joined.entries, '$[0 to $last]', jsonb_build_object('last', %(size)s - 1))
+           END AS entries, EXCLUDED.interaction_count AS events, EXCLUDED.last_occurred_at AS newest
+    FROM (SELECT EXCLUDED.entries || k.entries AS entries OFFSET 0) AS joined
     WHERE fresh.in_order
     UNION ALL
     SELECT sorted.* FROM (
-      SELECT jsonb_agg(entry ORDER BY at DESC, id DESC), max(at), max(total) - jsonb_array_length(k.entries)
+      SELECT jsonb_agg(entry ORDER BY at DESC, id DESC), max(total) - jsonb_array_length(k.entries), max(at)
       FROM (
         SELECT entry, id, at, count(*) OVER () AS total
         FROM (
           SELECT DISTINCT ON (id) entry, (entry ->> 'event_id')::uuid AS id, (entry ->> 'occurred_at')::timestamptz AS at
-          FROM jsonb_array_elements(k.entries || added.entries) WITH ORDINALITY AS e (entry, place)
+          FROM jsonb_array_elements(k.entries || EXCLUDED.entries) WITH ORDINALITY AS e (entry, place)
           ORDER BY id, place
         ) AS once
         ORDER BY at DESC, id DESC LIMIT %(size)s
@@ -72,8 +66,6 @@ SET (entries, fingerprint, last_occurred_at, interaction_count, updated_at) = (
     WHERE NOT fresh.in_order
   ) AS m
 )
-FROM added
-WHERE h.user_id = added.user_id
 """
 
 
@@ -81,7 +73,6 @@ def merge(cursor: Any, positive_kinds: tuple[str, ...], size: int) -> int:
     """Merge the fresh interactions of this transaction into their users' histories; returns how many users changed."""
     values = {"kinds": list(positive_kinds), "size": size}
     cursor.execute(_MAKE, values)
-    cursor.execute(_LOCK, values)
     cursor.execute(_MERGE, values)
     return int(cursor.rowcount)
 

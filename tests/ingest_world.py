@@ -33,7 +33,10 @@ def _row(event: Event | Tombstone) -> tuple[str, Row]:
     if isinstance(event, Tombstone):
         topic, record = CATALOG, SimpleNamespace(key=event.encode(), value=None, timestamp=at)
     else:
-        topic, record = TOPICS[type(event)], SimpleNamespace(key=None, value=event.model_dump_json(), timestamp=at)
+        topic, record = (
+            TOPICS[type(event)],
+            SimpleNamespace(key=None, value=event.model_dump_json().encode(), timestamp=at),
+        )
     decoded = decode(record, topic, LIMITS, datetime.now(UTC))
     assert decoded.row is not None, decoded.poison
     return topic, decoded.row
