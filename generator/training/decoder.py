@@ -21,12 +21,14 @@ from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.diffusion import sketch
 from generator.pigeon.model import PigeonModel
 from generator.training.caches import CodeCache
+from generator.training.critic import taken_for_another
 from generator.training.pictures import World
 from generator.training.trainer import Trainer, TrainerConfig
 
 LATENT_SIDE = 16
 LATENT_CHANNELS = 4
 WORDS_WEIGHT = 0.03
+MISTAKEN_WEIGHT = 0.1
 MASKED_WORDS_WEIGHT = 0.1
 OTHER_STYLE_SHARE = 0.6
 GUESSED_SHARE = 0.3
@@ -96,8 +98,21 @@ def train_decoder(
             return MASKED_WORDS_WEIGHT * words, {"masked_concept": right[0]}
         known = np.where(guessed[:, None, None, None], imputed[triple], latents[triple])
         wanted = torch.from_numpy(known.astype(np.float32))
-        picture = F.mse_loss(task.latents(embeds), wanted)
-        figures = {"latents": float(picture.detach()), "concept_accuracy": right[0], "style_accuracy": right[1]}
-        return picture + WORDS_WEIGHT * words, figures
+        made = task.latents(embeds)
+        picture = F.mse_loss(made, wanted)
+        # The thing in all styles; what may not be seen counts where it is asked for, as it was guessed.
+        drawings = torch.from_numpy(latents[concept, :, palette].astype(np.float32))
+        drawings[torch.arange(batch), truths[1]] = wanted
+        counts = torch.from_numpy(world.trained[concept]).float()
+        counts[torch.arange(batch), truths[1]] = 1.0
+        apart = (made[:, None] - drawings).square().mean(dim=(2, 3, 4))
+        mistaken = taken_for_another(apart, truths[1], counts).mean()
+        figures = {
+            "latents": float(picture.detach()),
+            "mistaken": float(mistaken.detach()),
+            "concept_accuracy": right[0],
+            "style_accuracy": right[1],
+        }
+        return picture + WORDS_WEIGHT * words + MISTAKEN_WEIGHT * mistaken, figures
 
     Trainer(task, loss, folder, config).run()

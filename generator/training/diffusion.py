@@ -19,13 +19,14 @@ from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.diffusion import Diffusion, cells
 from generator.training.caches import CodeCache
-from generator.training.imputer import Latents
+from generator.training.critic import Critic, Critique, Latents
 from generator.training.pictures import World
-from generator.training.trainer import Trainer, TrainerConfig
+from generator.training.trainer import Part, Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
 OTHER_STYLE_SHARE = 0.4
 GUESSED_SHARE = 0.5
+MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
 NOISY_HALF_SHARE = 0.6
 """Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 
@@ -59,16 +60,19 @@ def train_diffusion(
     codes: CodeCache,
     latents: Latents,
     imputed: Latents,
+    critic: Critic,
     config: TrainerConfig,
-    batch: int = 8,
+    batch: int = 16,
 ) -> DiffusionTask:
     """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
-    a tenth of the conditions are dropped (zero).
+    a tenth of the conditions are dropped (zero). The critic compares the picture that each prediction means with the drawing, and
+    with the thing's drawings in other styles: squares alone are content with a blur.
     """
     task = DiffusionTask(diffusion, decoder)
+    critique = Critique(critic, world, latents)
     alphas = training_alphas(dict(diffusion.scheduler))
 
-    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int, rng: np.random.Generator) -> Part:
         triple = world.sample(batch, rng)
         clean = torch.from_numpy(latents[triple].astype(np.float32))
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
@@ -76,10 +80,9 @@ def train_diffusion(
         guess = cells(
             torch.from_numpy(imputed[triple].astype(np.float32)), embeds.shape[1]
         )  # (B, Q, numbers of a cell)
-        guessed = torch.from_numpy(rng.random(batch) < GUESSED_SHARE)[:, None, None]
         numbers = guess.shape[2]
-        drafts = torch.where(guessed, guess, embeds[..., :numbers])
-        embeds = torch.cat([drafts, embeds[..., numbers:]], dim=2)
+        guessed = torch.from_numpy(rng.random(batch) < GUESSED_SHARE)[:, None, None]
+        embeds = torch.cat([torch.where(guessed, guess, embeds[..., :numbers]), embeds[..., numbers:]], dim=2)
         kept = torch.from_numpy(rng.random(batch) >= DROPPED_SHARE).float()
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
         noisiest = rng.random(batch) < NOISY_HALF_SHARE
@@ -87,14 +90,16 @@ def train_diffusion(
         signal = alphas[timesteps].sqrt()[:, None, None, None]
         noise_level = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
         noise = torch.randn_like(clean)
-        predicted = diffusion.unet_output(signal * clean + noise_level * noise, timesteps, embeds, pooled)
-        each = F.mse_loss(predicted, signal * noise - noise_level * clean, reduction="none").mean(dim=(1, 2, 3))
-        late = timesteps >= len(alphas) // 2
-        figures = {
-            "early_noise": float(each[late].mean().detach()) if late.any() else 0.0,
-            "late_noise": float(each[~late].mean().detach()) if (~late).any() else 0.0,
-        }
-        return each.mean(), figures
+        noisy = signal * clean + noise_level * noise
+        predicted = diffusion.unet_output(noisy, timesteps, embeds, pooled)
+        squares = F.mse_loss(predicted, signal * noise - noise_level * clean)
+        # Without a condition nothing is right but the squares.
+        mistaken, unlike = (
+            (kept * part).sum() / batch for part in critique(triple, signal * noisy - noise_level * predicted)
+        )
+        figures = {"squares": squares, "mistaken": mistaken, "unlike": unlike}
+        total = squares + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
+        return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
     Trainer(task, loss, folder, config).run()
     return task

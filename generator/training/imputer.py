@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generator.training.critic import Critic, Critique, Latents
 from generator.training.pictures import Indices, World
 from generator.training.trainer import Trainer, TrainerConfig, load_averaged
 
 WIDTH, DEPTH, CONDITION = 64, 6, 32
 DROPPED_SHARE = 0.15
-Latents = npt.NDArray[np.float16]
+MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.2, 0.2
 
 
 class Block(nn.Module):
@@ -80,23 +81,32 @@ def build_imputer(world: World, latents: Latents) -> Imputer:
     return Imputer(len(world.styles), latents.shape[3])
 
 
-def train_imputer(folder: Path, world: World, latents: Latents, config: TrainerConfig, batch: int = 32) -> None:
+def train_imputer(
+    folder: Path, world: World, latents: Latents, critic: Critic, config: TrainerConfig, things: int = 6
+) -> None:
     """latents (concepts, styles, palettes, c, h, w), of all concepts: how styles differ shows on any thing."""
     network = build_imputer(world, latents)
-    pairs = np.argwhere(world.trained)
+    critique = Critique(critic, world, latents)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        concept, style = pairs[rng.integers(len(pairs), size=batch)].T
-        palette = world.sample_palettes(batch, rng)
+        chosen = rng.integers(len(world.concepts), size=things)
+        thing, style = np.nonzero(world.trained[chosen])  # (B,) each: every drawing of theirs that may be seen
+        concept, palette = chosen[thing], world.sample_palettes(things, rng)[thing]
         given = others(world.trained, concept, style)
         fewer = given & (rng.random(given.shape) >= DROPPED_SHARE)
         given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
         drawings = torch.from_numpy(latents[concept, :, palette].astype(np.float32))
         made = network(drawings, torch.from_numpy(given).float(), torch.from_numpy(style))
-        wanted = drawings[torch.arange(batch), torch.from_numpy(style)]
-        # The median of what it may be is sharper than the mean.
-        apart = F.l1_loss(made, wanted)
-        return apart, {"mse": float(F.mse_loss(made, wanted).detach())}
+        wanted = drawings[torch.arange(len(style)), torch.from_numpy(style)]
+        mistaken, unlike = (part.mean() for part in critique((concept, style, palette), made))
+        apart = F.l1_loss(made, wanted)  # the median of what it may be is sharper than the mean
+        figures = {
+            "mse": float(F.mse_loss(made, wanted).detach()),
+            "l1": float(apart.detach()),
+            "mistaken": float(mistaken.detach()),
+            "unlike": float(unlike.detach()),
+        }
+        return apart + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike, figures
 
     Trainer(network, loss, folder, config).run()
 
@@ -107,7 +117,8 @@ def impute(folder: Path, world: World, latents: Latents, target: Path) -> None:
     network = build_imputer(world, latents)
     load_averaged(network, folder)
     network.eval()
-    out = np.lib.format.open_memmap(target, mode="w+", dtype="float16", shape=latents.shape)
+    partial = target.with_suffix(".partial")  # a stage that reads the guesses of before keeps them
+    out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=latents.shape)
     styles = np.arange(len(world.styles))
     for concept in np.flatnonzero(world.shown):
         given = torch.from_numpy(others(world.trained, np.full(len(styles), concept), styles)).float()
@@ -116,3 +127,4 @@ def impute(folder: Path, world: World, latents: Latents, target: Path) -> None:
             drawings = drawings.expand(len(styles), *drawings.shape)
             out[concept, :, palette] = network(drawings, given, torch.from_numpy(styles)).numpy()
     out.flush()
+    partial.replace(target)

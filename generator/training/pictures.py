@@ -54,6 +54,7 @@ class World:
         finder = ConceptFinder(self.concepts)
         shown = {spec_for(movie, finder).concept for movie in load_movielens(cache_dir).movies}
         self.shown = np.array([concept.slug in shown for concept in self.concepts])
+        self._pairs = np.argwhere(self.trained)
         self._film_pairs = np.argwhere(self.trained & self.shown[:, None])
         weights = self._click_weights(finder, cache_dir)[self._film_pairs[:, 0]]
         self._film_weights = EVEN_SHARE / len(weights) + (1 - EVEN_SHARE) * weights / weights.sum()
@@ -80,6 +81,11 @@ class World:
         concept, style = self._film_pairs[rng.choice(len(self._film_pairs), size=count, p=self._film_weights)].T
         return concept, style, self.sample_palettes(count, rng)
 
+    def sample_any(self, count: int, rng: np.random.Generator) -> Triple:
+        """Random training triples of all things, those that no film shows as well, evenly."""
+        concept, style = self._pairs[rng.integers(len(self._pairs), size=count)].T
+        return concept, style, self.sample_palettes(count, rng)
+
     def sample_palettes(self, count: int, rng: np.random.Generator) -> Indices:
         palette = rng.integers(1, len(self.palettes), size=count)
         return np.where(rng.random(count) < PLAIN_SHARE, PLAIN, palette)
@@ -96,6 +102,9 @@ class World:
         rows = zip(concept.tolist(), style.tolist(), palette.tolist(), strict=True)
         return np.stack([self.draw(*row) for row in rows])
 
-    def batch(self, count: int, rng: np.random.Generator) -> Batch:
-        concept, style, palette = self.sample(count, rng)
+    def batch(self, count: int, rng: np.random.Generator, any_share: float = 0.0) -> Batch:
+        """`any_share` of it drawn from all things, the rest as interactions would bring it."""
+        parts = [self.sample(count, rng), self.sample_any(count, rng)]
+        some = rng.random(count) < any_share
+        concept, style, palette = (np.where(some, other, shown) for shown, other in zip(*parts, strict=True))
         return Batch(self.pictures(concept, style, palette), concept, style, palette)

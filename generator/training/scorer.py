@@ -22,10 +22,16 @@ from generator.training.datasets.posters import PosterSpec
 from generator.training.pictures import Batch, World
 from generator.training.trainer import Trainer, TrainerConfig
 
-WORD_WEIGHTS = (1.0, 1.0, 0.3)
+WORD_WEIGHTS = (1.0, 1.5, 0.3)
 """Concept, style, palette."""
 CONTRASTIVE_WEIGHT = 0.3
+ANY_SHARE = 0.6
+"""Share of the pictures that show any of the 1,170 things: what a style is, and what of a thing stays when the style changes,
+shows on all of them."""
 MOVED_SHARE = 0.6
+MIRRORED_SHARE = 0.5
+GAIN = 0.2
+"""Largest change of a colour channel's strength."""
 BLURS = ((2, 0.25), (4, 0.1))
 """Side of a block of pixels that become one, share of the pictures."""
 
@@ -38,8 +44,8 @@ def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
 
 
 def worn(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pixels (B, 3, S, S) moved, blurred or with noise, some of them: candidates to score are never as clean as the art, and
-    a tower that knows drawings by their exact pixels knows no drawing that it has not seen.
+    """Pixels (B, 3, S, S) mirrored, moved, in other light, blurred or with noise, some of them: candidates to score are never as
+    clean as the art, and a tower that knows drawings by their exact pixels knows no drawing that it has not seen.
     """
     count = len(pixels)
 
@@ -52,8 +58,10 @@ def worn(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     cos, sin = turn.cos() * (1 + scale), turn.sin() * (1 + scale)
     frames = torch.stack([torch.stack([cos, -sin, right], 1), torch.stack([sin, cos, down], 1)], 1)  # (B, 2, 3)
     grid = F.affine_grid(frames, list(pixels.shape), align_corners=False)
+    frames[:, :, 0] *= torch.from_numpy(np.where(rng.random(count) < MIRRORED_SHARE, -1.0, 1.0)).float()[:, None]
     moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     pixels = torch.where(some(MOVED_SHARE), moved, pixels)
+    pixels = pixels * torch.from_numpy(rng.uniform(1 - GAIN, 1 + GAIN, (count, 3, 1, 1))).float()
     for factor, share in BLURS:
         soft = F.interpolate(F.avg_pool2d(pixels, factor), scale_factor=factor, mode="bilinear")
         pixels = torch.where(some(share), soft, pixels)
@@ -119,7 +127,7 @@ def train_scorer(
     says_palette = [("{colour}" in template) for template in CAPTION_TEMPLATES]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        drawn = world.batch(batch, rng)
+        drawn = world.batch(batch, rng, ANY_SHARE)
         pixels = normalise(worn(torch.from_numpy(drawn.pixels), rng), settings.vision)
         texts, variants = captions.draw(drawn, rng)
         tokens = pad_texts([text_tokenizer.encode(text).ids for text in texts], settings)

@@ -20,6 +20,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
+from generator.training.critic import Critic, build_critic, train_critic
 from generator.training.decoder import train_decoder
 from generator.training.imputer import impute, train_imputer
 from generator.training.language import Prompts, train_alignment, train_language
@@ -38,9 +39,12 @@ UNLIMITED = 1_000_000
 RECIPE: dict[str, TrainerConfig] = {
     "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=2400),
     "tokenizer": TrainerConfig(UNLIMITED, lr=1.5e-3, ema_decay=0.99, budget_seconds=1900),
-    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=900),
+    "critic": TrainerConfig(
+        UNLIMITED, lr=2e-3, weight_decay=0.05, ema_decay=0.99, cooldown_share=0.5, budget_seconds=480
+    ),
+    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2700),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
-    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=2700),
+    "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=3300),
     "language": TrainerConfig(
         UNLIMITED,
         lr=1.5e-3,
@@ -48,7 +52,7 @@ RECIPE: dict[str, TrainerConfig] = {
         weight_decay=0.05,
         ema_decay=0.995,
         cooldown_share=0.4,
-        budget_seconds=1200,
+        budget_seconds=600,
     ),
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=5400),
     "alignment": TrainerConfig(
@@ -86,6 +90,12 @@ class Workshop:
 
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
+
+    def critic(self) -> Critic:
+        """What compares drawings; ModelError when stage `critic` was not run."""
+        critic = build_critic(self.world, self.latents())
+        load_averaged(critic, self.root / "critic")
+        return critic
 
     def _array(self, name: str, stage: str = "caches") -> Any:
         path = self.root / "caches" / f"{name}.npy"
@@ -128,7 +138,7 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
         model.diffusion.latent_shape,
         "float16",
         lambda x: vae.encode(x * 2 - 1).latent_dist.mode(),
-        every=True,  # stage `imputer` learns from all things
+        every=True,  # stages `critic` and `imputer` learn from all things
     )
     kept = int(patches.sum())
     fill(
@@ -141,9 +151,13 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
     )
 
 
+def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
+    train_critic(shop.root / "critic", shop.world, shop.latents(), config or RECIPE["critic"])
+
+
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
     folder = shop.root / "imputer"
-    train_imputer(folder, shop.world, shop.latents(), config or RECIPE["imputer"])
+    train_imputer(folder, shop.world, shop.latents(), shop.critic(), config or RECIPE["imputer"])
     impute(folder, shop.world, shop.latents(), shop.root / "caches" / "imputed.npy")
 
 
@@ -173,6 +187,7 @@ def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
         shop.codes(),
         shop.latents(),
         shop.imputed(),
+        shop.critic(),
         config or RECIPE["diffusion"],
     )
 
@@ -198,6 +213,7 @@ STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
     "vae": _vae,
     "tokenizer": _tokenizer,
     "caches": _caches,
+    "critic": _critic,
     "imputer": _imputer,
     "decoder": _decoder,
     "language": _language,

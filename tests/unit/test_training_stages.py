@@ -16,6 +16,7 @@ from generator.pigeon.model import new_model
 from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache
+from generator.training.critic import Critique, build_critic, train_critic
 from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask, training_alphas
 from generator.training.imputer import Imputer, impute, train_imputer
@@ -85,6 +86,7 @@ def world() -> World:
     made.concepts = [None] * 20  # type: ignore[list-item]  # only counted
     made.styles = tuple("abcdef")
     made.palettes = ("plain", "a", "b")
+    made._pairs = np.argwhere(made.trained)
     made._film_pairs = np.argwhere(made.trained & made.shown[:, None])
     made._film_weights = np.full(len(made._film_pairs), 1 / len(made._film_pairs))
     return made
@@ -96,6 +98,9 @@ def test_held_out_pairs_are_never_drawn(world: World) -> None:
     assert world.trained[concept, style].all()
     assert set(palette.tolist()) == {0, 1, 2}
     assert concept.max() < 10
+    anything = world.sample_any(5000, rng)
+    assert world.trained[anything[:2]].all()
+    assert anything[0].max() == 19
     other = world.other_styles(concept, style, rng)
     assert (other != style).all()
     assert world.trained[concept, other].all()
@@ -167,13 +172,57 @@ def test_a_sketch_is_the_cells_that_it_was_cut_into() -> None:
     torch.testing.assert_close(sketch(torch.cat([cut, torch.randn(2, 16, 7)], dim=2), 4, 16), latents, rtol=0, atol=0)
 
 
-def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    latents = rng.standard_normal((20, 6, 3, 4, 4, 4)).astype(np.float16)
-    train_imputer(tmp_path, world, latents, TrainerConfig(steps=2), batch=4)
-    impute(tmp_path, world, latents, tmp_path / "first.npy")
+def drawn(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    """Latents of noise, and of the same noise with all that is held out changed."""
+    latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 8, 8)).astype(np.float16)
     changed = latents.copy()
     changed[~world.trained] = 7
+    return np.stack([latents, changed])
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / "state.pt", weights_only=True)["module"]
+    return found
+
+
+def test_critic_and_imputer_learn_nothing_from_what_is_held_out(world: World, tmp_path: Path) -> None:
+    for number, latents in enumerate(drawn(world)):
+        folder = tmp_path / str(number)
+        torch.manual_seed(0)  # of the weights that each begins with
+        train_critic(folder / "critic", world, latents, TrainerConfig(steps=2), batch=4)
+        critic = build_critic(world, latents)
+        train_imputer(folder / "imputer", world, latents, critic, TrainerConfig(steps=2), things=3)
+    for stage in ("critic", "imputer"):
+        first, second = (weights_of(tmp_path / number / stage) for number in "01")
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_the_critique_tells_the_right_drawing_from_the_things_others(world: World) -> None:
+    latents, changed = drawn(world)
+    torch.manual_seed(0)
+    critic = build_critic(world, latents)
+    concept = np.flatnonzero(world.trained.sum(axis=1) >= 4)[:5]
+    style = world.trained[concept].argmax(axis=1)
+    triple = concept, style, np.ones(5, np.int64)
+    right = torch.from_numpy(latents[triple].astype(np.float32))
+    wrong = torch.from_numpy(
+        latents[concept, world.other_styles(*triple[:2], np.random.default_rng(0)), 1].astype("f4")
+    )
+    critique = Critique(critic, world, latents)
+    mistaken, unlike = critique(triple, right)
+    assert mistaken.shape == unlike.shape == (5,)
+    assert unlike.max() < 1e-4
+    assert mistaken.max() < 0.01
+    taken, apart = critique(triple, wrong)
+    assert taken.min() > 1
+    assert apart.min() > 0.01
+    torch.testing.assert_close(Critique(critic, world, changed)(triple, wrong), (taken, apart))
+
+
+def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
+    latents, changed = drawn(world)
+    train_imputer(tmp_path, world, latents, build_critic(world, latents), TrainerConfig(steps=2), things=2)
+    impute(tmp_path, world, latents, tmp_path / "first.npy")
     impute(tmp_path, world, changed, tmp_path / "second.npy")
     first, second = np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy")
     np.testing.assert_array_equal(first, second)

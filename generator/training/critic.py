@@ -1,0 +1,153 @@
+"""Stage `critic`: a small convolutional network that knows thing, style and palette of a picture by its latents.
+
+A tool of training and no part of the model, nor one of the judges of `pigeon evaluate`. Between its layers it measures how
+alike two drawings are to the eye (as LPIPS does with a network for photographs, arXiv 1801.03924), and by that a drawing is
+told when it looks like another style's drawing of its thing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.training.pictures import Triple, World
+from generator.training.trainer import Trainer, TrainerConfig
+
+Latents = npt.NDArray[np.float16]
+WIDTHS = (64, 96, 128)
+BLOCKS = 2
+NOISE = 0.4
+"""Largest deviation of the noise on what it sees: latents differ by one from picture to picture."""
+WORD_WEIGHTS = (1.0, 1.0, 0.2)
+"""Concept, style, palette."""
+SHARPNESS = 8.0
+
+
+class Block(nn.Module):
+    """(B, C, h, w) -> the same shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.spread = nn.Conv2d(width, width, 3, padding=1)
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.mix(F.gelu(self.spread(self.norm(x))))
+        return out
+
+
+class Critic(nn.Module):
+    """Latents (B, c, h, w) -> logits over concepts, styles, palettes."""
+
+    def __init__(self, channels: int, counts: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.counts = counts
+        inlets, levels, before = [], [], channels
+        for number, width in enumerate(WIDTHS):
+            inlets.append(nn.Conv2d(before, width, 3, stride=2 if number else 1, padding=1))
+            levels.append(nn.Sequential(*(Block(width) for _ in range(BLOCKS))))
+            before = width
+        self.inlets, self.levels = nn.ModuleList(inlets), nn.ModuleList(levels)
+        self.words = nn.Linear(before, sum(counts))
+
+    def maps(self, latents: Tensor) -> list[Tensor]:
+        """(B, c, h, w) -> per level (B, C, h', w')."""
+        found, x = [], latents
+        for inlet, level in zip(self.inlets, self.levels, strict=True):
+            x = level(inlet(x))
+            found.append(x)
+        return found
+
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        logits: Tensor = self.words(F.normalize(self.maps(latents)[-1].mean(dim=(2, 3)), dim=1) * 16)
+        return list(torch.split(logits, list(self.counts), dim=1))
+
+    def features(self, latents: Tensor) -> list[Tensor]:
+        """(B, c, h, w) -> vectors (B, D) per space in which drawings are compared: the latents, and each level's maps, of unit
+        length at each place."""
+        seen = [F.normalize(level, dim=1) for level in self.maps(latents)]
+        return [part.flatten(1) for part in (latents, *seen)]
+
+
+def taken_for_another(apart: Tensor, style: Tensor, known: Tensor) -> Tensor:
+    """apart (B, S): squared distance from the thing's drawing in each style; style (B,), the right one; known (B, S): drawings that
+    count -> (B,): -log of the right style's share, where shares fall with the distance, in units of what is usual in the row.
+    """
+    usual = ((apart * known).sum(dim=1) / known.sum(dim=1)).detach()
+    logits = (-SHARPNESS * apart / usual[:, None]).masked_fill(known == 0, float("-inf"))
+    return F.cross_entropy(logits, style, reduction="none")
+
+
+class Critique:
+    """Compares what was made with the drawings that it should be or must not be taken for."""
+
+    def __init__(self, critic: Critic, world: World, latents: Latents) -> None:
+        """latents (concepts, styles, palettes, c, h, w). What the critic sees in them is kept: 0.3 MB a thing and palette."""
+        self._critic = critic.requires_grad_(False).eval()
+        self._world, self._latents = world, latents
+        self._seen: dict[tuple[int, int], list[Tensor]] = {}
+
+    @torch.no_grad()
+    def _drawings(self, concept: int, palette: int) -> list[Tensor]:
+        """Per space (S, D) float16: the thing in all styles."""
+        key = concept, palette
+        if key not in self._seen:
+            drawings = torch.from_numpy(self._latents[concept, :, palette].astype(np.float32))
+            self._seen[key] = [part.half() for part in self._critic.features(drawings)]
+        return self._seen[key]
+
+    def __call__(self, triple: Triple, made: Tensor) -> tuple[Tensor, Tensor]:
+        """made (B, c, h, w), meant to be the pictures `triple`, drawings that may be seen -> two losses (B,).
+
+        How much it looks like the thing in another style (`taken_for_another`, mean over spaces). How unlike the right drawing it is:
+        the squared distance of the unit vectors at a place, 0..4, mean over places and levels.
+        """
+        concept, style, palette = triple
+        rows, wanted = torch.arange(len(made)), torch.from_numpy(style)
+        known = torch.from_numpy(self._world.trained[concept]).float()
+        seen = [self._drawings(*key) for key in zip(concept.tolist(), palette.tolist(), strict=True)]
+        mistaken, unlike = torch.zeros(len(made)), torch.zeros(len(made))
+        ours = self._critic.features(made)
+        for number, our in enumerate(ours):
+            drawings = torch.stack([parts[number] for parts in seen]).float()  # (B, S, D)
+            apart = (our[:, None] - drawings).square().mean(dim=2)
+            mistaken = mistaken + taken_for_another(apart, wanted, known) / len(ours)
+            if number:  # the latents themselves are the caller's
+                unlike = unlike + apart[rows, wanted] * WIDTHS[number - 1] / len(WIDTHS)
+        return mistaken, unlike
+
+
+def build_critic(world: World, latents: Latents) -> Critic:
+    return Critic(latents.shape[3], (len(world.concepts), len(world.styles), len(world.palettes)))
+
+
+def noisy(latents: Tensor, rng: np.random.Generator) -> Tensor:
+    """Latents with noise of a strength of each picture's own."""
+    strength = torch.from_numpy(rng.uniform(0, NOISE, (len(latents), 1, 1, 1))).float()
+    return latents + strength * torch.randn_like(latents)
+
+
+def train_critic(folder: Path, world: World, latents: Latents, config: TrainerConfig, batch: int = 48) -> None:
+    """latents (concepts, styles, palettes, c, h, w), of all concepts."""
+    critic = build_critic(world, latents)
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        triple = world.sample_any(batch, rng)
+        seen = torch.from_numpy(latents[triple].astype(np.float32))
+        rows, columns = rng.integers(-1, 2, size=2).tolist()
+        seen = noisy(seen.roll((rows, columns), dims=(2, 3)), rng)
+        total, figures = torch.zeros(()), {}
+        names = ("concept", "style", "palette")
+        for name, weight, logits, truth in zip(names, WORD_WEIGHTS, critic(seen), triple, strict=True):
+            right = torch.from_numpy(truth)
+            total = total + weight * F.cross_entropy(logits, right)
+            figures[f"{name}_accuracy"] = float((logits.argmax(1) == right).float().mean())
+        return total, figures
+
+    Trainer(critic, loss, folder, config).run()
