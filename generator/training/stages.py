@@ -59,7 +59,7 @@ RECIPE: dict[str, TrainerConfig] = {
         UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
     ),
 }
-"""For two idle cores and a little over three hours: `vae` beside `tokenizer`; then `caches`, `imputer`, `decoder` and `diffusion`
+"""For two idle cores and about four hours: `vae` beside `tokenizer`; then `caches`, `critic`, `imputer`, `decoder` and `diffusion`
 on one core, `scorer`, and after `decoder` `language`, `alignment` and `preference` on the other. `preference` is not timed. What
 the committed weights had is on their card."""
 
