@@ -88,7 +88,8 @@ class Critique:
     """Compares what was made with the drawings that it should be or must not be taken for."""
 
     def __init__(self, critic: Critic, world: World, latents: Latents) -> None:
-        """latents (concepts, styles, palettes, c, h, w). What the critic sees in them is kept: 0.3 MB a thing and palette."""
+        """latents (concepts, styles, palettes, c, h, w). What the critic sees in them is kept: 0.3 MB a thing and
+        palette, 3.4 GB once all have come up."""
         self._critic = critic.requires_grad_(False).eval()
         self._world, self._latents = world, latents
         self._seen: dict[tuple[int, int], list[Tensor]] = {}
