@@ -25,7 +25,7 @@ class Batch:
 
     def __init__(self, limits: ConsumerSettings) -> None:
         self._limits = limits
-        self._hold([])
+        self.hold([])
         self.opened_at: float | None = None
         self.admitted = False  # counted by the poison limit
         self.dead_letters_sent = False
@@ -33,7 +33,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records)
 
-    def _hold(self, records: list[Decoded]) -> None:
+    def hold(self, records: list[Decoded]) -> None:
+        """Hold these and nothing else: the same records as they turned out to be, some of them poison now."""
         self.records: list[Decoded] = []
         self.poison: list[Decoded] = []  # of the records, those that go to the dead-letter topic
         self.lines: dict[str, list[str]] = {}  # of each topic, its rows in COPY's text
@@ -69,10 +70,6 @@ class Batch:
             self.opened_at = time.monotonic()
         self._take(tp, records)
 
-    def become(self, records: list[Decoded]) -> None:
-        """Hold the same records as they turned out to be: some are poison now."""
-        self._hold(records)
-
     @property
     def room(self) -> int:
         """How many records may still come in; 0 when it is full by count or bytes."""
@@ -91,7 +88,7 @@ class Batch:
 
     def _with(self, records: list[Decoded]) -> Batch:
         part = Batch(self._limits)
-        part._hold(records)
+        part.hold(records)
         part.opened_at = self.opened_at if records else None
         part.admitted, part.dead_letters_sent = self.admitted, self.dead_letters_sent
         return part

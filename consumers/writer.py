@@ -165,13 +165,13 @@ class Writer:
             bad = decoded._replace(row=None, poison=refused_by_database(error))
             self._limit.admit(0, 1)
             self._send_dead_letters([bad])
-            batch.become([bad])
+            batch.hold([bad])
             return self._write(batch)
         total = Written()
         halves = list(batch.halves())
         for half in halves:
             total.add(self._write(half))
-        batch.become([decoded for half in halves for decoded in half.records])
+        batch.hold([decoded for half in halves for decoded in half.records])
         return total
 
     def now(self) -> datetime:

@@ -26,6 +26,7 @@ NOISE = 0.4
 WORD_WEIGHTS = (1.0, 1.0, 0.2)
 """Concept, style, palette."""
 SHARPNESS = 8.0
+"""How quickly a drawing's share falls with its distance: by a factor of e per eighth of the usual one."""
 
 
 class Block(nn.Module):

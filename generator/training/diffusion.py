@@ -27,6 +27,7 @@ DROPPED_SHARE = 0.1
 OTHER_STYLE_SHARE = 0.4
 GUESSED_SHARE = 0.5
 MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
+"""Of what the critique says, beside the distance from the drawing."""
 NOISY_HALF_SHARE = 0.6
 """Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 

@@ -22,6 +22,7 @@ from generator.training.trainer import Trainer, TrainerConfig, load_averaged
 WIDTH, DEPTH, CONDITION = 64, 6, 32
 DROPPED_SHARE = 0.15
 MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.2, 0.2
+"""Of what the critique says, beside the distance from the drawing."""
 
 
 class Block(nn.Module):

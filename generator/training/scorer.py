@@ -30,6 +30,7 @@ ANY_SHARE = 0.6
 shows on all of them."""
 MOVED_SHARE = 0.6
 MIRRORED_SHARE = 0.5
+"""Of those that are moved."""
 GAIN = 0.2
 """Largest change of a colour channel's strength."""
 BLURS = ((2, 0.25), (4, 0.1))
