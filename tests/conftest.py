@@ -17,8 +17,11 @@ import boto3
 import psycopg2
 import pytest
 from kafka.admin import KafkaAdminClient
+from pydantic import SecretStr
+from sqlalchemy import Engine
 
 from deploy.local.stack import Stack
+from generator.nightly.database import connect
 from migrations import database
 from schemas.events import all_topics
 from schemas.settings import DatabaseSettings, Settings, load_settings
@@ -148,8 +151,17 @@ def settings(stack: Stack, database_url: str, bucket: str, topic_prefix: str) ->
         state_dir=stack.state.path,
         database={"url": database_url},
         s3={"bucket": bucket},
-        kafka={"topic_prefix": topic_prefix, "group_id": f"{topic_prefix}pigeon"},
+        # Half of a session's time is what joining takes here.
+        kafka={"topic_prefix": topic_prefix, "group_id": f"{topic_prefix}pigeon", "session_timeout_ms": 2_000},
     )
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """SQLAlchemy's, of this test's own database."""
+    made = connect(DatabaseSettings(url=SecretStr(database_url)))
+    yield made
+    made.dispose()
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""The world of the ingest's fault tests: brokers, the ledger of what they acknowledged, and consumers that are cheap to kill.
+"""The world of the consumers' tests: what they are sent; for the fault tests brokers, the ledger of what those acknowledged, and
+consumers that are cheap to kill.
 
 `FAULT_ROUNDS` (rounds of each point) and `FUZZ_CASES` (generated cases of each property) are small in `make test` and large in
 `make faults`.
@@ -23,6 +24,7 @@ from typing import Any
 import psycopg2
 
 from consumers import broker, deadletters, logs, metrics, points
+from consumers.produce import Producer
 from consumers.run import Ingest
 from consumers.summary import Summary
 from deploy.local.noida import Noida
@@ -30,7 +32,7 @@ from deploy.local.ports import choose
 from deploy.local.process import Child
 from deploy.local.state import Secrets, StateDir
 from schemas.errors import PigeonError
-from schemas.events import INTERACTIONS, Interaction, all_topics
+from schemas.events import INTERACTIONS, Event, Interaction, all_topics
 from schemas.settings import Settings
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
@@ -119,6 +121,35 @@ def events(chance: random.Random, count: int) -> list[Interaction]:
     ]
 
 
+def event_id(number: int) -> uuid.UUID:
+    return uuid.UUID(int=number, version=4)
+
+
+def click(number: int, user: str = "u1", at: datetime | None = None, **changes: Any) -> Interaction:
+    values = {
+        "event_id": event_id(number),
+        "user_id": user,
+        "item_id": f"i{number}",
+        "kind": "click",
+        "occurred_at": at or START + timedelta(minutes=number),
+    }
+    return Interaction.model_validate(values | changes)
+
+
+def send(settings: Settings, events: Iterable[Event]) -> None:
+    with Producer(settings.kafka) as producer:
+        for event in events:
+            producer.send(event)
+
+
+def send_raw(settings: Settings, topic: str, values: Iterable[bytes | None], key: bytes = b"u1") -> None:
+    producer = broker.producer(settings.kafka, 4 * 2**20)
+    for value in values:
+        producer.send(settings.kafka.topic_prefix + topic, key=key, value=value, headers=[("from", b"test")])
+    producer.flush()
+    producer.close()
+
+
 class Ledger:
     """What was acknowledged: the event (or None for poison) at each (partition, offset)."""
 
@@ -178,9 +209,9 @@ class Ledger:
         assert len(letters) == sum(event is None for event in self.at.values())
 
 
-def consume(settings: Settings, **options: Any) -> Summary:
-    """Read the interactions in this process until all is durable."""
-    return Ingest(settings, [INTERACTIONS], **{"until_idle": 0.5, **options}).run()
+def consume(settings: Settings, topics: Iterable[str] = (INTERACTIONS,), **options: Any) -> Summary:
+    """Read the topics in this process until all is durable."""
+    return Ingest(settings, list(topics), **{"until_idle": 0.5, **options}).run()
 
 
 def _consume(

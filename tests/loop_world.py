@@ -9,11 +9,13 @@ from uuid import UUID, uuid5
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from generator.feedback import pairs
 from schemas.tables import ImageFeature, NightRun, NightTask, Poster, PosterFeedback
 
 DAY = date(2026, 11, 2)
 MORNING = datetime(2026, 11, 2, 8, tzinfo=UTC)
 TOKENIZER = "double"
+WINDOW = (datetime(2026, 10, 6, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC))
 
 
 class Night:
@@ -129,3 +131,8 @@ def filled(
         night.feedback(a, "ic", at=datetime(day.year, day.month, day.day, 8, tzinfo=UTC))
         night.feedback(b, "i", at=datetime(day.year, day.month, day.day, 8, tzinfo=UTC))
     return night
+
+
+def mine(engine: Engine, share: float = 0.0) -> pairs.Mined:
+    with Session(engine) as session:
+        return pairs.mine(session, *WINDOW, score_share=share)

@@ -3,120 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import boto3
-import psycopg2
 import pytest
-from kafka import errors
-from kafka.coordinator.base import BaseCoordinator
 from PIL import Image
 
-from consumers import broker
 from consumers.produce import Producer
-from consumers.run import Ingest
-from consumers.summary import Summary
-from schemas.errors import InputError, PoisonLimitExceeded, Refused, ServerUnavailable
 from schemas.events import (
     CATALOG,
     CONSUMED,
-    FEEDBACK,
     INTERACTIONS,
     CatalogItem,
     Erasure,
-    Event,
     Interaction,
     PosterFeedback,
     Recommendations,
 )
 from schemas.settings import Settings
+from tests.consume_world import START, changed, click, consume, event_id, query, send, send_raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # a hang ends, a busy machine does not fail
-START = datetime(2026, 11, 1, tzinfo=UTC)
 Pigeon = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def event_id(number: int) -> uuid.UUID:
-    return uuid.UUID(int=number, version=4)
-
-
-def click(number: int, user: str = "u1", at: datetime | None = None, **changes: Any) -> Interaction:
-    values = {
-        "event_id": event_id(number),
-        "user_id": user,
-        "item_id": f"i{number}",
-        "kind": "click",
-        "occurred_at": at or START + timedelta(minutes=number),
-    }
-    return Interaction.model_validate(values | changes)
-
-
-def send(settings: Settings, events: Iterable[Event]) -> None:
-    with Producer(settings.kafka) as producer:
-        for event in events:
-            producer.send(event)
-
-
-def send_raw(settings: Settings, topic: str, values: Iterable[bytes | None], key: bytes = b"u1") -> None:
-    producer = broker.producer(settings.kafka, 4 * 2**20)
-    for value in values:
-        producer.send(settings.kafka.topic_prefix + topic, key=key, value=value, headers=[("from", b"test")])
-    producer.flush()
-    producer.close()
-
-
-def consume(settings: Settings, topics: Iterable[str] = CONSUMED, **options: Any) -> Summary:
-    kafka = settings.kafka.model_copy(update={"session_timeout_ms": 2_000})  # half of it is what joining takes here
-    return Ingest(settings.model_copy(update={"kafka": kafka}), list(topics), **{"until_idle": 0.3, **options}).run()
-
-
-def query(settings: Settings, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(settings.database.url.get_secret_value().replace("+psycopg2", ""))
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(sql, values)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
-
-
-def changed(settings: Settings, **consumer: Any) -> Settings:
-    return settings.model_copy(update={"consumer": settings.consumer.model_copy(update=consumer)})
-
-
-@pytest.mark.parametrize("rebalance", ["eager", "cooperative"])
-def test_a_group_that_shares_out_otherwise_is_refused_by_name(
-    settings: Settings, rebalance: str, monkeypatch: pytest.MonkeyPatch
-):
-    """What Apache Kafka answers to a member whose assignors none of the others has; the brokers of the tests let it in."""
-    join = BaseCoordinator._process_join_group_response
-    answers = []
-
-    def refuse(self: BaseCoordinator, response: Any, send_time: float) -> Any:
-        response.error_code = errors.InconsistentGroupProtocolError.errno
-        answers.append(response)
-        return join(self, response, send_time)
-
-    monkeypatch.setattr(BaseCoordinator, "_process_join_group_response", refuse)
-    kafka = settings.kafka.model_copy(update={"rebalance": rebalance})
-    with pytest.raises(InputError, match=r"^kafka\.rebalance: other members of the group have another") as refused:
-        consume(settings.model_copy(update={"kafka": kafka}))
-    assert refused.value.exit_code == 2
-    assert len(answers) == 1, "it is not tried again"
-    assert query(settings, "SELECT count(*) FROM consumer_offsets") == [(0,)]
 
 
 def test_every_topic_ends_in_its_table_once(settings: Settings):
@@ -142,7 +55,7 @@ def test_every_topic_ends_in_its_table_once(settings: Settings):
             ),
         ],
     )
-    summary = consume(settings)
+    summary = consume(settings, CONSUMED)
     assert (summary.records, summary.poison) == (6, 0)
     assert query(settings, "SELECT title, genres, attributes FROM items") == [
         ("A\ttitle\\n", ["x|y", "{z}", '"'], {"a": ["\n", None]})
@@ -152,7 +65,7 @@ def test_every_topic_ends_in_its_table_once(settings: Settings):
     assert query(settings, "SELECT poster_id, position, propensity FROM poster_feedback") == [("p1", 3, 0.25)]
     ((entries, count),) = query(settings, "SELECT entries, interaction_count FROM user_histories")
     assert ([entry["item_id"] for entry in entries], count) == (["i1"], 1), "a skip is no sign of taste"
-    assert consume(settings).records == 0, "the second run goes on where the first ended"
+    assert consume(settings, CONSUMED).records == 0, "the second run goes on where the first ended"
 
 
 def expected_history(events: Iterable[Interaction], user: str, size: int, positive: tuple[str, ...]) -> list[str]:
@@ -172,13 +85,13 @@ def test_histories_do_not_depend_on_order_or_repetition(settings: Settings):
         )
         for number in range(400)
     ]
-    small = changed(settings, batch_max_records=37, history_size=20)
+    small = changed(settings, "consumer", batch_max_records=37, history_size=20)
     expected = {f"u{n}": expected_history(events, f"u{n}", 20, settings.consumer.positive_kinds) for n in range(5)}
     for _ in range(2):  # the second round brings nothing new
         shuffled = events + chance.sample(events, 100)
         chance.shuffle(shuffled)
         send(settings, shuffled)
-        consume(small, [INTERACTIONS])
+        consume(small)
         rows = query(settings, "SELECT user_id, entries, interaction_count, fingerprint FROM user_histories")
         assert {user: [e["event_id"] for e in entries] for user, entries, _, _ in rows} == expected
         positive = [e for e in events if e.kind in settings.consumer.positive_kinds]
@@ -191,9 +104,9 @@ def test_histories_do_not_depend_on_order_or_repetition(settings: Settings):
 def test_a_clock_that_runs_ahead_does_not_lead_the_history(settings: Settings):
     far = datetime(2150, 1, 1, tzinfo=UTC)
     send(settings, [click(1, at=far), click(2, at=datetime.now(UTC) + timedelta(seconds=30))])
-    assert consume(settings, [INTERACTIONS]).clamped == 1
+    assert consume(settings).clamped == 1
     send(settings, [click(1, at=far)])
-    assert consume(settings, [INTERACTIONS]).written.duplicates == 1, "clamped to another time, still the same event"
+    assert consume(settings).written.duplicates == 1, "clamped to another time, still the same event"
     rows = query(settings, "SELECT event_id::text, occurred_at <= now(), claimed_at FROM interactions ORDER BY 1")
     assert rows == [(str(event_id(1)), True, far), (str(event_id(2)), False, None)]
     ((entries,),) = query(settings, "SELECT entries FROM user_histories")
@@ -247,9 +160,9 @@ def test_an_erased_user_is_gone_and_stays_gone(settings: Settings):
             ),
         ],
     )
-    consume(settings)
+    consume(settings, CONSUMED)
     send(settings, [Erasure(user_id="gone", occurred_at=asked)])
-    summary = consume(settings)
+    summary = consume(settings, CONSUMED)
     assert summary.written.erased == 4
     for table in ("interactions", "user_histories", "recommendations", "poster_feedback"):
         assert query(settings, f"SELECT DISTINCT user_id FROM {table}") == [("stays",)]  # noqa: S608 - names of ours
@@ -264,7 +177,7 @@ def test_an_erased_user_is_gone_and_stays_gone(settings: Settings):
         Recommendations(user_id="gone", item_ids=["a"], occurred_at=before),
     ]
     send(settings, [*late, click(7, "gone", after), Erasure(user_id="gone", occurred_at=asked)])
-    summary = consume(settings)
+    summary = consume(settings, CONSUMED)
     assert summary.written.forgotten == 3
     assert query(settings, "SELECT event_id::text FROM interactions WHERE user_id = 'gone'") == [(str(event_id(7)),)]
     ((entries, count),) = query(
@@ -291,7 +204,7 @@ def test_poison_goes_aside_alone_and_can_be_replayed(settings: Settings, pigeon:
     for index, (value, _) in enumerate(POISON):
         mixed.insert(20 * index + 7, value)
     send_raw(settings, INTERACTIONS, mixed)
-    summary = consume(settings, [INTERACTIONS])
+    summary = consume(settings)
     assert (summary.records, summary.poison) == (208, 8)
     assert query(settings, "SELECT count(*) FROM interactions") == [(200,)]
 
@@ -307,7 +220,7 @@ def test_poison_goes_aside_alone_and_can_be_replayed(settings: Settings, pigeon:
 
     # With a higher limit one of them is no poison any more... it is still no JSON, and comes back with a reason of its own.
     assert pigeon("dlq", "replay", "--reason", "too_large").stdout.endswith("1 replayed\n")
-    assert consume(changed(settings, max_event_bytes=2**20), [INTERACTIONS]).poison == 1
+    assert consume(changed(settings, "consumer", max_event_bytes=2**20)).poison == 1
     assert pigeon("dlq", "drop").returncode == 2, "everything at once must be asked for"
     assert pigeon("dlq", "drop", "--reason", "invalid", "--limit", "2").stdout.endswith("2 dropped\n")
     after = pigeon("dlq", "list").stdout
@@ -318,45 +231,11 @@ def test_poison_goes_aside_alone_and_can_be_replayed(settings: Settings, pigeon:
 def test_a_row_that_only_postgres_refuses_goes_aside_alone(settings: Settings):
     query(settings, "ALTER TABLE interactions ADD CONSTRAINT no_seven CHECK (item_id <> 'i7')")
     send(settings, [click(number) for number in range(50)])
-    summary = consume(settings, [INTERACTIONS])
+    summary = consume(settings)
     assert summary.written.rows[INTERACTIONS] == 49
     assert query(settings, "SELECT count(*), count(*) FILTER (WHERE item_id = 'i7') FROM interactions") == [(49, 0)]
     ((entries,),) = query(settings, "SELECT entries FROM user_histories")
     assert len(entries) == 49
-
-
-def offsets(settings: Settings) -> int:
-    return int(query(settings, "SELECT coalesce(sum(next_offset), 0) FROM consumer_offsets")[0][0])
-
-
-def test_an_epidemic_of_poison_stops_the_consumer_with_its_offsets_held(settings: Settings, pigeon: Pigeon):
-    send_raw(settings, INTERACTIONS, [b"{"] * 150)
-    with pytest.raises(PoisonLimitExceeded, match="150 of 150"):
-        consume(settings, [INTERACTIONS])
-    assert offsets(settings) == 0
-    ended = pigeon("consume", "--topics", INTERACTIONS, "--until-idle", "0.5")
-    assert ended.returncode == 5
-    assert ended.stderr.splitlines()[-1].startswith("pigeon: 150 of 150 records undecodable")
-    assert pigeon("dlq", "list").stdout == "dead letters: 0 open\n"
-
-
-def test_without_a_dead_letter_topic_it_stops_with_its_offsets_held(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-):
-    send_raw(settings, INTERACTIONS, [b"{"])
-    admin = broker.admin(settings.kafka)
-    admin.delete_topics([f"{settings.kafka.topic_prefix}{INTERACTIONS}.dlq"])
-    admin.close()
-
-    def as_apache_kafka_answers(*_: Any, **__: Any) -> Any:
-        raise broker.KafkaError("the topic is not in the metadata")  # the embedded broker would make the topic
-
-    producer = broker.producer(settings.kafka)
-    monkeypatch.setattr(producer, "send", as_apache_kafka_answers)
-    monkeypatch.setattr(broker, "producer", lambda *_: producer)
-    with pytest.raises(ServerUnavailable, match="pigeon topics create"):
-        consume(settings, [INTERACTIONS])
-    assert offsets(settings) == 0
 
 
 def test_a_month_without_a_partition_is_made(settings: Settings):
@@ -364,28 +243,11 @@ def test_a_month_without_a_partition_is_made(settings: Settings):
         settings,
         [click(1, at=datetime(1997, 12, 31, 23, 59, 59, tzinfo=UTC)), click(2, at=datetime(1998, 1, 1, tzinfo=UTC))],
     )
-    assert consume(settings, [INTERACTIONS]).written.partitions_made == 2
+    assert consume(settings).written.partitions_made == 2
     assert query(settings, "SELECT tableoid::regclass::text FROM interactions ORDER BY 1") == [
         ("interactions_1997_12",),
         ("interactions_1998_01",),
     ]
-
-
-def test_a_topic_made_anew_is_noticed(settings: Settings):
-    send(settings, [click(number) for number in range(30)])
-    consume(settings, [INTERACTIONS])
-    query(settings, "UPDATE consumer_offsets SET next_offset = next_offset + 1000 WHERE next_offset > 0")
-    with pytest.raises(Refused, match="before our offset"):
-        consume(settings, [INTERACTIONS])
-    again = consume(changed(settings, on_topic_recreated="restart"), [INTERACTIONS])
-    assert (again.records, again.written.duplicates) == (30, 30)
-    assert consume(settings, [INTERACTIONS]).records == 0
-
-    query(settings, "UPDATE consumer_offsets SET topic_id = '01a208f8-0000-7000-8000-000000000000'")
-    with pytest.raises(Refused, match="another id"):
-        consume(settings, [INTERACTIONS])
-    assert consume(changed(settings, on_topic_recreated="restart"), [INTERACTIONS]).written.duplicates == 30
-    assert query(settings, "SELECT count(*) FROM interactions") == [(30,)]
 
 
 def test_a_catalogue_file_comes_in_with_its_pictures(settings: Settings, pigeon: Pigeon, tmp_path: Path):
@@ -427,87 +289,3 @@ def test_a_catalogue_file_comes_in_with_its_pictures(settings: Settings, pigeon:
     client.close()
     again = pigeon("catalog", "import", str(file))
     assert ", 1 pictures" not in again.stdout, "the same content is not uploaded twice"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
-
-
-def until(check: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def test_a_running_consumer_can_be_watched_and_stops_gently(settings: Settings):
-    port = free_port()
-    send(settings, [click(number) for number in range(25)])
-    command = [sys.executable, "-m", "generator.cli", "consume", "--topics", f"{INTERACTIONS},{FEEDBACK}"]
-    own = environment(settings) | {"PIGEON_CONSUMER__METRICS_PORT": str(port)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own) as child:
-        try:
-            wanted = f'pigeon_rows_total{{topic="{INTERACTIONS}"}} 25.0'
-            until(lambda: wanted in get(port, "/metrics")[1], "the rows show in the metrics")
-            assert get(port, "/live") == (200, "ok\n")
-            assert get(port, "/ready") == (200, "ok\n")
-            assert get(port, "/else")[0] == 404
-            assert "pigeon_lag_records{" in get(port, "/metrics")[1]
-            child.send_signal(signal.SIGTERM)
-            out, err = child.communicate()
-        finally:
-            child.kill()
-    assert child.returncode == 143, err
-    assert out.startswith("consumed: 25 records in 1 batches"), out
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PIGEON_STATE_DIR": str(settings.state_dir),
-        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
-        "PIGEON_S3__BUCKET": settings.s3.bucket,
-        "PIGEON_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
-        "PIGEON_KAFKA__GROUP_ID": settings.kafka.group_id,
-        "PIGEON_KAFKA__SESSION_TIMEOUT_MS": "3000",
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "code", "said"),
-    [
-        ({"PIGEON_KAFKA__TOPIC_PREFIX": "absent."}, 2, "pigeon topics create"),
-        (
-            {"PIGEON_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "PIGEON_KAFKA__REQUEST_TIMEOUT_MS": "1500"},
-            3,
-            "127.0.0.1:1",
-        ),
-        ({"PIGEON_DATABASE__URL": "postgresql+psycopg2://nobody:wrong@127.0.0.1:1/x"}, 3, "database.url"),
-        ({"PIGEON_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, 2, "kafka.sasl_mechanism"),
-    ],
-)
-def test_what_is_wrong_at_the_start_is_said_in_one_line(settings: Settings, changes, code, said):
-    ended = subprocess.run(
-        [sys.executable, "-m", "generator.cli", "consume", "--until-idle", "0.5"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment(settings) | changes,
-    )
-    assert ended.returncode == code, ended.stderr
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    assert said in ended.stderr
-    assert "wrong" not in ended.stderr, "no password in a message"

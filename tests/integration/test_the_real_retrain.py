@@ -16,7 +16,6 @@ from generator.feedback.parts import Loop
 from generator.feedback.real import open_loop
 from generator.feedback.retrain import retrain
 from generator.feedback.split import is_held_out
-from generator.nightly.database import connect
 from generator.serving.api import DrawRequest
 from generator.serving.client import TritonPigeon
 from schemas.errors import Refused
@@ -71,13 +70,6 @@ def loop(environment: None, settings: Settings, tmp_path: Path) -> Iterator[Loop
     made = open_loop(own.model_copy(update={"state_dir": tmp_path}), print)
     yield made
     made.engine.dispose()
-
-
-@pytest.fixture
-def engine(settings: Settings) -> Iterator[Engine]:
-    made = connect(settings.database)
-    yield made
-    made.dispose()
 
 
 def unit_vector(loop: Loop) -> list[float]:
