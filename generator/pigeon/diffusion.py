@@ -83,7 +83,6 @@ class Diffusion(nn.Module):
     def _shift(self) -> float:
         return float(self.vae.config.get("shift_factor") or 0.0)
 
-    @torch.no_grad()
     def draw(
         self,
         prompt_embeds: Tensor,
@@ -94,7 +93,22 @@ class Diffusion(nn.Module):
         guidance: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.uint8]:
-        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8.
+        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8. The rest: see `sample`."""
+        latents = self.sample(prompt_embeds, pooled, noise, steps=steps, guidance=guidance, progress=progress)
+        return self._pictures(torch.from_numpy(latents))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt_embeds: Tensor,
+        pooled: Tensor,
+        noise: NDArray[np.float32],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> scaled latents (B, 4, h, w).
 
         The negative condition of the guidance is zero embeddings; guidance 1 leaves it out.
         progress: called with (steps done, steps).
@@ -117,7 +131,22 @@ class Diffusion(nn.Module):
             latents = schedule.step(index, latents, predicted)
             if progress is not None:
                 progress(index + 1, len(schedule.timesteps))
-        return to_uint8(self.decode_latents(torch.from_numpy(latents)).cpu().numpy())
+        return latents
+
+    def preview(self, prompt_embeds: Tensor) -> NDArray[np.uint8]:
+        """prompt_embeds (B, Q, E) -> RGB (B, S, S, 3) uint8: the condition's sketch as it is, without the UNet and its noise.
+
+        Raises:
+            ValueError: the conditions of this model sketch nothing (`config.sketched`).
+        """
+        if not self.config.sketched:
+            raise ValueError("diffusion.sketched: false; this model's conditions hold no sketch to preview")
+        channels, size, _ = self.latent_shape
+        return self._pictures(sketch(prompt_embeds, channels, size))
+
+    @torch.no_grad()
+    def _pictures(self, latents: Tensor) -> NDArray[np.uint8]:
+        return to_uint8(self.decode_latents(latents).cpu().numpy())
 
     def _predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, pooled: Tensor) -> NDArray[np.float32]:
         timesteps = torch.full((len(latents),), timestep, dtype=torch.int64)

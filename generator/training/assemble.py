@@ -16,6 +16,7 @@ from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask
 from generator.training.language import learning_alignment, learning_language
 from generator.training.pictures import World
+from generator.training.polish import PolishTask
 from generator.training.scorer import build_scorer_task
 from generator.training.tokenizer import build_task
 from generator.training.trainer import load_averaged
@@ -64,6 +65,8 @@ def assemble_model(
         trained["vae"] = 1
     if (root / "diffusion/state.pt").exists():
         trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
+    if (root / "polish/state.pt").exists():
+        trained["polish"] = load_averaged(PolishTask(model.diffusion), root / "polish")
     if model.scorer is not None and (root / "scorer/state.pt").exists():
         scored = build_scorer_task(config, world)
         trained["scorer"] = load_averaged(scored, root / "scorer")

@@ -31,7 +31,7 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            help="text, vae, tokenizer, caches, critic, imputer, decoder, language, scorer, diffusion, alignment, preference, "
+            help="text, vae, tokenizer, caches, critic, imputer, decoder, language, scorer, diffusion, polish, alignment, preference, "
             "in this order; or all."
         ),
     ],

@@ -1,12 +1,14 @@
 """Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles.
 
-A small convolutional network over latents, a tool of training and no part of the model. A held-out drawing is never seen;
+A small convolutional network over icons, a tool of training and no part of the model. A held-out drawing is never seen;
 what this network makes of the thing's other drawings stands in for it where the token decoder must say something of every
 thing in every style (stage `decoder`), and where the UNet must learn to draw from such a guess (stage `diffusion`).
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +17,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generator.training.critic import Critic, Critique, Latents
+from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.pictures import Indices, World
+from generator.training.team import Team
 from generator.training.trainer import Trainer, TrainerConfig, load_averaged
 
-WIDTH, DEPTH, CONDITION = 64, 6, 32
+log = logging.getLogger(__name__)
+WIDTHS = (48, 80, 128)
+"""At half, a quarter and an eighth of the icon's side."""
+BLOCKS = 2
+CONDITION = 32
+WORDING = 12
+"""Width of what says one style's colours in another's."""
+CHANNELS = 4
 DROPPED_SHARE = 0.15
-MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.2, 0.2
-"""Of what the critique says, beside the distance from the drawing."""
+SHIFT = 2
+"""Pixels by which all drawings of a thing are moved together, at most."""
+PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.2, 0.5
+"""Of the mean distance of the pixels, and of what the eye says."""
+RAMP = 800
+"""Steps over which the style comes to count in full: at first, farther from every drawing would be better than nearer to the right one."""
+OWN_AT_FIRST = -3.0
+"""Logit of the network's own drawing before training: copying is learned first, what to add to it then."""
 
 
 class Block(nn.Module):
     """x (B, C, h, w), condition (B, K) -> (B, C, h, w); the condition scales and shifts (FiLM, arXiv 1709.07871)."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, WIDTH)
-        self.spread = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-        self.film = nn.Linear(CONDITION, 2 * WIDTH)
-        self.mix = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.norm = nn.GroupNorm(1, width)
+        self.spread = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(CONDITION, 2 * width)
+        self.mix = nn.Conv2d(width, width, 1)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
@@ -43,32 +59,88 @@ class Block(nn.Module):
         return out
 
 
+class Recolour(nn.Module):
+    """Each pixel of a style's drawing in the colours that another style would have for it: a network of one hidden layer for each two
+    styles, on the pixel alone."""
+
+    def __init__(self, styles: int) -> None:
+        super().__init__()
+        self.styles = styles
+        self.inlet = nn.Parameter(torch.randn(styles, styles, WORDING, CHANNELS) / 2)
+        self.inlet_bias = nn.Parameter(torch.randn(styles, styles, WORDING, 1) / 2)
+        self.outlet = nn.Parameter(torch.zeros(styles, styles, CHANNELS, WORDING))
+        self.outlet_bias = nn.Parameter(torch.zeros(styles, styles, CHANNELS, 1))
+
+    def forward(self, drawings: Tensor, style: Tensor) -> Tensor:
+        """drawings (B, S, 4, h, w), style (B,) -> the same shape."""
+        flat = drawings.flatten(0, 1).flatten(2)  # (B * S, 4, h * w)
+        inlet, inlet_bias, outlet, outlet_bias = (
+            part[style].flatten(0, 1) for part in (self.inlet, self.inlet_bias, self.outlet, self.outlet_bias)
+        )
+        hidden = F.relu(torch.baddbmm(inlet_bias, inlet, flat), inplace=True)
+        return (flat + torch.baddbmm(outlet_bias, outlet, hidden)).view_as(drawings)
+
+
 class Imputer(nn.Module):
     """A thing's drawings in all styles, of which some are given, and the style that is asked for -> that drawing.
 
-    Each place of it is a mean of the given drawings there, with weights of the place's own, and a correction.
+    Each pixel of it is a mean of the given drawings there, said in the style's colours, and of one of the network's own; with
+    weights of the pixel's own.
     """
 
-    def __init__(self, styles: int, channels: int) -> None:
+    def __init__(self, styles: int) -> None:
         super().__init__()
+        self.styles = styles
         self.style = nn.Embedding(styles, CONDITION)
-        self.inlet = nn.Conv2d(styles * (channels + 1), WIDTH, 1)
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
-        self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTH), nn.Conv2d(WIDTH, styles + channels, 1))
+        self.recolour = Recolour(styles)
+        self.prior = nn.Embedding(styles, styles)
+        nn.init.zeros_(self.prior.weight)
+        self.inlet = nn.Conv2d(styles * (4 * CHANNELS + 1), WIDTHS[0], 1)
+        self.fine = nn.ModuleList([Block(WIDTHS[0])])
+        self.to_middle = nn.Conv2d(WIDTHS[0], WIDTHS[1], 2, stride=2)
+        self.middle = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
+        self.to_coarse = nn.Conv2d(WIDTHS[1], WIDTHS[2], 2, stride=2)
+        self.coarse = nn.ModuleList(Block(WIDTHS[2]) for _ in range(2 * BLOCKS))
+        self.whole = nn.Linear(WIDTHS[2], styles)
+        self.from_coarse = nn.ConvTranspose2d(WIDTHS[2], WIDTHS[1], 2, stride=2)
+        self.middle_again = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
+        self.from_middle = nn.ConvTranspose2d(WIDTHS[1], WIDTHS[0], 2, stride=2)
+        self.fine_again = nn.ModuleList([Block(WIDTHS[0])])
+        last = nn.Conv2d(WIDTHS[0], 4 * (styles + 1 + CHANNELS), 3, padding=1)
+        with torch.no_grad():  # the four pixels of a place begin alike: otherwise they make a chequered pattern
+            last.weight.copy_(last.weight[::4].repeat_interleave(4, dim=0))
+            bias = torch.zeros(styles + 1 + CHANNELS)
+            bias[styles] = OWN_AT_FIRST
+            last.bias = nn.Parameter(bias.repeat_interleave(4))
+        self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTHS[0]), last)
 
     def forward(self, drawings: Tensor, given: Tensor, style: Tensor) -> Tensor:
-        """drawings (B, S, c, h, w), given (B, S) of 0/1, style (B,) -> (B, c, h, w)."""
-        styles, (height, width) = drawings.shape[1], drawings.shape[-2:]
+        """drawings (B, S, 4, h, w), colours times alpha; given (B, S) of 0/1; style (B,) -> (B, 4, h, w)."""
         shown = given[:, :, None, None, None]
-        flags = shown.expand(-1, -1, 1, height, width)
-        x = self.inlet(torch.cat([drawings * shown, flags], dim=2).flatten(1, 2))
+        said = self.recolour(drawings * shown, style) * shown
+        small = F.pixel_unshuffle(said.flatten(1, 2), 2)
+        flags = given[:, :, None, None].expand(-1, -1, *small.shape[-2:])
         condition = self.style(style)
-        for block in self.blocks:
-            x = block(x, condition)
-        weights, correction = self.outlet(x).split([styles, drawings.shape[2]], dim=1)
-        weights = weights.masked_fill(given[:, :, None, None] == 0, float("-inf")).softmax(dim=1)  # (B, S, h, w)
-        out: Tensor = (weights[:, :, None] * drawings).sum(dim=1) + correction
+        fine = _through(self.fine, self.inlet(torch.cat([small, flags], dim=1)), condition)
+        middle = _through(self.middle, self.to_middle(fine), condition)
+        coarse = _through(self.coarse, self.to_coarse(middle), condition)
+        middle = _through(self.middle_again, middle + self.from_coarse(coarse), condition)
+        fine = _through(self.fine_again, fine + self.from_middle(middle), condition)
+        likely, own, colour, alpha = torch.split(F.pixel_shuffle(self.outlet(fine), 2), [self.styles, 1, 3, 1], dim=1)
+        # Which drawing is followed is first a matter of the whole picture: a thing half in one pose and half in another is none.
+        likely = likely + (self.prior(style) + self.whole(coarse.mean(dim=(2, 3))))[:, :, None, None]
+        likely = likely.masked_fill(given[:, :, None, None] == 0, float("-inf"))
+        weights = torch.cat([likely, own], dim=1).softmax(dim=1)[:, :, None]
+        alpha = alpha.sigmoid()
+        drawn = torch.cat([colour.sigmoid() * alpha, alpha], dim=1)
+        out: Tensor = (weights * torch.cat([said, drawn[:, None]], dim=1)).sum(dim=1)
         return out
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, condition: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, condition)
+    return x
 
 
 def others(trained: npt.NDArray[np.bool_], concept: Indices, style: Indices) -> npt.NDArray[np.bool_]:
@@ -78,54 +150,78 @@ def others(trained: npt.NDArray[np.bool_], concept: Indices, style: Indices) -> 
     return given
 
 
-def build_imputer(world: World, latents: Latents) -> Imputer:
-    return Imputer(len(world.styles), latents.shape[3])
+def build_imputer(world: World) -> Imputer:
+    return Imputer(len(world.styles))
 
 
-def train_imputer(
-    folder: Path, world: World, latents: Latents, critic: Critic, config: TrainerConfig, things: int = 6
-) -> None:
-    """latents (concepts, styles, palettes, c, h, w), of all concepts: how styles differ shows on any thing."""
-    network = build_imputer(world, latents)
-    critique = Critique(critic, world, latents)
+def train_imputer(folder: Path, world: World, config: TrainerConfig, things: int = 8) -> None:
+    """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
+    training may see, on posters of a palette each."""
+    network, eye, easel, team = build_imputer(world), Eye(), Easel(world.palettes), Team.join()
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.integers(len(world.concepts), size=things)
-        thing, style = np.nonzero(world.trained[chosen])  # (B,) each: every drawing of theirs that may be seen
-        concept, palette = chosen[thing], world.sample_palettes(things, rng)[thing]
-        given = others(world.trained, concept, style)
-        fewer = given & (rng.random(given.shape) >= DROPPED_SHARE)
+        palettes = world.sample_palettes(things, rng)
+        dropped = rng.random((things, len(world.styles), len(world.styles))) < DROPPED_SHARE
+        mirrored, moved = rng.random(things) < 0.5, rng.integers(-SHIFT, SHIFT + 1, size=(things, 2))
+        rows = int(world.trained[chosen].sum())
+        (mine,) = team.parts(things)
+        icons = premultiplied(world.art.pixels[chosen[mine]])  # (T, S, 4, 64, 64)
+        for number, (mirror, move) in enumerate(zip(mirrored[mine], moved[mine].tolist(), strict=True)):
+            icon = icons[number].flip(-1) if mirror else icons[number]
+            icons[number] = icon.roll(move, dims=(-2, -1))
+        thing, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
+        given = others(world.trained, chosen[mine][thing], style)
+        fewer = given & ~dropped[mine][thing, style]
         given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
-        drawings = torch.from_numpy(latents[concept, :, palette].astype(np.float32))
-        made = network(drawings, torch.from_numpy(given).float(), torch.from_numpy(style))
-        wanted = drawings[torch.arange(len(style)), torch.from_numpy(style)]
-        mistaken, unlike = (part.mean() for part in critique((concept, style, palette), made))
-        apart = F.l1_loss(made, wanted)  # the median of what it may be is sharper than the mean
-        figures = {
-            "mse": float(F.mse_loss(made, wanted).detach()),
-            "l1": float(apart.detach()),
-            "mistaken": float(mistaken.detach()),
-            "unlike": float(unlike.detach()),
-        }
-        return apart + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike, figures
+        at, wanted = torch.from_numpy(thing), torch.from_numpy(style)
+        palette = torch.from_numpy(palettes[mine])
+        made = network(icons[at], torch.from_numpy(given).float(), wanted)
+        pictures = easel(made, wanted, palette[at])
+        with torch.no_grad():
+            count = len(world.styles)
+            real = easel(icons.flatten(0, 1), torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
+            seen = [part.view(len(icons), count, -1)[at] for part in eye(real)]
+            truth = real.view(len(icons), count, *real.shape[1:])[at, wanted]
+        known = torch.from_numpy(world.trained[chosen[mine]][thing]).float()
+        mistaken, unlike = (part.sum() / rows for part in compared(eye(pictures), seen, wanted, known))
+        apart = (pictures - truth).abs().mean(dim=(1, 2, 3)).sum() / rows
+        figures = {"l1": apart, "mistaken": mistaken, "unlike": unlike}
+        total = PIXELS_WEIGHT * apart + MISTAKEN_WEIGHT * min(1.0, step / RAMP) * mistaken + UNLIKE_WEIGHT * unlike
+        return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
     Trainer(network, loss, folder, config).run()
 
 
+def _guessed(network: Imputer, world: World, concept: int) -> npt.NDArray[np.uint8]:
+    count = len(world.styles)
+    styles = np.arange(count)
+    given = torch.from_numpy(others(world.trained, np.full(count, concept), styles)).float()
+    icons = premultiplied(world.art.pixels[concept])[None].expand(count, -1, -1, -1, -1)
+    return straight(network(icons, given, torch.from_numpy(styles)))
+
+
 @torch.no_grad()
-def impute(folder: Path, world: World, latents: Latents, target: Path) -> None:
-    """Write `target`, float16 like `latents`: every drawing that films show, as guessed from the thing's others."""
-    network = build_imputer(world, latents)
+def impute(
+    folder: Path, world: World, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], target: Path
+) -> None:
+    """Write `target`, float16 (concepts, styles, palettes, *shape): every drawing that films show, as guessed from the thing's others.
+
+    encode: pixels (B, 3, 64, 64) in [0, 1] -> (B, *shape).
+    """
+    if Team.join().rank:
+        return  # the first process writes
+    network = build_imputer(world)
     load_averaged(network, folder)
     network.eval()
     partial = target.with_suffix(".partial")  # a stage that reads the guesses of before keeps them
-    out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=latents.shape)
-    styles = np.arange(len(world.styles))
-    for concept in np.flatnonzero(world.shown):
-        given = torch.from_numpy(others(world.trained, np.full(len(styles), concept), styles)).float()
-        for palette in range(latents.shape[2]):
-            drawings = torch.from_numpy(latents[concept, :, palette].astype(np.float32))
-            drawings = drawings.expand(len(styles), *drawings.shape)
-            out[concept, :, palette] = network(drawings, given, torch.from_numpy(styles)).numpy()
+    full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
+    out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=full)
+    for number, concept in enumerate(np.flatnonzero(world.shown).tolist()):
+        for style, icon in enumerate(_guessed(network, world, concept)):
+            posters = [world.draw(concept, style, palette, icon) for palette in range(len(world.palettes))]
+            out[concept, style] = encode(torch.from_numpy(np.stack(posters))).numpy()
+        if number % 50 == 0:
+            log.info("imputed: %d of %d things", number, int(world.shown.sum()))
     out.flush()
     partial.replace(target)

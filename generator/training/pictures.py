@@ -68,12 +68,12 @@ class World:
         weights: npt.NDArray[np.float64] = clicks**CLICK_POWER
         return weights
 
-    def draw(self, concept: int, style: int, palette: int) -> npt.NDArray[np.float32]:
-        """One picture, float32 (3, 64, 64) in [0, 1]."""
+    def draw(
+        self, concept: int, style: int, palette: int, icon: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """One picture, float32 (3, 64, 64) in [0, 1]; `icon`: RGBA, shown in the place of the one there is."""
         spec = PosterSpec(self.concepts[concept].slug, self.styles[style], self.palettes[palette])
-        pixels: npt.NDArray[np.float32] = draw(spec, 64, self.art).transpose(2, 0, 1).astype(np.float32) / np.float32(
-            255
-        )
+        pixels = draw(spec, 64, self.art, icon).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
         return np.ascontiguousarray(pixels)
 
     def sample(self, count: int, rng: np.random.Generator) -> Triple:
@@ -96,6 +96,19 @@ class World:
         fit[np.arange(len(style)), style] = False
         chosen: Indices = np.where(fit, rng.random(fit.shape), -1.0).argmax(axis=1)
         return chosen
+
+    def some_unseen(
+        self, triple: Triple, share: float, rng: np.random.Generator
+    ) -> tuple[Triple, npt.NDArray[np.bool_]]:
+        """`share` of the rows (B,) in a style in which their thing is held out, where there is one, -> them and which they are.
+
+        What such a drawing looks like nobody may see; stage `imputer` guesses it.
+        """
+        concept, style, palette = triple
+        unseen = ~self.trained[concept]
+        chosen = (rng.random(len(concept)) < share) & unseen.any(axis=1)
+        hidden = np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1)
+        return (concept, np.where(chosen, hidden, style), palette), chosen
 
     def pictures(self, concept: Indices, style: Indices, palette: Indices) -> npt.NDArray[np.float32]:
         """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]."""

@@ -87,7 +87,7 @@ def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None
 
 
 def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[PreferencePair]:
-    """Answers over the grid for so many users -> their pairs. Only answers that differ are drawn, each once."""
+    """Answers over the grid for so many users -> their pairs. Only answers that differ are looked at, each once."""
     pipeline = PigeonPipeline(model)
     asked = list(tasks(prompts, count))
     pairs = []
@@ -99,7 +99,7 @@ def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[Pre
         for number, (task, said) in enumerate(zip(part, answers, strict=True)):
             first = {tuple(codes): place for place, codes in reversed(list(enumerate(said)))}
             if len(first) > 1:
-                candidates = _drawn(pipeline, task, sorted((place, list(codes)) for codes, place in first.items()))
+                candidates = _seen(pipeline, task, sorted((place, list(codes)) for codes, place in first.items()))
                 pair = ranked(start + number, task, TaskResult(history[number], references[number], candidates))
                 pairs += [pair] if pair else []
         log.info("preference: %d of %d users, %d pairs", start + len(part), count, len(pairs))
@@ -107,11 +107,16 @@ def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[Pre
 
 
 @torch.no_grad()
-def _drawn(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[int]]]) -> list[Candidate]:
-    """answers: (place in the grid, codes)."""
+def _seen(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[int]]]) -> list[Candidate]:
+    """answers: (place in the grid, codes). Where the conditions hold a sketch, that is looked at: it costs a hundredth of a drawing, and
+    two answers differ in it by their codes alone and not by the noise that they are drawn from."""
     diffusion = pipeline.model.diffusion
-    noise = np.stack([noise_image(task.seed, place, diffusion.latent_shape) for place, _ in answers])
-    pictures = diffusion.draw(*pipeline.decode([codes for _, codes in answers]), noise)
+    embeds, pooled = pipeline.decode([codes for _, codes in answers])
+    if diffusion.config.sketched:
+        pictures = diffusion.preview(embeds)
+    else:
+        noise = np.stack([noise_image(task.seed, place, diffusion.latent_shape) for place, _ in answers])
+        pictures = diffusion.draw(embeds, pooled, noise)
     (scores,) = pipeline.score([task], pictures[None])
     return [
         Candidate(task.ratios[place], codes, picture, text, past)

@@ -25,6 +25,7 @@ from generator.training.decoder import train_decoder
 from generator.training.imputer import impute, train_imputer
 from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
+from generator.training.polish import train_polish
 from generator.training.preference import train_preference
 from generator.training.scorer import normalise, train_scorer
 from generator.training.text import train_text_tokenizer
@@ -55,6 +56,7 @@ RECIPE: dict[str, TrainerConfig] = {
         budget_seconds=600,
     ),
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=5400),
+    "polish": TrainerConfig(UNLIMITED, lr=5e-4, ema_decay=0.99, cooldown_share=0.5, budget_seconds=600),
     "alignment": TrainerConfig(
         UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
     ),
@@ -156,9 +158,15 @@ def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
 
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
-    folder = shop.root / "imputer"
-    train_imputer(folder, shop.world, shop.latents(), shop.critic(), config or RECIPE["imputer"])
-    impute(folder, shop.world, shop.latents(), shop.root / "caches" / "imputed.npy")
+    folder, diffusion = shop.root / "imputer", shop.assembled().diffusion
+    train_imputer(folder, shop.world, config or RECIPE["imputer"])
+    impute(
+        folder,
+        shop.world,
+        lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
+        diffusion.latent_shape,
+        shop.root / "caches" / "imputed.npy",
+    )
 
 
 def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:
@@ -192,6 +200,11 @@ def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
     )
 
 
+def _polish(shop: Workshop, config: TrainerConfig | None) -> None:
+    model, folder = shop.assembled(), shop.root / "polish"
+    train_polish(folder, shop.world, model, shop.codes(), shop.latents(), config or RECIPE["polish"])
+
+
 def _language(shop: Workshop, config: TrainerConfig | None) -> None:
     prompts = Prompts(shop.world, shop.cache, shop.assembled(), shop.codes())
     train_language(shop.root / "language", prompts, config or RECIPE["language"])
@@ -219,6 +232,7 @@ STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
     "language": _language,
     "scorer": _scorer,
     "diffusion": _diffusion,
+    "polish": _polish,
     "alignment": _alignment,
     "preference": _preference,
 }

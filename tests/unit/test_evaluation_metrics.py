@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from generator.training.efficientnet import LITE0, EfficientNetLite
 from generator.training.evaluation.bootstrap import Bootstrap
-from generator.training.evaluation.efficientnet import EfficientNetLite0
 from generator.training.evaluation.metrics import (
     SCALE_WEIGHTS,
     cosines,
@@ -138,7 +138,7 @@ def test_differences_are_paired() -> None:
 
 
 def test_efficientnet_has_the_published_shapes() -> None:
-    network = EfficientNetLite0().eval()
+    network = EfficientNetLite(LITE0).eval()
     with torch.no_grad():
         pooled, maps = network(torch.rand(2, 3, 64, 64))
     assert pooled.shape == (2, 1280)

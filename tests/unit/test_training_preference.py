@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from generator.pigeon import diffusion
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
 from generator.training import preference
@@ -86,6 +88,27 @@ def test_pairs_are_what_the_whole_pipeline_would_rank(tmp_path: Path, monkeypatc
         whole = TaskResult(result.history_codes, result.reference_codes, list(first.values()))
         assert found.get(f"simulated-{number}") == ranked(number, task, whole)
     assert found, "a random model does not give one answer thrice to everybody"
+
+
+def test_a_model_that_sketches_is_ranked_by_its_sketches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No picture is drawn; the scores are those of the sketches."""
+    model = load_model(checkpoint(tmp_path))
+    model.diffusion.config = model.diffusion.config.model_copy(update={"sketched": True})
+    # This preset's conditions are too short to hold one.
+    monkeypatch.setattr(diffusion, "sketch", lambda embeds, *_: embeds[:, :4, :8, None] * torch.ones(8))
+    monkeypatch.setattr(model.diffusion, "draw", lambda *_: pytest.fail("a picture was drawn"))
+    monkeypatch.setattr(preference, "tasks", asked)
+    monkeypatch.setattr(preference, "LEAST_GAP", 0.0)
+    prompts: Any = SimpleNamespace()
+    found = score_pairs_of(model, prompts, 5)
+    assert found
+    pipeline = PigeonPipeline(model)
+    for pair in found:
+        task = list(asked(None, 5))[int(pair.user_id.rpartition("-")[2])]
+        answers = [list(pair.chosen_tokens), list(pair.rejected_tokens)]
+        sketches = model.diffusion.preview(pipeline.decode(answers)[0])
+        ((_, best), (_, worst)), *_ = pipeline.score([task], sketches[None])
+        assert best > worst
 
 
 def test_the_stage_goes_on_from_the_pairs_that_it_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

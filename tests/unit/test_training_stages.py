@@ -17,11 +17,15 @@ from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache
 from generator.training.critic import Critique, build_critic, train_critic
+from generator.training.datasets.icons import STYLES, Concept, IconArt
+from generator.training.datasets.posters import PosterSpec, draw
 from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask, training_alphas
+from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.imputer import Imputer, impute, train_imputer
 from generator.training.language import learning_language
 from generator.training.pictures import World
+from generator.training.polish import train_polish
 from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
 from generator.training.trainer import Trainer, TrainerConfig
 from generator.training.vae import build_vae, unit_variance
@@ -79,13 +83,15 @@ def test_training_noise_is_the_sampling_schedule() -> None:
 
 @pytest.fixture
 def world() -> World:
-    """Twenty concepts of which films show ten, six styles, a third of the pairs held out, three palettes; nothing to draw."""
+    """Twenty concepts of which films show ten, six styles, a third of the pairs held out, three palettes; icons of noise."""
+    rng = np.random.default_rng(0)
     made = World.__new__(World)
-    made.trained = np.random.default_rng(0).random((20, 6)) > 0.3
+    made.trained = rng.random((20, 6)) > 0.3
     made.shown = np.arange(20) < 10
-    made.concepts = [None] * 20  # type: ignore[list-item]  # only counted
-    made.styles = tuple("abcdef")
-    made.palettes = ("plain", "a", "b")
+    made.concepts = tuple(Concept(f"thing-{number}", "", (), "", "", "", ()) for number in range(20))
+    made.styles = STYLES
+    made.palettes = ("plain", "sunset", "noir")
+    made.art = IconArt(made.concepts, rng.integers(256, size=(20, 6, 64, 64, 4), dtype=np.uint8), Path())
     made._pairs = np.argwhere(made.trained)
     made._film_pairs = np.argwhere(made.trained & made.shown[:, None])
     made._film_weights = np.full(len(made._film_pairs), 1 / len(made._film_pairs))
@@ -104,6 +110,20 @@ def test_held_out_pairs_are_never_drawn(world: World) -> None:
     other = world.other_styles(concept, style, rng)
     assert (other != style).all()
     assert world.trained[concept, other].all()
+
+
+def test_a_share_of_the_rows_takes_a_style_that_may_not_be_seen(world: World) -> None:
+    rng = np.random.default_rng(0)
+    before = world.sample(4000, rng)
+    (concept, style, palette), unseen = world.some_unseen(before, 0.5, rng)
+    np.testing.assert_array_equal(unseen, ~world.trained[concept, style])
+    np.testing.assert_array_equal(style[~unseen], before[1][~unseen])
+    np.testing.assert_array_equal(concept, before[0])
+    np.testing.assert_array_equal(palette, before[2])
+    could = (~world.trained[concept]).any(axis=1)
+    assert unseen[could].mean() == pytest.approx(0.5, abs=0.05)
+    hidden = np.argwhere(~world.trained & world.shown[:, None] & world.trained.any(axis=1, keepdims=True))
+    assert {*zip(concept[unseen].tolist(), style[unseen].tolist(), strict=True)} == {*map(tuple, hidden.tolist())}
 
 
 def test_a_role_is_taken_by_another_picture_that_shares_only_it() -> None:
@@ -190,8 +210,8 @@ def test_critic_and_imputer_learn_nothing_from_what_is_held_out(world: World, tm
         folder = tmp_path / str(number)
         torch.manual_seed(0)  # of the weights that each begins with
         train_critic(folder / "critic", world, latents, TrainerConfig(steps=2), batch=4)
-        critic = build_critic(world, latents)
-        train_imputer(folder / "imputer", world, latents, critic, TrainerConfig(steps=2), things=3)
+        train_imputer(folder / "imputer", world, TrainerConfig(steps=2), things=3)
+        world.art.pixels[~world.trained] = 7
     for stage in ("critic", "imputer"):
         first, second = (weights_of(tmp_path / number / stage) for number in "01")
         torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -220,18 +240,21 @@ def test_the_critique_tells_the_right_drawing_from_the_things_others(world: Worl
 
 
 def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
-    latents, changed = drawn(world)
-    train_imputer(tmp_path, world, latents, build_critic(world, latents), TrainerConfig(steps=2), things=2)
-    impute(tmp_path, world, latents, tmp_path / "first.npy")
-    impute(tmp_path, world, changed, tmp_path / "second.npy")
-    first, second = np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy")
-    np.testing.assert_array_equal(first, second)
+    train_imputer(tmp_path, world, TrainerConfig(steps=2), things=2)
+
+    def guessed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+        impute(tmp_path, world, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
+        found: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = np.load(tmp_path / name)
+        return found
+
+    first = guessed("first.npy")
+    world.art.pixels[~world.trained] = 7
+    np.testing.assert_array_equal(guessed("second.npy"), first)
     assert first[world.shown].any()
     assert not first[~world.shown].any()
     style = int(np.flatnonzero(world.trained[0])[0])
-    changed[0, style] = 3
-    impute(tmp_path, world, changed, tmp_path / "third.npy")
-    third = np.load(tmp_path / "third.npy")
+    world.art.pixels[0, style] = 3
+    third = guessed("third.npy")
     np.testing.assert_array_equal(third[0, style], first[0, style])
     others_differ = (third[0] != first[0]).any(axis=(1, 2, 3, 4))
     assert others_differ.sum() == 5, "every other style's guess looks at it"
@@ -239,13 +262,87 @@ def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: 
 
 def test_the_imputer_copies_where_all_styles_agree() -> None:
     torch.manual_seed(0)
-    network = Imputer(styles=6, channels=4)
-    torch.nn.init.zeros_(network.outlet[1].weight)
-    torch.nn.init.zeros_(network.outlet[1].bias)
-    drawing = torch.randn(2, 1, 4, 8, 8)
+    network = Imputer(styles=6)
+    last = network.outlet[1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    last.bias.data[24:28] = -40  # of each pixel of four: nothing of the network's own
+    drawing = torch.rand(2, 1, 4, 16, 16)
     given = torch.tensor([[1.0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
     drawings = torch.where(given[:, :, None, None, None] > 0, drawing, 99.0)
     torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2])), drawing[:, 0])
+
+
+def soft_icon() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """RGBA (64, 64, 4): a disc with a soft edge and a gradient of colours."""
+    down, across = np.mgrid[-1:1:64j, -1:1:64j]
+    alpha = np.clip(4 * (0.8 - np.hypot(down, across)), 0, 1)
+    return (np.stack([down / 2 + 0.5, across / 2 + 0.5, 0 * down + 0.3, alpha], axis=2) * 255).astype(np.uint8)
+
+
+def test_the_easel_sets_icons_as_posters_do(world: World) -> None:
+    icon = soft_icon()
+    easel = Easel(world.palettes)
+    for style, name in enumerate(world.styles):
+        for palette, look in enumerate(world.palettes):
+            pixels = easel(premultiplied(icon[None]), torch.tensor([style]), torch.tensor([palette]))[0]
+            poster = draw(PosterSpec("thing-0", name, look), 64, world.art, icon)
+            apart = (pixels.permute(1, 2, 0) - torch.from_numpy(poster.astype(np.float32) / 255)).abs()
+            assert apart.mean() < 0.005, (name, look)
+            assert apart.max() < 0.1, (name, look)
+
+
+def test_icons_come_back_from_their_premultiplied_form() -> None:
+    icon = soft_icon()
+    back = straight(premultiplied(icon))
+    np.testing.assert_array_equal(back[..., 3], icon[..., 3])
+    seen = icon[..., 3] > 40
+    assert np.abs(back[seen].astype(int) - icon[seen]).max() <= 1
+    premultiplied(np.zeros((2, 3, 8, 8, 4), np.uint8))
+    assert (straight(torch.zeros(4, 8, 8)) == 0).all()
+
+
+def test_the_eye_tells_the_right_drawing_from_the_things_others(world: World) -> None:
+    eye, easel = Eye(), Easel(world.palettes)
+    styles = torch.arange(6)
+    drawings = easel(premultiplied(world.art.pixels[0]), styles, torch.ones(6, dtype=torch.long))
+    seen = [part[None].expand(6, -1, -1) for part in eye(drawings)]
+    assert [part.shape[:2] for part in seen] == [(6, 6)] * 6
+    known = torch.ones(6, 6)
+    known[:, 5] = 0
+    known[5, 5] = 1
+    mistaken, unlike = compared(eye(drawings), seen, styles, known)
+    assert unlike.abs().max() < 1e-3
+    assert mistaken.max() < 0.01
+    ours = drawings.roll(1, dims=0).requires_grad_(True)
+    taken, apart = compared(eye(ours), seen, styles, known)
+    assert taken.min() > 1
+    assert apart.min() > 0.001
+    (taken.sum() + apart.sum()).backward()  # type: ignore[no-untyped-call]
+    assert ours.grad is not None
+    assert ours.grad.isfinite().all()
+
+
+def test_polish_teaches_the_vaes_decoder_alone_and_shows_it_nothing_held_out(world: World, tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"a": 0}))
+    cache = CodeCache.of(coded(world) % 512, world)
+    made = []
+    for name in ("first", "second"):
+        torch.manual_seed(0)
+        model = new_model(nano(), words)
+        before = {key: weight.clone() for key, weight in model.diffusion.state_dict().items()}
+        latents = np.zeros((20, 6, 3, 4, 16, 16), np.float16)
+        train_polish(tmp_path / name, world, model, cache, latents, TrainerConfig(steps=2), drawings=5, batch=4)
+        changed = {key for key, weight in model.diffusion.state_dict().items() if not torch.equal(weight, before[key])}
+        assert changed
+        assert all(key.startswith("vae.decoder.") for key in changed)
+        made.append(weights_of(tmp_path / name))
+        world.art.pixels[~world.trained] = 7
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=0)
+    with np.load(tmp_path / "first" / "drawn.npz") as kept:
+        concept, style, _ = kept["triples"].T
+        assert kept["drawn"].shape == (5, 4, 16, 16)
+    assert world.trained[concept, style].all()
 
 
 def test_the_decoder_that_serves_is_its_own_stages_and_the_diffusions(world: World, tmp_path: Path) -> None:

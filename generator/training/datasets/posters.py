@@ -91,10 +91,13 @@ def sticker_spec(concept: str, style: str) -> PosterSpec:
     return PosterSpec(concept, style, "plain")
 
 
-def draw(spec: PosterSpec, size: int, art: IconArt) -> npt.NDArray[np.uint8]:
+def draw(
+    spec: PosterSpec, size: int, art: IconArt, instead: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
     """Draw a poster's art, RGB uint8 [size, size, 3].
 
     Below a millisecond at 64, so that training draws what it needs; from 65 on the icon is rendered from vectors.
+    `instead`: RGBA uint8 [s, s, 4], straight alpha, shown in the place of the icon.
 
     Raises:
         DatasetError: unknown concept, style or palette, or a size below 16.
@@ -103,9 +106,9 @@ def draw(spec: PosterSpec, size: int, art: IconArt) -> npt.NDArray[np.uint8]:
         raise DatasetError(f"poster size {size} is too small to draw on; use 16 or more")
     palette = palette_named(spec.palette)
     inner = round(size * ICON_SHARE)
-    icon = Image.fromarray(
-        art.icon(spec.concept, spec.style) if size <= 64 else art.icon(spec.concept, spec.style, inner)
-    )
+    if instead is None:
+        instead = art.icon(spec.concept, spec.style) if size <= 64 else art.icon(spec.concept, spec.style, inner)
+    icon = Image.fromarray(instead)
     if icon.size != (inner, inner):
         icon = icon.resize((inner, inner), Image.Resampling.LANCZOS)
     halo = palette.halo

