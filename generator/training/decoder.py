@@ -76,8 +76,12 @@ def train_decoder(
     sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        triple, guessed = world.some_unseen(world.sample(batch, rng), GUESSED_SHARE, rng)
-        concept, _, palette = triple
+        triple = world.sample(batch, rng)
+        concept, style, palette = triple
+        unseen = ~world.trained[concept]
+        guessed = (rng.random(batch) < GUESSED_SHARE) & unseen.any(axis=1)
+        style = np.where(guessed, np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1), style)
+        triple = (concept, style, palette)
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
         masked = rng.random() < MASKED_SHARE
         if masked:

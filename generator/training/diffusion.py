@@ -2,8 +2,7 @@
 
 Of a thing in a style in which it was never drawn the decoder's sketch is a guess from its other drawings, and a UNet that has
 seen only sketches of what was learned by heart believes it to the last blur. So half of the sketches are such guesses, of
-drawings that are known: there the UNet learns what to make of one. And a share of what it draws are things in a style in which
-they were never drawn: the guess then stands for the drawing, too.
+drawings that are known: there the UNet learns what to make of one.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ from generator.training.trainer import Part, Trainer, TrainerConfig
 DROPPED_SHARE = 0.1
 OTHER_STYLE_SHARE = 0.4
 GUESSED_SHARE = 0.5
-UNSEEN_SHARE = 0.4
-"""Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
 MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
 """Of what the critique says, beside the distance from the drawing."""
 NOISY_HALF_SHARE = 0.6
@@ -69,23 +66,21 @@ def train_diffusion(
     batch: int = 16,
 ) -> DiffusionTask:
     """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
-    a tenth of the conditions are dropped (zero). Of drawings that may not be seen `imputed` is what is to be drawn. The critic
-    compares the picture that each other prediction means with the drawing, and with the thing's drawings in other styles: squares
-    alone are content with a blur.
+    a tenth of the conditions are dropped (zero). The critic compares the picture that each prediction means with the drawing, and
+    with the thing's drawings in other styles: squares alone are content with a blur.
     """
     task = DiffusionTask(diffusion, decoder)
     critique = Critique(critic, world, latents)
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:
-        triple, unseen = world.some_unseen(world.sample(batch, rng), UNSEEN_SHARE, rng)
-        concept, style, palette = triple
-        imagined = imputed[triple]
-        drawing = np.where(unseen[:, None, None, None], imagined, latents[triple])
-        clean = torch.from_numpy(drawing.astype(np.float32))
+        triple = world.sample(batch, rng)
+        clean = torch.from_numpy(latents[triple].astype(np.float32))
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
         embeds, pooled = decoder(rows, torch.full((batch,), rows.shape[1]))
-        guess = cells(torch.from_numpy(imagined.astype(np.float32)), embeds.shape[1])  # (B, Q, numbers of a cell)
+        guess = cells(
+            torch.from_numpy(imputed[triple].astype(np.float32)), embeds.shape[1]
+        )  # (B, Q, numbers of a cell)
         numbers = guess.shape[2]
         guessed = torch.from_numpy(rng.random(batch) < GUESSED_SHARE)[:, None, None]
         embeds = torch.cat([torch.where(guessed, guess, embeds[..., :numbers]), embeds[..., numbers:]], dim=2)
@@ -99,13 +94,10 @@ def train_diffusion(
         noisy = signal * clean + noise_level * noise
         predicted = diffusion.unet_output(noisy, timesteps, embeds, pooled)
         squares = F.mse_loss(predicted, signal * noise - noise_level * clean)
-        meant = signal * noisy - noise_level * predicted
-        mistaken = unlike = torch.zeros(())
-        known = np.flatnonzero(~unseen)
-        if len(known):
-            shown = concept[known], style[known], palette[known]
-            # Without a condition nothing is right but the squares.
-            mistaken, unlike = ((kept[known] * part).sum() / batch for part in critique(shown, meant[known]))
+        # Without a condition nothing is right but the squares.
+        mistaken, unlike = (
+            (kept * part).sum() / batch for part in critique(triple, signal * noisy - noise_level * predicted)
+        )
         figures = {"squares": squares, "mistaken": mistaken, "unlike": unlike}
         total = squares + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}

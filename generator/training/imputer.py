@@ -33,7 +33,7 @@ CHANNELS = 4
 DROPPED_SHARE = 0.15
 SHIFT = 2
 """Pixels by which all drawings of a thing are moved together, at most."""
-PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.2, 0.5
+PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.07, 0.6
 """Of the mean distance of the pixels, and of what the eye says."""
 RAMP = 800
 """Steps over which the style comes to count in full: at first, farther from every drawing would be better than nearer to the right one."""

@@ -112,20 +112,6 @@ def test_held_out_pairs_are_never_drawn(world: World) -> None:
     assert world.trained[concept, other].all()
 
 
-def test_a_share_of_the_rows_takes_a_style_that_may_not_be_seen(world: World) -> None:
-    rng = np.random.default_rng(0)
-    before = world.sample(4000, rng)
-    (concept, style, palette), unseen = world.some_unseen(before, 0.5, rng)
-    np.testing.assert_array_equal(unseen, ~world.trained[concept, style])
-    np.testing.assert_array_equal(style[~unseen], before[1][~unseen])
-    np.testing.assert_array_equal(concept, before[0])
-    np.testing.assert_array_equal(palette, before[2])
-    could = (~world.trained[concept]).any(axis=1)
-    assert unseen[could].mean() == pytest.approx(0.5, abs=0.05)
-    hidden = np.argwhere(~world.trained & world.shown[:, None] & world.trained.any(axis=1, keepdims=True))
-    assert {*zip(concept[unseen].tolist(), style[unseen].tolist(), strict=True)} == {*map(tuple, hidden.tolist())}
-
-
 def test_a_role_is_taken_by_another_picture_that_shares_only_it() -> None:
     style, concept = np.array([0, 0, 0, 1, 2]), np.array([5, 5, 6, 6, 7])
     chosen = np.stack([another_with(style, concept, np.random.default_rng(seed)) for seed in range(20)])
