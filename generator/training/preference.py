@@ -23,7 +23,7 @@ from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
 log = logging.getLogger(__name__)
-USERS = 640
+USERS = 1200
 RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
 LEAST_GAP = 3.0
 """Of 100 * cosine. Less is what another noise makes of the same codes."""

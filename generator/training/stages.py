@@ -43,7 +43,7 @@ RECIPE: dict[str, TrainerConfig] = {
     "critic": TrainerConfig(
         UNLIMITED, lr=2e-3, weight_decay=0.05, ema_decay=0.99, cooldown_share=0.5, budget_seconds=480
     ),
-    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2700),
+    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=3400),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=3300),
     "language": TrainerConfig(
@@ -61,9 +61,9 @@ RECIPE: dict[str, TrainerConfig] = {
         UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
     ),
 }
-"""For two idle cores and about four hours: `vae` beside `tokenizer`; then `caches`, `critic`, `imputer`, `decoder` and `diffusion`
-on one core, `scorer`, and after `decoder` `language`, `alignment` and `preference` on the other. `preference` is not timed. What
-the committed weights had is on their card."""
+"""For two idle cores and about four hours: `vae` beside `tokenizer`; then `caches` and `imputer`
+(in two processes, by `accelerate launch`); then `critic` beside `decoder`; then `diffusion` and `polish` on one core, `language`,
+`alignment`, `preference` and `scorer` on the other. `preference` is not timed. What the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
