@@ -84,18 +84,10 @@ class Diffusion(nn.Module):
         return float(self.vae.config.get("shift_factor") or 0.0)
 
     def draw(
-        self,
-        prompt_embeds: Tensor,
-        pooled: Tensor,
-        noise: NDArray[np.float32],
-        *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, prompt_embeds: Tensor, pooled: Tensor, noise: NDArray[np.float32], **options: Any
     ) -> NDArray[np.uint8]:
-        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8. The rest: see `sample`."""
-        latents = self.sample(prompt_embeds, pooled, noise, steps=steps, guidance=guidance, progress=progress)
-        return self._pictures(torch.from_numpy(latents))
+        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8; `options` are those of `sample`."""
+        return self._pictures(torch.from_numpy(self.sample(prompt_embeds, pooled, noise, **options)))
 
     @torch.no_grad()
     def sample(

