@@ -140,7 +140,7 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
         model.diffusion.latent_shape,
         "float16",
         lambda x: vae.encode(x * 2 - 1).latent_dist.mode(),
-        every=True,  # stages `critic` and `imputer` learn from all things
+        every=True,  # stage `critic` learns from all things
     )
     kept = int(patches.sum())
     fill(
