@@ -1,7 +1,7 @@
 """How alike two posters are to an eye that this project did not train: EfficientNet-Lite1's features of ImageNet.
 
-As LPIPS compares photographs (arXiv 1801.03924). A tool of training: `pigeon evaluate` judges with Lite0, of other weights, with
-softened pixels and with the checkpoint's own scorer.
+As LPIPS compares photographs (arXiv 1801.03924). A tool of training. Of the judges of `pigeon evaluate` Lite0 is of its family, with other
+weights, and softened pixels are one of its spaces; the checkpoint's own scorer is neither.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 USERS = 1200
 RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
 LEAST_GAP = 3.0
-"""Of 100 * cosine. Less is what another noise makes of the same codes."""
+"""Of 100 * cosine. Where candidates are drawn, less is what another noise makes of the same codes."""
 AT_ONCE = 8
 BEGINNING = "start"
 """Folder of the checkpoint that learns, within the stage's."""
@@ -108,7 +108,7 @@ def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[Pre
 
 @torch.no_grad()
 def _seen(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[int]]]) -> list[Candidate]:
-    """answers: (place in the grid, codes). Where the conditions hold a sketch, that is looked at: it costs a hundredth of a drawing, and
+    """answers: (place in the grid, codes). Where the conditions hold a sketch, that is looked at: it costs a twenty-fifth of a drawing, and
     two answers differ in it by their codes alone and not by the noise that they are drawn from."""
     diffusion = pipeline.model.diffusion
     embeds, pooled = pipeline.decode([codes for _, codes in answers])

@@ -284,7 +284,6 @@ def test_icons_come_back_from_their_premultiplied_form() -> None:
     np.testing.assert_array_equal(back[..., 3], icon[..., 3])
     seen = icon[..., 3] > 40
     assert np.abs(back[seen].astype(int) - icon[seen]).max() <= 1
-    premultiplied(np.zeros((2, 3, 8, 8, 4), np.uint8))
     assert (straight(torch.zeros(4, 8, 8)) == 0).all()
 
 
