@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -191,12 +191,13 @@ class Personalizer(nn.Module):
         prompt: PromptBatch,
         references: Tensor,
         streams: Sequence[Sequence[tuple[int, int]]],
+        temperature: float | None = None,
     ) -> list[list[list[int]]]:
         """Samples answers for each task and each of its variants.
 
         prompt: B assembled rows without answers, history already masked; references (B, A, C): an embedding per variant;
-        streams: per task and variant (seed, variant). The part of the prompt before `<emb>` is computed once per task.
-        Returns codes 0..K-1, [task][variant]. Leaves the module in evaluation mode.
+        streams: per task and variant (seed, variant); temperature: in the place of the checkpoint's. The part of the prompt before
+        `<emb>` is computed once per task. Returns codes 0..K-1, [task][variant]. Leaves the module in evaluation mode.
         """
         self.eval()
         variants = references.shape[1]
@@ -214,10 +215,10 @@ class Personalizer(nn.Module):
         past, current = (part.repeat_interleave(variants, dim=0) for part in (attention[:, :cut], attention[:, cut:]))
         tail = embeds[:, cut:].repeat_interleave(variants, dim=0)
         tail[:, 0] = references.flatten(0, 1).to(tail)
-        ids = self.config.ids
-        sampler = AnswerSampler(
-            self.config.generation, [s for row in streams for s in row], ids.image_end, ids.vocab_size
-        )
+        ids, sampling = self.config.ids, self.config.generation
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        sampler = AnswerSampler(sampling, [s for row in streams for s in row], ids.image_end, ids.vocab_size)
         while True:
             logits, keys, values = step(tail, current, past, keys, values, lora_a, lora_b)
             drawn = sampler.step(logits.float().cpu().numpy())

@@ -171,9 +171,14 @@ class PigeonPipeline:
         return out.keep[::variants].cpu(), embeddings.unflatten(0, (len(tasks), variants))  # type: ignore[no-untyped-call]
 
     def generate(
-        self, tasks: Sequence[Task], history: list[list[list[int]]], keeps: Tensor, embeddings: Tensor
+        self,
+        tasks: Sequence[Task],
+        history: list[list[list[int]]],
+        keeps: Tensor,
+        embeddings: Tensor,
+        temperature: float | None = None,
     ) -> list[list[list[int]]]:
-        """-> answer codes [task][variant]."""
+        """-> answer codes [task][variant]; `temperature` in the place of the checkpoint's."""
         ids = self.config.ids
         texts = [
             prompt_text_ids(
@@ -190,7 +195,7 @@ class PigeonPipeline:
         room = self.config.language.max_positions - self.config.generation.max_new_tokens
         prompt = masked(assemble(texts, images, ids, max_tokens=room), keeps.numpy())
         streams = [[(task.seed, variant) for variant in range(len(task.ratios))] for task in tasks]
-        return self.model.personalizer.generate(prompt, embeddings, streams)
+        return self.model.personalizer.generate(prompt, embeddings, streams, temperature)
 
     def decode(self, codes: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Codes per picture -> prompt_embeds (B, Q, E), pooled (B, p)."""

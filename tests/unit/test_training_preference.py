@@ -78,6 +78,7 @@ def test_pairs_are_what_the_whole_pipeline_would_rank(tmp_path: Path, monkeypatc
     monkeypatch.setattr(preference, "tasks", asked)
     monkeypatch.setattr(preference, "AT_ONCE", 2)
     monkeypatch.setattr(preference, "LEAST_GAP", 0.0)
+    monkeypatch.setattr(preference, "TEMPERATURE", model.config.generation.temperature)
     prompts: Any = SimpleNamespace()  # `tasks`, which alone reads them, is replaced
     found = {pair.pair_id: pair for pair in score_pairs_of(model, prompts, 5)}
     tasks = list(asked(None, 5))
