@@ -1,15 +1,16 @@
-"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles.
+"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and its relatives' in that style.
 
 A small convolutional network over icons, a tool of training and no part of the model. A held-out drawing is never seen;
-what this network makes of the thing's other drawings stands in for it where the token decoder must say something of every
+what this network makes of those stands in for it where the token decoder must say something of every
 thing in every style (stage `decoder`), and where the UNet must learn to draw from such a guess (stage `diffusion`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.pictures import Indices, World
+from generator.training.relatives import COUNT, Relatives, find_relatives
 from generator.training.team import Team
 from generator.training.trainer import Trainer, TrainerConfig, load_averaged
 
@@ -33,7 +35,7 @@ CHANNELS = 4
 DROPPED_SHARE = 0.15
 SHIFT = 2
 """Pixels by which all drawings of a thing are moved together, at most."""
-PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.07, 0.6
+PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.1, 0.6
 """Of the mean distance of the pixels, and of what the eye says."""
 RAMP = 800
 """Steps over which the style comes to count in full: at first, farther from every drawing would be better than nearer to the right one."""
@@ -81,59 +83,70 @@ class Recolour(nn.Module):
         return (flat + torch.baddbmm(outlet_bias, outlet, hidden)).view_as(drawings)
 
 
+class Kin(NamedTuple):
+    """Of each row's relatives in the style asked for: drawings (B, K, 4, h, w); nearness (B, K), 0 where there is none; differ
+    (B, K, h / 2, w / 2), where they and the thing differ in other styles."""
+
+    drawings: Tensor
+    nearness: Tensor
+    differ: Tensor
+
+
 class Imputer(nn.Module):
     """A thing's drawings in all styles, of which some are given, and the style that is asked for -> that drawing.
 
-    Each pixel of it is a mean of the given drawings there, said in the style's colours, and of one of the network's own; with
-    weights of the pixel's own.
+    Each pixel of it is a mean of the given drawings there, said in the style's colours, of the relatives' drawings in that style, and
+    of one of the network's own; with weights of the pixel's own.
     """
 
-    def __init__(self, styles: int) -> None:
+    def __init__(self, styles: int, relatives: int = COUNT) -> None:
         super().__init__()
-        self.styles = styles
+        sources = styles + relatives
+        self.sources = sources
         self.style = nn.Embedding(styles, CONDITION)
         self.recolour = Recolour(styles)
-        self.prior = nn.Embedding(styles, styles)
+        self.prior = nn.Embedding(styles, sources)
         nn.init.zeros_(self.prior.weight)
-        self.inlet = nn.Conv2d(styles * (4 * CHANNELS + 1), WIDTHS[0], 1)
+        self.inlet = nn.Conv2d(sources * (4 * CHANNELS + 1) + relatives, WIDTHS[0], 1)
         self.fine = nn.ModuleList([Block(WIDTHS[0])])
         self.to_middle = nn.Conv2d(WIDTHS[0], WIDTHS[1], 2, stride=2)
         self.middle = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
         self.to_coarse = nn.Conv2d(WIDTHS[1], WIDTHS[2], 2, stride=2)
         self.coarse = nn.ModuleList(Block(WIDTHS[2]) for _ in range(2 * BLOCKS))
-        self.whole = nn.Linear(WIDTHS[2], styles)
+        self.whole = nn.Linear(WIDTHS[2], sources)
         self.from_coarse = nn.ConvTranspose2d(WIDTHS[2], WIDTHS[1], 2, stride=2)
         self.middle_again = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
         self.from_middle = nn.ConvTranspose2d(WIDTHS[1], WIDTHS[0], 2, stride=2)
         self.fine_again = nn.ModuleList([Block(WIDTHS[0])])
-        last = nn.Conv2d(WIDTHS[0], 4 * (styles + 1 + CHANNELS), 3, padding=1)
+        last = nn.Conv2d(WIDTHS[0], 4 * (sources + 1 + CHANNELS), 3, padding=1)
         with torch.no_grad():  # the four pixels of a place begin alike: otherwise they make a chequered pattern
             last.weight.copy_(last.weight[::4].repeat_interleave(4, dim=0))
-            bias = torch.zeros(styles + 1 + CHANNELS)
-            bias[styles] = OWN_AT_FIRST
+            bias = torch.zeros(sources + 1 + CHANNELS)
+            bias[sources] = OWN_AT_FIRST
             last.bias = nn.Parameter(bias.repeat_interleave(4))
         self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTHS[0]), last)
 
-    def forward(self, drawings: Tensor, given: Tensor, style: Tensor) -> Tensor:
-        """drawings (B, S, 4, h, w), colours times alpha; given (B, S) of 0/1; style (B,) -> (B, 4, h, w)."""
+    def forward(self, drawings: Tensor, given: Tensor, style: Tensor, kin: Kin) -> Tensor:
+        """drawings (B, S, 4, h, w), colours times alpha; given (B, S) of 0/1; style (B,); kin of B rows -> (B, 4, h, w)."""
         shown = given[:, :, None, None, None]
         said = self.recolour(drawings * shown, style) * shown
-        small = F.pixel_unshuffle(said.flatten(1, 2), 2)
-        flags = given[:, :, None, None].expand(-1, -1, *small.shape[-2:])
+        sources = torch.cat([said, kin.drawings], dim=1)
+        small = F.pixel_unshuffle(sources.flatten(1, 2), 2)
+        flags = torch.cat([given, kin.nearness], dim=1)[:, :, None, None].expand(-1, -1, *small.shape[-2:])
         condition = self.style(style)
-        fine = _through(self.fine, self.inlet(torch.cat([small, flags], dim=1)), condition)
+        fine = _through(self.fine, self.inlet(torch.cat([small, flags, kin.differ], dim=1)), condition)
         middle = _through(self.middle, self.to_middle(fine), condition)
         coarse = _through(self.coarse, self.to_coarse(middle), condition)
         middle = _through(self.middle_again, middle + self.from_coarse(coarse), condition)
         fine = _through(self.fine_again, fine + self.from_middle(middle), condition)
-        likely, own, colour, alpha = torch.split(F.pixel_shuffle(self.outlet(fine), 2), [self.styles, 1, 3, 1], dim=1)
+        likely, own, colour, alpha = torch.split(F.pixel_shuffle(self.outlet(fine), 2), [self.sources, 1, 3, 1], dim=1)
         # Which drawing is followed is first a matter of the whole picture: a thing half in one pose and half in another is none.
         likely = likely + (self.prior(style) + self.whole(coarse.mean(dim=(2, 3))))[:, :, None, None]
-        likely = likely.masked_fill(given[:, :, None, None] == 0, float("-inf"))
+        likely = likely.masked_fill(flags[:, :, :1, :1] == 0, float("-inf"))
         weights = torch.cat([likely, own], dim=1).softmax(dim=1)[:, :, None]
         alpha = alpha.sigmoid()
         drawn = torch.cat([colour.sigmoid() * alpha, alpha], dim=1)
-        out: Tensor = (weights * torch.cat([said, drawn[:, None]], dim=1)).sum(dim=1)
+        out: Tensor = (weights * torch.cat([sources, drawn[:, None]], dim=1)).sum(dim=1)
         return out
 
 
@@ -150,6 +163,15 @@ def others(trained: npt.NDArray[np.bool_], concept: Indices, style: Indices) -> 
     return given
 
 
+def kin_of(world: World, relatives: Relatives, concept: Indices, style: Indices) -> Kin:
+    """(B,) each -> what the relatives say of those drawings."""
+    nearness = torch.from_numpy(relatives.nearness[concept, style])
+    drawings = premultiplied(world.art.pixels[relatives.thing[concept, style], style[:, None]])
+    differ = torch.from_numpy(relatives.differ[concept, style])
+    there = (nearness > 0).float()[:, :, None, None]
+    return Kin(drawings * there[:, :, None], nearness, differ * there)
+
+
 def build_imputer(world: World) -> Imputer:
     return Imputer(len(world.styles))
 
@@ -158,6 +180,7 @@ def train_imputer(folder: Path, world: World, config: TrainerConfig, things: int
     """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
     training may see, on posters of a palette each."""
     network, eye, easel, team = build_imputer(world), Eye(), Easel(world.palettes), Team.join()
+    relatives = find_relatives(world)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.integers(len(world.concepts), size=things)
@@ -167,16 +190,19 @@ def train_imputer(folder: Path, world: World, config: TrainerConfig, things: int
         rows = int(world.trained[chosen].sum())
         (mine,) = team.parts(things)
         icons = premultiplied(world.art.pixels[chosen[mine]])  # (T, S, 4, 64, 64)
-        for number, (mirror, move) in enumerate(zip(mirrored[mine], moved[mine].tolist(), strict=True)):
-            icon = icons[number].flip(-1) if mirror else icons[number]
-            icons[number] = icon.roll(move, dims=(-2, -1))
         thing, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
         given = others(world.trained, chosen[mine][thing], style)
         fewer = given & ~dropped[mine][thing, style]
         given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
         at, wanted = torch.from_numpy(thing), torch.from_numpy(style)
+        kin = kin_of(world, relatives, chosen[mine][thing], style)
+        for number, (mirror, move) in enumerate(zip(mirrored[mine], moved[mine].tolist(), strict=True)):
+            _move(icons[number], mirror, move)
+            for row in np.flatnonzero(thing == number):
+                _move(kin.drawings[row], mirror, move)
+                _move(kin.differ[row], mirror, [step // 2 for step in move])
         palette = torch.from_numpy(palettes[mine])
-        made = network(icons[at], torch.from_numpy(given).float(), wanted)
+        made = network(icons[at], torch.from_numpy(given).float(), wanted, kin)
         pictures = easel(made, wanted, palette[at])
         with torch.no_grad():
             count = len(world.styles)
@@ -193,12 +219,18 @@ def train_imputer(folder: Path, world: World, config: TrainerConfig, things: int
     Trainer(network, loss, folder, config).run()
 
 
-def _guessed(network: Imputer, world: World, concept: int) -> npt.NDArray[np.uint8]:
+def _move(pictures: Tensor, mirror: bool, step: Sequence[int]) -> None:
+    """In place, (..., h, w)."""
+    pictures.copy_((pictures.flip(-1) if mirror else pictures).roll(tuple(step), dims=(-2, -1)))
+
+
+def _guessed(network: Imputer, world: World, relatives: Relatives, concept: int) -> npt.NDArray[np.uint8]:
     count = len(world.styles)
     styles = np.arange(count)
-    given = torch.from_numpy(others(world.trained, np.full(count, concept), styles)).float()
+    same = np.full(count, concept)
+    given = torch.from_numpy(others(world.trained, same, styles)).float()
     icons = premultiplied(world.art.pixels[concept])[None].expand(count, -1, -1, -1, -1)
-    return straight(network(icons, given, torch.from_numpy(styles)))
+    return straight(network(icons, given, torch.from_numpy(styles), kin_of(world, relatives, same, styles)))
 
 
 @torch.no_grad()
@@ -214,11 +246,12 @@ def impute(
     network = build_imputer(world)
     load_averaged(network, folder)
     network.eval()
+    relatives = find_relatives(world)
     partial = target.with_suffix(".partial")  # a stage that reads the guesses of before keeps them
     full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=full)
     for number, concept in enumerate(np.flatnonzero(world.shown).tolist()):
-        for style, icon in enumerate(_guessed(network, world, concept)):
+        for style, icon in enumerate(_guessed(network, world, relatives, concept)):
             posters = [world.draw(concept, style, palette, icon) for palette in range(len(world.palettes))]
             out[concept, style] = encode(torch.from_numpy(np.stack(posters))).numpy()
         if number % 50 == 0:
