@@ -25,8 +25,10 @@ NOISE = 0.4
 """Largest deviation of the noise on what it sees: latents differ by one from picture to picture."""
 WORD_WEIGHTS = (1.0, 1.0, 0.2)
 """Concept, style, palette."""
-SHARPNESS = 8.0
-"""How quickly a drawing's share falls with its distance: by a factor of e per eighth of the usual one."""
+SHARPNESS = 4.0
+"""How quickly another drawing's share falls on the way from the middle to the right one: by a factor of e to the fourth."""
+LEAST_BETWEEN = 0.02
+"""Of the mean squared distance between the right drawing and the others: nearer ones are as good as the same."""
 
 
 class Block(nn.Module):
@@ -76,13 +78,23 @@ class Critic(nn.Module):
         return [part.flatten(1) for part in (latents, *seen)]
 
 
-def taken_for_another(apart: Tensor, style: Tensor, known: Tensor) -> Tensor:
-    """apart (B, S): squared distance from the thing's drawing in each style; style (B,), the right one; known (B, S): drawings that
-    count -> (B,): -log of the right style's share, where shares fall with the distance, in units of what is usual in the row.
+def taken_for_another(made: Tensor, drawings: Tensor, style: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """made (B, D); drawings (B, S, D), the thing in each style; style (B,), the right one; known (B, S): drawings that count -> (B,) each.
+
+    How much it looks like another drawing: on the way from the right one to each of them, is it past the middle? -log of a share that
+    falls with that, so two styles that draw the thing nearly alike count as much as two that do not. And its squared distance from the
+    right one.
     """
-    usual = ((apart * known).sum(dim=1) / known.sum(dim=1)).detach()
-    logits = (-SHARPNESS * apart / usual[:, None]).masked_fill(known == 0, float("-inf"))
-    return F.cross_entropy(logits, style, reduction="none")
+    rows = torch.arange(len(style))
+    apart = (made[:, None] - drawings).square().sum(dim=2)
+    between = (drawings[rows, style][:, None] - drawings).square().sum(dim=2)
+    least = LEAST_BETWEEN * (between * known).sum(dim=1, keepdim=True) / known.sum(dim=1, keepdim=True)
+    right = apart[rows, style]
+    nearer = (apart - right[:, None]) / torch.maximum(between, least).clamp(
+        min=1e-8
+    )  # 1 at the right drawing, -1 at that one
+    logits = (-SHARPNESS * nearer).masked_fill(known == 0, float("-inf"))
+    return F.cross_entropy(logits, style, reduction="none"), right
 
 
 class Critique:
@@ -111,17 +123,17 @@ class Critique:
         the squared distance of the unit vectors at a place, 0..4, mean over places and levels.
         """
         concept, style, palette = triple
-        rows, wanted = torch.arange(len(made)), torch.from_numpy(style)
+        wanted = torch.from_numpy(style)
         known = torch.from_numpy(self._world.trained[concept]).float()
         seen = [self._drawings(*key) for key in zip(concept.tolist(), palette.tolist(), strict=True)]
         mistaken, unlike = torch.zeros(len(made)), torch.zeros(len(made))
         ours = self._critic.features(made)
         for number, our in enumerate(ours):
             drawings = torch.stack([parts[number] for parts in seen]).float()  # (B, S, D)
-            apart = (our[:, None] - drawings).square().mean(dim=2)
-            mistaken = mistaken + taken_for_another(apart, wanted, known) / len(ours)
+            taken, apart = taken_for_another(our, drawings, wanted, known)
+            mistaken = mistaken + taken / len(ours)
             if number:  # the latents themselves are the caller's
-                unlike = unlike + apart[rows, wanted] * WIDTHS[number - 1] / len(WIDTHS)
+                unlike = unlike + apart * WIDTHS[number - 1] / (our.shape[1] * len(WIDTHS))
         return mistaken, unlike
 
 

@@ -76,12 +76,8 @@ def train_decoder(
     sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        triple = world.sample(batch, rng)
-        concept, style, palette = triple
-        unseen = ~world.trained[concept]
-        guessed = (rng.random(batch) < GUESSED_SHARE) & unseen.any(axis=1)
-        style = np.where(guessed, np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1), style)
-        triple = (concept, style, palette)
+        triple, guessed = world.some_unseen(world.sample(batch, rng), GUESSED_SHARE, rng)
+        concept, _, palette = triple
         rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
         masked = rng.random() < MASKED_SHARE
         if masked:
@@ -105,8 +101,8 @@ def train_decoder(
         drawings[torch.arange(batch), truths[1]] = wanted
         counts = torch.from_numpy(world.trained[concept]).float()
         counts[torch.arange(batch), truths[1]] = 1.0
-        apart = (made[:, None] - drawings).square().mean(dim=(2, 3, 4))
-        mistaken = taken_for_another(apart, truths[1], counts).mean()
+        taken, _ = taken_for_another(made.flatten(1), drawings.flatten(2), truths[1], counts)
+        mistaken = taken.mean()
         figures = {
             "latents": float(picture.detach()),
             "mistaken": float(mistaken.detach()),

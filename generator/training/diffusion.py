@@ -2,7 +2,8 @@
 
 Of a thing in a style in which it was never drawn the decoder's sketch is a guess from its other drawings, and a UNet that has
 seen only sketches of what was learned by heart believes it to the last blur. So half of the sketches are such guesses, of
-drawings that are known: there the UNet learns what to make of one.
+drawings that are known: there the UNet learns what to make of one. And a share of what it draws are things in a style in which
+they were never drawn: the guess then stands for the drawing, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.config import PigeonConfig
@@ -21,11 +21,14 @@ from generator.pigeon.diffusion import Diffusion, cells
 from generator.training.caches import CodeCache
 from generator.training.critic import Critic, Critique, Latents
 from generator.training.pictures import World
+from generator.training.team import Team
 from generator.training.trainer import Part, Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
 OTHER_STYLE_SHARE = 0.4
 GUESSED_SHARE = 0.5
+UNSEEN_SHARE = 0.4
+"""Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
 MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
 """Of what the critique says, beside the distance from the drawing."""
 NOISY_HALF_SHARE = 0.6
@@ -66,38 +69,51 @@ def train_diffusion(
     batch: int = 16,
 ) -> DiffusionTask:
     """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
-    a tenth of the conditions are dropped (zero). The critic compares the picture that each prediction means with the drawing, and
-    with the thing's drawings in other styles: squares alone are content with a blur.
+    a tenth of the conditions are dropped (zero). Of drawings that may not be seen `imputed` is what is to be drawn. The critic
+    compares the picture that each other prediction means with the drawing, and with the thing's drawings in other styles: squares
+    alone are content with a blur.
     """
     task = DiffusionTask(diffusion, decoder)
-    critique = Critique(critic, world, latents)
+    critique, team = Critique(critic, world, latents), Team.join()
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:
-        triple = world.sample(batch, rng)
-        clean = torch.from_numpy(latents[triple].astype(np.float32))
-        rows = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
-        embeds, pooled = decoder(rows, torch.full((batch,), rows.shape[1]))
-        guess = cells(
-            torch.from_numpy(imputed[triple].astype(np.float32)), embeds.shape[1]
-        )  # (B, Q, numbers of a cell)
-        numbers = guess.shape[2]
-        guessed = torch.from_numpy(rng.random(batch) < GUESSED_SHARE)[:, None, None]
-        embeds = torch.cat([torch.where(guessed, guess, embeds[..., :numbers]), embeds[..., numbers:]], dim=2)
-        kept = torch.from_numpy(rng.random(batch) >= DROPPED_SHARE).float()
-        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
+        drawn, unseen = world.some_unseen(world.sample(batch, rng), UNSEEN_SHARE, rng)
+        said = codes.mixed(world, drawn, rng, OTHER_STYLE_SHARE)
+        by_guess, kept_rows = rng.random(batch) < GUESSED_SHARE, rng.random(batch) >= DROPPED_SHARE
         noisiest = rng.random(batch) < NOISY_HALF_SHARE
-        timesteps = torch.from_numpy(rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas)))
+        times = rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas))
+        noise = torch.randn(batch, *latents.shape[3:])
+        (mine,) = team.parts(batch)
+        concept, style, palette = triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
+        rows, known, noise, timesteps = (
+            said[mine],
+            np.flatnonzero(~unseen[mine]),
+            noise[mine],
+            torch.from_numpy(times[mine]),
+        )
+        imagined = imputed[triple]
+        drawing = np.where(unseen[mine, None, None, None], imagined, latents[triple])
+        clean = torch.from_numpy(drawing.astype(np.float32))
+        embeds, pooled = decoder(rows, torch.full((len(rows),), rows.shape[1]))
+        guess = cells(torch.from_numpy(imagined.astype(np.float32)), embeds.shape[1])  # (B, Q, numbers of a cell)
+        numbers = guess.shape[2]
+        guessed = torch.from_numpy(by_guess[mine])[:, None, None]
+        embeds = torch.cat([torch.where(guessed, guess, embeds[..., :numbers]), embeds[..., numbers:]], dim=2)
+        kept = torch.from_numpy(kept_rows[mine]).float()
+        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
         signal = alphas[timesteps].sqrt()[:, None, None, None]
         noise_level = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
-        noise = torch.randn_like(clean)
         noisy = signal * clean + noise_level * noise
         predicted = diffusion.unet_output(noisy, timesteps, embeds, pooled)
-        squares = F.mse_loss(predicted, signal * noise - noise_level * clean)
-        # Without a condition nothing is right but the squares.
-        mistaken, unlike = (
-            (kept * part).sum() / batch for part in critique(triple, signal * noisy - noise_level * predicted)
-        )
+        wanted = signal * noise - noise_level * clean
+        squares = (predicted - wanted).square().mean(dim=(1, 2, 3)).sum() / batch
+        meant = signal * noisy - noise_level * predicted
+        mistaken = unlike = torch.zeros(())
+        if len(known):
+            shown = concept[known], style[known], palette[known]
+            # Without a condition nothing is right but the squares.
+            mistaken, unlike = ((kept[known] * part).sum() / batch for part in critique(shown, meant[known]))
         figures = {"squares": squares, "mistaken": mistaken, "unlike": unlike}
         total = squares + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}

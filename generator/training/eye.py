@@ -67,13 +67,12 @@ def compared(ours: Sequence[Tensor], drawings: Sequence[Tensor], style: Tensor, 
     How much it looks like the thing in another style (`taken_for_another`, mean over spaces). How unlike the right drawing it
     is: the squared distance, mean over the network's spaces, 0..4.
     """
-    rows = torch.arange(len(style))
     mistaken, unlike = torch.zeros(len(style)), torch.zeros(len(style))
     for number, (our, all_styles) in enumerate(zip(ours, drawings, strict=True)):
-        apart = (our[:, None] - all_styles).square().sum(dim=2)
-        mistaken = mistaken + taken_for_another(apart, style, known) / len(ours)
+        taken, apart = taken_for_another(our, all_styles, style, known)
+        mistaken = mistaken + taken / len(ours)
         if number:  # the pixels themselves are the caller's
-            unlike = unlike + apart[rows, style] / (len(ours) - 1)
+            unlike = unlike + apart / (len(ours) - 1)
     return mistaken, unlike
 
 

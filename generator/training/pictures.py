@@ -97,6 +97,19 @@ class World:
         chosen: Indices = np.where(fit, rng.random(fit.shape), -1.0).argmax(axis=1)
         return chosen
 
+    def some_unseen(
+        self, triple: Triple, share: float, rng: np.random.Generator
+    ) -> tuple[Triple, npt.NDArray[np.bool_]]:
+        """`share` of the rows (B,) in a style in which their thing is held out, where there is one, -> them and which they are.
+
+        What such a drawing looks like nobody may see; stage `imputer` guesses it.
+        """
+        concept, style, palette = triple
+        unseen = ~self.trained[concept]
+        chosen = (rng.random(len(concept)) < share) & unseen.any(axis=1)
+        hidden = np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1)
+        return (concept, np.where(chosen, hidden, style), palette), chosen
+
     def pictures(self, concept: Indices, style: Indices, palette: Indices) -> npt.NDArray[np.float32]:
         """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]."""
         rows = zip(concept.tolist(), style.tolist(), palette.tolist(), strict=True)

@@ -43,7 +43,7 @@ RECIPE: dict[str, TrainerConfig] = {
     "critic": TrainerConfig(
         UNLIMITED, lr=2e-3, weight_decay=0.05, ema_decay=0.99, cooldown_share=0.5, budget_seconds=480
     ),
-    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=3400),
+    "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=5400),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=3300),
     "language": TrainerConfig(
@@ -55,15 +55,15 @@ RECIPE: dict[str, TrainerConfig] = {
         cooldown_share=0.4,
         budget_seconds=600,
     ),
-    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=5400),
+    "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=3600),
     "polish": TrainerConfig(UNLIMITED, lr=5e-4, ema_decay=0.99, cooldown_share=0.5, budget_seconds=600),
     "alignment": TrainerConfig(
         UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
     ),
 }
-"""For two idle cores and about four hours: `vae` beside `tokenizer`; then `caches` and `imputer`
-(in two processes, by `accelerate launch`); then `critic` beside `decoder`; then `diffusion` and `polish` on one core, `language`,
-`alignment`, `preference` and `scorer` on the other. `preference` is not timed. What the committed weights had is on their card."""
+"""For two idle cores and about five hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `critic` beside `decoder`; `diffusion`;
+`polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run in two processes, by `accelerate launch`;
+`preference` is not timed. What the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
