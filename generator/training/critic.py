@@ -90,9 +90,8 @@ def taken_for_another(made: Tensor, drawings: Tensor, style: Tensor, known: Tens
     between = (drawings[rows, style][:, None] - drawings).square().sum(dim=2)
     least = LEAST_BETWEEN * (between * known).sum(dim=1, keepdim=True) / known.sum(dim=1, keepdim=True)
     right = apart[rows, style]
-    nearer = (apart - right[:, None]) / torch.maximum(between, least).clamp(
-        min=1e-8
-    )  # 1 at the right drawing, -1 at that one
+    between = torch.maximum(between, least).clamp(min=1e-8)
+    nearer = (apart - right[:, None]) / between  # 1 at the right drawing, -1 at the other
     logits = (-SHARPNESS * nearer).masked_fill(known == 0, float("-inf"))
     return F.cross_entropy(logits, style, reduction="none"), right
 

@@ -27,7 +27,7 @@ from generator.training.trainer import Part, Trainer, TrainerConfig
 DROPPED_SHARE = 0.1
 OTHER_STYLE_SHARE = 0.4
 GUESSED_SHARE = 0.5
-UNSEEN_SHARE = 0.4
+UNSEEN_SHARE = 0.6
 """Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
 MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
 """Of what the critique says, beside the distance from the drawing."""
@@ -86,12 +86,8 @@ def train_diffusion(
         noise = torch.randn(batch, *latents.shape[3:])
         (mine,) = team.parts(batch)
         concept, style, palette = triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
-        rows, known, noise, timesteps = (
-            said[mine],
-            np.flatnonzero(~unseen[mine]),
-            noise[mine],
-            torch.from_numpy(times[mine]),
-        )
+        rows, noise, timesteps = said[mine], noise[mine], torch.from_numpy(times[mine])
+        known = np.flatnonzero(~unseen[mine])
         imagined = imputed[triple]
         drawing = np.where(unseen[mine, None, None, None], imagined, latents[triple])
         clean = torch.from_numpy(drawing.astype(np.float32))

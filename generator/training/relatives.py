@@ -58,12 +58,10 @@ def find_relatives(world: World) -> Relatives:
         nearest, thing = cost.topk(count, largest=False)  # (N, K)
         shared = both[:, torch.arange(things)[:, None], thing].float()  # (S, N, K)
         shared[style] = 0
-        shared = shared / shared.sum(dim=0).clamp(min=1)
+        shared = (shared / shared.sum(dim=0).clamp(min=1)).permute(2, 1, 0)  # (K, N, S)
         maps = [
-            ((icons - icons[thing[:, number]]).abs().mean(dim=2) * shared[:, :, number].t()[:, :, None, None]).sum(
-                dim=1
-            )
-            for number in range(count)
+            ((icons - icons[other]).abs().mean(dim=2) * share[:, :, None, None]).sum(dim=1)
+            for other, share in zip(thing.t(), shared, strict=True)
         ]
         found.append(thing)
         near.append((1 - nearest).clamp(min=0))
