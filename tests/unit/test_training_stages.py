@@ -20,20 +20,17 @@ from generator.training import diffusion, imputer
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache
 from generator.training.critic import Critique, Latents, build_critic, train_critic
-from generator.training.datasets.icons import STYLES, Concept, IconArt
-from generator.training.datasets.posters import PosterSpec, draw
 from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask, train_diffusion, training_alphas
-from generator.training.eye import Easel, Eye, compared, premultiplied, straight
-from generator.training.imputer import Imputer, Kin, impute, train_imputer
+from generator.training.imputer import train_imputer
 from generator.training.language import learning_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
-from generator.training.relatives import find_relatives
 from generator.training.team import Team
 from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
 from generator.training.trainer import Trainer, TrainerConfig
 from generator.training.vae import build_vae, unit_variance
+from tests.training_world import coded, drawn, small_world, weights_of
 
 torch.set_num_threads(1)
 
@@ -88,19 +85,7 @@ def test_training_noise_is_the_sampling_schedule() -> None:
 
 @pytest.fixture
 def world() -> World:
-    """Twenty concepts of which films show ten, six styles, a third of the pairs held out, three palettes; icons of noise."""
-    rng = np.random.default_rng(0)
-    made = World.__new__(World)
-    made.trained = rng.random((20, 6)) > 0.3
-    made.shown = np.arange(20) < 10
-    made.concepts = tuple(Concept(f"thing-{number}", "", (), "", "", "", ()) for number in range(20))
-    made.styles = STYLES
-    made.palettes = ("plain", "sunset", "noir")
-    made.art = IconArt(made.concepts, rng.integers(256, size=(20, 6, 64, 64, 4), dtype=np.uint8), Path())
-    made._pairs = np.argwhere(made.trained)
-    made._film_pairs = np.argwhere(made.trained & made.shown[:, None])
-    made._film_weights = np.full(len(made._film_pairs), 1 / len(made._film_pairs))
-    return made
+    return small_world()
 
 
 def test_held_out_pairs_are_never_drawn(world: World) -> None:
@@ -143,13 +128,6 @@ def test_mixed_codes_come_from_the_picture_that_has_the_role() -> None:
     codes = torch.arange(3)[:, None].expand(3, 16)
     roles = Roles(np.array([1, 1, 1]), np.array([2, 2, 2]), np.array([0, 1, 2]))
     assert roles.mixed(codes)[0].tolist() == [1, 1, 2, 2, *[0] * 12]
-
-
-def coded(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-    """Codes that tell their picture: 100 + palette, 200 + style, 10 * concept + style."""
-    concept, style, palette = np.indices((20, 6, 3))
-    parts = [100 + palette] * 2 + [200 + style] * 2 + [10 * concept + style] * 12
-    return np.stack(parts, axis=-1).astype(np.int16)
 
 
 def test_answers_are_what_the_tokenizer_says_most_and_a_thing_has_one_in_all_styles(world: World) -> None:
@@ -197,19 +175,6 @@ def test_a_sketch_is_the_cells_that_it_was_cut_into() -> None:
     torch.testing.assert_close(sketch(torch.cat([cut, torch.randn(2, 16, 7)], dim=2), 4, 16), latents, rtol=0, atol=0)
 
 
-def drawn(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-    """Latents of noise, and of the same noise with all that is held out changed."""
-    latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 8, 8)).astype(np.float16)
-    changed = latents.copy()
-    changed[~world.trained] = 7
-    return np.stack([latents, changed])
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(folder / "state.pt", weights_only=True)["module"]
-    return found
-
-
 def test_critic_and_imputer_learn_nothing_from_what_is_held_out(world: World, tmp_path: Path) -> None:
     for number, latents in enumerate(drawn(world)):
         folder = tmp_path / str(number)
@@ -242,118 +207,6 @@ def test_the_critique_tells_the_right_drawing_from_the_things_others(world: Worl
     assert taken.min() > 1
     assert apart.min() > 0.01
     torch.testing.assert_close(Critique(critic, world, changed)(triple, wrong), (taken, apart))
-
-
-def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
-    train_imputer(tmp_path, world, TrainerConfig(steps=2), things=2)
-
-    def guessed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        impute(tmp_path, world, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
-        found: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = np.load(tmp_path / name)
-        return found
-
-    first = guessed("first.npy")
-    world.art.pixels[~world.trained] = 7
-    np.testing.assert_array_equal(guessed("second.npy"), first)
-    assert first[world.shown].any()
-    assert not first[~world.shown].any()
-    style = int(np.flatnonzero(world.trained[0])[0])
-    world.art.pixels[0, style] = 3
-    third = guessed("third.npy")
-    np.testing.assert_array_equal(third[0, style], first[0, style])
-    others_differ = (third[0] != first[0]).any(axis=(1, 2, 3, 4))
-    assert others_differ.sum() == 5, "every other style's guess looks at it"
-
-
-def test_the_imputer_copies_where_all_styles_agree() -> None:
-    torch.manual_seed(0)
-    network = Imputer(styles=6, relatives=2)
-    last = network.outlet[1]
-    torch.nn.init.zeros_(last.weight)
-    torch.nn.init.zeros_(last.bias)
-    last.bias.data[32:36] = -40  # of each pixel of four: nothing of the network's own
-    drawing = torch.rand(2, 1, 4, 16, 16)
-    given = torch.tensor([[1.0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
-    drawings = torch.where(given[:, :, None, None, None] > 0, drawing, 99.0)
-    nearness = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
-    kin = Kin(torch.where(nearness[:, :, None, None, None] > 0, drawing, 99.0), nearness, torch.zeros(2, 2, 8, 8))
-    torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2]), kin), drawing[:, 0])
-
-
-def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:
-    twin = np.flatnonzero(world.trained.sum(axis=1) >= 4)[:2]
-    style = int(world.trained[twin[1]].argmax())
-    world.trained[twin[0]] = True
-    world.trained[twin[0], style] = False
-    world.art.pixels[twin[0]] = world.art.pixels[
-        twin[1]
-    ]  # two things that are drawn alike, one of them never in this style
-    changed = world.art.pixels[twin[0], :, :32].copy()
-    world.art.pixels[twin[0], :, :32] = 255 - changed  # but for the upper half, where they differ
-    found = find_relatives(world)
-    assert found.thing[twin[0], style, 0] == twin[1]
-    near = found.nearness[twin[0], style]
-    assert 0 < near[0] <= 1
-    assert near[0] > near[1]
-    assert found.differ[twin[0], style, 0, :16].min() > 0.01
-    assert found.differ[twin[0], style, 0, 16:].max() == 0
-    assert ((found.nearness == 0) | world.trained[found.thing, np.arange(6)[:, None]]).all()
-    assert ((found.nearness == 0) | (found.thing != np.arange(20)[:, None, None])).all()
-    world.art.pixels[~world.trained] = 7
-    again = find_relatives(world)
-    np.testing.assert_array_equal(again.nearness, found.nearness)
-    there = found.nearness > 0
-    np.testing.assert_array_equal(again.thing[there], found.thing[there])
-    np.testing.assert_array_equal(again.differ[there], found.differ[there])
-
-
-def soft_icon() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """RGBA (64, 64, 4): a disc with a soft edge and a gradient of colours."""
-    down, across = np.mgrid[-1:1:64j, -1:1:64j]
-    alpha = np.clip(4 * (0.8 - np.hypot(down, across)), 0, 1)
-    return (np.stack([down / 2 + 0.5, across / 2 + 0.5, 0 * down + 0.3, alpha], axis=2) * 255).astype(np.uint8)
-
-
-def test_the_easel_sets_icons_as_posters_do(world: World) -> None:
-    icon = soft_icon()
-    easel = Easel(world.palettes)
-    for style, name in enumerate(world.styles):
-        for palette, look in enumerate(world.palettes):
-            pixels = easel(premultiplied(icon[None]), torch.tensor([style]), torch.tensor([palette]))[0]
-            poster = draw(PosterSpec("thing-0", name, look), 64, world.art, icon)
-            apart = (pixels.permute(1, 2, 0) - torch.from_numpy(poster.astype(np.float32) / 255)).abs()
-            assert apart.mean() < 0.005, (name, look)
-            assert apart.max() < 0.1, (name, look)
-
-
-def test_icons_come_back_from_their_premultiplied_form() -> None:
-    icon = soft_icon()
-    back = straight(premultiplied(icon))
-    np.testing.assert_array_equal(back[..., 3], icon[..., 3])
-    seen = icon[..., 3] > 40
-    assert np.abs(back[seen].astype(int) - icon[seen]).max() <= 1
-    assert (straight(torch.zeros(4, 8, 8)) == 0).all()
-
-
-def test_the_eye_tells_the_right_drawing_from_the_things_others(world: World) -> None:
-    eye, easel = Eye(), Easel(world.palettes)
-    styles = torch.arange(6)
-    drawings = easel(premultiplied(world.art.pixels[0]), styles, torch.ones(6, dtype=torch.long))
-    seen = [part[None].expand(6, -1, -1) for part in eye(drawings)]
-    assert [part.shape[:2] for part in seen] == [(6, 6)] * 6
-    known = torch.ones(6, 6)
-    known[:, 5] = 0
-    known[5, 5] = 1
-    mistaken, unlike = compared(eye(drawings), seen, styles, known)
-    assert unlike.abs().max() < 1e-3
-    assert mistaken.max() < 0.1
-    ours = drawings.roll(1, dims=0).requires_grad_(True)
-    taken, apart = compared(eye(ours), seen, styles, known)
-    assert taken.min() > 1
-    assert apart.min() > 0.001
-    (taken.sum() + apart.sum()).backward()  # type: ignore[no-untyped-call]
-    assert ours.grad is not None
-    assert ours.grad.isfinite().all()
 
 
 def test_polish_teaches_the_vaes_decoder_alone_and_shows_it_nothing_held_out(world: World, tmp_path: Path) -> None:
@@ -411,8 +264,9 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
         class OneStep(Trainer):
             def run(self, *_: object) -> None:
                 torch.manual_seed(3)
-                loss, _figures = self.loss(1000, np.random.default_rng(3))  # type: ignore[misc]  # in one part
-                loss.backward()
+                part = self.loss(1000, np.random.default_rng(3))
+                assert isinstance(part, tuple), "a step of one part"
+                part[0].backward()
                 found.update({name: p.grad for name, p in self.module.named_parameters() if p.grad is not None})
 
         monkeypatch.setattr(stage, "Trainer", OneStep)

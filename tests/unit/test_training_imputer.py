@@ -1,0 +1,136 @@
+"""What stage `imputer` guesses by: the thing's other drawings, its relatives, and the eye that compares them on posters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from generator.training.datasets.posters import PosterSpec, draw
+from generator.training.eye import Easel, Eye, compared, premultiplied, straight
+from generator.training.imputer import Imputer, Kin, impute, train_imputer
+from generator.training.pictures import World
+from generator.training.relatives import find_relatives
+from generator.training.trainer import TrainerConfig
+from tests.training_world import small_world
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def world() -> World:
+    return small_world()
+
+
+def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
+    train_imputer(tmp_path, world, TrainerConfig(steps=2), things=2)
+
+    def guessed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+        impute(tmp_path, world, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
+        found: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = np.load(tmp_path / name)
+        return found
+
+    first = guessed("first.npy")
+    world.art.pixels[~world.trained] = 7
+    np.testing.assert_array_equal(guessed("second.npy"), first)
+    assert first[world.shown].any()
+    assert not first[~world.shown].any()
+    style = int(np.flatnonzero(world.trained[0])[0])
+    world.art.pixels[0, style] = 3
+    third = guessed("third.npy")
+    np.testing.assert_array_equal(third[0, style], first[0, style])
+    others_differ = (third[0] != first[0]).any(axis=(1, 2, 3, 4))
+    assert others_differ.sum() == 5, "every other style's guess looks at it"
+
+
+def test_the_imputer_copies_where_all_styles_agree() -> None:
+    torch.manual_seed(0)
+    network = Imputer(styles=6, relatives=2)
+    last = network.outlet[1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    last.bias.data[32:36] = -40  # of each pixel of four: nothing of the network's own
+    drawing = torch.rand(2, 1, 4, 16, 16)
+    given = torch.tensor([[1.0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
+    drawings = torch.where(given[:, :, None, None, None] > 0, drawing, 99.0)
+    nearness = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+    kin = Kin(torch.where(nearness[:, :, None, None, None] > 0, drawing, 99.0), nearness, torch.zeros(2, 2, 8, 8))
+    torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2]), kin), drawing[:, 0])
+
+
+def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:
+    twin = np.flatnonzero(world.trained.sum(axis=1) >= 4)[:2]
+    style = int(world.trained[twin[1]].argmax())
+    world.trained[twin[0]] = True
+    world.trained[twin[0], style] = False
+    world.art.pixels[twin[0]] = world.art.pixels[
+        twin[1]
+    ]  # two things that are drawn alike, one of them never in this style
+    changed = world.art.pixels[twin[0], :, :32].copy()
+    world.art.pixels[twin[0], :, :32] = 255 - changed  # but for the upper half, where they differ
+    found = find_relatives(world)
+    assert found.thing[twin[0], style, 0] == twin[1]
+    near = found.nearness[twin[0], style]
+    assert 0 < near[0] <= 1
+    assert near[0] > near[1]
+    assert found.differ[twin[0], style, 0, :16].min() > 0.01
+    assert found.differ[twin[0], style, 0, 16:].max() == 0
+    assert ((found.nearness == 0) | world.trained[found.thing, np.arange(6)[:, None]]).all()
+    assert ((found.nearness == 0) | (found.thing != np.arange(20)[:, None, None])).all()
+    world.art.pixels[~world.trained] = 7
+    again = find_relatives(world)
+    np.testing.assert_array_equal(again.nearness, found.nearness)
+    there = found.nearness > 0
+    np.testing.assert_array_equal(again.thing[there], found.thing[there])
+    np.testing.assert_array_equal(again.differ[there], found.differ[there])
+
+
+def soft_icon() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """RGBA (64, 64, 4): a disc with a soft edge and a gradient of colours."""
+    down, across = np.mgrid[-1:1:64j, -1:1:64j]
+    alpha = np.clip(4 * (0.8 - np.hypot(down, across)), 0, 1)
+    return (np.stack([down / 2 + 0.5, across / 2 + 0.5, 0 * down + 0.3, alpha], axis=2) * 255).astype(np.uint8)
+
+
+def test_the_easel_sets_icons_as_posters_do(world: World) -> None:
+    icon = soft_icon()
+    easel = Easel(world.palettes)
+    for style, name in enumerate(world.styles):
+        for palette, look in enumerate(world.palettes):
+            pixels = easel(premultiplied(icon[None]), torch.tensor([style]), torch.tensor([palette]))[0]
+            poster = draw(PosterSpec("thing-0", name, look), 64, world.art, icon)
+            apart = (pixels.permute(1, 2, 0) - torch.from_numpy(poster.astype(np.float32) / 255)).abs()
+            assert apart.mean() < 0.005, (name, look)
+            assert apart.max() < 0.1, (name, look)
+
+
+def test_icons_come_back_from_their_premultiplied_form() -> None:
+    icon = soft_icon()
+    back = straight(premultiplied(icon))
+    np.testing.assert_array_equal(back[..., 3], icon[..., 3])
+    seen = icon[..., 3] > 40
+    assert np.abs(back[seen].astype(int) - icon[seen]).max() <= 1
+    assert (straight(torch.zeros(4, 8, 8)) == 0).all()
+
+
+def test_the_eye_tells_the_right_drawing_from_the_things_others(world: World) -> None:
+    eye, easel = Eye(), Easel(world.palettes)
+    styles = torch.arange(6)
+    drawings = easel(premultiplied(world.art.pixels[0]), styles, torch.ones(6, dtype=torch.long))
+    seen = [part[None].expand(6, -1, -1) for part in eye(drawings)]
+    assert [part.shape[:2] for part in seen] == [(6, 6)] * 6
+    known = torch.ones(6, 6)
+    known[:, 5] = 0
+    known[5, 5] = 1
+    mistaken, unlike = compared(eye(drawings), seen, styles, known)
+    assert unlike.abs().max() < 1e-3
+    assert mistaken.max() < 0.1
+    ours = drawings.roll(1, dims=0).requires_grad_(True)
+    taken, apart = compared(eye(ours), seen, styles, known)
+    assert taken.min() > 1
+    assert apart.min() > 0.001
+    (taken.sum() + apart.sum()).backward()  # type: ignore[no-untyped-call]
+    assert ours.grad is not None
+    assert ours.grad.isfinite().all()
