@@ -104,5 +104,5 @@ def pretrained(repeats: Sequence[int], path: Path) -> EfficientNetLite:
     network = EfficientNetLite(repeats)
     state = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})
-    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return network

@@ -1,8 +1,8 @@
-"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and its relatives' in that style.
+"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and its relatives' in that one.
 
 A small convolutional network over icons, a tool of training and no part of the model. A held-out drawing is never seen;
-what this network makes of those stands in for it where the token decoder must say something of every
-thing in every style (stage `decoder`), and where the UNet must learn to draw from such a guess (stage `diffusion`).
+what this network makes of those stands in for it where the token decoder must say something of every thing in every style
+(stage `decoder`), and where the UNet must draw it or learn to draw from such a guess (stage `diffusion`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.pictures import Indices, World
-from generator.training.relatives import COUNT, Relatives, find_relatives
+from generator.training.relatives import COUNT, Relatives
 from generator.training.team import Team
 from generator.training.trainer import Trainer, TrainerConfig, load_averaged
 
@@ -176,11 +176,10 @@ def build_imputer(world: World) -> Imputer:
     return Imputer(len(world.styles))
 
 
-def train_imputer(folder: Path, world: World, config: TrainerConfig, things: int = 8) -> None:
+def train_imputer(folder: Path, world: World, relatives: Relatives, config: TrainerConfig, things: int = 8) -> None:
     """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
     training may see, on posters of a palette each."""
     network, eye, easel, team = build_imputer(world), Eye(), Easel(world.palettes), Team.join()
-    relatives = find_relatives(world)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.integers(len(world.concepts), size=things)
@@ -235,9 +234,14 @@ def _guessed(network: Imputer, world: World, relatives: Relatives, concept: int)
 
 @torch.no_grad()
 def impute(
-    folder: Path, world: World, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...], target: Path
+    folder: Path,
+    world: World,
+    relatives: Relatives,
+    encode: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    target: Path,
 ) -> None:
-    """Write `target`, float16 (concepts, styles, palettes, *shape): every drawing that films show, as guessed from the thing's others.
+    """Write `target`, float16 (concepts, styles, palettes, *shape): every drawing that films show, as guessed.
 
     encode: pixels (B, 3, 64, 64) in [0, 1] -> (B, *shape).
     """
@@ -246,7 +250,6 @@ def impute(
     network = build_imputer(world)
     load_averaged(network, folder)
     network.eval()
-    relatives = find_relatives(world)
     partial = target.with_suffix(".partial")  # a stage that reads the guesses of before keeps them
     full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=full)

@@ -137,7 +137,9 @@ def train_preference(folder: Path, prompts: Prompts, users: int = USERS, config:
         save_model(prompts.model, folder / BEGINNING)
         found = score_pairs_of(prompts.model, prompts, users)
         if not found:
-            raise InputError("preference: all candidates of all users are alike; ask more users")
+            raise InputError(
+                "preference: all candidates of all users are alike: raise TEMPERATURE or USERS of training.preference"
+            )
         partial = kept.with_suffix(".partial")
         partial.write_text("".join(f"{pair.model_dump_json()}\n" for pair in found))
         partial.replace(kept)

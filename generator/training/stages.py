@@ -27,6 +27,7 @@ from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
 from generator.training.preference import train_preference
+from generator.training.relatives import find_relatives
 from generator.training.scorer import normalise, train_scorer
 from generator.training.text import train_text_tokenizer
 from generator.training.tokenizer import build_task, train_tokenizer
@@ -87,7 +88,7 @@ class Workshop:
         return self._array("latents")
 
     def imputed(self) -> Any:
-        """What `latents` may be, from the thing's other drawings; InputError when stage `imputer` was not run."""
+        """What `latents` may be, as guessed; InputError when stage `imputer` was not run."""
         return self._array("imputed", "imputer")
 
     def codes(self) -> CodeCache:
@@ -159,10 +160,12 @@ def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
     folder, diffusion = shop.root / "imputer", shop.assembled().diffusion
-    train_imputer(folder, shop.world, config or RECIPE["imputer"])
+    relatives = find_relatives(shop.world)
+    train_imputer(folder, shop.world, relatives, config or RECIPE["imputer"])
     impute(
         folder,
         shop.world,
+        relatives,
         lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
         diffusion.latent_shape,
         shop.root / "caches" / "imputed.npy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +20,14 @@ from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
 from generator.training import diffusion, imputer
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache
-from generator.training.critic import Critique, Latents, build_critic, train_critic
+from generator.training.critic import SHARPNESS, Critique, Latents, build_critic, taken_for_another, train_critic
 from generator.training.decoder import build_decoder_task
 from generator.training.diffusion import DiffusionTask, train_diffusion, training_alphas
 from generator.training.imputer import train_imputer
 from generator.training.language import learning_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
+from generator.training.relatives import find_relatives
 from generator.training.team import Team
 from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
 from generator.training.trainer import Trainer, TrainerConfig
@@ -180,7 +182,7 @@ def test_critic_and_imputer_learn_nothing_from_what_is_held_out(world: World, tm
         folder = tmp_path / str(number)
         torch.manual_seed(0)  # of the weights that each begins with
         train_critic(folder / "critic", world, latents, TrainerConfig(steps=2), batch=4)
-        train_imputer(folder / "imputer", world, TrainerConfig(steps=2), things=3)
+        train_imputer(folder / "imputer", world, find_relatives(world), TrainerConfig(steps=2), things=3)
         world.art.pixels[~world.trained] = 7
     for stage in ("critic", "imputer"):
         first, second = (weights_of(tmp_path / number / stage) for number in "01")
@@ -202,11 +204,26 @@ def test_the_critique_tells_the_right_drawing_from_the_things_others(world: Worl
     mistaken, unlike = critique(triple, right)
     assert mistaken.shape == unlike.shape == (5,)
     assert unlike.max() < 1e-4
-    assert mistaken.max() < 0.1
+    # Nothing nearer is possible: at the right drawing every other has a share of e to the minus SHARPNESS.
+    others = torch.from_numpy(world.trained[concept].sum(axis=1) - 1.0).float()
+    torch.testing.assert_close(mistaken, torch.log1p(others * math.exp(-SHARPNESS)), rtol=1e-2, atol=0)
     taken, apart = critique(triple, wrong)
     assert taken.min() > 1
     assert apart.min() > 0.01
     torch.testing.assert_close(Critique(critic, world, changed)(triple, wrong), (taken, apart))
+
+
+def test_drawings_that_are_nearly_alike_are_told_apart_as_others_are() -> None:
+    right, near, far = torch.zeros(2), torch.tensor([0.3, 0.0]), torch.tensor([0.0, 1.0])
+    drawings = torch.stack([right, near, far])[None].expand(4, -1, -1)
+    style, known = torch.zeros(4, dtype=torch.long), torch.tensor([[1.0, 1, 0]] * 2 + [[1.0, 0, 1]] * 2)
+    made = torch.stack([near / 2, near, far / 2, far])  # half of the way to the one that counts, and there
+    taken, apart = taken_for_another(made, drawings, style, known)
+    torch.testing.assert_close(taken[:2], taken[2:])
+    torch.testing.assert_close(taken[:2], torch.tensor([math.log(2), math.log1p(math.exp(SHARPNESS))]))
+    torch.testing.assert_close(apart, made.square().sum(dim=1))
+    aside, _ = taken_for_another(made[:1] + torch.tensor([[0.0, 5.0]]), drawings[:1], style[:1], known[:1])
+    torch.testing.assert_close(aside, taken[:1])  # being far from both is neither reward nor fault
 
 
 def test_polish_teaches_the_vaes_decoder_alone_and_shows_it_nothing_held_out(world: World, tmp_path: Path) -> None:
@@ -257,6 +274,7 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 16, 16)).astype(np.float16)
+    relatives = find_relatives(world)
 
     def gradients(stage: ModuleType, train: Callable[[], None], team: Team) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
@@ -277,7 +295,7 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
 
     for stage, train in (
         (diffusion, lambda: learn_to_draw(world, tmp_path, latents, latents)),
-        (imputer, lambda: train_imputer(tmp_path, world, TrainerConfig(steps=1), things=3)),
+        (imputer, lambda: train_imputer(tmp_path, world, relatives, TrainerConfig(steps=1), things=3)),
     ):
         whole = gradients(stage, train, Team())
         halves = [gradients(stage, train, Team(rank, 2)) for rank in range(2)]
