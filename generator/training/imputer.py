@@ -33,6 +33,8 @@ WORDING = 12
 """Width of what says one style's colours in another's."""
 CHANNELS = 4
 DROPPED_SHARE = 0.15
+SHOWN_SHARE = 0.5
+"""Of the things: those that films show. They are what is drawn, and the harder ones."""
 SHIFT = 2
 """Pixels by which all drawings of a thing are moved together, at most."""
 PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.1, 0.6
@@ -182,7 +184,11 @@ def train_imputer(folder: Path, world: World, relatives: Relatives, config: Trai
     network, eye, easel, team = build_imputer(world), Eye(), Easel(world.palettes), Team.join()
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = rng.integers(len(world.concepts), size=things)
+        chosen = np.where(
+            rng.random(things) < SHOWN_SHARE,
+            rng.choice(np.flatnonzero(world.shown), things),
+            rng.integers(len(world.concepts), size=things),
+        )
         palettes = world.sample_palettes(things, rng)
         dropped = rng.random((things, len(world.styles), len(world.styles))) < DROPPED_SHARE
         mirrored, moved = rng.random(things) < 0.5, rng.integers(-SHIFT, SHIFT + 1, size=(things, 2))
@@ -223,13 +229,18 @@ def _move(pictures: Tensor, mirror: bool, step: Sequence[int]) -> None:
     pictures.copy_((pictures.flip(-1) if mirror else pictures).roll(tuple(step), dims=(-2, -1)))
 
 
-def _guessed(network: Imputer, world: World, relatives: Relatives, concept: int) -> npt.NDArray[np.uint8]:
+def guessed(network: Imputer, world: World, relatives: Relatives, concept: int) -> npt.NDArray[np.uint8]:
+    """RGBA uint8 (S, 64, 64, 4), straight alpha: a thing in every style. The mean of two guesses, one of everything mirrored: of what
+    the network errs in on one side only, half is left."""
     count = len(world.styles)
     styles = np.arange(count)
     same = np.full(count, concept)
     given = torch.from_numpy(others(world.trained, same, styles)).float()
     icons = premultiplied(world.art.pixels[concept])[None].expand(count, -1, -1, -1, -1)
-    return straight(network(icons, given, torch.from_numpy(styles), kin_of(world, relatives, same, styles)))
+    kin, style = kin_of(world, relatives, same, styles), torch.from_numpy(styles)
+    mirrored = Kin(kin.drawings.flip(-1), kin.nearness, kin.differ.flip(-1))
+    made = network(icons, given, style, kin) + network(icons.flip(-1), given, style, mirrored).flip(-1)
+    return straight(made / 2)
 
 
 @torch.no_grad()
@@ -254,7 +265,7 @@ def impute(
     full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=full)
     for number, concept in enumerate(np.flatnonzero(world.shown).tolist()):
-        for style, icon in enumerate(_guessed(network, world, relatives, concept)):
+        for style, icon in enumerate(guessed(network, world, relatives, concept)):
             posters = [world.draw(concept, style, palette, icon) for palette in range(len(world.palettes))]
             out[concept, style] = encode(torch.from_numpy(np.stack(posters))).numpy()
         if number % 50 == 0:

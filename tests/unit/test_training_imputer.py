@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from generator.training.critic import SHARPNESS
 from generator.training.datasets.posters import PosterSpec, draw
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
-from generator.training.imputer import Imputer, Kin, impute, train_imputer
+from generator.training.imputer import Imputer, Kin, guessed, impute, train_imputer
 from generator.training.pictures import World
 from generator.training.relatives import find_relatives
 from generator.training.trainer import TrainerConfig
@@ -61,6 +62,21 @@ def test_the_imputer_copies_where_all_styles_agree() -> None:
     nearness = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
     kin = Kin(torch.where(nearness[:, :, None, None, None] > 0, drawing, 99.0), nearness, torch.zeros(2, 2, 8, 8))
     torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2]), kin), drawing[:, 0])
+
+
+def test_what_is_guessed_of_mirrored_drawings_is_mirrored(world: World) -> None:
+    torch.manual_seed(0)
+    relatives = find_relatives(world)
+    network = Imputer(styles=6, relatives=relatives.thing.shape[2])
+    with torch.no_grad():
+        first = guessed(network, world, relatives, concept=0).astype(int)
+        world.art.pixels[:] = world.art.pixels[:, :, :, ::-1].copy()
+        relatives = replace(relatives, differ=relatives.differ[..., ::-1].copy())
+        second = guessed(network, world, relatives, concept=0).astype(int)
+    opaque = first[..., 3] > 20  # elsewhere a colour is a ratio of two small numbers
+    assert opaque.any()
+    assert np.abs(second[..., ::-1, :] - first)[opaque].max() <= 1
+    assert np.abs(second - first)[opaque].max() > 20, "or a mirror would show nothing"
 
 
 def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:
