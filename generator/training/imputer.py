@@ -244,28 +244,38 @@ def guessed(network: Imputer, world: World, relatives: Relatives, concept: int) 
 
 
 @torch.no_grad()
+def imagine(folder: Path, world: World, relatives: Relatives) -> npt.NDArray[np.uint8]:
+    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of what films show, as guessed; of the rest nothing.
+
+    Raises:
+        ModelError: the network in `folder` has not been trained.
+    """
+    network = build_imputer(world)
+    load_averaged(network, folder)
+    network.eval()
+    icons = np.zeros_like(world.art.pixels)
+    for concept in np.flatnonzero(world.shown).tolist():
+        icons[concept] = guessed(network, world, relatives, concept)
+    return icons
+
+
+@torch.no_grad()
 def impute(
-    folder: Path,
+    icons: npt.NDArray[np.uint8],
     world: World,
-    relatives: Relatives,
     encode: Callable[[Tensor], Tensor],
     shape: tuple[int, ...],
     target: Path,
 ) -> None:
-    """Write `target`, float16 (concepts, styles, palettes, *shape): every drawing that films show, as guessed.
+    """Write `target`, float16 (concepts, styles, palettes, *shape): the guessed icons of what films show, on every poster.
 
     encode: pixels (B, 3, 64, 64) in [0, 1] -> (B, *shape).
     """
-    if Team.join().rank:
-        return  # the first process writes
-    network = build_imputer(world)
-    load_averaged(network, folder)
-    network.eval()
     partial = target.with_suffix(".partial")  # a stage that reads the guesses of before keeps them
     full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=full)
     for number, concept in enumerate(np.flatnonzero(world.shown).tolist()):
-        for style, icon in enumerate(guessed(network, world, relatives, concept)):
+        for style, icon in enumerate(icons[concept]):
             posters = [world.draw(concept, style, palette, icon) for palette in range(len(world.palettes))]
             out[concept, style] = encode(torch.from_numpy(np.stack(posters))).numpy()
         if number % 50 == 0:

@@ -1,8 +1,9 @@
 """Stage `polish`: the VAE's decoder learns to finish what the UNet leaves undecided.
 
 The decoder was trained on the encoder's latents. The UNet's are another kind: between two drawings that it could have meant they
-are a mean, and such a decoder shows it as a blur. Here it sees latents that the UNet has drawn, of drawings that are known, and
-learns to be like the drawing to the eye (`training.eye`). Half of each batch are the encoder's latents, so that it stays a VAE's.
+are a mean, and such a decoder shows it as a blur. Here it sees latents that the UNet has drawn and learns to be like the drawing
+to the eye (`training.eye`): like the one that is known or, of things in a style in which they were never drawn, the one that
+stage `imputer` guesses. Half of each batch are the encoder's latents, so that it stays a VAE's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 DRAWINGS = 1200
 AT_ONCE = 16
 OTHER_STYLE_SHARE = 0.4
+UNSEEN_SHARE = 0.6
+"""As the UNet learns to draw them."""
 UNLIKE_WEIGHT = 0.4
 """Of what the eye says, beside the mean distance of the pixels (which are in -1..1)."""
 
@@ -43,12 +46,12 @@ class PolishTask(nn.Module):
 def drawn_latents(
     model: PigeonModel, world: World, codes: CodeCache, count: int, seed: int = 0
 ) -> tuple[Indices, npt.NDArray[np.float16]]:
-    """What the model draws for codes of known drawings: -> triples (count, 3), latents (count, 4, h, w)."""
+    """What the model draws for codes of drawings, some of which nobody has seen: -> triples (count, 3), latents (count, 4, h, w)."""
     triples, latents = [], []
     for start in range(0, count, AT_ONCE):
         rng = np.random.default_rng([seed, start])
         rows = min(AT_ONCE, count - start)
-        triple = world.sample(rows, rng)
+        triple, _ = world.some_unseen(world.sample(rows, rng), UNSEEN_SHARE, rng)
         said = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
         embeds, pooled = model.code_decoder(said, torch.full((rows,), said.shape[1]))
         noise = np.stack([noise_image(start + row, 0, model.diffusion.latent_shape) for row in range(rows)])
@@ -65,12 +68,13 @@ def train_polish(
     model: PigeonModel,
     codes: CodeCache,
     latents: npt.NDArray[np.float16],
+    guesses: npt.NDArray[np.uint8],
     config: TrainerConfig,
     drawings: int = DRAWINGS,
     batch: int = 16,
 ) -> None:
-    """latents (concepts, styles, palettes, 4, h, w): the encoder's. `folder` keeps what was drawn (drawn.npz), so that a stage cut off
-    goes on with the same."""
+    """latents (concepts, styles, palettes, 4, h, w): the encoder's; guesses (concepts, styles, 64, 64, 4): RGBA, stands for the drawings
+    that may not be seen. `folder` keeps what was drawn (drawn.npz), so that a stage cut off goes on with the same."""
     kept = folder / "drawn.npz"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,14 @@ def train_polish(
         encoded = world.sample(batch - len(some), rng)
         concept, style, palette = (np.concatenate(parts) for parts in zip(triples[some].T, encoded, strict=True))
         given = torch.from_numpy(np.concatenate([drawn[some], latents[encoded]]).astype(np.float32))
-        wanted = torch.from_numpy(world.pictures(concept, style, palette))
+        wanted = torch.from_numpy(
+            np.stack(
+                [
+                    world.draw(*row, None if world.trained[row[:2]] else guesses[row[:2]])
+                    for row in zip(concept.tolist(), style.tolist(), palette.tolist(), strict=True)
+                ]
+            )
+        )
         pixels = diffusion.decode_latents(given) / 2 + 0.5
         with torch.no_grad():
             seen = [part[:, None] for part in eye(wanted)]

@@ -22,13 +22,14 @@ from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
 from generator.training.critic import Critic, build_critic, train_critic
 from generator.training.decoder import train_decoder
-from generator.training.imputer import impute, train_imputer
+from generator.training.imputer import imagine, impute, train_imputer
 from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
 from generator.training.preference import train_preference
 from generator.training.relatives import find_relatives
 from generator.training.scorer import normalise, train_scorer
+from generator.training.team import Team
 from generator.training.text import train_text_tokenizer
 from generator.training.tokenizer import build_task, train_tokenizer
 from generator.training.trainer import TrainerConfig, load_averaged
@@ -162,10 +163,11 @@ def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
     folder, diffusion = shop.root / "imputer", shop.assembled().diffusion
     relatives = find_relatives(shop.world)
     train_imputer(folder, shop.world, relatives, config or RECIPE["imputer"])
+    if Team.join().rank:
+        return  # the first process writes
     impute(
-        folder,
+        imagine(folder, shop.world, relatives),
         shop.world,
-        relatives,
         lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
         diffusion.latent_shape,
         shop.root / "caches" / "imputed.npy",
@@ -204,8 +206,15 @@ def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
 
 
 def _polish(shop: Workshop, config: TrainerConfig | None) -> None:
-    model, folder = shop.assembled(), shop.root / "polish"
-    train_polish(folder, shop.world, model, shop.codes(), shop.latents(), config or RECIPE["polish"])
+    train_polish(
+        shop.root / "polish",
+        shop.world,
+        shop.assembled(),
+        shop.codes(),
+        shop.latents(),
+        imagine(shop.root / "imputer", shop.world, find_relatives(shop.world)),
+        config or RECIPE["polish"],
+    )
 
 
 def _language(shop: Workshop, config: TrainerConfig | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from generator.training.critic import SHARPNESS
 from generator.training.datasets.posters import PosterSpec, draw
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
-from generator.training.imputer import Imputer, Kin, guessed, impute, train_imputer
+from generator.training.imputer import Imputer, Kin, guessed, imagine, impute, train_imputer
 from generator.training.pictures import World
 from generator.training.relatives import find_relatives
 from generator.training.trainer import TrainerConfig
@@ -30,20 +30,21 @@ def world() -> World:
 def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
     train_imputer(tmp_path, world, find_relatives(world), TrainerConfig(steps=2), things=2)
 
-    def guessed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    def imputed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
         relatives = find_relatives(world)
-        impute(tmp_path, world, relatives, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
+        icons = imagine(tmp_path, world, relatives)
+        impute(icons, world, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
         found: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = np.load(tmp_path / name)
         return found
 
-    first = guessed("first.npy")
+    first = imputed("first.npy")
     world.art.pixels[~world.trained] = 7
-    np.testing.assert_array_equal(guessed("second.npy"), first)
+    np.testing.assert_array_equal(imputed("second.npy"), first)
     assert first[world.shown].any()
     assert not first[~world.shown].any()
     style = int(np.flatnonzero(world.trained[0])[0])
     world.art.pixels[0, style] = 3
-    third = guessed("third.npy")
+    third = imputed("third.npy")
     np.testing.assert_array_equal(third[0, style], first[0, style])
     others_differ = (third[0] != first[0]).any(axis=(1, 2, 3, 4))
     assert others_differ.sum() == 5, "every other style's guess looks at it"

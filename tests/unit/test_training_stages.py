@@ -226,26 +226,33 @@ def test_drawings_that_are_nearly_alike_are_told_apart_as_others_are() -> None:
     torch.testing.assert_close(aside, taken[:1])  # being far from both is neither reward nor fault
 
 
-def test_polish_teaches_the_vaes_decoder_alone_and_shows_it_nothing_held_out(world: World, tmp_path: Path) -> None:
+def test_polish_teaches_the_vaes_decoder_alone_and_shows_it_guesses_of_what_is_held_out(
+    world: World, tmp_path: Path
+) -> None:
     words = Tokenizer(WordLevel({"a": 0}))
     cache = CodeCache.of(coded(world) % 512, world)
+    guesses = np.random.default_rng(0).integers(0, 256, world.art.pixels.shape, dtype=np.uint8)
     made = []
-    for name in ("first", "second"):
+    for name in ("first", "second", "third"):
         torch.manual_seed(0)
         model = new_model(nano(), words)
         before = {key: weight.clone() for key, weight in model.diffusion.state_dict().items()}
         latents = np.zeros((20, 6, 3, 4, 16, 16), np.float16)
-        train_polish(tmp_path / name, world, model, cache, latents, TrainerConfig(steps=2), drawings=5, batch=4)
+        config = TrainerConfig(steps=2)
+        train_polish(tmp_path / name, world, model, cache, latents, guesses, config, drawings=16, batch=8)
         changed = {key for key, weight in model.diffusion.state_dict().items() if not torch.equal(weight, before[key])}
         assert changed
         assert all(key.startswith("vae.decoder.") for key in changed)
         made.append(weights_of(tmp_path / name))
         world.art.pixels[~world.trained] = 7
+        if name == "second":
+            guesses[~world.trained] = 7
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=0)
+    assert any(not torch.equal(weight, made[2][key]) for key, weight in made[1].items())
     with np.load(tmp_path / "first" / "drawn.npz") as kept:
         concept, style, _ = kept["triples"].T
-        assert kept["drawn"].shape == (5, 4, 16, 16)
-    assert world.trained[concept, style].all()
+        assert kept["drawn"].shape == (16, 4, 16, 16)
+    assert 0 < world.trained[concept, style].mean() < 1
 
 
 def learn_to_draw(world: World, folder: Path, latents: Latents, imputed: Latents) -> None:
