@@ -99,11 +99,11 @@ def taken_for_another(made: Tensor, drawings: Tensor, style: Tensor, known: Tens
 class Critique:
     """Compares what was made with the drawings that it should be or must not be taken for."""
 
-    def __init__(self, critic: Critic, world: World, latents: Latents) -> None:
-        """latents (concepts, styles, palettes, c, h, w). What the critic sees in them is kept: 0.3 MB a thing and
-        palette, 3.4 GB once all have come up."""
+    def __init__(self, critic: Critic, world: World, latents: Latents, guesses: Latents) -> None:
+        """latents, guesses (concepts, styles, palettes, c, h, w): for a drawing that may not be seen its guess stands. What the critic
+        sees in them is kept: 0.3 MB a thing and palette, 3.4 GB once all have come up."""
         self._critic = critic.requires_grad_(False).eval()
-        self._world, self._latents = world, latents
+        self._world, self._latents, self._guesses = world, latents, guesses
         self._seen: dict[tuple[int, int], list[Tensor]] = {}
 
     @torch.no_grad()
@@ -111,19 +111,22 @@ class Critique:
         """Per space (S, D) float16: the thing in all styles."""
         key = concept, palette
         if key not in self._seen:
-            drawings = torch.from_numpy(self._latents[concept, :, palette].astype(np.float32))
-            self._seen[key] = [part.half() for part in self._critic.features(drawings)]
+            may_see = self._world.trained[concept][:, None, None, None]
+            drawings = np.where(may_see, self._latents[concept, :, palette], self._guesses[concept, :, palette])
+            features = self._critic.features(torch.from_numpy(drawings.astype(np.float32)))
+            self._seen[key] = [part.half() for part in features]
         return self._seen[key]
 
     def __call__(self, triple: Triple, made: Tensor) -> tuple[Tensor, Tensor]:
-        """made (B, c, h, w), meant to be the pictures `triple`, drawings that may be seen -> two losses (B,).
+        """made (B, c, h, w), meant to be the pictures `triple` -> two losses (B,).
 
-        How much it looks like the thing in another style (`taken_for_another`, mean over spaces). How unlike the right drawing it is:
-        the squared distance of the unit vectors at a place, 0..4, mean over places and levels.
+        How much it looks like a drawing of the thing in another style that may be seen (`taken_for_another`, mean over spaces). How
+        unlike the right drawing it is: the squared distance of the unit vectors at a place, 0..4, mean over places and levels.
         """
         concept, style, palette = triple
         wanted = torch.from_numpy(style)
         known = torch.from_numpy(self._world.trained[concept]).float()
+        known[torch.arange(len(wanted)), wanted] = 1
         seen = [self._drawings(*key) for key in zip(concept.tolist(), palette.tolist(), strict=True)]
         mistaken, unlike = torch.zeros(len(made)), torch.zeros(len(made))
         ours = self._critic.features(made)

@@ -74,7 +74,7 @@ def train_diffusion(
     alone are content with a blur.
     """
     task = DiffusionTask(diffusion, decoder)
-    critique, team = Critique(critic, world, latents), Team.join()
+    critique, team = Critique(critic, world, latents, imputed), Team.join()
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:
@@ -85,9 +85,8 @@ def train_diffusion(
         times = rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas))
         noise = torch.randn(batch, *latents.shape[3:])
         (mine,) = team.parts(batch)
-        concept, style, palette = triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
+        triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
         rows, noise, timesteps = said[mine], noise[mine], torch.from_numpy(times[mine])
-        known = np.flatnonzero(~unseen[mine])
         imagined = imputed[triple]
         drawing = np.where(unseen[mine, None, None, None], imagined, latents[triple])
         clean = torch.from_numpy(drawing.astype(np.float32))
@@ -105,11 +104,8 @@ def train_diffusion(
         wanted = signal * noise - noise_level * clean
         squares = (predicted - wanted).square().mean(dim=(1, 2, 3)).sum() / batch
         meant = signal * noisy - noise_level * predicted
-        mistaken = unlike = torch.zeros(())
-        if len(known):
-            shown = concept[known], style[known], palette[known]
-            # Without a condition nothing is right but the squares.
-            mistaken, unlike = ((kept[known] * part).sum() / batch for part in critique(shown, meant[known]))
+        # Without a condition nothing is right but the squares.
+        mistaken, unlike = ((kept * part).sum() / batch for part in critique(triple, meant))
         figures = {"squares": squares, "mistaken": mistaken, "unlike": unlike}
         total = squares + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}

@@ -200,7 +200,7 @@ def test_the_critique_tells_the_right_drawing_from_the_things_others(world: Worl
     wrong = torch.from_numpy(
         latents[concept, world.other_styles(*triple[:2], np.random.default_rng(0)), 1].astype("f4")
     )
-    critique = Critique(critic, world, latents)
+    critique = Critique(critic, world, latents, changed)
     mistaken, unlike = critique(triple, right)
     assert mistaken.shape == unlike.shape == (5,)
     assert unlike.max() < 1e-4
@@ -210,7 +210,15 @@ def test_the_critique_tells_the_right_drawing_from_the_things_others(world: Worl
     taken, apart = critique(triple, wrong)
     assert taken.min() > 1
     assert apart.min() > 0.01
-    torch.testing.assert_close(Critique(critic, world, changed)(triple, wrong), (taken, apart))
+    hidden = latents.copy()
+    hidden[~world.trained] = 7
+    torch.testing.assert_close(Critique(critic, world, hidden, changed)(triple, wrong), (taken, apart))
+    # What may not be seen is to be like its guess, and unlike what may.
+    unseen = np.argwhere(~world.trained & world.trained.any(axis=1, keepdims=True))[:4].T
+    guessed = unseen[0], unseen[1], np.ones(unseen.shape[1], np.int64)
+    mistaken, unlike = critique(guessed, torch.from_numpy(changed[guessed].astype(np.float32)))
+    assert unlike.max() < 1e-4
+    assert mistaken.max() < 1
 
 
 def test_drawings_that_are_nearly_alike_are_told_apart_as_others_are() -> None:
