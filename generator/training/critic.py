@@ -126,7 +126,7 @@ class Critique:
         concept, style, palette = triple
         wanted = torch.from_numpy(style)
         known = torch.from_numpy(self._world.trained[concept]).float()
-        known[torch.arange(len(wanted)), wanted] = 1
+        known[torch.arange(len(wanted)), wanted] = 1  # a guess is the right drawing of its own row and no row's other
         seen = [self._drawings(*key) for key in zip(concept.tolist(), palette.tolist(), strict=True)]
         mistaken, unlike = torch.zeros(len(made)), torch.zeros(len(made))
         ours = self._critic.features(made)

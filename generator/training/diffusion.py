@@ -70,8 +70,8 @@ def train_diffusion(
 ) -> DiffusionTask:
     """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
     a tenth of the conditions are dropped (zero). Of drawings that may not be seen `imputed` is what is to be drawn. The critic
-    compares the picture that each other prediction means with the drawing, and with the thing's drawings in other styles: squares
-    alone are content with a blur.
+    compares the picture that a prediction under conditions means with the drawing, and with the thing's drawings in other styles:
+    squares alone are content with a blur.
     """
     task = DiffusionTask(diffusion, decoder)
     critique, team = Critique(critic, world, latents, imputed), Team.join()
