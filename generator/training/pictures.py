@@ -110,10 +110,15 @@ class World:
         hidden = np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1)
         return (concept, np.where(chosen, hidden, style), palette), chosen
 
-    def pictures(self, concept: Indices, style: Indices, palette: Indices) -> npt.NDArray[np.float32]:
-        """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]."""
+    def pictures(
+        self, concept: Indices, style: Indices, palette: Indices, guesses: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]; guesses (concepts, styles, 64, 64, 4): RGBA, stand for drawings that may not
+        be seen."""
         rows = zip(concept.tolist(), style.tolist(), palette.tolist(), strict=True)
-        return np.stack([self.draw(*row) for row in rows])
+        if guesses is None:
+            return np.stack([self.draw(*row) for row in rows])
+        return np.stack([self.draw(*row, None if self.trained[row[:2]] else guesses[row[:2]]) for row in rows])
 
     def batch(self, count: int, rng: np.random.Generator, any_share: float = 0.0) -> Batch:
         """`any_share` of it drawn from all things, the rest as interactions would bring it."""

@@ -20,6 +20,7 @@ from generator.pigeon.diffusion import Diffusion
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.sampling import noise_image
 from generator.training.caches import CodeCache
+from generator.training.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
 from generator.training.eye import Eye, compared
 from generator.training.pictures import Indices, World
 from generator.training.trainer import Trainer, TrainerConfig
@@ -27,9 +28,6 @@ from generator.training.trainer import Trainer, TrainerConfig
 log = logging.getLogger(__name__)
 DRAWINGS = 1200
 AT_ONCE = 16
-OTHER_STYLE_SHARE = 0.4
-UNSEEN_SHARE = 0.6
-"""As the UNet learns to draw them."""
 UNLIKE_WEIGHT = 0.4
 """Of what the eye says, beside the mean distance of the pixels (which are in -1..1)."""
 
@@ -92,14 +90,7 @@ def train_polish(
         encoded = world.sample(batch - len(some), rng)
         concept, style, palette = (np.concatenate(parts) for parts in zip(triples[some].T, encoded, strict=True))
         given = torch.from_numpy(np.concatenate([drawn[some], latents[encoded]]).astype(np.float32))
-        wanted = torch.from_numpy(
-            np.stack(
-                [
-                    world.draw(*row, None if world.trained[row[:2]] else guesses[row[:2]])
-                    for row in zip(concept.tolist(), style.tolist(), palette.tolist(), strict=True)
-                ]
-            )
-        )
+        wanted = torch.from_numpy(world.pictures(concept, style, palette, guesses))
         pixels = diffusion.decode_latents(given) / 2 + 0.5
         with torch.no_grad():
             seen = [part[:, None] for part in eye(wanted)]

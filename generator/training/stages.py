@@ -22,6 +22,7 @@ from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
 from generator.training.critic import Critic, build_critic, train_critic
 from generator.training.decoder import train_decoder
+from generator.training.diffusion import train_diffusion
 from generator.training.imputer import imagine, impute, train_imputer
 from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
@@ -188,8 +189,6 @@ def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:
 
 
 def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
-    from generator.training.diffusion import train_diffusion
-
     model = shop.assembled()
     train_diffusion(
         shop.root / "diffusion",
