@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from generator.training.datasets.icons import STYLES, Concept, IconArt
+from generator.training.imputer import Drawings
 from generator.training.pictures import World
+from generator.training.relatives import find_relatives
 
 
 def small_world() -> World:
@@ -25,6 +27,13 @@ def small_world() -> World:
     made._film_pairs = np.argwhere(made.trained & made.shown[:, None])
     made._film_weights = np.full(len(made._film_pairs), 1 / len(made._film_pairs))
     return made
+
+
+def to_look_at(world: World) -> Drawings:
+    """Two auxiliary sets of noise beside the styles, of which the second has half of the things."""
+    auxiliary = np.random.default_rng(1).integers(1, 256, size=(20, 2, 64, 64, 4), dtype=np.uint8)
+    auxiliary[::2, 1] = 0
+    return Drawings(world, auxiliary, find_relatives(world))
 
 
 def coded(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:

@@ -1,4 +1,5 @@
-"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and its relatives' in that one.
+"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and in the auxiliary sets and from its
+relatives' in that style.
 
 A small convolutional network over icons, a tool of training and no part of the model. A held-out drawing is never seen;
 what this network makes of those stands in for it where the token decoder must say something of every thing in every style
@@ -8,7 +9,9 @@ what this network makes of those stands in for it where the token decoder must s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generator.training.datasets.icons import ICON_SIZE
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.pictures import Indices, World
 from generator.training.relatives import COUNT, Relatives
@@ -32,11 +36,14 @@ CONDITION = 32
 WORDING = 12
 """Width of what says one style's colours in another's."""
 CHANNELS = 4
-DROPPED_SHARE = 0.15
+DROPPED_SHARE = 0.25
+"""Of the given drawings."""
 SHOWN_SHARE = 0.5
 """Of the things: those that films show. They are what is drawn, and the harder ones."""
 SHIFT = 2
 """Pixels by which all drawings of a thing are moved together, at most."""
+TURNED_SHARE, TURN, STRETCH = 0.5, 12.0, 0.1
+"""Of the things: turned (degrees) and stretched (of the side, each way of its own) together, at most."""
 PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.1, 0.6
 """Of the mean distance of the pixels, and of what the eye says."""
 RAMP = 800
@@ -64,20 +71,19 @@ class Block(nn.Module):
 
 
 class Recolour(nn.Module):
-    """Each pixel of a style's drawing in the colours that another style would have for it: a network of one hidden layer for each two
-    styles, on the pixel alone."""
+    """Each pixel of a set's drawing in the colours that a style would have for it: a network of one hidden layer for each set and
+    style, on the pixel alone."""
 
-    def __init__(self, styles: int) -> None:
+    def __init__(self, styles: int, sets: int) -> None:
         super().__init__()
-        self.styles = styles
-        self.inlet = nn.Parameter(torch.randn(styles, styles, WORDING, CHANNELS) / 2)
-        self.inlet_bias = nn.Parameter(torch.randn(styles, styles, WORDING, 1) / 2)
-        self.outlet = nn.Parameter(torch.zeros(styles, styles, CHANNELS, WORDING))
-        self.outlet_bias = nn.Parameter(torch.zeros(styles, styles, CHANNELS, 1))
+        self.inlet = nn.Parameter(torch.randn(styles, sets, WORDING, CHANNELS) / 2)
+        self.inlet_bias = nn.Parameter(torch.randn(styles, sets, WORDING, 1) / 2)
+        self.outlet = nn.Parameter(torch.zeros(styles, sets, CHANNELS, WORDING))
+        self.outlet_bias = nn.Parameter(torch.zeros(styles, sets, CHANNELS, 1))
 
     def forward(self, drawings: Tensor, style: Tensor) -> Tensor:
-        """drawings (B, S, 4, h, w), style (B,) -> the same shape."""
-        flat = drawings.flatten(0, 1).flatten(2)  # (B * S, 4, h * w)
+        """drawings (B, T, 4, h, w), of all sets; style (B,) -> the same shape."""
+        flat = drawings.flatten(0, 1).flatten(2)  # (B * T, 4, h * w)
         inlet, inlet_bias, outlet, outlet_bias = (
             part[style].flatten(0, 1) for part in (self.inlet, self.inlet_bias, self.outlet, self.outlet_bias)
         )
@@ -95,18 +101,18 @@ class Kin(NamedTuple):
 
 
 class Imputer(nn.Module):
-    """A thing's drawings in all styles, of which some are given, and the style that is asked for -> that drawing.
+    """A thing's drawings in all styles and auxiliary sets, of which some are given, and the style that is asked for -> that drawing.
 
     Each pixel of it is a mean of the given drawings there, said in the style's colours, of the relatives' drawings in that style, and
     of one of the network's own; with weights of the pixel's own.
     """
 
-    def __init__(self, styles: int, relatives: int = COUNT) -> None:
+    def __init__(self, styles: int, auxiliary: int, relatives: int = COUNT) -> None:
         super().__init__()
-        sources = styles + relatives
+        sources = styles + auxiliary + relatives
         self.sources = sources
         self.style = nn.Embedding(styles, CONDITION)
-        self.recolour = Recolour(styles)
+        self.recolour = Recolour(styles, styles + auxiliary)
         self.prior = nn.Embedding(styles, sources)
         nn.init.zeros_(self.prior.weight)
         self.inlet = nn.Conv2d(sources * (4 * CHANNELS + 1) + relatives, WIDTHS[0], 1)
@@ -129,7 +135,8 @@ class Imputer(nn.Module):
         self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTHS[0]), last)
 
     def forward(self, drawings: Tensor, given: Tensor, style: Tensor, kin: Kin) -> Tensor:
-        """drawings (B, S, 4, h, w), colours times alpha; given (B, S) of 0/1; style (B,); kin of B rows -> (B, 4, h, w)."""
+        """drawings (B, T, 4, h, w), of the styles and the auxiliary sets, colours times alpha; given (B, T) of 0/1; style (B,); kin of
+        B rows -> (B, 4, h, w)."""
         shown = given[:, :, None, None, None]
         said = self.recolour(drawings * shown, style) * shown
         sources = torch.cat([said, kin.drawings], dim=1)
@@ -158,30 +165,50 @@ def _through(blocks: nn.ModuleList, x: Tensor, condition: Tensor) -> Tensor:
     return x
 
 
-def others(trained: npt.NDArray[np.bool_], concept: Indices, style: Indices) -> npt.NDArray[np.bool_]:
-    """(B, S): the drawings of each thing that training may see, less the one in `style`."""
-    given = trained[concept].copy()
-    given[np.arange(len(style)), style] = False
-    return given
+@dataclass(frozen=True)
+class Drawings:
+    """What may be looked at: the world's drawings that are not held out, all of the auxiliary sets, uint8 (concepts, A, 64, 64, 4) as
+    `datasets.auxiliary` has them, and who is drawn alike."""
+
+    world: World
+    auxiliary: npt.NDArray[np.uint8]
+    relatives: Relatives
+
+    @cached_property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """(concepts, T): which of a thing's drawings there are to look at, styles first."""
+        return np.concatenate([self.world.trained, self.auxiliary[..., 3].any(axis=(2, 3))], axis=1)
+
+    def icons(self, concept: Indices | int) -> Tensor:
+        """float32 (..., T, 4, 64, 64), colours times alpha: also of what may not be looked at."""
+        return premultiplied(np.concatenate([self.world.art.pixels[concept], self.auxiliary[concept]], axis=-4))
+
+    def others(self, concept: Indices, style: Indices) -> npt.NDArray[np.bool_]:
+        """(B, T): the drawings of each thing that may be looked at, less the one in `style`."""
+        given = self.known[concept].copy()
+        given[np.arange(len(style)), style] = False
+        return given
+
+    def kin(self, concept: Indices, style: Indices) -> Kin:
+        """(B,) each -> what the relatives say of those drawings."""
+        relatives = self.relatives
+        nearness = torch.from_numpy(relatives.nearness[concept, style])
+        drawings = premultiplied(self.world.art.pixels[relatives.thing[concept, style], style[:, None]])
+        differ = torch.from_numpy(relatives.differ[concept, style])
+        there = (nearness > 0).float()[:, :, None, None]
+        return Kin(drawings * there[:, :, None], nearness, differ * there)
+
+    def imputer(self) -> Imputer:
+        """A new one for them."""
+        return Imputer(len(self.world.styles), self.auxiliary.shape[1], self.relatives.thing.shape[2])
 
 
-def kin_of(world: World, relatives: Relatives, concept: Indices, style: Indices) -> Kin:
-    """(B,) each -> what the relatives say of those drawings."""
-    nearness = torch.from_numpy(relatives.nearness[concept, style])
-    drawings = premultiplied(world.art.pixels[relatives.thing[concept, style], style[:, None]])
-    differ = torch.from_numpy(relatives.differ[concept, style])
-    there = (nearness > 0).float()[:, :, None, None]
-    return Kin(drawings * there[:, :, None], nearness, differ * there)
-
-
-def build_imputer(world: World) -> Imputer:
-    return Imputer(len(world.styles))
-
-
-def train_imputer(folder: Path, world: World, relatives: Relatives, config: TrainerConfig, things: int = 8) -> None:
+def train_imputer(folder: Path, drawings: Drawings, config: TrainerConfig, things: int = 8) -> None:
     """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
     training may see, on posters of a palette each."""
-    network, eye, easel, team = build_imputer(world), Eye(), Easel(world.palettes), Team.join()
+    world = drawings.world
+    network, eye, easel, team = drawings.imputer(), Eye(), Easel(world.palettes), Team.join()
+    count = len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = np.where(
@@ -190,28 +217,24 @@ def train_imputer(folder: Path, world: World, relatives: Relatives, config: Trai
             rng.integers(len(world.concepts), size=things),
         )
         palettes = world.sample_palettes(things, rng)
-        dropped = rng.random((things, len(world.styles), len(world.styles))) < DROPPED_SHARE
-        mirrored, moved = rng.random(things) < 0.5, rng.integers(-SHIFT, SHIFT + 1, size=(things, 2))
+        dropped = rng.random((things, count, drawings.known.shape[1])) < DROPPED_SHARE
+        places = _places(things, rng)
         rows = int(world.trained[chosen].sum())
         (mine,) = team.parts(things)
-        icons = premultiplied(world.art.pixels[chosen[mine]])  # (T, S, 4, 64, 64)
         thing, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
-        given = others(world.trained, chosen[mine][thing], style)
+        given = drawings.others(chosen[mine][thing], style)
         fewer = given & ~dropped[mine][thing, style]
         given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
-        at, wanted = torch.from_numpy(thing), torch.from_numpy(style)
-        kin = kin_of(world, relatives, chosen[mine][thing], style)
-        for number, (mirror, move) in enumerate(zip(mirrored[mine], moved[mine].tolist(), strict=True)):
-            _move(icons[number], mirror, move)
-            for row in np.flatnonzero(thing == number):
-                _move(kin.drawings[row], mirror, move)
-                _move(kin.differ[row], mirror, [step // 2 for step in move])
+        at, wanted, place = torch.from_numpy(thing), torch.from_numpy(style), places[mine]
+        icons = _placed(drawings.icons(chosen[mine]), place)  # (things, T, 4, 64, 64)
+        kin = drawings.kin(chosen[mine][thing], style)
+        kin = Kin(_placed(kin.drawings, place[at]), kin.nearness, _placed(kin.differ[:, :, None], place[at])[:, :, 0])
         palette = torch.from_numpy(palettes[mine])
         made = network(icons[at], torch.from_numpy(given).float(), wanted, kin)
         pictures = easel(made, wanted, palette[at])
         with torch.no_grad():
-            count = len(world.styles)
-            real = easel(icons.flatten(0, 1), torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
+            drawn = icons[:, :count].flatten(0, 1)
+            real = easel(drawn, torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
             seen = [part.view(len(icons), count, -1)[at] for part in eye(real)]
             truth = real.view(len(icons), count, *real.shape[1:])[at, wanted]
         known = torch.from_numpy(world.trained[chosen[mine]][thing]).float()
@@ -224,38 +247,53 @@ def train_imputer(folder: Path, world: World, relatives: Relatives, config: Trai
     Trainer(network, loss, folder, config).run()
 
 
-def _move(pictures: Tensor, mirror: bool, step: Sequence[int]) -> None:
-    """In place, (..., h, w)."""
-    pictures.copy_((pictures.flip(-1) if mirror else pictures).roll(tuple(step), dims=(-2, -1)))
+def _places(count: int, rng: np.random.Generator) -> Tensor:
+    """(count, 2, 3): of each thing where a place of the new picture is in the old one, as `affine_grid` takes it."""
+    mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    turned = rng.random(count) < TURNED_SHARE
+    angle = np.deg2rad(rng.uniform(-TURN, TURN, count)) * turned
+    stretch = 1 + rng.uniform(-STRETCH, STRETCH, (count, 2)) * turned[:, None]
+    move = rng.integers(-SHIFT, SHIFT + 1, size=(count, 2)) * 2 / ICON_SIZE
+    cos, sin = np.cos(angle), np.sin(angle)
+    across = np.stack([mirror * cos * stretch[:, 0], -mirror * sin * stretch[:, 1], move[:, 0]], axis=1)
+    down = np.stack([sin * stretch[:, 0], cos * stretch[:, 1], move[:, 1]], axis=1)
+    return torch.from_numpy(np.stack([across, down], axis=1)).float()
 
 
-def guessed(network: Imputer, world: World, relatives: Relatives, concept: int) -> npt.NDArray[np.uint8]:
+def _placed(pictures: Tensor, place: Tensor) -> Tensor:
+    """pictures (B, N, C, h, w), all N of a row in the same `place` (B, 2, 3) -> the same shape; nothing around them."""
+    flat = pictures.flatten(1, 2)
+    grid = F.affine_grid(place, list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, align_corners=False).view_as(pictures)
+
+
+def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[np.uint8]:
     """RGBA uint8 (S, 64, 64, 4), straight alpha: a thing in every style. The mean of two guesses, one of everything mirrored: of what
     the network errs in on one side only, half is left."""
-    count = len(world.styles)
+    count = len(drawings.world.styles)
     styles = np.arange(count)
     same = np.full(count, concept)
-    given = torch.from_numpy(others(world.trained, same, styles)).float()
-    icons = premultiplied(world.art.pixels[concept])[None].expand(count, -1, -1, -1, -1)
-    kin, style = kin_of(world, relatives, same, styles), torch.from_numpy(styles)
+    given = torch.from_numpy(drawings.others(same, styles)).float()
+    icons = drawings.icons(concept)[None].expand(count, -1, -1, -1, -1)
+    kin, style = drawings.kin(same, styles), torch.from_numpy(styles)
     mirrored = Kin(kin.drawings.flip(-1), kin.nearness, kin.differ.flip(-1))
     made = network(icons, given, style, kin) + network(icons.flip(-1), given, style, mirrored).flip(-1)
     return straight(made / 2)
 
 
 @torch.no_grad()
-def imagine(folder: Path, world: World, relatives: Relatives) -> npt.NDArray[np.uint8]:
+def imagine(folder: Path, drawings: Drawings) -> npt.NDArray[np.uint8]:
     """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of what films show, as guessed; of the rest nothing.
 
     Raises:
         ModelError: the network in `folder` has not been trained.
     """
-    network = build_imputer(world)
+    network = drawings.imputer()
     load_averaged(network, folder)
     network.eval()
-    icons = np.zeros_like(world.art.pixels)
-    for concept in np.flatnonzero(world.shown).tolist():
-        icons[concept] = guessed(network, world, relatives, concept)
+    icons = np.zeros_like(drawings.world.art.pixels)
+    for concept in np.flatnonzero(drawings.world.shown).tolist():
+        icons[concept] = guessed(network, drawings, concept)
     return icons
 
 

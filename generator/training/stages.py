@@ -21,9 +21,10 @@ from generator.pigeon.model import PigeonModel
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
 from generator.training.critic import Critic, build_critic, train_critic
+from generator.training.datasets.auxiliary import load_auxiliary
 from generator.training.decoder import train_decoder
 from generator.training.diffusion import train_diffusion
-from generator.training.imputer import imagine, impute, train_imputer
+from generator.training.imputer import Drawings, imagine, impute, train_imputer
 from generator.training.language import Prompts, train_alignment, train_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
@@ -96,6 +97,10 @@ class Workshop:
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
 
+    def drawings(self) -> Drawings:
+        """What the imputer may look at; the first call downloads the auxiliary sets."""
+        return Drawings(self.world, load_auxiliary(self.cache, self.world.concepts), find_relatives(self.world))
+
     def critic(self) -> Critic:
         """What compares drawings; ModelError when stage `critic` was not run."""
         critic = build_critic(self.world, self.latents())
@@ -161,13 +166,12 @@ def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
 
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
-    folder, diffusion = shop.root / "imputer", shop.assembled().diffusion
-    relatives = find_relatives(shop.world)
-    train_imputer(folder, shop.world, relatives, config or RECIPE["imputer"])
+    folder, diffusion, drawings = shop.root / "imputer", shop.assembled().diffusion, shop.drawings()
+    train_imputer(folder, drawings, config or RECIPE["imputer"])
     if Team.join().rank:
         return  # the first process writes
     impute(
-        imagine(folder, shop.world, relatives),
+        imagine(folder, drawings),
         shop.world,
         lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
         diffusion.latent_shape,
@@ -211,7 +215,7 @@ def _polish(shop: Workshop, config: TrainerConfig | None) -> None:
         shop.assembled(),
         shop.codes(),
         shop.latents(),
-        imagine(shop.root / "imputer", shop.world, find_relatives(shop.world)),
+        imagine(shop.root / "imputer", shop.drawings()),
         config or RECIPE["polish"],
     )
 

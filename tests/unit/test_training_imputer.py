@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from generator.training import imputer
 from generator.training.critic import SHARPNESS
 from generator.training.datasets.posters import PosterSpec, draw
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
-from generator.training.imputer import Imputer, Kin, guessed, imagine, impute, train_imputer
+from generator.training.imputer import Drawings, Imputer, Kin, guessed, imagine, impute, train_imputer
 from generator.training.pictures import World
 from generator.training.relatives import find_relatives
 from generator.training.trainer import TrainerConfig
-from tests.training_world import small_world
+from tests.training_world import small_world, to_look_at
 
 torch.set_num_threads(1)
 
@@ -28,11 +29,10 @@ def world() -> World:
 
 
 def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
-    train_imputer(tmp_path, world, find_relatives(world), TrainerConfig(steps=2), things=2)
+    train_imputer(tmp_path, to_look_at(world), TrainerConfig(steps=2), things=2)
 
     def imputed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        relatives = find_relatives(world)
-        icons = imagine(tmp_path, world, relatives)
+        icons = imagine(tmp_path, to_look_at(world))
         impute(icons, world, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
         found: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = np.load(tmp_path / name)
         return found
@@ -48,11 +48,18 @@ def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: 
     np.testing.assert_array_equal(third[0, style], first[0, style])
     others_differ = (third[0] != first[0]).any(axis=(1, 2, 3, 4))
     assert others_differ.sum() == 5, "every other style's guess looks at it"
+    drawings = to_look_at(world)
+    drawings.auxiliary[0, 1] = 0
+    before, after = imagine(tmp_path, to_look_at(world)), imagine(tmp_path, drawings)
+    np.testing.assert_array_equal(after[0], before[0], "nothing is there of an even thing in the second set")
+    drawings = to_look_at(world)
+    drawings.auxiliary[0, 0] = 200
+    assert (imagine(tmp_path, drawings)[0] != before[0]).any(axis=(1, 2, 3)).all(), "every style's guess looks at it"
 
 
 def test_the_imputer_copies_where_all_styles_agree() -> None:
     torch.manual_seed(0)
-    network = Imputer(styles=6, relatives=2)
+    network = Imputer(styles=5, auxiliary=1, relatives=2)
     last = network.outlet[1]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(last.bias)
@@ -67,17 +74,40 @@ def test_the_imputer_copies_where_all_styles_agree() -> None:
 
 def test_what_is_guessed_of_mirrored_drawings_is_mirrored(world: World) -> None:
     torch.manual_seed(0)
-    relatives = find_relatives(world)
-    network = Imputer(styles=6, relatives=relatives.thing.shape[2])
+    drawings = to_look_at(world)
+    network = drawings.imputer()
     with torch.no_grad():
-        first = guessed(network, world, relatives, concept=0).astype(int)
+        first = guessed(network, drawings, concept=0).astype(int)
         world.art.pixels[:] = world.art.pixels[:, :, :, ::-1].copy()
-        relatives = replace(relatives, differ=relatives.differ[..., ::-1].copy())
-        second = guessed(network, world, relatives, concept=0).astype(int)
+        relatives = replace(drawings.relatives, differ=drawings.relatives.differ[..., ::-1].copy())
+        drawings = Drawings(world, drawings.auxiliary[:, :, :, ::-1], relatives)
+        second = guessed(network, drawings, concept=0).astype(int)
     opaque = first[..., 3] > 20  # elsewhere a colour is a ratio of two small numbers
     assert opaque.any()
     assert np.abs(second[..., ::-1, :] - first)[opaque].max() <= 1
     assert np.abs(second - first)[opaque].max() > 20, "or a mirror would show nothing"
+
+
+def test_what_is_turned_comes_back_by_the_opposite_turn_and_all_of_a_thing_moves_together() -> None:
+    rng = np.random.default_rng(2)
+    blot = premultiplied(soft_icon())
+    blot[:, 20:24, 30:50] = 1
+    pictures = blot.expand(2, 3, -1, -1, -1).contiguous()
+    places = imputer._places(200, rng)
+    straight_on = places[(places[:, 0, 1] == 0) & (places[:, 0, 0] == 1)][:1]
+    assert len(straight_on) == 1, "half of the things are not turned"
+    moved = imputer._placed(pictures, straight_on.expand(2, -1, -1))
+    step = (straight_on[0, :, 2] * 32).round().int().tolist()
+    torch.testing.assert_close(moved[0, 0], blot.roll((-step[1], -step[0]), dims=(1, 2)), rtol=0, atol=1e-4)
+    assert (places[:, :, :2].det().abs() - 1).abs().max() < 0.25
+    assert 60 < (places[:, 0, 0] < 0).sum() < 140, "half of the things are mirrored"
+    turned = places[places[:, 0, 1] != 0][:2]
+    there = imputer._placed(pictures, turned)
+    torch.testing.assert_close(there[:, 0], there[:, 2])
+    assert (there[0] - pictures[0]).abs().max() > 0.5
+    whole = torch.cat([turned, torch.tensor([[[0.0, 0, 1]]]).expand(2, -1, -1)], dim=1)
+    back = imputer._placed(there, torch.linalg.inv(whole)[:, :2])
+    assert (back - pictures).abs().mean() < 0.02
 
 
 def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:

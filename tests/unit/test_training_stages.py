@@ -27,12 +27,11 @@ from generator.training.imputer import train_imputer
 from generator.training.language import learning_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
-from generator.training.relatives import find_relatives
 from generator.training.team import Team
 from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
 from generator.training.trainer import Trainer, TrainerConfig
 from generator.training.vae import build_vae, unit_variance
-from tests.training_world import coded, drawn, small_world, weights_of
+from tests.training_world import coded, drawn, small_world, to_look_at, weights_of
 
 torch.set_num_threads(1)
 
@@ -182,7 +181,7 @@ def test_critic_and_imputer_learn_nothing_from_what_is_held_out(world: World, tm
         folder = tmp_path / str(number)
         torch.manual_seed(0)  # of the weights that each begins with
         train_critic(folder / "critic", world, latents, TrainerConfig(steps=2), batch=4)
-        train_imputer(folder / "imputer", world, find_relatives(world), TrainerConfig(steps=2), things=3)
+        train_imputer(folder / "imputer", to_look_at(world), TrainerConfig(steps=2), things=3)
         world.art.pixels[~world.trained] = 7
     for stage in ("critic", "imputer"):
         first, second = (weights_of(tmp_path / number / stage) for number in "01")
@@ -289,7 +288,7 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 16, 16)).astype(np.float16)
-    relatives = find_relatives(world)
+    drawings = to_look_at(world)
 
     def gradients(stage: ModuleType, train: Callable[[], None], team: Team) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
@@ -310,7 +309,7 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
 
     for stage, train in (
         (diffusion, lambda: learn_to_draw(world, tmp_path, latents, latents)),
-        (imputer, lambda: train_imputer(tmp_path, world, relatives, TrainerConfig(steps=1), things=3)),
+        (imputer, lambda: train_imputer(tmp_path, drawings, TrainerConfig(steps=1), things=3)),
     ):
         whole = gradients(stage, train, Team())
         halves = [gradients(stage, train, Team(rank, 2)) for rank in range(2)]

