@@ -2,8 +2,9 @@
 
 The decoder was trained on the encoder's latents. The UNet's are another kind: between two drawings that it could have meant they
 are a mean, and such a decoder shows it as a blur. Here it sees latents that the UNet has drawn and learns to be like the drawing
-to the eye (`training.eye`): like the one that is known or, of things in a style in which they were never drawn, the one that
-stage `imputer` guesses. Half of each batch are the encoder's latents, so that it stays a VAE's.
+to the eye (`training.eye`) and not to be taken for the thing in another style. The drawing is the one that is known or, of things
+in a style in which they were never drawn, the one that stage `imputer` guesses. Half of each batch are the encoder's latents, so
+that it stays a VAE's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from generator.training.trainer import Trainer, TrainerConfig
 log = logging.getLogger(__name__)
 DRAWINGS = 1200
 AT_ONCE = 16
-UNLIKE_WEIGHT = 0.4
+UNLIKE_WEIGHT, MISTAKEN_WEIGHT = 0.4, 0.02
 """Of what the eye says, beside the mean distance of the pixels (which are in -1..1)."""
 
 
@@ -83,25 +84,31 @@ def train_polish(
     with np.load(kept) as found:
         triples, drawn = found["triples"], found["drawn"]
     diffusion = model.diffusion.requires_grad_(False)
-    task, eye = PolishTask(diffusion), Eye()
+    task, eye, count = PolishTask(diffusion), Eye(), len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         some = rng.integers(len(triples), size=batch // 2)
         encoded = world.sample(batch - len(some), rng)
         concept, style, palette = (np.concatenate(parts) for parts in zip(triples[some].T, encoded, strict=True))
         given = torch.from_numpy(np.concatenate([drawn[some], latents[encoded]]).astype(np.float32))
-        wanted = torch.from_numpy(world.pictures(concept, style, palette, guesses))
+        every = (np.repeat(concept, count), np.tile(np.arange(count), batch), np.repeat(palette, count))
+        drawings = torch.from_numpy(world.pictures(*every, guesses))  # each thing in all styles
+        rows, styles = torch.arange(batch), torch.from_numpy(style)
+        wanted = drawings.view(batch, count, *drawings.shape[1:])[rows, styles]
+        known = torch.from_numpy(world.trained[concept]).float()
+        known[rows, styles] = 1  # a guess is the right drawing of its own row and no row's other
         pixels = diffusion.decode_latents(given) / 2 + 0.5
         with torch.no_grad():
-            seen = [part[:, None] for part in eye(wanted)]
-        _, unlike = compared(eye(pixels), seen, torch.zeros(batch, dtype=torch.long), torch.ones(batch, 1))
+            seen = [part.view(batch, count, -1) for part in eye(drawings)]
+        mistaken, unlike = compared(eye(pixels), seen, styles, known)
         apart = (pixels - wanted).abs().mean(dim=(1, 2, 3)) * 2
         figures = {
             "l1": apart.mean(),
+            "mistaken": mistaken[: len(some)].mean(),
             "drawn": unlike[: len(some)].mean(),
             "encoded": unlike[len(some) :].mean(),
         }
-        total = apart.mean() + UNLIKE_WEIGHT * unlike.mean()
+        total = apart.mean() + UNLIKE_WEIGHT * unlike.mean() + MISTAKEN_WEIGHT * mistaken.mean()
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
     Trainer(task, loss, folder, config).run()
