@@ -26,7 +26,7 @@ from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.pictures import Indices, World
 from generator.training.relatives import COUNT, Relatives
 from generator.training.team import Team
-from generator.training.trainer import Trainer, TrainerConfig, load_averaged
+from generator.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
 WIDTHS = (48, 80, 128)
@@ -44,7 +44,7 @@ SHIFT = 2
 """Pixels by which all drawings of a thing are moved together, at most."""
 TURNED_SHARE, TURN, STRETCH = 0.5, 12.0, 0.1
 """Of the things: turned (degrees) and stretched (of the side, each way of its own) together, at most."""
-PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.1, 0.6
+PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.15, 0.6
 """Of the mean distance of the pixels, and of what the eye says."""
 RAMP = 800
 """Steps over which the style comes to count in full: at first, farther from every drawing would be better than nearer to the right one."""
@@ -282,15 +282,8 @@ def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[n
 
 
 @torch.no_grad()
-def imagine(folder: Path, drawings: Drawings) -> npt.NDArray[np.uint8]:
-    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of what films show, as guessed; of the rest nothing.
-
-    Raises:
-        ModelError: the network in `folder` has not been trained.
-    """
-    network = drawings.imputer()
-    load_averaged(network, folder)
-    network.eval()
+def imagine(network: Imputer, drawings: Drawings) -> npt.NDArray[np.uint8]:
+    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of what films show, as guessed; of the rest nothing."""
     icons = np.zeros_like(drawings.world.art.pixels)
     for concept in np.flatnonzero(drawings.world.shown).tolist():
         icons[concept] = guessed(network, drawings, concept)

@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.weights import fill as fill_weights
+from generator.pigeon.weights import read_weights, write_weights
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache, fill
-from generator.training.critic import Critic, build_critic, train_critic
+from generator.training.critic import build_critic, train_critic
 from generator.training.datasets.auxiliary import load_auxiliary
 from generator.training.decoder import train_decoder
 from generator.training.diffusion import train_diffusion
@@ -91,27 +96,69 @@ class Workshop:
         return self._array("latents")
 
     def imputed(self) -> Any:
-        """What `latents` may be, as guessed; InputError when stage `imputer` was not run."""
-        return self._array("imputed", "imputer")
+        """What `latents` may be, as guessed, if need be now; ModelError when there is no imputer, as for `tool`."""
+        team = Team.join()
+        if team.rank == 0 and not (self.root / "caches/imputed.npy").exists():
+            self.impute()
+        team.wait()
+        return self._array("imputed")
+
+    def impute(self) -> None:
+        """Make the guesses anew; ModelError as for `tool`."""
+        diffusion = self.assembled().diffusion
+        impute(
+            self.imagined(),
+            self.world,
+            lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
+            diffusion.latent_shape,
+            self.root / "caches/imputed.npy",
+        )
+
+    def imagined(self) -> npt.NDArray[np.uint8]:
+        """The guesses as icons, RGBA (concepts, styles, 64, 64, 4); ModelError when there is no imputer, as for `tool`."""
+        return imagine(self.tool("imputer"), self.drawings)
 
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
 
+    @cached_property
     def drawings(self) -> Drawings:
         """What the imputer may look at; the first call downloads the auxiliary sets."""
         return Drawings(self.world, load_auxiliary(self.cache, self.world.concepts), find_relatives(self.world))
 
-    def critic(self) -> Critic:
-        """What compares drawings; ModelError when stage `critic` was not run."""
-        critic = build_critic(self.world, self.latents())
-        load_averaged(critic, self.root / "critic")
-        return critic
+    def tool(self, name: str) -> Any:
+        """A network of `TOOLS`, as its stage has trained it or, where the stage was not run, as it lies beside `start`.
 
-    def _array(self, name: str, stage: str = "caches") -> Any:
+        Raises:
+            ModelError: neither is there, or `start` holds another network's weights.
+        """
+        network = TOOLS[name](self)
+        if self.start is not None and not self.trained(name) and (path := tool_path(self.start, name)).exists():
+            fill_weights(network, read_weights(path), path)
+        else:
+            load_averaged(network, self.root / name)
+        return network.eval()
+
+    def trained(self, name: str) -> bool:
+        """Whether stage `name` has been run here."""
+        return (self.root / name / "state.pt").exists()
+
+    def _array(self, name: str) -> Any:
         path = self.root / "caches" / f"{name}.npy"
         if not path.exists():
-            raise InputError(f"{path} is missing: run that stage first (pigeon train stage {stage})")
+            raise InputError(f"{path} is missing: run that stage first (pigeon train stage caches)")
         return np.load(path, mmap_mode="r")
+
+
+TOOLS: dict[str, Callable[[Workshop], nn.Module]] = {
+    "critic": lambda shop: build_critic(shop.world, shop.latents()),
+    "imputer": lambda shop: shop.drawings.imputer(),
+}
+"""What training uses and no model: kept beside a checkpoint, so that training can go on from it."""
+
+
+def tool_path(checkpoint: Path, name: str) -> Path:
+    return checkpoint / "training" / f"{name}.safetensors"
 
 
 def _text(shop: Workshop, _: TrainerConfig | None) -> None:
@@ -166,17 +213,9 @@ def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
 
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
-    folder, diffusion, drawings = shop.root / "imputer", shop.assembled().diffusion, shop.drawings()
-    train_imputer(folder, drawings, config or RECIPE["imputer"])
-    if Team.join().rank:
-        return  # the first process writes
-    impute(
-        imagine(folder, drawings),
-        shop.world,
-        lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
-        diffusion.latent_shape,
-        shop.root / "caches" / "imputed.npy",
-    )
+    train_imputer(shop.root / "imputer", shop.drawings, config or RECIPE["imputer"])
+    if Team.join().rank == 0:
+        shop.impute()
 
 
 def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:
@@ -203,7 +242,7 @@ def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
         shop.codes(),
         shop.latents(),
         shop.imputed(),
-        shop.critic(),
+        shop.tool("critic"),
         config or RECIPE["diffusion"],
     )
 
@@ -215,7 +254,7 @@ def _polish(shop: Workshop, config: TrainerConfig | None) -> None:
         shop.assembled(),
         shop.codes(),
         shop.latents(),
-        imagine(shop.root / "imputer", shop.drawings()),
+        shop.imagined(),
         config or RECIPE["polish"],
     )
 
@@ -270,5 +309,8 @@ def run_stage(name: str, shop: Workshop, seconds: float | None = None) -> None:
 
 
 def export(shop: Workshop, folder: Path) -> None:
-    """Write what is trained so far as a checkpoint in fp16; a model card that is there stays."""
+    """Write what is trained so far as a checkpoint in fp16, and its tools beside it; a model card that is there stays."""
+    tools = [name for name in TOOLS if shop.trained(name) or (shop.start and tool_path(shop.start, name).exists())]
+    for name in tools:
+        write_weights(shop.tool(name).state_dict(), tool_path(folder, name), torch.float16)
     save_model(shop.assembled(), folder)

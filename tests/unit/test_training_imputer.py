@@ -17,7 +17,7 @@ from generator.training.eye import Easel, Eye, compared, premultiplied, straight
 from generator.training.imputer import Drawings, Imputer, Kin, guessed, imagine, impute, train_imputer
 from generator.training.pictures import World
 from generator.training.relatives import find_relatives
-from generator.training.trainer import TrainerConfig
+from generator.training.trainer import TrainerConfig, load_averaged
 from tests.training_world import small_world, to_look_at
 
 torch.set_num_threads(1)
@@ -31,8 +31,13 @@ def world() -> World:
 def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
     train_imputer(tmp_path, to_look_at(world), TrainerConfig(steps=2), things=2)
 
+    def guesses(drawings: Drawings) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        network = drawings.imputer()
+        load_averaged(network, tmp_path)
+        return imagine(network, drawings)
+
     def imputed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        icons = imagine(tmp_path, to_look_at(world))
+        icons = guesses(to_look_at(world))
         impute(icons, world, lambda pixels: pixels[:, :, ::8, ::8], (3, 8, 8), tmp_path / name)
         found: np.ndarray[tuple[int, ...], np.dtype[np.float16]] = np.load(tmp_path / name)
         return found
@@ -50,11 +55,11 @@ def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: 
     assert others_differ.sum() == 5, "every other style's guess looks at it"
     drawings = to_look_at(world)
     drawings.auxiliary[0, 1] = 0
-    before, after = imagine(tmp_path, to_look_at(world)), imagine(tmp_path, drawings)
+    before, after = guesses(to_look_at(world)), guesses(drawings)
     np.testing.assert_array_equal(after[0], before[0], "nothing is there of an even thing in the second set")
     drawings = to_look_at(world)
     drawings.auxiliary[0, 0] = 200
-    assert (imagine(tmp_path, drawings)[0] != before[0]).any(axis=(1, 2, 3)).all(), "every style's guess looks at it"
+    assert (guesses(drawings)[0] != before[0]).any(axis=(1, 2, 3)).all(), "every style's guess looks at it"
 
 
 def test_the_imputer_copies_where_all_styles_agree() -> None:

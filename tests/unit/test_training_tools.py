@@ -1,0 +1,77 @@
+"""What training uses beside the model: kept with a checkpoint, found again when training goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from generator.pigeon.checkpoint import load_model
+from generator.pigeon.presets import nano
+from generator.training.assemble import TEXT_TOKENIZER
+from generator.training.critic import train_critic
+from generator.training.imputer import train_imputer
+from generator.training.stages import TOOLS, Workshop, export, tool_path
+from generator.training.trainer import TrainerConfig
+from schemas.errors import ModelError
+from tests.training_world import drawn, small_world, to_look_at
+
+torch.set_num_threads(1)
+
+
+def workshop(root: Path, start: Path | None = None) -> Workshop:
+    """One of the world of noise, with the caches that the tools are built for."""
+    shop = Workshop(root, root / "cache", nano(), start)
+    world = small_world()
+    shop.__dict__.update(world=world, drawings=to_look_at(world))
+    for path in (root / TEXT_TOKENIZER, root / "caches/latents.npy"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Tokenizer(WordLevel({"a": 0})).save(str(root / TEXT_TOKENIZER))
+    np.save(root / "caches/latents.npy", drawn(world)[0])
+    return shop
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A model and its tools, exported from a workshop that has trained only these."""
+    shop = workshop(tmp_path / "first")
+    train_critic(shop.root / "critic", shop.world, shop.latents(), TrainerConfig(steps=1), batch=4)
+    train_imputer(shop.root / "imputer", shop.drawings, TrainerConfig(steps=1), things=2)
+    export(shop, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_training_goes_on_from_a_checkpoints_tools_and_passes_them_on(checkpoint: Path, tmp_path: Path) -> None:
+    load_model(checkpoint)
+    first, second = workshop(tmp_path / "first"), workshop(tmp_path / "second", checkpoint)
+    for name in TOOLS:
+        for weight, again in zip(first.tool(name).parameters(), second.tool(name).parameters(), strict=True):
+            torch.testing.assert_close(again, weight, rtol=1e-3, atol=1e-4)  # float16 lies between
+    guesses = second.imputed()
+    shape = (20, 6, 3, *second.assembled().diffusion.latent_shape)
+    assert guesses.shape == shape
+    assert guesses[second.world.shown].any()
+    export(second, tmp_path / "third")
+    for name in TOOLS:
+        assert tool_path(tmp_path / "third", name).read_bytes() == tool_path(checkpoint, name).read_bytes()
+    train_critic(second.root / "critic", second.world, second.latents(), TrainerConfig(steps=1, seed=1), batch=4)
+    theirs = next(first.tool("critic").parameters())
+    assert not torch.allclose(next(second.tool("critic").parameters()), theirs, rtol=1e-3, atol=1e-4), (
+        "its own stage goes first"
+    )
+
+
+def test_a_tool_that_is_nowhere_or_another_networks_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    alone = workshop(tmp_path / "alone")
+    with pytest.raises(ModelError, match=r"imputer/state.pt is missing: train that stage first"):
+        alone.imputed()
+    tool_path(checkpoint, "imputer").unlink()
+    with pytest.raises(ModelError, match=r"imputer/state.pt is missing"):
+        workshop(tmp_path / "bare", checkpoint).imputed()
+    tool_path(checkpoint, "imputer").write_bytes(tool_path(checkpoint, "critic").read_bytes())
+    with pytest.raises(ModelError, match=r"training/imputer.safetensors: .* weights are missing"):
+        workshop(tmp_path / "wrong", checkpoint).imputed()
