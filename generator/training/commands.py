@@ -15,7 +15,7 @@ train = typer.Typer(help="Train the nano model from openly licensed pictures, st
 Start = Annotated[
     Path | None,
     typer.Option(
-        help="Checkpoint that training goes on from, for parts (critic and imputer, too) that no stage has trained. Default: random weights."
+        help="Checkpoint that training goes on from, for what no stage has trained, critic and imputer too. Default: random weights."
     ),
 ]
 Seconds = Annotated[float | None, typer.Option(help="Wall-clock budget of the stage, all resumed runs together.")]
