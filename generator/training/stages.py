@@ -158,7 +158,8 @@ TOOLS: dict[str, Callable[[Workshop], nn.Module]] = {
 
 
 def tool_path(checkpoint: Path, name: str) -> Path:
-    return checkpoint / "training" / f"{name}.safetensors"
+    """Beside the checkpoint's folder, not in it: what lies there counts for the hash that servers and adapters ask for."""
+    return checkpoint.with_name(f"{checkpoint.name}.training") / f"{name}.safetensors"
 
 
 def _text(shop: Workshop, _: TrainerConfig | None) -> None:
