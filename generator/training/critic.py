@@ -149,9 +149,16 @@ def noisy(latents: Tensor, rng: np.random.Generator) -> Tensor:
     return latents + strength * torch.randn_like(latents)
 
 
-def train_critic(folder: Path, world: World, latents: Latents, config: TrainerConfig, batch: int = 48) -> None:
-    """latents (concepts, styles, palettes, c, h, w), of all concepts."""
-    critic = build_critic(world, latents)
+def train_critic(
+    folder: Path,
+    world: World,
+    latents: Latents,
+    config: TrainerConfig,
+    batch: int = 48,
+    start: Critic | None = None,
+) -> None:
+    """latents (concepts, styles, palettes, c, h, w), of all concepts; start: what learning begins from, else nothing."""
+    critic = start or build_critic(world, latents)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         triple = world.sample_any(batch, rng)

@@ -203,11 +203,13 @@ class Drawings:
         return Imputer(len(self.world.styles), self.auxiliary.shape[1], self.relatives.thing.shape[2])
 
 
-def train_imputer(folder: Path, drawings: Drawings, config: TrainerConfig, things: int = 8) -> None:
+def train_imputer(
+    folder: Path, drawings: Drawings, config: TrainerConfig, things: int = 8, start: Imputer | None = None
+) -> None:
     """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
-    training may see, on posters of a palette each."""
+    training may see, on posters of a palette each. start: what learning begins from, else nothing."""
     world = drawings.world
-    network, eye, easel, team = drawings.imputer(), Eye(), Easel(world.palettes), Team.join()
+    network, eye, easel, team = start or drawings.imputer(), Eye(), Easel(world.palettes), Team.join()
     count = len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -132,12 +132,19 @@ class Workshop:
         Raises:
             ModelError: neither is there, or `start` holds another network's weights.
         """
-        network = TOOLS[name](self)
-        if self.start is not None and not self.trained(name) and (path := tool_path(self.start, name)).exists():
-            fill_weights(network, read_weights(path), path)
-        else:
+        network = None if self.trained(name) else self.begun(name)
+        if network is None:
+            network = TOOLS[name](self)
             load_averaged(network, self.root / name)
         return network.eval()
+
+    def begun(self, name: str) -> Any:
+        """A network of `TOOLS` as it lies beside `start`, None where it does not; ModelError when that is another network's."""
+        if self.start is None or not (path := tool_path(self.start, name)).exists():
+            return None
+        network = TOOLS[name](self)
+        fill_weights(network, read_weights(path), path)
+        return network
 
     def trained(self, name: str) -> bool:
         """Whether stage `name` has been run here."""
@@ -210,11 +217,13 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
 
 
 def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_critic(shop.root / "critic", shop.world, shop.latents(), config or RECIPE["critic"])
+    train_critic(
+        shop.root / "critic", shop.world, shop.latents(), config or RECIPE["critic"], start=shop.begun("critic")
+    )
 
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_imputer(shop.root / "imputer", shop.drawings, config or RECIPE["imputer"])
+    train_imputer(shop.root / "imputer", shop.drawings, config or RECIPE["imputer"], start=shop.begun("imputer"))
     if Team.join().rank == 0:
         shop.impute()
 

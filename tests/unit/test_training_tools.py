@@ -15,7 +15,7 @@ from generator.pigeon.presets import nano
 from generator.training.assemble import TEXT_TOKENIZER
 from generator.training.critic import train_critic
 from generator.training.imputer import train_imputer
-from generator.training.stages import TOOLS, Workshop, export, tool_path
+from generator.training.stages import STAGES, TOOLS, Workshop, export, tool_path
 from generator.training.trainer import TrainerConfig
 from schemas.errors import ModelError
 from tests.training_world import drawn, small_world, to_look_at
@@ -63,6 +63,16 @@ def test_training_goes_on_from_a_checkpoints_tools_and_passes_them_on(checkpoint
     assert not torch.allclose(next(second.tool("critic").parameters()), theirs, rtol=1e-3, atol=1e-4), (
         "its own stage goes first"
     )
+
+
+def test_a_tools_stage_begins_from_the_checkpoints_tool(checkpoint: Path, tmp_path: Path) -> None:
+    shop = workshop(tmp_path / "second", checkpoint)
+    for name in TOOLS:
+        before = [weight.detach().clone() for weight in shop.tool(name).parameters()]
+        STAGES[name](shop, TrainerConfig(steps=1, lr=1e-6))
+        assert shop.trained(name)
+        for weight, again in zip(before, shop.tool(name).parameters(), strict=True):
+            torch.testing.assert_close(again, weight, rtol=0, atol=1e-5)
 
 
 def test_a_tool_that_is_nowhere_or_another_networks_is_named(checkpoint: Path, tmp_path: Path) -> None:
