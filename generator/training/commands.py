@@ -15,7 +15,8 @@ train = typer.Typer(help="Train the nano model from openly licensed pictures, st
 Start = Annotated[
     Path | None,
     typer.Option(
-        help="Checkpoint that training goes on from, for what no stage has trained, critic and imputer too. Default: random weights."
+        help="Checkpoint that training goes on from, for what no stage has trained; its critic, imputer and retouch, too. "
+        "Default: random weights."
     ),
 ]
 Seconds = Annotated[float | None, typer.Option(help="Wall-clock budget of the stage, all resumed runs together.")]
@@ -31,8 +32,8 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            help="text, vae, tokenizer, caches, critic, imputer, decoder, language, scorer, diffusion, polish, alignment, preference, "
-            "in this order; or all."
+            help="text, vae, tokenizer, caches, critic, imputer, retouch, decoder, language, scorer, diffusion, polish, alignment, "
+            "preference, in this order; or all."
         ),
     ],
     seconds: Seconds = None,

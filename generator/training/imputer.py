@@ -220,17 +220,17 @@ def train_imputer(
         )
         palettes = world.sample_palettes(things, rng)
         dropped = rng.random((things, count, drawings.known.shape[1])) < DROPPED_SHARE
-        places = _places(things, rng)
+        at_places = places(things, rng)
         rows = int(world.trained[chosen].sum())
         (mine,) = team.parts(things)
         thing, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
         given = drawings.others(chosen[mine][thing], style)
         fewer = given & ~dropped[mine][thing, style]
         given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
-        at, wanted, place = torch.from_numpy(thing), torch.from_numpy(style), places[mine]
-        icons = _placed(drawings.icons(chosen[mine]), place)  # (things, T, 4, 64, 64)
+        at, wanted, place = torch.from_numpy(thing), torch.from_numpy(style), at_places[mine]
+        icons = placed(drawings.icons(chosen[mine]), place)  # (things, T, 4, 64, 64)
         kin = drawings.kin(chosen[mine][thing], style)
-        kin = Kin(_placed(kin.drawings, place[at]), kin.nearness, _placed(kin.differ[:, :, None], place[at])[:, :, 0])
+        kin = Kin(placed(kin.drawings, place[at]), kin.nearness, placed(kin.differ[:, :, None], place[at])[:, :, 0])
         palette = torch.from_numpy(palettes[mine])
         made = network(icons[at], torch.from_numpy(given).float(), wanted, kin)
         pictures = easel(made, wanted, palette[at])
@@ -249,10 +249,10 @@ def train_imputer(
     Trainer(network, loss, folder, config).run()
 
 
-def _places(count: int, rng: np.random.Generator) -> Tensor:
+def places(count: int, rng: np.random.Generator, turned_share: float = TURNED_SHARE) -> Tensor:
     """(count, 2, 3): of each thing where a place of the new picture is in the old one, as `affine_grid` takes it."""
     mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
-    turned = rng.random(count) < TURNED_SHARE
+    turned = rng.random(count) < turned_share
     angle = np.deg2rad(rng.uniform(-TURN, TURN, count)) * turned
     stretch = 1 + rng.uniform(-STRETCH, STRETCH, (count, 2)) * turned[:, None]
     move = rng.integers(-SHIFT, SHIFT + 1, size=(count, 2)) * 2 / ICON_SIZE
@@ -262,7 +262,7 @@ def _places(count: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.stack([across, down], axis=1)).float()
 
 
-def _placed(pictures: Tensor, place: Tensor) -> Tensor:
+def placed(pictures: Tensor, place: Tensor) -> Tensor:
     """pictures (B, N, C, h, w), all N of a row in the same `place` (B, 2, 3) -> the same shape; nothing around them."""
     flat = pictures.flatten(1, 2)
     grid = F.affine_grid(place, list(flat.shape), align_corners=False)
@@ -284,10 +284,10 @@ def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[n
 
 
 @torch.no_grad()
-def imagine(network: Imputer, drawings: Drawings) -> npt.NDArray[np.uint8]:
-    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of what films show, as guessed; of the rest nothing."""
+def imagine(network: Imputer, drawings: Drawings, things: Indices) -> npt.NDArray[np.uint8]:
+    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of these things as guessed; of the rest nothing."""
     icons = np.zeros_like(drawings.world.art.pixels)
-    for concept in np.flatnonzero(drawings.world.shown).tolist():
+    for concept in things.tolist():
         icons[concept] = guessed(network, drawings, concept)
     return icons
 

@@ -35,6 +35,7 @@ from generator.training.pictures import World
 from generator.training.polish import train_polish
 from generator.training.preference import train_preference
 from generator.training.relatives import find_relatives
+from generator.training.retouch import Retouch, retouched, train_retouch
 from generator.training.scorer import normalise, train_scorer
 from generator.training.team import Team
 from generator.training.text import train_text_tokenizer
@@ -53,6 +54,9 @@ RECIPE: dict[str, TrainerConfig] = {
         UNLIMITED, lr=2e-3, weight_decay=0.05, ema_decay=0.99, cooldown_share=0.5, budget_seconds=480
     ),
     "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=5400),
+    "retouch": TrainerConfig(
+        UNLIMITED, lr=2e-3, ema_decay=0.998, cooldown_share=0.6, warmup_steps=300, budget_seconds=1800
+    ),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=3300),
     "language": TrainerConfig(
@@ -70,9 +74,9 @@ RECIPE: dict[str, TrainerConfig] = {
         UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
     ),
 }
-"""For two idle cores and about five hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `critic` beside `decoder`; `diffusion`;
-`polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run in two processes, by `accelerate launch`;
-`preference` is not timed. What the committed weights had is on their card."""
+"""For two idle cores and about six hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `retouch` beside `critic`; `decoder`;
+`diffusion`; `polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run in two processes, by
+`accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Workshop:
         return self._array("latents")
 
     def imputed(self) -> Any:
-        """What `latents` may be, as guessed, if need be now; ModelError when there is no imputer, as for `tool`."""
+        """What `latents` may be, as guessed, if need be now; ModelError as for `tool`."""
         team = Team.join()
         if team.rank == 0 and not (self.root / "caches/imputed.npy").exists():
             self.impute()
@@ -115,8 +119,9 @@ class Workshop:
         )
 
     def imagined(self) -> npt.NDArray[np.uint8]:
-        """The guesses as icons, RGBA (concepts, styles, 64, 64, 4); ModelError when there is no imputer, as for `tool`."""
-        return imagine(self.tool("imputer"), self.drawings)
+        """The guesses as icons, RGBA (concepts, styles, 64, 64, 4); ModelError as for `tool`."""
+        guesses = imagine(self.tool("imputer"), self.drawings, np.flatnonzero(self.world.shown))
+        return retouched(self.tool("retouch"), self.drawings, guesses)
 
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
@@ -160,6 +165,7 @@ class Workshop:
 TOOLS: dict[str, Callable[[Workshop], nn.Module]] = {
     "critic": lambda shop: build_critic(shop.world, shop.latents()),
     "imputer": lambda shop: shop.drawings.imputer(),
+    "retouch": lambda _: Retouch(),
 }
 """What training uses and no model: kept beside a checkpoint, so that training can go on from it."""
 
@@ -224,6 +230,13 @@ def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
     train_imputer(shop.root / "imputer", shop.drawings, config or RECIPE["imputer"], start=shop.begun("imputer"))
+
+
+def _retouch(shop: Workshop, config: TrainerConfig | None) -> None:
+    guesses = imagine(shop.tool("imputer"), shop.drawings, np.arange(len(shop.world.concepts)))
+    train_retouch(
+        shop.root / "retouch", shop.drawings, guesses, config or RECIPE["retouch"], start=shop.begun("retouch")
+    )
     if Team.join().rank == 0:
         shop.impute()
 
@@ -292,6 +305,7 @@ STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
     "caches": _caches,
     "critic": _critic,
     "imputer": _imputer,
+    "retouch": _retouch,
     "decoder": _decoder,
     "language": _language,
     "scorer": _scorer,

@@ -34,7 +34,7 @@ def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: 
     def guesses(drawings: Drawings) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         network = drawings.imputer()
         load_averaged(network, tmp_path)
-        return imagine(network, drawings)
+        return imagine(network, drawings, np.flatnonzero(world.shown))
 
     def imputed(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
         icons = guesses(to_look_at(world))
@@ -98,20 +98,20 @@ def test_what_is_turned_comes_back_by_the_opposite_turn_and_all_of_a_thing_moves
     blot = premultiplied(soft_icon())
     blot[:, 20:24, 30:50] = 1
     pictures = blot.expand(2, 3, -1, -1, -1).contiguous()
-    places = imputer._places(200, rng)
+    places = imputer.places(200, rng)
     straight_on = places[(places[:, 0, 1] == 0) & (places[:, 0, 0] == 1)][:1]
     assert len(straight_on) == 1, "half of the things are not turned"
-    moved = imputer._placed(pictures, straight_on.expand(2, -1, -1))
+    moved = imputer.placed(pictures, straight_on.expand(2, -1, -1))
     step = (straight_on[0, :, 2] * 32).round().int().tolist()
     torch.testing.assert_close(moved[0, 0], blot.roll((-step[1], -step[0]), dims=(1, 2)), rtol=0, atol=1e-4)
     assert (places[:, :, :2].det().abs() - 1).abs().max() < 0.25
     assert 60 < (places[:, 0, 0] < 0).sum() < 140, "half of the things are mirrored"
     turned = places[places[:, 0, 1] != 0][:2]
-    there = imputer._placed(pictures, turned)
+    there = imputer.placed(pictures, turned)
     torch.testing.assert_close(there[:, 0], there[:, 2])
     assert (there[0] - pictures[0]).abs().max() > 0.5
     whole = torch.cat([turned, torch.tensor([[[0.0, 0, 1]]]).expand(2, -1, -1)], dim=1)
-    back = imputer._placed(there, torch.linalg.inv(whole)[:, :2])
+    back = imputer.placed(there, torch.linalg.inv(whole)[:, :2])
     assert (back - pictures).abs().mean() < 0.02
 
 

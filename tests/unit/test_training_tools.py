@@ -15,6 +15,7 @@ from generator.pigeon.presets import nano
 from generator.training.assemble import TEXT_TOKENIZER
 from generator.training.critic import train_critic
 from generator.training.imputer import train_imputer
+from generator.training.retouch import train_retouch
 from generator.training.stages import STAGES, TOOLS, Workshop, export, tool_path
 from generator.training.trainer import TrainerConfig
 from schemas.errors import ModelError
@@ -41,6 +42,7 @@ def checkpoint(tmp_path: Path) -> Path:
     shop = workshop(tmp_path / "first")
     train_critic(shop.root / "critic", shop.world, shop.latents(), TrainerConfig(steps=1), batch=4)
     train_imputer(shop.root / "imputer", shop.drawings, TrainerConfig(steps=1), things=2)
+    train_retouch(shop.root / "retouch", shop.drawings, shop.world.art.pixels, TrainerConfig(steps=1), batch=2)
     export(shop, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
