@@ -71,8 +71,9 @@ class Prompts:
         palettes = np.where(rng.random(history) < 0.8, rng.choice(liked, history), palettes)
         noisy = rng.random(history) < NOISE_SHARE
         styles[noisy] = rng.integers(len(world.styles), size=int(noisy.sum()))
+        # Another thing, not another style: that would show one style in the histories of all others.
         for row in np.flatnonzero(~world.trained[concepts, styles]):
-            styles[row] = np.flatnonzero(world.trained[concepts[row]])[0]
+            concepts[row] = self.target(int(styles[row]), rng)
         target = self.target(int(style), rng)
         palette = int(np.bincount(palettes).argmax())  # what the history shows most
         reference = np.array([target, *self.look(target, int(style), palette, rng)])
