@@ -29,7 +29,7 @@ from generator.training.trainer import Trainer, TrainerConfig
 log = logging.getLogger(__name__)
 DRAWINGS = 1200
 AT_ONCE = 16
-UNLIKE_WEIGHT, MISTAKEN_WEIGHT = 0.4, 0.02
+UNLIKE_WEIGHT, MISTAKEN_WEIGHT = 0.4, 0.05
 """Of what the eye says, beside the mean distance of the pixels (which are in -1..1)."""
 
 

@@ -71,7 +71,13 @@ RECIPE: dict[str, TrainerConfig] = {
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=3600),
     "polish": TrainerConfig(UNLIMITED, lr=5e-4, ema_decay=0.99, cooldown_share=0.5, budget_seconds=600),
     "alignment": TrainerConfig(
-        UNLIMITED, lr=3e-4, warmup_steps=20, weight_decay=0.0, ema_decay=0.99, budget_seconds=300
+        UNLIMITED,
+        lr=4e-4,
+        warmup_steps=20,
+        weight_decay=0.0,
+        ema_decay=0.99,
+        cooldown_share=0.5,
+        budget_seconds=1200,
     ),
 }
 """For two idle cores and about six hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `retouch` beside `critic`; `decoder`;
