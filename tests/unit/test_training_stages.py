@@ -17,7 +17,7 @@ from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.diffusion import cells, sketch
 from generator.pigeon.model import new_model
 from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
-from generator.training import diffusion, imputer
+from generator.training import diffusion, imputer, retouch
 from generator.training.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.caches import CodeCache
 from generator.training.critic import SHARPNESS, Critique, Latents, build_critic, taken_for_another, train_critic
@@ -27,6 +27,7 @@ from generator.training.imputer import train_imputer
 from generator.training.language import learning_language
 from generator.training.pictures import World
 from generator.training.polish import train_polish
+from generator.training.retouch import train_retouch
 from generator.training.team import Team
 from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
 from generator.training.trainer import Trainer, TrainerConfig
@@ -284,7 +285,7 @@ def test_the_unet_is_shown_guesses_of_what_is_held_out_and_never_the_drawings(wo
     assert any(not torch.equal(weight, made[2][name]) for name, weight in made[0].items())
 
 
-def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
+def test_two_processes_share_a_step_of_unet_imputer_and_retouch(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 16, 16)).astype(np.float16)
@@ -296,7 +297,8 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
         class OneStep(Trainer):
             def run(self, *_: object) -> None:
                 torch.manual_seed(3)
-                part = self.loss(1000, np.random.default_rng(3))
+                self.step = 1000
+                part = self.loss(self.step, np.random.default_rng(3))
                 assert isinstance(part, tuple), "a step of one part"
                 part[0].backward()
                 found.update({name: p.grad for name, p in self.module.named_parameters() if p.grad is not None})
@@ -310,6 +312,7 @@ def test_two_processes_share_a_step_of_the_unet_and_of_the_imputer(
     for stage, train in (
         (diffusion, lambda: learn_to_draw(world, tmp_path, latents, latents)),
         (imputer, lambda: train_imputer(tmp_path, drawings, TrainerConfig(steps=1), things=3)),
+        (retouch, lambda: train_retouch(tmp_path, drawings, world.art.pixels, TrainerConfig(steps=1), batch=4)),
     ):
         whole = gradients(stage, train, Team())
         halves = [gradients(stage, train, Team(rank, 2)) for rank in range(2)]
