@@ -129,25 +129,23 @@ def train_retouch(
         (mine,) = team.parts(batch)
         concept, palette = concept[mine], palette[mine]
         base, sources = shown(drawings, guesses, concept, name, dropped[mine])
-        compared_with = np.array([style, twin])
-        real = premultiplied(world.art.pixels[concept[:, None], compared_with[None]])
+        both = np.array([style, twin])
+        real = premultiplied(world.art.pixels[concept][:, both])
         moved = placed(torch.cat([base[:, None], sources, real], dim=1), place[mine])
         base, sources, real = torch.split(moved, [1, sources.shape[1], real.shape[1]], dim=1)
         made = network.styles[name](base[:, 0], sources)
         icon = (made - real[:, 0]).abs().mean(dim=(1, 2, 3)).sum() / batch
         if trainer.progress() < PIXELS_ONLY_SHARE:
             return PIXELS_WEIGHT * icon, {"icon": float(icon.detach())}
-        rows, ways = len(concept), len(compared_with)
+        rows = len(concept)
         pictures = easel(made, torch.full((rows,), style), palette)
         with torch.no_grad():
-            asked = torch.from_numpy(compared_with).repeat(rows)
-            posters = easel(real.flatten(0, 1), asked, palette.repeat_interleave(ways))
-            seen = [part.view(rows, ways, -1) for part in eye(posters)]
-        known = torch.from_numpy(world.trained[concept[:, None], compared_with[None]]).float()
+            posters = easel(real.flatten(0, 1), torch.from_numpy(both).repeat(rows), palette.repeat_interleave(2))
+            seen = [part.view(rows, 2, -1) for part in eye(posters)]
+        known = torch.from_numpy(world.trained[concept][:, both]).float()
         parts = compared(eye(pictures), seen, torch.zeros(rows, dtype=torch.int64), known)
         mistaken, unlike = (part.sum() / batch for part in parts)
-        truth = posters.view(rows, ways, *posters.shape[1:])[:, 0]
-        apart = (pictures - truth).abs().mean(dim=(1, 2, 3)).sum() / batch
+        apart = (pictures - posters[::2]).abs().mean(dim=(1, 2, 3)).sum() / batch
         figures = {"icon": icon, "l1": apart, "mistaken": mistaken, "unlike": unlike}
         total = PIXELS_WEIGHT * apart + ICON_WEIGHT * icon + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}

@@ -44,6 +44,7 @@ from generator.training.trainer import TrainerConfig, load_averaged
 from generator.training.vae import UNIT, build_vae, train_vae, unit_variance
 from schemas.errors import InputError
 
+GUESSES = "caches/imputed.npy"
 UNLIMITED = 1_000_000
 """Steps of a stage that its budget of seconds ends."""
 
@@ -108,7 +109,7 @@ class Workshop:
     def imputed(self) -> Any:
         """What `latents` may be, as guessed, if need be now; ModelError as for `tool`."""
         team = Team.join()
-        if team.rank == 0 and not (self.root / "caches/imputed.npy").exists():
+        if team.rank == 0 and not (self.root / GUESSES).exists():
             self.impute()
         team.wait()
         return self._array("imputed")
@@ -121,7 +122,7 @@ class Workshop:
             self.world,
             lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
             diffusion.latent_shape,
-            self.root / "caches/imputed.npy",
+            self.root / GUESSES,
         )
 
     def imagined(self) -> npt.NDArray[np.uint8]:
@@ -236,6 +237,7 @@ def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
 
 def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
     train_imputer(shop.root / "imputer", shop.drawings, config or RECIPE["imputer"], start=shop.begun("imputer"))
+    (shop.root / GUESSES).unlink(missing_ok=True)  # made by another imputer; whoever needs them makes them anew
 
 
 def _retouch(shop: Workshop, config: TrainerConfig | None) -> None:
@@ -243,8 +245,7 @@ def _retouch(shop: Workshop, config: TrainerConfig | None) -> None:
     train_retouch(
         shop.root / "retouch", shop.drawings, guesses, config or RECIPE["retouch"], start=shop.begun("retouch")
     )
-    if Team.join().rank == 0:
-        shop.impute()
+    (shop.root / GUESSES).unlink(missing_ok=True)
 
 
 def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:

@@ -16,7 +16,7 @@ from generator.training.assemble import TEXT_TOKENIZER
 from generator.training.critic import train_critic
 from generator.training.imputer import train_imputer
 from generator.training.retouch import train_retouch
-from generator.training.stages import STAGES, TOOLS, Workshop, export, tool_path
+from generator.training.stages import GUESSES, STAGES, TOOLS, Workshop, export, tool_path
 from generator.training.trainer import TrainerConfig
 from schemas.errors import ModelError
 from tests.training_world import drawn, small_world, to_look_at
@@ -71,8 +71,10 @@ def test_a_tools_stage_begins_from_the_checkpoints_tool(checkpoint: Path, tmp_pa
     shop = workshop(tmp_path / "second", checkpoint)
     for name in TOOLS:
         before = [weight.detach().clone() for weight in shop.tool(name).parameters()]
+        shop.imputed()
         STAGES[name](shop, TrainerConfig(steps=1, lr=1e-6))
         assert shop.trained(name)
+        assert (shop.root / GUESSES).exists() == (name == "critic"), "guesses of another network are none of ours"
         for weight, again in zip(before, shop.tool(name).parameters(), strict=True):
             torch.testing.assert_close(again, weight, rtol=0, atol=1e-5)
 
