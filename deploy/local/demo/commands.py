@@ -21,7 +21,7 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
-    users: Annotated[int, typer.Option(min=2, max=900, help="Users of the first night.")] = 48,
+    users: Annotated[int, typer.Option(min=2, max=900, help="Users of the first night.")] = 80,
     seed: Seed = 7,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running.")] = False,
     fresh: Annotated[
