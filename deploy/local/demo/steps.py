@@ -59,5 +59,8 @@ class Steps:
         if child.returncode not in allowed:
             for line in lines[:-1][-15:]:
                 typer.echo(f"        {line}", err=True)
-            raise StepFailed(f"`{shown}` ended with exit code {child.returncode}; `pigeon --debug ...` shows more")
+            raise StepFailed(
+                f"`{shown}` ended with exit code {child.returncode}; `pigeon --debug ...` shows more. If an earlier demo of other "
+                "options is in the way, `pigeon demo --fresh` begins anew"
+            )
         return step
