@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from generator.training.datasets.posters import LINE_ART_STYLE
 from generator.training.eye import Easel, Eye, compared, premultiplied, straight
-from generator.training.imputer import CHANNELS, Drawings, placed, places
-from generator.training.pictures import Indices
+from generator.training.imputer import CHANNELS, placed, places
+from generator.training.pictures import Indices, World
 from generator.training.team import Team
 from generator.training.trainer import Trainer, TrainerConfig
 
@@ -36,7 +36,7 @@ BATCH = 8
 
 
 class Retoucher(nn.Module):
-    """One style's: a U-Net at a half, a quarter and an eighth of the side. It begins as a copy of what it is to draw again."""
+    """One style's: a U-Net at a half, a quarter and an eighth of the side. It begins as nearly a copy of what it is to draw again."""
 
     def __init__(self, pictures: int, width: int = WIDTH) -> None:
         """pictures: how many it is shown."""
@@ -57,8 +57,8 @@ class Retoucher(nn.Module):
         self.fine_again = layers(1, width)
         self.outlet = nn.Conv2d(width, 4 * CHANNELS, 3, padding=1)
         with torch.no_grad():
-            self.outlet.weight.mul_(0.1)
-            nn.init.zeros_(self.outlet.bias)  # type: ignore[arg-type]
+            for parameter in self.outlet.parameters():
+                parameter.mul_(0.1)
 
     def forward(self, base: Tensor, sources: Tensor) -> Tensor:
         """base (B, 4, h, w), what is to be drawn again; sources (B, N, 4, h, w), what else there is to see; colours times alpha
@@ -87,11 +87,10 @@ class Retouch(nn.Module):
 
 
 def shown(
-    drawings: Drawings, guesses: npt.NDArray[np.uint8], concept: Indices, style: str, dropped: npt.NDArray[np.bool_]
+    world: World, guesses: npt.NDArray[np.uint8], concept: Indices, style: str, dropped: npt.NDArray[np.bool_]
 ) -> tuple[Tensor, Tensor]:
     """guesses RGBA (concepts, styles, 64, 64, 4), straight alpha; concept (B,); dropped (B, S): drawings that are not to be looked at
     -> base (B, 4, 64, 64) and sources (B, 3, 4, 64, 64) of a style's network, colours times alpha."""
-    world = drawings.world
     family = [name for name in FAMILY if name != style]
     others = [world.styles.index(name) for name in family]
     there = torch.from_numpy((world.trained[concept] & ~dropped)[:, others])[:, :, None, None, None]
@@ -103,7 +102,7 @@ def shown(
 
 def train_retouch(
     folder: Path,
-    drawings: Drawings,
+    world: World,
     guesses: npt.NDArray[np.uint8],
     config: TrainerConfig,
     batch: int = BATCH,
@@ -114,7 +113,7 @@ def train_retouch(
     guesses: RGBA uint8 (concepts, styles, 64, 64, 4), the imputer's of every drawing, made without looking at it; start: what learning
     begins from, else nothing.
     """
-    world, network = drawings.world, start or Retouch()
+    network = start or Retouch()
     eye, easel, team, count = Eye(), Easel(world.palettes), Team.join(), len(world.styles)
     chances = np.where(world.shown, SHOWN_TIMES, 1.0)[:, None] * world.trained
     chances /= chances.sum(axis=0)
@@ -128,7 +127,7 @@ def train_retouch(
         dropped[:, twin] = rng.random(batch) < TWIN_DROPPED_SHARE
         (mine,) = team.parts(batch)
         concept, palette = concept[mine], palette[mine]
-        base, sources = shown(drawings, guesses, concept, name, dropped[mine])
+        base, sources = shown(world, guesses, concept, name, dropped[mine])
         both = np.array([style, twin])
         real = premultiplied(world.art.pixels[concept][:, both])
         moved = placed(torch.cat([base[:, None], sources, real], dim=1), place[mine])
@@ -156,17 +155,17 @@ def train_retouch(
 
 @torch.no_grad()
 def retouched(
-    network: Retouch, drawings: Drawings, guesses: npt.NDArray[np.uint8], at_once: int = 32
+    network: Retouch, world: World, guesses: npt.NDArray[np.uint8], at_once: int = 32
 ) -> npt.NDArray[np.uint8]:
     """guesses RGBA uint8 (concepts, styles, 64, 64, 4), straight alpha -> the same; what films show is drawn again, by the twins.
     The mean of two drawings, one of everything mirrored, as the guess itself."""
-    out, things = guesses.copy(), np.flatnonzero(drawings.world.shown)
+    out, things = guesses.copy(), np.flatnonzero(world.shown)
     for start in range(0, len(things), at_once):
         part = things[start : start + at_once]
         nothing = np.zeros((len(part), out.shape[1]), dtype=bool)
         for name, own in network.styles.items():
-            style = drawings.world.styles.index(name)
-            base, sources = shown(drawings, guesses, part, name, nothing)
+            style = world.styles.index(name)
+            base, sources = shown(world, guesses, part, name, nothing)
             made = own(base, sources) + own(base.flip(-1), sources.flip(-1)).flip(-1)
             out[part, style] = straight((made / 2).clamp(0, 1))
     return out

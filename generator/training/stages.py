@@ -128,7 +128,7 @@ class Workshop:
     def imagined(self) -> npt.NDArray[np.uint8]:
         """The guesses as icons, RGBA (concepts, styles, 64, 64, 4); ModelError as for `tool`."""
         guesses = imagine(self.tool("imputer"), self.drawings, np.flatnonzero(self.world.shown))
-        return retouched(self.tool("retouch"), self.drawings, guesses)
+        return retouched(self.tool("retouch"), self.world, guesses)
 
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
@@ -242,9 +242,7 @@ def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
 
 def _retouch(shop: Workshop, config: TrainerConfig | None) -> None:
     guesses = imagine(shop.tool("imputer"), shop.drawings, np.arange(len(shop.world.concepts)))
-    train_retouch(
-        shop.root / "retouch", shop.drawings, guesses, config or RECIPE["retouch"], start=shop.begun("retouch")
-    )
+    train_retouch(shop.root / "retouch", shop.world, guesses, config or RECIPE["retouch"], start=shop.begun("retouch"))
     (shop.root / GUESSES).unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ from generator.training.eye import premultiplied
 from generator.training.pictures import World
 from generator.training.retouch import TWINS, Retouch, retouched, shown, train_retouch
 from generator.training.trainer import TrainerConfig, load_averaged
-from tests.training_world import small_world, to_look_at
+from tests.training_world import small_world
 
 torch.set_num_threads(1)
 FLUENT, FLAT = 3, 4
@@ -30,7 +30,7 @@ def noise(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 def trained(world: World, guesses: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], folder: Path) -> Retouch:
     torch.manual_seed(0)
-    train_retouch(folder, to_look_at(world), guesses, TrainerConfig(steps=4), batch=2)
+    train_retouch(folder, world, guesses, TrainerConfig(steps=4), batch=2)
     network = Retouch()
     assert load_averaged(network, folder) == 4
     return network
@@ -41,7 +41,7 @@ def test_neither_training_nor_drawing_looks_at_what_is_held_out_nor_at_what_is_t
 ) -> None:
     guesses = noise(world)
     network = trained(world, guesses, tmp_path / "first")
-    first = retouched(network, to_look_at(world), guesses)
+    first = retouched(network, world, guesses)
     anew = (first != guesses).any(axis=(2, 3, 4))
     assert anew[:10, [FLUENT, FLAT]].all()
     assert anew.sum() == 20, "what no film shows, and the other styles, are as they were guessed"
@@ -50,21 +50,21 @@ def test_neither_training_nor_drawing_looks_at_what_is_held_out_nor_at_what_is_t
     again = trained(world, guesses, tmp_path / "second")
     for weight, same in zip(network.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(same, weight, rtol=0, atol=0)
-    np.testing.assert_array_equal(retouched(network, to_look_at(world), guesses), first)
+    np.testing.assert_array_equal(retouched(network, world, guesses), first)
 
     thing = int(np.flatnonzero(world.trained[:10, FLAT] & world.trained[:10, FLUENT])[0])
     world.art.pixels[thing, FLAT] = 3
-    second = retouched(network, to_look_at(world), guesses)
+    second = retouched(network, world, guesses)
     np.testing.assert_array_equal(second[thing, FLAT], first[thing, FLAT])
     assert (second[thing, FLUENT] != first[thing, FLUENT]).any(), "its twin looks at it"
 
 
 def test_a_known_twin_is_drawn_again_and_else_the_guess(world: World) -> None:
-    drawings, guesses, things = to_look_at(world), noise(world), np.arange(20)
+    guesses, things = noise(world), np.arange(20)
     for style, twin in ((FLUENT, FLAT), (FLAT, FLUENT)):
         name, nothing = world.styles[style], np.zeros((20, 6), dtype=bool)
         assert TWINS[name] == world.styles[twin]
-        base, sources = shown(drawings, guesses, things, name, nothing)
+        base, sources = shown(world, guesses, things, name, nothing)
         known = world.trained[:, twin]
         assert 0 < known.sum() < 20
         torch.testing.assert_close(base[known], premultiplied(world.art.pixels[known, twin]))
@@ -73,20 +73,20 @@ def test_a_known_twin_is_drawn_again_and_else_the_guess(world: World) -> None:
         torch.testing.assert_close(sources[:, 2], premultiplied(guesses[:, style]))
         dropped = nothing.copy()
         dropped[:, twin] = True
-        base, _ = shown(drawings, guesses, things, name, dropped)
+        base, _ = shown(world, guesses, things, name, dropped)
         torch.testing.assert_close(base, premultiplied(guesses[:, style]))
 
 
 def test_untrained_it_is_nearly_a_copy_and_a_mirrored_thing_comes_out_mirrored(world: World) -> None:
     torch.manual_seed(0)
-    drawings, guesses, network = to_look_at(world), noise(world), Retouch()
+    guesses, network = noise(world), Retouch()
     name = world.styles[FLAT]
-    base, sources = shown(drawings, guesses, np.arange(4), name, np.zeros((4, 6), dtype=bool))
+    base, sources = shown(world, guesses, np.arange(4), name, np.zeros((4, 6), dtype=bool))
     with torch.no_grad():
         assert (network.styles[name](base, sources) - base).abs().mean() < 0.02
-    first = retouched(network, drawings, guesses)[:10, FLAT].astype(int)
+    first = retouched(network, world, guesses)[:10, FLAT].astype(int)
     world.art.pixels[:] = world.art.pixels[:, :, :, ::-1].copy()
-    second = retouched(network, drawings, guesses[:, :, :, ::-1])[:10, FLAT, :, ::-1].astype(int)
+    second = retouched(network, world, guesses[:, :, :, ::-1])[:10, FLAT, :, ::-1].astype(int)
     opaque = first[..., 3] > 20  # elsewhere a colour is a ratio of two small numbers
     assert opaque.any()
     assert np.abs(second - first)[opaque].max() <= 1

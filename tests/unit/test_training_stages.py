@@ -312,7 +312,7 @@ def test_two_processes_share_a_step_of_unet_imputer_and_retouch(
     for stage, train in (
         (diffusion, lambda: learn_to_draw(world, tmp_path, latents, latents)),
         (imputer, lambda: train_imputer(tmp_path, drawings, TrainerConfig(steps=1), things=3)),
-        (retouch, lambda: train_retouch(tmp_path, drawings, world.art.pixels, TrainerConfig(steps=1), batch=4)),
+        (retouch, lambda: train_retouch(tmp_path, world, world.art.pixels, TrainerConfig(steps=1), batch=4)),
     ):
         whole = gradients(stage, train, Team())
         halves = [gradients(stage, train, Team(rank, 2)) for rank in range(2)]

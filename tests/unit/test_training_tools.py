@@ -42,7 +42,7 @@ def checkpoint(tmp_path: Path) -> Path:
     shop = workshop(tmp_path / "first")
     train_critic(shop.root / "critic", shop.world, shop.latents(), TrainerConfig(steps=1), batch=4)
     train_imputer(shop.root / "imputer", shop.drawings, TrainerConfig(steps=1), things=2)
-    train_retouch(shop.root / "retouch", shop.drawings, shop.world.art.pixels, TrainerConfig(steps=1), batch=2)
+    train_retouch(shop.root / "retouch", shop.world, shop.world.art.pixels, TrainerConfig(steps=1), batch=2)
     export(shop, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
