@@ -27,9 +27,9 @@ from generator.training.pictures import Indices, World
 from generator.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
-DRAWINGS = 1200
+DRAWINGS = 2400
 AT_ONCE = 16
-UNLIKE_WEIGHT, MISTAKEN_WEIGHT = 0.4, 0.05
+UNLIKE_WEIGHT, MISTAKEN_WEIGHT = 0.6, 0.1
 """Of what the eye says, beside the mean distance of the pixels (which are in -1..1)."""
 
 

@@ -31,7 +31,7 @@ SHOWN_TIMES = 3.0
 """As often as others are things drawn that films show."""
 PIXELS_ONLY_SHARE = 0.25
 """Of the training, at first: the eye costs more than the network."""
-PIXELS_WEIGHT, ICON_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.5, 0.35, 0.6
+PIXELS_WEIGHT, ICON_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.5, 0.6, 0.6
 BATCH = 8
 
 

@@ -56,7 +56,7 @@ RECIPE: dict[str, TrainerConfig] = {
     ),
     "imputer": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=5400),
     "retouch": TrainerConfig(
-        UNLIMITED, lr=2e-3, ema_decay=0.998, cooldown_share=0.6, warmup_steps=300, budget_seconds=1800
+        UNLIMITED, lr=2e-3, ema_decay=0.998, cooldown_share=0.6, warmup_steps=300, budget_seconds=2800
     ),
     "decoder": TrainerConfig(UNLIMITED, lr=2e-3, ema_decay=0.99, cooldown_share=0.5, budget_seconds=2400),
     "scorer": TrainerConfig(UNLIMITED, lr=8e-4, weight_decay=0.05, ema_decay=0.995, budget_seconds=3300),
@@ -70,7 +70,7 @@ RECIPE: dict[str, TrainerConfig] = {
         budget_seconds=600,
     ),
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=3600),
-    "polish": TrainerConfig(UNLIMITED, lr=5e-4, ema_decay=0.99, cooldown_share=0.5, budget_seconds=600),
+    "polish": TrainerConfig(UNLIMITED, lr=4e-4, ema_decay=0.995, cooldown_share=0.6, budget_seconds=2100),
     "alignment": TrainerConfig(
         UNLIMITED,
         lr=4e-4,
