@@ -200,6 +200,7 @@ def _poster(session: Session, poster: Poster, pictures: _Pictures) -> dict[str, 
         "impressions": actions.get("impression", 0),
         "clicks": actions.get("click", 0),
         "clicked": actions.get("click", 0) > 0,
+        "withheld": poster.withheld,
     }
 
 
