@@ -33,8 +33,8 @@ AT_ONCE = 8
 BEGINNING = "start"
 """Folder of the checkpoint that learns, within the stage's."""
 CONFIG = DpoConfig(learning_rate=3e-4, epochs=3, beta=1.0)
-"""The paper's rate, 5e-6, is for 7 billion weights. Its β, 0.1, lets so small a model learn a few hundred pairs by heart: the right palette
-became rarer in what fresh users were told (the card has the figures)."""
+"""The paper's rate, 5e-6, is for 7 billion weights. At its β, 0.1, with 5e-4 and four epochs, a few hundred pairs were
+learned by heart: the right palette became rarer in what fresh users were told (the card has the figures)."""
 
 
 def tasks(prompts: Prompts, count: int, seed: int = 0) -> Iterator[Task]:
