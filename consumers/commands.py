@@ -52,12 +52,15 @@ def consume(
     """Read events into Postgres, each exactly once, until stopped."""
     import sys
 
-    from consumers import broker, database, health, logs, probes
-    from consumers.progress import Reporter
-    from consumers.run import Ingest
-    from consumers.stuck import Stacks
+    from consumers import postgres
+    from consumers.kafka import clients
+    from consumers.loop import health, probes
+    from consumers.loop.ingest import Ingest
+    from consumers.loop.progress import Reporter
+    from consumers.loop.thread_stacks import Stacks
     from schemas.errors import InputError
     from schemas.events import CONSUMED
+    from schemas.runtime import logs
     from schemas.settings import load_settings
 
     settings = load_settings()
@@ -66,8 +69,8 @@ def consume(
     for topic in wanted:
         if topic not in CONSUMED:
             raise InputError(f"--topics {topic}: no such topic; there are {', '.join(CONSUMED)}")
-    database.require_tables(settings.database)
-    broker.require_topics(settings.kafka, [settings.kafka.topic_prefix + topic for topic in wanted])
+    postgres.require_tables(settings.database)
+    clients.require_topics(settings.kafka, [settings.kafka.topic_prefix + topic for topic in wanted])
     stores = {"database": lambda: probes.postgres(settings.database), "kafka": lambda: probes.kafka(settings.kafka)}
     limits = (settings.consumer.stuck_loop_seconds, settings.consumer.stuck_work_seconds)
     stacks = Stacks(sys.stderr, limits[0])
@@ -106,10 +109,10 @@ def create_topics(
     replication: Annotated[int, typer.Option(min=1, help="Replication factor of new topics.")] = 1,
 ) -> None:
     """Make every topic that does not exist yet."""
-    from consumers import broker
+    from consumers.kafka import clients
     from schemas.settings import load_settings
 
-    made, there = broker.create_topics(load_settings().kafka, partitions, replication)
+    made, there = clients.create_topics(load_settings().kafka, partitions, replication)
     typer.echo(f"topics: {len(made)} created, {len(there)} existed")
 
 
@@ -119,8 +122,8 @@ def _importer(topic: str) -> Callable[..., None]:
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; upload and send nothing.")] = False,
         strict: Annotated[bool, typer.Option("--strict", help="Fail, and send nothing, if any row is bad.")] = False,
     ) -> None:
-        from consumers import imports
-        from consumers.progress import Counting
+        from consumers.files import imports
+        from consumers.loop.progress import Counting
         from schemas.settings import load_settings
 
         with Counting(file.name) as progress:
@@ -139,10 +142,10 @@ def _importer(topic: str) -> Callable[..., None]:
 @dlq_app.command("list")
 def dlq_list(topic: Topic = None, reason: Reason = None, limit: Limit = None) -> None:
     """List open dead letters, oldest first."""
-    from consumers import deadletters
+    from consumers import dead_letters
     from schemas.settings import load_settings
 
-    letters = deadletters.read(load_settings(), topic, reason, limit)
+    letters = dead_letters.read(load_settings(), topic, reason, limit)
     for letter in letters:
         source = "/".join(letter.source)
         typer.echo(f"{letter.place}  {letter.note('reason')}  from {source}  {letter.note('detail')}")
@@ -152,10 +155,10 @@ def dlq_list(topic: Topic = None, reason: Reason = None, limit: Limit = None) ->
 @dlq_app.command("show")
 def dlq_show(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET")]) -> None:
     """Print one dead letter whole: headers, key and value."""
-    from consumers import deadletters
+    from consumers import dead_letters
     from schemas.settings import load_settings
 
-    letter = deadletters.find(load_settings(), place)
+    letter = dead_letters.find(load_settings(), place)
     for name, value in letter.headers:
         typer.echo(f"{name}: {value.decode('utf-8', 'backslashreplace')}")
     for name, content in (("key", letter.key), ("value", letter.value)):
@@ -165,11 +168,11 @@ def dlq_show(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSE
 @dlq_app.command("replay")
 def dlq_replay(topic: Topic = None, reason: Reason = None, limit: Cap = CAP) -> None:
     """Send open dead letters to their source topics again."""
-    from consumers import deadletters
+    from consumers import dead_letters
     from schemas.settings import load_settings
 
     settings = load_settings()
-    count = deadletters.replay(settings, deadletters.read(settings, topic, reason, limit))
+    count = dead_letters.replay(settings, dead_letters.read(settings, topic, reason, limit))
     typer.echo(f"dead letters: {count} replayed")
 
 
@@ -183,14 +186,14 @@ def dlq_drop(
     ] = False,
 ) -> None:
     """Set open dead letters aside for good."""
-    from consumers import deadletters
+    from consumers import dead_letters
     from schemas.errors import InputError
     from schemas.settings import load_settings
 
     if not (topic or reason or everything):
         raise InputError("say which: --topic, --reason or --all")
     settings = load_settings()
-    count = deadletters.drop(settings, deadletters.read(settings, topic, reason, limit))
+    count = dead_letters.drop(settings, dead_letters.read(settings, topic, reason, limit))
     typer.echo(f"dead letters: {count} dropped")
 
 

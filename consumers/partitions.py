@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from consumers import database
+from consumers import postgres
 from consumers.outage import Outage
 from schemas.settings import DatabaseSettings
 
@@ -91,7 +91,7 @@ def upkeep(
         ServerUnavailable: Postgres cannot be reached, or a lock did not come in time.
     """
     month = (today or datetime.now(UTC).date()).replace(day=1)
-    with database.connected(settings, "pigeon-upkeep") as connection:
+    with postgres.connected(settings, "pigeon-upkeep") as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
             dropped = _retire(cursor, add_months(month, -retention_months))

@@ -35,7 +35,7 @@ PARTS = (
     "generator.nightly.commands",
     "generator.serving.commands",
     "generator.feedback.commands",
-    "generator.training.commands",
+    "generator.training.nano.commands",
     "generator.training.evaluation.commands",
 )
 

@@ -213,7 +213,7 @@ class NightRun(Base):
 class NightTask(Base):
     """One (user, item) to draw. Everything that its pictures depend on is frozen here at plan time.
 
-    `prompt` names the pictures and texts (generator/nightly/prompts.py); their visual tokens join it when it is drawn.
+    `prompt` names the pictures and texts (generator/nightly/frozen_prompt.py); their visual tokens join it when it is drawn.
     `candidates` is a JSON array of every picture drawn with its scores and, when it was not kept, why.
     """
 

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from deploy.local.stack import Stack
-from generator.nightly.database import connect
+from generator.storage.postgres import connect
 from migrations import database
 from schemas.events import all_topics
 from schemas.settings import DatabaseSettings, Settings, load_settings

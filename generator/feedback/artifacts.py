@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from generator.nightly.store import Store
+from generator.storage.objects import Store
 from schemas.errors import ModelError
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from generator.feedback.parts import Loop
+    from generator.feedback.ports import Loop
 
 Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry's history.")]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `pigeon models list` shows it.")]
@@ -40,7 +40,7 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
 
 
 def _loop() -> Loop:
-    from generator.feedback.real import open_loop
+    from generator.feedback.backends import open_loop
     from schemas.settings import load_settings
 
     return open_loop(load_settings(), typer.echo)
@@ -48,7 +48,7 @@ def _loop() -> Loop:
 
 @contextmanager
 def _loop_on_servers() -> Iterator[Loop]:
-    from generator.feedback.parts import clear_errors
+    from generator.feedback.ports import clear_errors
 
     loop = _loop()
     with clear_errors(loop):
@@ -88,7 +88,8 @@ def forget(
     from sqlalchemy.orm import Session
 
     from generator.feedback.snapshot import forget as purge
-    from generator.nightly.database import lead, plain_errors
+    from generator.storage.lease import lead
+    from generator.storage.postgres import plain_errors
 
     loop = _loop()
     with lead(loop.engine, "retrain"), plain_errors(loop.engine), Session(loop.engine) as session, session.begin():
@@ -105,7 +106,7 @@ def list_versions(as_json: Annotated[bool, typer.Option("--json", help="One JSON
     from sqlalchemy.orm import Session
 
     from generator.feedback import registry
-    from generator.nightly.database import connect, plain_errors
+    from generator.storage.postgres import connect, plain_errors
     from schemas.settings import load_settings
 
     engine = connect(load_settings().database)

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from generator.feedback import gate, measure, pairs, registry, rollout, split
+from generator.feedback import gate, gate_metrics, pairs, registry, rollout, split
 from generator.feedback.artifacts import fetch, upload
-from generator.feedback.parts import Loop, clear_errors
+from generator.feedback.ports import Loop, clear_errors
 from generator.feedback.snapshot import Snapshot, write
-from generator.nightly.database import Lease, lead
 from generator.serving.api import InferenceCorrupt, InferenceRejected
+from generator.storage.lease import Lease, lead
 from schemas.errors import ModelError, Refused
 from schemas.tables import ModelVersion
 
@@ -133,7 +133,7 @@ def _judge(
     """
     settings = loop.settings.retrain
     judged = loop.trainer.judge(adapter, champion_dir, snapshot.pairs("holdout", "feedback"))
-    figures = measure.figures(judged)
+    figures = gate_metrics.figures(judged)
     figures["accuracy_future"] = None
     if later := snapshot.pairs("future", "feedback"):
         figures["accuracy_future"] = loop.trainer.judge(adapter, champion_dir, later).accuracy
@@ -143,13 +143,13 @@ def _judge(
             loop.serving.install(version.number, adapter)
             loop.serving.probe(version.number)
             with Session(loop.engine) as session:
-                tasks = measure.held_out_tasks(
+                tasks = gate_metrics.held_out_tasks(
                     session, *window, holdout_share=settings.holdout_share, limit=settings.gate_tasks
                 )
             loop.say(f"{version.version}: loaded beside {champion.version}; both draw {len(tasks)} held-out tasks")
             rollout.ensure_serving(loop, champion)
-            challenger_draws = measure.draw(loop, tasks, version.number)
-            figures |= measure.figures(judged, challenger_draws, measure.draw(loop, tasks, champion.number))
+            challenger_draws = gate_metrics.draw(loop, tasks, version.number)
+            figures |= gate_metrics.figures(judged, challenger_draws, gate_metrics.draw(loop, tasks, champion.number))
         except (ModelError, InferenceRejected, InferenceCorrupt) as error:
             _settle(loop, lease, version, "failed", str(error), figures, (str(error),))
             loop.serving.remove(version.number)

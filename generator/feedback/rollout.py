@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from generator.feedback import registry
 from generator.feedback.artifacts import fetch
-from generator.feedback.parts import Loop
+from generator.feedback.ports import Loop
 from schemas.errors import InputError, Refused
 from schemas.tables import ModelVersion
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from generator.feedback.pairs import Decided
 from generator.feedback.split import Example, check_leaks
-from generator.nightly.store import Store
+from generator.storage.objects import Store
 from schemas.errors import Refused
 from schemas.preferences import PreferencePair
 from schemas.tables import PreferenceSnapshot

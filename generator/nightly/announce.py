@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from generator.nightly.killpoints import reach
 from generator.nightly.ledger import Ledger
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
+from schemas.faultpoints import reach
 from schemas.settings import KafkaSettings
 from schemas.tables import NightRun
 

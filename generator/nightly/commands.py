@@ -97,7 +97,7 @@ def status(
 @night.command("forget")
 def forget() -> None:
     """Erase what the nights hold of users with an erasure request: rows, pictures, manifests, reports; with proof."""
-    from generator.nightly.forget import forget_users
+    from generator.nightly.erase import forget_users
 
     typer.echo(forget_users(_settings()))
 
@@ -105,7 +105,7 @@ def forget() -> None:
 @night.command("upkeep")
 def upkeep() -> None:
     """Erase forgotten users, then drop manifests beyond the newest `night.keep_manifests`."""
-    from generator.nightly.forget import drop_old_manifests, forget_users
+    from generator.nightly.erase import drop_old_manifests, forget_users
 
     settings = _settings()
     typer.echo(forget_users(settings))

@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from generator.nightly.compose import compose, png
-from generator.nightly.features import Features, Missing
-from generator.nightly.killpoints import reach
+from generator.nightly.frozen_prompt import FrozenPicture, FrozenPrompt, poster_id
+from generator.nightly.image_features import Features, Missing
+from generator.nightly.images import Pictures, UnreadablePicture
 from generator.nightly.ledger import Ledger
-from generator.nightly.patience import Patience, Stopped
-from generator.nightly.pictures import Pictures, UnreadablePicture
-from generator.nightly.pipeline import Pipeline, Stage
-from generator.nightly.prompts import FrozenPicture, FrozenPrompt, poster_id
+from generator.nightly.retry import Patience, Stopped
 from generator.nightly.select import Look, Scored, choose, look_of, propensities
-from generator.nightly.store import Store
+from generator.nightly.stages import Pipeline, Stage
 from generator.serving.api import Candidate, DrawRequest, ImageFeatures, InferenceError, PigeonModel
+from generator.storage.objects import Store
+from schemas.faultpoints import reach
 from schemas.manifest import art_key, poster_key
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings

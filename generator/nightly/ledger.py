@@ -14,8 +14,9 @@ from sqlalchemy import Engine, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.nightly.database import Lease, plain_errors
 from generator.nightly.plan import Chunk
+from generator.storage.lease import Lease
+from generator.storage.postgres import plain_errors
 from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from generator.nightly.pictures import Pictures, Probe
-from generator.nightly.prompts import FrozenPicture, FrozenPrompt, input_fingerprint, recipe, share, task_seed
+from generator.nightly.frozen_prompt import FrozenPicture, FrozenPrompt, input_fingerprint, recipe, share, task_seed
+from generator.nightly.images import Pictures, Probe
 from schemas.settings import Settings
 from schemas.tables import Erasure, Item, ModelVersion, NightRun, NightTask, Recommendation, UserHistory
 

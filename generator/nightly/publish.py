@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import select
 
-from generator.nightly.killpoints import reach
 from generator.nightly.ledger import Ledger
-from generator.nightly.settle import Settled
-from generator.nightly.store import Store
+from generator.nightly.manifest_rows import Settled
+from generator.storage.objects import Store
 from schemas.errors import InputError, ServerUnavailable
+from schemas.faultpoints import reach
 from schemas.manifest import (
     ITEM_SCHEMA,
     POINTER_KEY,

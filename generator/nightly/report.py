@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import func, select
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.store import Store
+from generator.storage.objects import Store
 from schemas.manifest import report_key
 from schemas.tables import NightRun, NightTask, Poster
 

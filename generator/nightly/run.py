@@ -12,20 +12,21 @@ from datetime import date
 from typing import Any
 
 from generator.nightly.announce import Announcer, announce
-from generator.nightly.database import connect, lead
+from generator.nightly.frozen_prompt import frozen, recipe
 from generator.nightly.generate import Generator, Tally
-from generator.nightly.killpoints import reach
+from generator.nightly.images import Pictures
 from generator.nightly.ledger import Ledger
-from generator.nightly.pictures import Pictures
+from generator.nightly.manifest_rows import settle
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
-from generator.nightly.prompts import frozen, recipe
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
-from generator.nightly.settle import settle
-from generator.nightly.store import Store
 from generator.serving.api import PigeonModel
+from generator.storage.lease import lead
+from generator.storage.objects import Store
+from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, ServerUnavailable
+from schemas.faultpoints import reach
 from schemas.settings import Settings
 from schemas.tables import NightRun
 

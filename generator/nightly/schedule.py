@@ -26,8 +26,9 @@ from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from generator.nightly.database import Lease, connect, lead, plain_errors
 from generator.nightly.ledger import Ledger
+from generator.storage.lease import Lease, lead
+from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
 from schemas.settings import ScheduleSettings, Settings
 

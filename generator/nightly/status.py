@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from generator.nightly.database import connect
 from generator.nightly.ledger import Ledger
+from generator.storage.postgres import connect
 from schemas.errors import InputError
 from schemas.settings import Settings
 

@@ -24,7 +24,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
 from generator.pigeon.prompt import IGNORED_LABEL, MASKED, assemble, mask_inputs, masked, prompt_text_ids
 from generator.pigeon.sampling import gumbel_row
-from generator.training.team import Team
+from generator.training.processes import Team
 from generator.training.trainer import Part, Trainer, TrainerConfig
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from generator.training.team import Team
+from generator.training.processes import Team
 from schemas.errors import InputError, ModelError, PigeonError
 
 log = logging.getLogger(__name__)

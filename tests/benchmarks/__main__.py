@@ -20,9 +20,10 @@ from uuid import NAMESPACE_URL, uuid5
 import psycopg2
 from kafka import KafkaConsumer, TopicPartition
 
-from consumers import broker, staging
-from consumers.decode import Limits, Row, decode
-from consumers.produce import Producer
+from consumers.files.produce import Producer
+from consumers.kafka import clients
+from consumers.write import staging
+from consumers.write.decode import Limits, Row, decode
 from deploy.local.stack import Stack
 from migrations import database
 from schemas.events import INTERACTIONS, Interaction
@@ -333,7 +334,7 @@ def main() -> None:
         try:
             settings = load_settings(state_dir=Path(folder))
             database.upgrade(settings.database)
-            broker.create_topics(settings.kafka, partitions=PARTITIONS, replication=1)
+            clients.create_topics(settings.kafka, partitions=PARTITIONS, replication=1)
             measure(settings, options.events, options.loop_events, options.rounds)
         finally:
             stack.down(purge=True)

@@ -13,7 +13,7 @@ import pytest
 from deploy.local.stack import Stack
 from deploy.local.state import StateDir
 from schemas.settings import Settings, load_settings
-from tests.consume_world import REPORT, NoidaBroker, make_topics
+from tests.support.consume_world import REPORT, NoidaBroker, make_topics
 
 
 @pytest.fixture(autouse=True)

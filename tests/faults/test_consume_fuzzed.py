@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 
-from consumers.batch import Batch
-from consumers.decode import Decoded, Limits, decode
-from consumers.dlq import headers_of
-from consumers.writer import Writer
+from consumers.write.batch import Batch
+from consumers.write.dead_letter_sender import headers_of
+from consumers.write.decode import Decoded, Limits, decode
+from consumers.write.writer import Writer
 from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 from schemas.settings import Settings
-from tests.consume_world import CASES, REPORT, SEED, query
+from tests.support.consume_world import CASES, REPORT, SEED, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(300 + CASES)]
 PER_BATCH = 40

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from consumers import metrics, points
-from consumers.run import Ingest
+from consumers import metrics
+from consumers.loop.ingest import Ingest
+from schemas import faultpoints
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings
-from tests.consume_world import POINTS, REPORT, ROUNDS, SEED, Ledger, Victim, changed, consume, events
+from tests.support.consume_world import POINTS, REPORT, ROUNDS, SEED, Ledger, Victim, changed, consume, events
 
 pytestmark = [
     pytest.mark.integration,
@@ -35,7 +36,7 @@ def name(settings: Settings) -> str:
 @pytest.fixture
 def at_points() -> Iterator[None]:
     yield
-    points.listener = points._nobody
+    faultpoints.handler = None
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -216,7 +217,7 @@ def test_fault_3_a_slow_write_does_not_keep_the_loop_from_polling(quick: Setting
             held.set()
             time.sleep(1.9)  # the fault itself; the transaction's own timeout is 2 s
 
-    points.listener = hold
+    faultpoints.handler = hold
     before = metrics.REBALANCES._value.get()
     consume(slow)
     assert held.is_set()
@@ -235,7 +236,7 @@ def test_a_stop_keeps_its_deadline_when_the_write_hangs(quick: Settings):
             hanging.set()
             release.wait(60)
 
-    points.listener = hang
+    faultpoints.handler = hang
     short = changed(quick, "consumer", stop_deadline_seconds=0.5)
     ingest = Ingest(short, [INTERACTIONS], progress=lambda *_: ingest.stop() if hanging.is_set() else None)
     assert ingest.run().records == 0

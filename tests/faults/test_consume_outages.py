@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from consumers import deadletters, metrics, points
-from consumers.health import Health
-from consumers.summary import Summary
+from consumers import dead_letters, metrics
+from consumers.loop.health import Health
+from consumers.loop.summary import Summary
 from deploy.local.process import parent_of, processes
 from deploy.local.stack import Stack
 from migrations import database
+from schemas import faultpoints
 from schemas.settings import DatabaseSettings, Settings, load_settings
-from tests.consume_world import REPORT, ROUNDS, SEED, Ledger, connected, consume, events, query
+from tests.support.consume_world import REPORT, ROUNDS, SEED, Ledger, connected, consume, events, query
 
 pytestmark = [
     pytest.mark.integration,
@@ -130,7 +131,7 @@ FAULTS: dict[str, Callable[[], Fault]] = {
 @pytest.fixture
 def at_points() -> Iterator[None]:
     yield
-    points.listener = points._nobody
+    faultpoints.handler = None
 
 
 @pytest.mark.usefixtures("at_points")
@@ -160,7 +161,7 @@ def test_fault_4_an_outage_is_waited_out(ill: Settings, own_postgres: Stack, nam
             ended.set()
             fault.end(ill, own_postgres)
 
-    points.listener = begin
+    faultpoints.handler = begin
     summary = consume(ill, progress=end, health=health)
     assert begun.is_set()
     # A write that was stopped together with the server may go on where it was.
@@ -169,7 +170,7 @@ def test_fault_4_an_outage_is_waited_out(ill: Settings, own_postgres: Stack, nam
     assert health.ready() == (True, "ok")
     assert summary.poison == 0
     ledger.check_end()
-    assert deadletters.read(ill) == []
+    assert dead_letters.read(ill) == []
     REPORT.append(
         f"4 {name} at {point}: {outages._value.get() - before:.0f} failed tries, {len(ledger.at)} records, none lost"
     )
@@ -200,7 +201,7 @@ def test_reading_is_paused_in_an_outage_and_the_backlog_in_memory_is_bounded(ill
             if failed == 4:
                 lock.end(ill, own_postgres)
 
-    points.listener = begin
+    faultpoints.handler = begin
     consume(ill, progress=watch)
     assert len(tries) >= 4
     assert read[0] == read[3] <= 3 * ill.consumer.batch_max_records, "two batches and no more are held while it lasts"

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from consumers import broker, commands, deadletters, metrics
-from consumers.deadletters import DeadLetter
+from consumers import commands, dead_letters, metrics
+from consumers.dead_letters import DeadLetter
+from consumers.kafka import clients
 from schemas.errors import PoisonLimitExceeded, ServerUnavailable
 from schemas.events import DLQ_SUFFIX, INTERACTIONS
 from schemas.settings import Settings
-from tests.consume_world import SEED, START, Ledger, Victim, changed, consume, events, query
+from tests.support.consume_world import SEED, START, Ledger, Victim, changed, consume, events, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(600)]
 GOOD = events(random.Random(SEED), 1)[0]
@@ -50,7 +51,7 @@ POISON: dict[str, tuple[bytes | None, str]] = {
 
 def send(settings: Settings, values: list[bytes | None], key: bytes = b"k\xff") -> list[tuple[int, int, int]]:
     """Send with a key that is no text, a header and a time of our own; returns (partition, offset, timestamp)."""
-    producer = broker.producer(settings.kafka, 4 * 2**20)
+    producer = clients.producer(settings.kafka, 4 * 2**20)
     now = int(time.time() * 1000) - 60_000  # not so old that retention would take it
     sent = [
         producer.send(
@@ -87,7 +88,7 @@ def test_fault_5_each_kind_of_poison_goes_aside_alone_and_untouched(quick: Setti
     summary = consume(changed(quick, "consumer", batch_max_records=10))
     assert (summary.records, summary.poison) == (len(values), len(POISON))
     assert query(quick, "SELECT count(*), count(DISTINCT event_id) FROM interactions") == [(len(fresh), len(fresh))]
-    letters = {letter.value: letter for letter in deadletters.read(quick)}
+    letters = {letter.value: letter for letter in dead_letters.read(quick)}
     for kind, (value, reason) in POISON.items():
         letter = letters.pop(value)
         partition, offset, timestamp = at[value]
@@ -111,9 +112,9 @@ def test_fault_6_nothing_but_poison_stops_the_consumer_with_its_offsets_held(qui
     with pytest.raises(PoisonLimitExceeded, match="dlq_max_count"):
         consume(few)
     assert stored_offsets(quick) == 0
-    assert deadletters.read(quick) == []
+    assert dead_letters.read(quick) == []
     assert consume(changed(wide, "consumer", dlq_max_share=1.0)).poison == 130, "it goes on when the limit is raised"
-    assert len(deadletters.read(quick)) == 130
+    assert len(dead_letters.read(quick)) == 130
 
 
 @pytest.mark.parametrize("quick", ["noida"], indirect=True)  # Tansu enforces no limit and makes any topic
@@ -121,7 +122,7 @@ def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_w
     dead_letters = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX
 
     def make_anew(**configs: str) -> None:
-        admin = broker.admin(quick.kafka)
+        admin = clients.admin(quick.kafka)
         admin.delete_topics([dead_letters])
         admin.create_topics({dead_letters: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
         admin.close()
@@ -136,7 +137,7 @@ def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_w
     assert query(quick, "SELECT count(*) FROM interactions") == [(0,)]
     make_anew()
     assert consume(quick).poison == 1
-    assert len(deadletters.read(quick)) == 1
+    assert len(dead_letters.read(quick)) == 1
     assert query(quick, "SELECT count(*) FROM interactions") == [(1,)]
 
 
@@ -188,7 +189,7 @@ def test_a_replayed_dead_letter_changes_postgres_exactly_once(quick: Settings, m
     refused = [e.model_copy(update={"kind": "like"}) for e in fresh[:5]]
     ledger.send([*refused, *fresh[5:]])
     consume(quick)
-    letters = deadletters.read(quick, reason="refused_by_database")
+    letters = dead_letters.read(quick, reason="refused_by_database")
     assert len(letters) == 5
     query(quick, "ALTER TABLE interactions DROP CONSTRAINT no_i7")
 
@@ -196,10 +197,10 @@ def test_a_replayed_dead_letter_changes_postgres_exactly_once(quick: Settings, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:  # the broker has them, we do not know it yet
-        patch.setattr(deadletters, "_mark", crash)
+        patch.setattr(dead_letters, "_mark", crash)
         with pytest.raises(KeyboardInterrupt):
-            deadletters.replay(quick, letters[:2])
-    assert len(deadletters.read(quick)) == 5
+            dead_letters.replay(quick, letters[:2])
+    assert len(dead_letters.read(quick)) == 5
     monkeypatch.setattr("schemas.settings.load_settings", lambda: quick)
 
     def run(*arguments: str) -> str:
@@ -222,8 +223,8 @@ def test_a_replayed_dead_letter_changes_postgres_exactly_once(quick: Settings, m
 def test_copies_of_a_dead_letter_are_one_and_offsets_of_a_topic_made_anew_are_others(quick: Settings):
     send(quick, [b"{"])
     consume(quick)
-    (letter,) = deadletters.read(quick)
-    producer = broker.producer(quick.kafka)
+    (letter,) = dead_letters.read(quick)
+    producer = clients.producer(quick.kafka)
     other = [(n, v if n != "pigeon-source-timestamp" else b"1") for n, v in letter.headers]
     for headers in (
         letter.headers,
@@ -231,7 +232,7 @@ def test_copies_of_a_dead_letter_are_one_and_offsets_of_a_topic_made_anew_are_ot
     ):  # a copy, as a crash between sending and COMMIT makes it; and one of another topic
         producer.send(letter.topic, key=letter.key, value=letter.value, headers=list(headers)).get(timeout=60)
     producer.close()
-    assert len(deadletters.read(quick)) == 2
-    deadletters.drop(quick, [letter])
-    (left,) = deadletters.read(quick)
+    assert len(dead_letters.read(quick)) == 2
+    dead_letters.drop(quick, [letter])
+    (left,) = dead_letters.read(quick)
     assert left.note("source-timestamp") == "1", "its copy went with it"

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from consumers import broker, ownership
-from consumers.run import Ingest
-from consumers.summary import Summary
+from consumers.kafka import clients
+from consumers.loop import ownership
+from consumers.loop.ingest import Ingest
+from consumers.loop.summary import Summary
 from deploy.local.state import StateDir
 from schemas.errors import Refused
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings
-from tests.consume_world import SEED, Ledger, NoidaBroker, Victim, changed, consume, events, make_topics, query
+from tests.support.consume_world import SEED, Ledger, NoidaBroker, Victim, changed, consume, events, make_topics, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -28,10 +29,10 @@ def again(settings: Settings) -> Settings:
 
 def make_anew(settings: Settings) -> None:
     topic = settings.kafka.topic_prefix + INTERACTIONS
-    admin = broker.admin(settings.kafka)
+    admin = clients.admin(settings.kafka)
     admin.delete_topics([topic])
     for _ in range(100):
-        if topic not in broker.topic_ids(admin, [topic]):
+        if topic not in clients.topic_ids(admin, [topic]):
             break
         time.sleep(0.1)
     admin.create_topics({topic: {"num_partitions": 4, "replication_factor": 1}}, wait_for_metadata=True)
@@ -133,8 +134,8 @@ def test_a_log_that_was_restored_from_an_older_backup_is_noticed(quick: Settings
         shutil.rmtree(tmp_path / "backup", ignore_errors=True)
         shutil.copytree(data, tmp_path / "backup")
         mortal.start()
-        admin = broker.admin(own.kafka)
-        found = broker.topic_ids(admin, [own.kafka.topic_prefix + INTERACTIONS])
+        admin = clients.admin(own.kafka)
+        found = clients.topic_ids(admin, [own.kafka.topic_prefix + INTERACTIONS])
         admin.close()
         return bool(found)
 

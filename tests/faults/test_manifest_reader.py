@@ -12,15 +12,16 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from generator.nightly.database import connect, lead
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Scope
 from generator.nightly.publish import flip
-from generator.nightly.store import Store
+from generator.storage.lease import lead
+from generator.storage.objects import Store
+from generator.storage.postgres import connect
 from schemas.errors import InputError, LockHeld
 from schemas.manifest import POINTER_KEY, ManifestRef, Pointer, PosterManifest
 from schemas.settings import Settings
-from tests.night_world import build, night, set_user
+from tests.support.night_world import build, night, set_user
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 

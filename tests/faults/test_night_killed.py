@@ -13,17 +13,17 @@ from typing import get_args
 import psycopg2
 import pytest
 
-from generator.nightly.killpoints import Point
 from generator.nightly.plan import Scope
-from generator.nightly.store import Store
+from generator.storage.objects import Store
+from schemas.faultpoints import NightPoint
 from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings
-from tests.night_world import Announcements, build, night
+from tests.support.night_world import Announcements, build, night
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 SEED = 20261123
-POINTS: tuple[str, ...] = get_args(Point)
+POINTS: tuple[str, ...] = get_args(NightPoint)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
     }
     assert secret
     done = subprocess.run(
-        [sys.executable, "-m", "tests.night_world", point, str(count)],
+        [sys.executable, "-m", "tests.support.night_world", point, str(count)],
         env={**os.environ, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,

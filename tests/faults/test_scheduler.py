@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from generator.nightly.database import connect, lead
 from generator.nightly.schedule import LEASE, Scheduler, claim
+from generator.storage.lease import lead
+from generator.storage.postgres import connect
 from schemas.errors import LockHeld
 from schemas.settings import Settings
 from schemas.tables import NightRun

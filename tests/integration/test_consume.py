@@ -14,7 +14,7 @@ import boto3
 import pytest
 from PIL import Image
 
-from consumers.produce import Producer
+from consumers.files.produce import Producer
 from schemas.events import (
     CATALOG,
     CONSUMED,
@@ -26,7 +26,7 @@ from schemas.events import (
     Recommendations,
 )
 from schemas.settings import Settings
-from tests.consume_world import START, changed, click, consume, event_id, query, send, send_raw
+from tests.support.consume_world import START, changed, click, consume, event_id, query, send, send_raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # a hang ends, a busy machine does not fail
 Pigeon = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -17,11 +17,11 @@ import pytest
 from kafka import errors
 from kafka.coordinator.base import BaseCoordinator
 
-from consumers import broker
+from consumers.kafka import clients
 from schemas.errors import InputError, PoisonLimitExceeded, Refused, ServerUnavailable
 from schemas.events import FEEDBACK, INTERACTIONS
 from schemas.settings import Settings
-from tests.consume_world import changed, click, consume, query, send, send_raw
+from tests.support.consume_world import changed, click, consume, query, send, send_raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]  # a hang ends, a busy machine does not fail
 Pigeon = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -67,16 +67,16 @@ def test_without_a_dead_letter_topic_it_stops_with_its_offsets_held(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
     send_raw(settings, INTERACTIONS, [b"{"])
-    admin = broker.admin(settings.kafka)
+    admin = clients.admin(settings.kafka)
     admin.delete_topics([f"{settings.kafka.topic_prefix}{INTERACTIONS}.dlq"])
     admin.close()
 
     def as_apache_kafka_answers(*_: Any, **__: Any) -> Any:
-        raise broker.KafkaError("the topic is not in the metadata")  # the embedded broker would make the topic
+        raise clients.KafkaError("the topic is not in the metadata")  # the embedded broker would make the topic
 
-    producer = broker.producer(settings.kafka)
+    producer = clients.producer(settings.kafka)
     monkeypatch.setattr(producer, "send", as_apache_kafka_answers)
-    monkeypatch.setattr(broker, "producer", lambda *_: producer)
+    monkeypatch.setattr(clients, "producer", lambda *_: producer)
     with pytest.raises(ServerUnavailable, match="pigeon topics create"):
         consume(settings)
     assert offsets(settings) == 0

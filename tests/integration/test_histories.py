@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from schemas.events import CatalogItem, Erasure, Event, Interaction
 from schemas.settings import DatabaseSettings
-from tests.ingest_world import POSITIVE, Tombstone, connect, store
+from tests.support.ingest_world import POSITIVE, Tombstone, connect, store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # a hang ends, a busy machine does not fail
 SIZE = 4

@@ -15,14 +15,15 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from consumers import ingest, partitions
-from generator.nightly.database import connect as connect_night
-from generator.nightly.pictures import Pictures
+from consumers import partitions
+from consumers.write import upsert
+from generator.nightly.images import Pictures
 from generator.nightly.plan import Planner, Scope
+from generator.storage.postgres import connect as connect_night
 from schemas.events import Erasure, Interaction
 from schemas.settings import DatabaseSettings, Settings, load_settings
 from tests.conftest import TEMPLATE
-from tests.ingest_world import POSITIVE, connect, stage
+from tests.support.ingest_world import POSITIVE, connect, stage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]  # a million rows, on busy machines
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -116,7 +117,7 @@ def applied(settings: DatabaseSettings, events: list[Any]) -> list[dict[str, Any
     with connection.cursor() as cursor:
         staged = stage(cursor, events)
         explaining = Explaining(cursor)
-        ingest.apply(explaining, staged, POSITIVE, 50)
+        upsert.apply(explaining, staged, POSITIVE, 50)
     connection.close()
     return explaining.plans
 

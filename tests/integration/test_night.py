@@ -1,4 +1,4 @@
-"""The night on real Postgres and S3. The model is a test double (tests/fake_pigeon.py); everything else is the product."""
+"""The night on real Postgres and S3. The model is a test double (tests/support/fake_pigeon.py); everything else is the product."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from generator.nightly.database import connect, lead
-from generator.nightly.forget import drop_old_manifests, forget_users
+from generator.nightly.erase import drop_old_manifests, forget_users
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Scope
 from generator.nightly.run import Interrupted
-from generator.nightly.store import Store
 from generator.serving.api import DrawRequest, InferenceRejected, InferenceUnavailable
+from generator.storage.lease import lead
+from generator.storage.objects import Store
+from generator.storage.postgres import connect
 from schemas.errors import InputError, LockHeld, PartialFailure, ServerUnavailable
 from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, Pointer, PosterManifest, from_parquet
 from schemas.settings import Settings
 from schemas.tables import Erasure, Item, NightRun, NightSkip, NightTask, Poster
-from tests.fake_pigeon import FakePigeon
-from tests.night_world import Announcements, build, night, set_item, set_user
+from tests.support.fake_pigeon import FakePigeon
+from tests.support.night_world import Announcements, build, night, set_item, set_user
 
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)

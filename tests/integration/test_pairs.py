@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 
 from generator.feedback import pairs
-from tests.loop_world import Night, mine
+from tests.support.loop_world import Night, mine
 
 pytestmark = pytest.mark.integration
 

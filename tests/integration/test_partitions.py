@@ -16,7 +16,7 @@ from consumers import partitions
 from consumers.outage import Outage
 from schemas.events import Interaction
 from schemas.settings import DatabaseSettings
-from tests.ingest_world import connect, store
+from tests.support.ingest_world import connect, store
 
 pytestmark = pytest.mark.integration
 TODAY = date(2026, 11, 23)

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from deploy.local.stack import Stack
 from generator.feedback import registry, rollout, snapshot, split
-from generator.feedback.parts import Judged, Loop, Trained
+from generator.feedback.ports import Judged, Loop, Trained
 from generator.feedback.retrain import Promotion, retrain
-from generator.nightly.database import lead
-from generator.nightly.store import Store
 from generator.serving.api import Candidate, DrawRequest, ImageFeatures, InferenceCorrupt, InferenceUnavailable
+from generator.storage.lease import lead
+from generator.storage.objects import Store
 from schemas.errors import LockHeld, ModelError, Refused, ServerUnavailable
 from schemas.preferences import PreferencePair
 from schemas.settings import Settings, load_settings
@@ -31,7 +31,7 @@ from schemas.tables import (
     ModelVersion,
     PreferenceSnapshot,
 )
-from tests.loop_world import DAY, TOKENIZER, filled, mine
+from tests.support.loop_world import DAY, TOKENIZER, filled, mine
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from generator.feedback import registry
-from generator.feedback.parts import Loop
-from generator.feedback.real import open_loop
+from generator.feedback.backends import open_loop
+from generator.feedback.ports import Loop
 from generator.feedback.retrain import retrain
 from generator.feedback.split import is_held_out
 from generator.serving.api import DrawRequest
@@ -21,8 +21,8 @@ from generator.serving.client import TritonPigeon
 from schemas.errors import Refused
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
-from tests.loop_world import DAY, filled
-from tests.tiny_serving import copy_repository, tiny_checkpoint
+from tests.support.loop_world import DAY, filled
+from tests.support.tiny_serving import copy_repository, tiny_checkpoint
 
 # The first run exports the tiny model, which takes minutes where the cores are busy.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]

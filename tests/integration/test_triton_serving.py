@@ -22,7 +22,7 @@ from generator.serving.repository import check_repository
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
-from tests.tiny_serving import other_adapter, tiny_build
+from tests.support.tiny_serving import other_adapter, tiny_build
 
 # The first run exports the tiny model, which takes minutes where the cores are busy.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generator.training.datasets import auxiliary
-from generator.training.datasets.auxiliary import FXEMOJI_NAMES, load_auxiliary, match_names
-from generator.training.datasets.errors import DatasetError
-from generator.training.datasets.fetch import AUXILIARY_PACKAGES
-from generator.training.datasets.icons import Concept
+from generator.datasets.errors import DatasetError
+from generator.datasets.fetch import AUXILIARY_PACKAGES
+from generator.datasets.icons import Concept
+from generator.training.nano.imputation import auxiliary_art
+from generator.training.nano.imputation.auxiliary_art import FXEMOJI_NAMES, load_auxiliary, match_names
 
 
 def concept(slug: str, label: str, emoji: str, *icons: str) -> Concept:
@@ -55,7 +55,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             (tmp_path / "sets" / name / "icons.json").write_text(json.dumps(icons))
         return tmp_path / "sets"
 
-    monkeypatch.setattr(auxiliary, "fetch_auxiliary", fetch)
+    monkeypatch.setattr(auxiliary_art, "fetch_auxiliary", fetch)
     return asked
 
 

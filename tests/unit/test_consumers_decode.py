@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
-from consumers import decode as decoding
-from consumers import staging
-from consumers.decode import Decoded, Limits, decode
+from consumers.write import decode as decoding
+from consumers.write import staging
+from consumers.write.decode import Decoded, Limits, decode
 from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))  # `make faults` sets it

@@ -17,13 +17,15 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from prometheus_client import generate_latest
 
-from consumers import health, metrics, probes, progress, writer
-from consumers.batch import Batch
-from consumers.decode import Decoded, Poison
-from consumers.health import Health
-from consumers.ingest import Written
-from consumers.stuck import Stacks
-from consumers.summary import Summary
+from consumers import metrics
+from consumers.loop import health, probes, progress
+from consumers.loop.health import Health
+from consumers.loop.summary import Summary
+from consumers.loop.thread_stacks import Stacks
+from consumers.write import writer
+from consumers.write.batch import Batch
+from consumers.write.decode import Decoded, Poison
+from consumers.write.upsert import Written
 from schemas.settings import ConsumerSettings, DatabaseSettings, KafkaSettings, load_settings
 
 
@@ -158,8 +160,10 @@ def test_work_that_hangs_has_all_stacks_logged_once(tmp_path: Path):
 
 def test_stacks_are_rearmed_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch):
     now, armed = [0.0], []
-    monkeypatch.setattr("consumers.stuck.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("consumers.stuck.faulthandler.dump_traceback_later", lambda s, file: armed.append(s))
+    monkeypatch.setattr("consumers.loop.thread_stacks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "consumers.loop.thread_stacks.faulthandler.dump_traceback_later", lambda s, file: armed.append(s)
+    )
     stacks = Stacks(io.StringIO(), 60.0)
     for _ in range(30):
         stacks.feed()

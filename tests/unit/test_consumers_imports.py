@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from consumers import images, imports
+from consumers.files import images, imports
 from schemas.errors import InputError
 from schemas.events import CATALOG, INTERACTIONS
 from schemas.settings import Settings

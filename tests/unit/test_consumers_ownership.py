@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from kafka import TopicPartition, errors
 
-from consumers import broker, ownership
-from consumers.assignment import Assignments
-from consumers.offsets import Claim
-from consumers.ownership import Ownership
-from consumers.run import Ingest
+from consumers.kafka import clients
+from consumers.loop import ownership
+from consumers.loop.assignment import Assignments
+from consumers.loop.ingest import Ingest
+from consumers.loop.ownership import Ownership
+from consumers.write.offsets import Claim
 from schemas.errors import InputError, Refused
 from schemas.events import INTERACTIONS
 from schemas.settings import ConsumerSettings, KafkaSettings, Settings
@@ -157,8 +158,8 @@ def test_what_the_broker_refuses_for_good_is_not_waited_for(error: Exception, se
 
 def test_another_id_is_noticed_while_running_and_at_once_after_an_outage(monkeypatch: pytest.MonkeyPatch):
     ids = {"t": "id-1"}
-    monkeypatch.setattr(broker, "admin", lambda settings: None)
-    monkeypatch.setattr(broker, "topic_ids", lambda admin, topics: dict(ids))
+    monkeypatch.setattr(clients, "admin", lambda settings: None)
+    monkeypatch.setattr(clients, "topic_ids", lambda admin, topics: dict(ids))
     owned = owned_by(Consumer(TP), policy="restart")
 
     def identify(now: float) -> bool:
@@ -183,7 +184,7 @@ def member(monkeypatch: pytest.MonkeyPatch, **kafka: Any) -> tuple[Assignments, 
     asked: list[str] = []
     consumer = Consumer(TP, OTHER)
     consumer._coordinator = SimpleNamespace(request_rejoin=lambda: asked.append("join"))  # type: ignore[attr-defined]
-    monkeypatch.setattr(broker, "consumer", lambda *_, **__: consumer)
+    monkeypatch.setattr(clients, "consumer", lambda *_, **__: consumer)
     return Assignments(KafkaSettings(**kafka), ConsumerSettings()), asked
 
 
@@ -206,7 +207,7 @@ def test_an_eager_group_gives_all_partitions_anew_each_time(monkeypatch: pytest.
 def test_a_cooperative_join_that_brings_nothing_new_is_heard_of(monkeypatch: pytest.MonkeyPatch):
     """kafka-python calls the listener for what is new only, and nothing would ever say that the group has spoken."""
     assignments, asked = member(monkeypatch, rebalance="cooperative")
-    assignor = broker.Cooperative(assignments)
+    assignor = clients.Cooperative(assignments)
     assignor.metadata({"t"})
     assert asked == ["join"], "a join that outlasts one poll is not forgotten"
     assignor.on_assignment(SimpleNamespace(partitions=lambda: [TP]), 1)

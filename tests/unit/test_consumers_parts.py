@@ -12,11 +12,11 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 
 from consumers import partitions
-from consumers.batch import Batch
-from consumers.broker import sendable_headers
-from consumers.decode import Decoded, Poison
-from consumers.dlq import PoisonLimit, headers_of
+from consumers.kafka.clients import sendable_headers
 from consumers.outage import Backoff, is_data_error, is_outage
+from consumers.write.batch import Batch
+from consumers.write.dead_letter_sender import PoisonLimit, headers_of
+from consumers.write.decode import Decoded, Poison
 from schemas.errors import PoisonLimitExceeded
 from schemas.settings import ConsumerSettings
 

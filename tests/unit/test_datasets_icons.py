@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generator.training.datasets import STYLES, DatasetError, load_icons
-from generator.training.datasets.fetch import fetch_icons, versions_key
-from generator.training.datasets.icons import match_concepts, render_icon, slug_of
+from generator.datasets import STYLES, DatasetError, load_icons
+from generator.datasets.fetch import fetch_icons, versions_key
+from generator.datasets.icons import match_concepts, render_icon, slug_of
 
 SQUARE = '<rect width="32" height="32" fill="#ff0000"/>'
 CODELESS = ("noto-v1", "fluent-emoji")  # these two sets publish no code points
@@ -65,7 +65,7 @@ def test_a_concept_is_what_all_styles_draw(tmp_path: Path) -> None:
 def test_icons_are_drawn_once_and_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_art(tmp_path / f"art-{versions_key()}")
     first = load_icons(tmp_path)
-    monkeypatch.setattr("generator.training.datasets.icons.render_icon", None)  # drawing again would now fail
+    monkeypatch.setattr("generator.datasets.icons.render_icon", None)  # drawing again would now fail
     again = load_icons(tmp_path)
     assert again.pixels.shape == (2, 6, 64, 64, 4)
     assert np.array_equal(first.pixels, again.pixels)

@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from generator.training.datasets import (
-    Concept,
-    ConceptFinder,
-    DatasetError,
-    Movie,
-    load_movielens,
-    main_genre,
-    subjects,
-)
-from generator.training.datasets.movies import readable_title
-from generator.training.datasets.subjects import FILM_PHRASES, GENRE_POOLS, GENRES_BY_WEIGHT, TITLE_WORDS
+from generator.datasets import Concept, ConceptFinder, DatasetError, Movie, load_movielens, main_genre, subjects
+from generator.datasets.movies import readable_title
+from generator.datasets.subjects import FILM_PHRASES, GENRE_POOLS, GENRES_BY_WEIGHT, TITLE_WORDS
 
 ITEMS = """item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq
 2\tMisérables, Les\t1995\tDrama Musical

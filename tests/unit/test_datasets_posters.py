@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generator.training.datasets import (
+from generator.datasets import (
     CAPTION_TEMPLATES,
     PALETTES,
     POSTER_PALETTES,
@@ -31,8 +31,8 @@ from generator.training.datasets import (
     sticker_spec,
     with_article,
 )
-from generator.training.datasets.posters import PALETTES_OF_GENRE, STYLE_OF_GENRE
-from generator.training.datasets.subjects import GENRE_POOLS
+from generator.datasets.posters import PALETTES_OF_GENRE, STYLE_OF_GENRE
+from generator.datasets.subjects import GENRE_POOLS
 
 ROCKET = Concept("rocket", "rocket", ("launch", "space"), "travel-places", "transport-air", "🚀", ("rocket",) * 6)
 
@@ -165,5 +165,5 @@ def test_simulated_users_follow_their_taste_but_for_the_noise() -> None:
 
 
 def test_the_package_needs_no_torch() -> None:
-    code = "import sys, generator.training.datasets; sys.exit('torch' in sys.modules)"
+    code = "import sys, generator.datasets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

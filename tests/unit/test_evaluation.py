@@ -17,19 +17,19 @@ from tokenizers.pre_tokenizers import Whitespace
 from typer.testing import CliRunner
 
 from generator.cli import app
+from generator.datasets.fetch import versions_key
+from generator.datasets.icons import STYLES, Concept
 from generator.pigeon.checkpoint import save_model
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.pigeon.presets import tiny
-from generator.training.datasets.fetch import versions_key
-from generator.training.datasets.icons import STYLES, Concept
 from generator.training.evaluation.extractors import EfficientNet, Own, Pixels
-from generator.training.evaluation.gallery import Gallery, art_key
 from generator.training.evaluation.measure import Judge, Measured
 from generator.training.evaluation.rows import drawn, indifferent_masks
 from generator.training.evaluation.run import ALL_BASELINES, Request, check
-from generator.training.evaluation.samples import Sample, as_rgb, palettes_of, samples
-from generator.training.pictures import World
+from generator.training.nano.gallery import Gallery, art_key
+from generator.training.nano.samples import Sample, as_rgb, palettes_of, samples
+from generator.training.nano.world import World
 from schemas.errors import InputError, ModelError
 
 THINGS = (

@@ -23,7 +23,7 @@ from generator.serving.backends.graph import BadAnswer, BadInput, Graph
 from generator.serving.backends.masks import keep_top
 from generator.serving.backends.task import Prompt, TaskConfig, draw
 from generator.serving.build import Built, _backend_config
-from tests.tiny_serving import tiny_build
+from tests.support.tiny_serving import tiny_build
 
 ALPHAS = (0.0, 0.5, 1.0)
 # The first run exports the tiny model, which takes minutes where the cores are busy.

@@ -21,7 +21,7 @@ from generator.serving.repository import (
 )
 from schemas.errors import InputError, LockHeld, ModelError
 from schemas.settings import Settings
-from tests.tiny_serving import other_adapter, tiny_build
+from tests.support.tiny_serving import other_adapter, tiny_build
 
 pytestmark = pytest.mark.timeout(1200)  # the first run exports the tiny model
 

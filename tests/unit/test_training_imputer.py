@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from generator.training import imputer
-from generator.training.critic import SHARPNESS
-from generator.training.datasets.posters import PosterSpec, draw
-from generator.training.eye import Easel, Eye, compared, premultiplied, straight
-from generator.training.imputer import Drawings, Imputer, Kin, guessed, imagine, impute, train_imputer
-from generator.training.pictures import World
-from generator.training.relatives import find_relatives
+from generator.datasets.posters import PosterSpec, draw
+from generator.training.nano.imputation import imputer
+from generator.training.nano.imputation.imputer import Drawings, Imputer, Kin, guessed, imagine, impute, train_imputer
+from generator.training.nano.imputation.latent_critic import SHARPNESS
+from generator.training.nano.imputation.neighbours import find_relatives
+from generator.training.nano.imputation.perceptual_loss import Easel, Eye, compared, premultiplied, straight
+from generator.training.nano.world import World
 from generator.training.trainer import TrainerConfig, load_averaged
-from tests.training_world import small_world, to_look_at
+from tests.support.training_world import small_world, to_look_at
 
 torch.set_num_threads(1)
 

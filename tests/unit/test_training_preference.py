@@ -14,11 +14,11 @@ import torch
 from generator.pigeon import diffusion
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
-from generator.training import preference
 from generator.training.dpo import DpoConfig
-from generator.training.preference import ranked, score_pairs_of, train_preference
+from generator.training.nano import preference
+from generator.training.nano.preference import ranked, score_pairs_of, train_preference
 from schemas.errors import InputError
-from tests.tiny_training import checkpoint
+from tests.support.tiny_training import checkpoint
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 TASK = Task([Item("a", PICTURE), Item("b", PICTURE)], Item("c", PICTURE, "A poster with a c."), 5, (0.0, 0.5, 1.0))

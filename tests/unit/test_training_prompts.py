@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from generator.training.language import NOISE_SHARE, Prompts
-from tests.training_world import small_world
+from generator.training.nano.language import NOISE_SHARE, Prompts
+from tests.support.training_world import small_world
 
 
 def test_a_history_is_in_its_users_style_but_for_the_noise_whatever_is_held_out() -> None:

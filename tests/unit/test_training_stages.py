@@ -17,22 +17,30 @@ from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.diffusion import cells, sketch
 from generator.pigeon.model import new_model
 from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
-from generator.training import diffusion, imputer, retouch
-from generator.training.assemble import TEXT_TOKENIZER, assemble_model
-from generator.training.caches import CodeCache
-from generator.training.critic import SHARPNESS, Critique, Latents, build_critic, taken_for_another, train_critic
-from generator.training.decoder import build_decoder_task
-from generator.training.diffusion import DiffusionTask, train_diffusion, training_alphas
-from generator.training.imputer import train_imputer
-from generator.training.language import learning_language
-from generator.training.pictures import World
-from generator.training.polish import train_polish
-from generator.training.retouch import train_retouch
-from generator.training.team import Team
-from generator.training.tokenizer import Roles, another_with, kept_grid, plane_waves
+from generator.training.nano import diffusion
+from generator.training.nano.assemble import TEXT_TOKENIZER, assemble_model
+from generator.training.nano.codes import CodeCache
+from generator.training.nano.decoder import build_decoder_task
+from generator.training.nano.diffusion import DiffusionTask, train_diffusion, training_alphas
+from generator.training.nano.imputation import imputer, refiner
+from generator.training.nano.imputation.imputer import train_imputer
+from generator.training.nano.imputation.latent_critic import (
+    SHARPNESS,
+    Critique,
+    Latents,
+    build_critic,
+    taken_for_another,
+    train_critic,
+)
+from generator.training.nano.imputation.refiner import train_retouch
+from generator.training.nano.language import learning_language
+from generator.training.nano.tokenizer import Roles, another_with, kept_grid, plane_waves
+from generator.training.nano.vae import build_vae, unit_variance
+from generator.training.nano.vae_finetune import train_polish
+from generator.training.nano.world import World
+from generator.training.processes import Team
 from generator.training.trainer import Trainer, TrainerConfig
-from generator.training.vae import build_vae, unit_variance
-from tests.training_world import coded, drawn, small_world, to_look_at, weights_of
+from tests.support.training_world import coded, drawn, small_world, to_look_at, weights_of
 
 torch.set_num_threads(1)
 
@@ -312,7 +320,7 @@ def test_two_processes_share_a_step_of_unet_imputer_and_retouch(
     for stage, train in (
         (diffusion, lambda: learn_to_draw(world, tmp_path, latents, latents)),
         (imputer, lambda: train_imputer(tmp_path, drawings, TrainerConfig(steps=1), things=3)),
-        (retouch, lambda: train_retouch(tmp_path, world, world.art.pixels, TrainerConfig(steps=1), batch=4)),
+        (refiner, lambda: train_retouch(tmp_path, world, world.art.pixels, TrainerConfig(steps=1), batch=4)),
     ):
         whole = gradients(stage, train, Team())
         halves = [gradients(stage, train, Team(rank, 2)) for rank in range(2)]

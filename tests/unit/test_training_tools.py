@@ -12,14 +12,14 @@ from tokenizers.models import WordLevel
 
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.presets import nano
-from generator.training.assemble import TEXT_TOKENIZER
-from generator.training.critic import train_critic
-from generator.training.imputer import train_imputer
-from generator.training.retouch import train_retouch
-from generator.training.stages import GUESSES, STAGES, TOOLS, Workshop, export, tool_path
+from generator.training.nano.assemble import TEXT_TOKENIZER
+from generator.training.nano.imputation.imputer import train_imputer
+from generator.training.nano.imputation.latent_critic import train_critic
+from generator.training.nano.imputation.refiner import train_retouch
+from generator.training.nano.recipe import GUESSES, STAGES, TOOLS, Workshop, export, tool_path
 from generator.training.trainer import TrainerConfig
 from schemas.errors import ModelError
-from tests.training_world import drawn, small_world, to_look_at
+from tests.support.training_world import drawn, small_world, to_look_at
 
 torch.set_num_threads(1)
 

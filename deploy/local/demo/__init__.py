@@ -1,4 +1,4 @@
 """The demo: the whole loop on real clicks, run as a user would run it, one `pigeon` command after the other.
 
-May be imported by generator/cli.py only. Imports schemas, and generator.training.datasets for the art that it draws.
+May be imported by generator/cli.py only. Imports schemas, and generator.datasets for the art that it draws.
 """

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from generator.training.datasets import (
+from generator.datasets import (
     STYLE_NAMES,
     ConceptFinder,
     Movie,

@@ -55,7 +55,7 @@ def evaluate(
     from generator.training.evaluation.report import as_json, markdown, tables
     from generator.training.evaluation.run import ALL_BASELINES, Request
     from generator.training.evaluation.run import evaluate as run
-    from generator.training.evaluation.samples import RATIOS
+    from generator.training.nano.samples import RATIOS
     from schemas.errors import InputError
     from schemas.settings import load_settings
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from generator.training.evaluation.bootstrap import Values
 from generator.training.evaluation.extractors import Encoded, Extractor, Own, Pictures, as_pixels
-from generator.training.evaluation.gallery import Advance, Gallery
 from generator.training.evaluation.metrics import (
     Vectors,
     cosines,
@@ -20,8 +19,9 @@ from generator.training.evaluation.metrics import (
     ranks,
     ssim,
 )
-from generator.training.evaluation.samples import Sample, as_rgb
-from generator.training.pictures import World
+from generator.training.nano.gallery import Advance, Gallery
+from generator.training.nano.samples import Sample, as_rgb
+from generator.training.nano.world import World
 
 AT_ONCE = 4
 """Samples that are encoded together: about a hundred pictures."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from generator.training.evaluation.extractors import Extractor, Own, Pictures, Pixels
 from generator.training.evaluation.rows import PIGEON
 from generator.training.evaluation.run import Evaluation
-from generator.training.evaluation.samples import Picture
+from generator.training.nano.samples import Picture
 
 SHEET_ROWS = 16
 GAP, HEAD = 6, 14

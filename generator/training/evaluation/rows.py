@@ -16,8 +16,8 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline, Task
 from generator.pigeon.sampling import noise_image
 from generator.training.evaluation.extractors import Pictures
-from generator.training.evaluation.samples import Picture, Sample, as_rgb
-from generator.training.pictures import World
+from generator.training.nano.samples import Picture, Sample, as_rgb
+from generator.training.nano.world import World
 
 BATCH = 12
 """Tasks that are drawn at once."""

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from generator.datasets.fetch import versions_key
+from generator.datasets.icons import ICON_SIZE
 from generator.pigeon.checkpoint import load_model
-from generator.training.datasets.fetch import versions_key
-from generator.training.datasets.icons import ICON_SIZE
 from generator.training.evaluation.bootstrap import Bootstrap, Estimate
 from generator.training.evaluation.extractors import NAMES, Extractor, Own, Pictures, extractor
-from generator.training.evaluation.gallery import Gallery
 from generator.training.evaluation.measure import Judge, Measured
 from generator.training.evaluation.rows import BATCH, OTHER, PIGEON, Grid, Row, baselines, sized
-from generator.training.evaluation.samples import RATIOS, Sample, samples
-from generator.training.pictures import World
+from generator.training.nano.gallery import Gallery
+from generator.training.nano.samples import RATIOS, Sample, samples
+from generator.training.nano.world import World
 from schemas.errors import InputError
 
 Progress = Callable[[str, int, int], None]

@@ -1,0 +1,1 @@
+"""Events from files: read, checked row by row, and sent to their topics."""

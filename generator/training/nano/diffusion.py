@@ -1,0 +1,114 @@
+"""Stage `diffusion`: the UNet draws latents from the token decoder's conditions.
+
+Of a thing in a style in which it was never drawn the decoder's sketch is a guess from its other drawings, and a UNet that has
+seen only sketches of what was learned by heart believes it to the last blur. So half of the sketches are such guesses, of
+drawings that are known: there the UNet learns what to make of one. And a share of what it draws are things in a style in which
+they were never drawn: the guess then stands for the drawing, too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from generator.pigeon.config import PigeonConfig
+from generator.pigeon.ddim import DdimSchedule
+from generator.pigeon.decoder import CodeDecoder
+from generator.pigeon.diffusion import Diffusion, cells
+from generator.training.nano.codes import CodeCache
+from generator.training.nano.imputation.latent_critic import Critic, Critique, Latents
+from generator.training.nano.world import World
+from generator.training.processes import Team
+from generator.training.trainer import Part, Trainer, TrainerConfig
+
+DROPPED_SHARE = 0.1
+OTHER_STYLE_SHARE = 0.4
+GUESSED_SHARE = 0.5
+UNSEEN_SHARE = 0.6
+"""Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
+MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
+"""Of what the critique says, beside the distance from the drawing."""
+NOISY_HALF_SHARE = 0.6
+"""Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
+
+
+class DiffusionTask(nn.Module):
+    """What learns: the UNet and the decoder's pooled condition. The prompt_embeds are the tokenizer stage's, frozen,
+    because the language model's reference condition is made of them.
+    """
+
+    def __init__(self, diffusion: Diffusion, decoder: CodeDecoder) -> None:
+        super().__init__()
+        self.unet = diffusion.unet.requires_grad_(True)
+        self.decoder = decoder
+        decoder.requires_grad_(False)
+        decoder.decoder.unet_attnpool.requires_grad_(True)
+
+
+def training_alphas(scheduler: dict[str, object]) -> Tensor:
+    """Cumulative alphas (T,) of the schedule that sampling uses."""
+    steps = int(str(scheduler.get("num_train_timesteps", 1000)))
+    spaced = DdimSchedule.from_config({**scheduler, "timestep_spacing": "trailing"}, steps)
+    return torch.from_numpy(spaced.alphas[::-1].copy()).float()
+
+
+def train_diffusion(
+    folder: Path,
+    world: World,
+    model: PigeonConfig,
+    diffusion: Diffusion,
+    decoder: CodeDecoder,
+    codes: CodeCache,
+    latents: Latents,
+    imputed: Latents,
+    critic: Critic,
+    config: TrainerConfig,
+    batch: int = 16,
+) -> DiffusionTask:
+    """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
+    a tenth of the conditions are dropped (zero). Of drawings that may not be seen `imputed` is what is to be drawn. The critic
+    compares the picture that a prediction under conditions means with the drawing, and with the thing's drawings in other styles:
+    squares alone are content with a blur.
+    """
+    task = DiffusionTask(diffusion, decoder)
+    critique, team = Critique(critic, world, latents, imputed), Team.join()
+    alphas = training_alphas(dict(diffusion.scheduler))
+
+    def loss(step: int, rng: np.random.Generator) -> Part:
+        drawn, unseen = world.some_unseen(world.sample(batch, rng), UNSEEN_SHARE, rng)
+        said = codes.mixed(world, drawn, rng, OTHER_STYLE_SHARE)
+        by_guess, kept_rows = rng.random(batch) < GUESSED_SHARE, rng.random(batch) >= DROPPED_SHARE
+        noisiest = rng.random(batch) < NOISY_HALF_SHARE
+        times = rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas))
+        noise = torch.randn(batch, *latents.shape[3:])
+        (mine,) = team.parts(batch)
+        triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
+        rows, noise, timesteps = said[mine], noise[mine], torch.from_numpy(times[mine])
+        imagined = imputed[triple]
+        drawing = np.where(unseen[mine, None, None, None], imagined, latents[triple])
+        clean = torch.from_numpy(drawing.astype(np.float32))
+        embeds, pooled = decoder(rows, torch.full((len(rows),), rows.shape[1]))
+        guess = cells(torch.from_numpy(imagined.astype(np.float32)), embeds.shape[1])  # (B, Q, numbers of a cell)
+        numbers = guess.shape[2]
+        guessed = torch.from_numpy(by_guess[mine])[:, None, None]
+        embeds = torch.cat([torch.where(guessed, guess, embeds[..., :numbers]), embeds[..., numbers:]], dim=2)
+        kept = torch.from_numpy(kept_rows[mine]).float()
+        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
+        signal = alphas[timesteps].sqrt()[:, None, None, None]
+        noise_level = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
+        noisy = signal * clean + noise_level * noise
+        predicted = diffusion.unet_output(noisy, timesteps, embeds, pooled)
+        wanted = signal * noise - noise_level * clean
+        squares = (predicted - wanted).square().mean(dim=(1, 2, 3)).sum() / batch
+        meant = signal * noisy - noise_level * predicted
+        # Without a condition nothing is right but the squares.
+        mistaken, unlike = ((kept * part).sum() / batch for part in critique(triple, meant))
+        figures = {"squares": squares, "mistaken": mistaken, "unlike": unlike}
+        total = squares + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
+        return total, {name: float(figure.detach()) for name, figure in figures.items()}
+
+    Trainer(task, loss, folder, config).run()
+    return task

@@ -1,0 +1,317 @@
+"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and in the auxiliary sets and from its
+relatives' in that style.
+
+A small convolutional network over icons, a tool of training and no part of the model. A held-out drawing is never seen;
+what this network makes of those stands in for it where the token decoder must say something of every thing in every style
+(stage `decoder`), and where the UNet must draw it or learn to draw from such a guess (stage `diffusion`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.datasets.icons import ICON_SIZE
+from generator.training.nano.imputation.neighbours import COUNT, Relatives
+from generator.training.nano.imputation.perceptual_loss import Easel, Eye, compared, premultiplied, straight
+from generator.training.nano.world import Indices, World
+from generator.training.processes import Team
+from generator.training.trainer import Trainer, TrainerConfig
+
+log = logging.getLogger(__name__)
+WIDTHS = (48, 80, 128)
+"""At half, a quarter and an eighth of the icon's side."""
+BLOCKS = 2
+CONDITION = 32
+WORDING = 12
+"""Width of what says one style's colours in another's."""
+CHANNELS = 4
+DROPPED_SHARE = 0.25
+"""Of the given drawings."""
+SHOWN_SHARE = 0.5
+"""Of the things: those that films show. They are what is drawn, and the harder ones."""
+SHIFT = 2
+"""Pixels by which all drawings of a thing are moved together, at most."""
+TURNED_SHARE, TURN, STRETCH = 0.5, 12.0, 0.1
+"""Of the things: turned (degrees) and stretched (of the side, each way of its own) together, at most."""
+PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.15, 0.6
+"""Of the mean distance of the pixels, and of what the eye says."""
+RAMP = 800
+"""Steps over which the style comes to count in full: at first, farther from every drawing would be better than nearer to the right one."""
+OWN_AT_FIRST = -3.0
+"""Logit of the network's own drawing before training: copying is learned first, what to add to it then."""
+
+
+class Block(nn.Module):
+    """x (B, C, h, w), condition (B, K) -> (B, C, h, w); the condition scales and shifts (FiLM, arXiv 1709.07871)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.spread = nn.Conv2d(width, width, 3, padding=1)
+        self.film = nn.Linear(CONDITION, 2 * width)
+        self.mix = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
+        out: Tensor = x + self.mix(F.gelu(self.spread(self.norm(x)) * (1 + scale) + shift))
+        return out
+
+
+class Recolour(nn.Module):
+    """Each pixel of a set's drawing in the colours that a style would have for it: a network of one hidden layer for each set and
+    style, on the pixel alone."""
+
+    def __init__(self, styles: int, sets: int) -> None:
+        super().__init__()
+        self.inlet = nn.Parameter(torch.randn(styles, sets, WORDING, CHANNELS) / 2)
+        self.inlet_bias = nn.Parameter(torch.randn(styles, sets, WORDING, 1) / 2)
+        self.outlet = nn.Parameter(torch.zeros(styles, sets, CHANNELS, WORDING))
+        self.outlet_bias = nn.Parameter(torch.zeros(styles, sets, CHANNELS, 1))
+
+    def forward(self, drawings: Tensor, style: Tensor) -> Tensor:
+        """drawings (B, T, 4, h, w), of all sets; style (B,) -> the same shape."""
+        flat = drawings.flatten(0, 1).flatten(2)  # (B * T, 4, h * w)
+        inlet, inlet_bias, outlet, outlet_bias = (
+            part[style].flatten(0, 1) for part in (self.inlet, self.inlet_bias, self.outlet, self.outlet_bias)
+        )
+        hidden = F.relu(torch.baddbmm(inlet_bias, inlet, flat), inplace=True)
+        return (flat + torch.baddbmm(outlet_bias, outlet, hidden)).view_as(drawings)
+
+
+class Kin(NamedTuple):
+    """Of each row's relatives in the style asked for: drawings (B, K, 4, h, w); nearness (B, K), 0 where there is none; differ
+    (B, K, h / 2, w / 2), where they and the thing differ in other styles."""
+
+    drawings: Tensor
+    nearness: Tensor
+    differ: Tensor
+
+
+class Imputer(nn.Module):
+    """A thing's drawings in all styles and auxiliary sets, of which some are given, and the style that is asked for -> that drawing.
+
+    Each pixel of it is a mean of the given drawings there, said in the style's colours, of the relatives' drawings in that style, and
+    of one of the network's own; with weights of the pixel's own.
+    """
+
+    def __init__(self, styles: int, auxiliary: int, relatives: int = COUNT) -> None:
+        super().__init__()
+        sources = styles + auxiliary + relatives
+        self.sources = sources
+        self.style = nn.Embedding(styles, CONDITION)
+        self.recolour = Recolour(styles, styles + auxiliary)
+        self.prior = nn.Embedding(styles, sources)
+        nn.init.zeros_(self.prior.weight)
+        self.inlet = nn.Conv2d(sources * (4 * CHANNELS + 1) + relatives, WIDTHS[0], 1)
+        self.fine = nn.ModuleList([Block(WIDTHS[0])])
+        self.to_middle = nn.Conv2d(WIDTHS[0], WIDTHS[1], 2, stride=2)
+        self.middle = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
+        self.to_coarse = nn.Conv2d(WIDTHS[1], WIDTHS[2], 2, stride=2)
+        self.coarse = nn.ModuleList(Block(WIDTHS[2]) for _ in range(2 * BLOCKS))
+        self.whole = nn.Linear(WIDTHS[2], sources)
+        self.from_coarse = nn.ConvTranspose2d(WIDTHS[2], WIDTHS[1], 2, stride=2)
+        self.middle_again = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
+        self.from_middle = nn.ConvTranspose2d(WIDTHS[1], WIDTHS[0], 2, stride=2)
+        self.fine_again = nn.ModuleList([Block(WIDTHS[0])])
+        last = nn.Conv2d(WIDTHS[0], 4 * (sources + 1 + CHANNELS), 3, padding=1)
+        with torch.no_grad():  # the four pixels of a place begin alike: otherwise they make a chequered pattern
+            last.weight.copy_(last.weight[::4].repeat_interleave(4, dim=0))
+            bias = torch.zeros(sources + 1 + CHANNELS)
+            bias[sources] = OWN_AT_FIRST
+            last.bias = nn.Parameter(bias.repeat_interleave(4))
+        self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTHS[0]), last)
+
+    def forward(self, drawings: Tensor, given: Tensor, style: Tensor, kin: Kin) -> Tensor:
+        """drawings (B, T, 4, h, w), of the styles and the auxiliary sets, colours times alpha; given (B, T) of 0/1; style (B,); kin of
+        B rows -> (B, 4, h, w)."""
+        shown = given[:, :, None, None, None]
+        said = self.recolour(drawings * shown, style) * shown
+        sources = torch.cat([said, kin.drawings], dim=1)
+        small = F.pixel_unshuffle(sources.flatten(1, 2), 2)
+        flags = torch.cat([given, kin.nearness], dim=1)[:, :, None, None].expand(-1, -1, *small.shape[-2:])
+        condition = self.style(style)
+        fine = _through(self.fine, self.inlet(torch.cat([small, flags, kin.differ], dim=1)), condition)
+        middle = _through(self.middle, self.to_middle(fine), condition)
+        coarse = _through(self.coarse, self.to_coarse(middle), condition)
+        middle = _through(self.middle_again, middle + self.from_coarse(coarse), condition)
+        fine = _through(self.fine_again, fine + self.from_middle(middle), condition)
+        likely, own, colour, alpha = torch.split(F.pixel_shuffle(self.outlet(fine), 2), [self.sources, 1, 3, 1], dim=1)
+        # Which drawing is followed is first a matter of the whole picture: a thing half in one pose and half in another is none.
+        likely = likely + (self.prior(style) + self.whole(coarse.mean(dim=(2, 3))))[:, :, None, None]
+        likely = likely.masked_fill(flags[:, :, :1, :1] == 0, float("-inf"))
+        weights = torch.cat([likely, own], dim=1).softmax(dim=1)[:, :, None]
+        alpha = alpha.sigmoid()
+        drawn = torch.cat([colour.sigmoid() * alpha, alpha], dim=1)
+        out: Tensor = (weights * torch.cat([sources, drawn[:, None]], dim=1)).sum(dim=1)
+        return out
+
+
+def _through(blocks: nn.ModuleList, x: Tensor, condition: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x, condition)
+    return x
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """What may be looked at: the world's drawings that are not held out, all of the auxiliary sets, uint8 (concepts, A, 64, 64, 4) as
+    `datasets.auxiliary` has them, and who is drawn alike."""
+
+    world: World
+    auxiliary: npt.NDArray[np.uint8]
+    relatives: Relatives
+
+    @cached_property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """(concepts, T): which of a thing's drawings there are to look at, styles first."""
+        return np.concatenate([self.world.trained, self.auxiliary[..., 3].any(axis=(2, 3))], axis=1)
+
+    def icons(self, concept: Indices | int) -> Tensor:
+        """float32 (..., T, 4, 64, 64), colours times alpha: also of what may not be looked at."""
+        return premultiplied(np.concatenate([self.world.art.pixels[concept], self.auxiliary[concept]], axis=-4))
+
+    def others(self, concept: Indices, style: Indices) -> npt.NDArray[np.bool_]:
+        """(B, T): the drawings of each thing that may be looked at, less the one in `style`."""
+        given = self.known[concept].copy()
+        given[np.arange(len(style)), style] = False
+        return given
+
+    def kin(self, concept: Indices, style: Indices) -> Kin:
+        """(B,) each -> what the relatives say of those drawings."""
+        relatives = self.relatives
+        nearness = torch.from_numpy(relatives.nearness[concept, style])
+        drawings = premultiplied(self.world.art.pixels[relatives.thing[concept, style], style[:, None]])
+        differ = torch.from_numpy(relatives.differ[concept, style])
+        there = (nearness > 0).float()[:, :, None, None]
+        return Kin(drawings * there[:, :, None], nearness, differ * there)
+
+    def imputer(self) -> Imputer:
+        """A new one for them."""
+        return Imputer(len(self.world.styles), self.auxiliary.shape[1], self.relatives.thing.shape[2])
+
+
+def train_imputer(
+    folder: Path, drawings: Drawings, config: TrainerConfig, things: int = 8, start: Imputer | None = None
+) -> None:
+    """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
+    training may see, on posters of a palette each. start: what learning begins from, else nothing."""
+    world = drawings.world
+    network, eye, easel, team = start or drawings.imputer(), Eye(), Easel(world.palettes), Team.join()
+    count = len(world.styles)
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = np.where(
+            rng.random(things) < SHOWN_SHARE,
+            rng.choice(np.flatnonzero(world.shown), things),
+            rng.integers(len(world.concepts), size=things),
+        )
+        palettes = world.sample_palettes(things, rng)
+        dropped = rng.random((things, count, drawings.known.shape[1])) < DROPPED_SHARE
+        at_places = places(things, rng)
+        rows = int(world.trained[chosen].sum())
+        (mine,) = team.parts(things)
+        thing, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
+        given = drawings.others(chosen[mine][thing], style)
+        fewer = given & ~dropped[mine][thing, style]
+        given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
+        at, wanted, place = torch.from_numpy(thing), torch.from_numpy(style), at_places[mine]
+        icons = placed(drawings.icons(chosen[mine]), place)  # (things, T, 4, 64, 64)
+        kin = drawings.kin(chosen[mine][thing], style)
+        kin = Kin(placed(kin.drawings, place[at]), kin.nearness, placed(kin.differ[:, :, None], place[at])[:, :, 0])
+        palette = torch.from_numpy(palettes[mine])
+        made = network(icons[at], torch.from_numpy(given).float(), wanted, kin)
+        pictures = easel(made, wanted, palette[at])
+        with torch.no_grad():
+            drawn = icons[:, :count].flatten(0, 1)
+            real = easel(drawn, torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
+            seen = [part.view(len(icons), count, -1)[at] for part in eye(real)]
+            truth = real.view(len(icons), count, *real.shape[1:])[at, wanted]
+        known = torch.from_numpy(world.trained[chosen[mine]][thing]).float()
+        mistaken, unlike = (part.sum() / rows for part in compared(eye(pictures), seen, wanted, known))
+        apart = (pictures - truth).abs().mean(dim=(1, 2, 3)).sum() / rows
+        figures = {"l1": apart, "mistaken": mistaken, "unlike": unlike}
+        total = PIXELS_WEIGHT * apart + MISTAKEN_WEIGHT * min(1.0, step / RAMP) * mistaken + UNLIKE_WEIGHT * unlike
+        return total, {name: float(figure.detach()) for name, figure in figures.items()}
+
+    Trainer(network, loss, folder, config).run()
+
+
+def places(count: int, rng: np.random.Generator, turned_share: float = TURNED_SHARE) -> Tensor:
+    """(count, 2, 3): of each thing where a place of the new picture is in the old one, as `affine_grid` takes it."""
+    mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    turned = rng.random(count) < turned_share
+    angle = np.deg2rad(rng.uniform(-TURN, TURN, count)) * turned
+    stretch = 1 + rng.uniform(-STRETCH, STRETCH, (count, 2)) * turned[:, None]
+    move = rng.integers(-SHIFT, SHIFT + 1, size=(count, 2)) * 2 / ICON_SIZE
+    cos, sin = np.cos(angle), np.sin(angle)
+    across = np.stack([mirror * cos * stretch[:, 0], -mirror * sin * stretch[:, 1], move[:, 0]], axis=1)
+    down = np.stack([sin * stretch[:, 0], cos * stretch[:, 1], move[:, 1]], axis=1)
+    return torch.from_numpy(np.stack([across, down], axis=1)).float()
+
+
+def placed(pictures: Tensor, place: Tensor) -> Tensor:
+    """pictures (B, N, C, h, w), all N of a row in the same `place` (B, 2, 3) -> the same shape; nothing around them."""
+    flat = pictures.flatten(1, 2)
+    grid = F.affine_grid(place, list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, grid, align_corners=False).view_as(pictures)
+
+
+def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[np.uint8]:
+    """RGBA uint8 (S, 64, 64, 4), straight alpha: a thing in every style. The mean of two guesses, one of everything mirrored: of what
+    the network errs in on one side only, half is left."""
+    count = len(drawings.world.styles)
+    styles = np.arange(count)
+    same = np.full(count, concept)
+    given = torch.from_numpy(drawings.others(same, styles)).float()
+    icons = drawings.icons(concept)[None].expand(count, -1, -1, -1, -1)
+    kin, style = drawings.kin(same, styles), torch.from_numpy(styles)
+    mirrored = Kin(kin.drawings.flip(-1), kin.nearness, kin.differ.flip(-1))
+    made = network(icons, given, style, kin) + network(icons.flip(-1), given, style, mirrored).flip(-1)
+    return straight(made / 2)
+
+
+@torch.no_grad()
+def imagine(network: Imputer, drawings: Drawings, things: Indices) -> npt.NDArray[np.uint8]:
+    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of these things as guessed; of the rest nothing."""
+    icons = np.zeros_like(drawings.world.art.pixels)
+    for concept in things.tolist():
+        icons[concept] = guessed(network, drawings, concept)
+    return icons
+
+
+@torch.no_grad()
+def impute(
+    icons: npt.NDArray[np.uint8],
+    world: World,
+    encode: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    target: Path,
+) -> None:
+    """Write `target`, float16 (concepts, styles, palettes, *shape): the guessed icons of what films show, on every poster.
+
+    encode: pixels (B, 3, 64, 64) in [0, 1] -> (B, *shape).
+    """
+    partial = target.with_suffix(".partial")  # a stage that reads the guesses of before keeps them
+    full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
+    out = np.lib.format.open_memmap(partial, mode="w+", dtype="float16", shape=full)
+    for number, concept in enumerate(np.flatnonzero(world.shown).tolist()):
+        for style, icon in enumerate(icons[concept]):
+            posters = [world.draw(concept, style, palette, icon) for palette in range(len(world.palettes))]
+            out[concept, style] = encode(torch.from_numpy(np.stack(posters))).numpy()
+        if number % 50 == 0:
+            log.info("imputed: %d of %d things", number, int(world.shown.sum()))
+    out.flush()
+    partial.replace(target)

@@ -1,0 +1,171 @@
+"""Stage `retouch`: in two styles that are twins, the same drawings in another finish, a thing is drawn from its drawing by the other.
+
+The imputer says every style with one network and mixes what all sets draw: of the skull that Fluent draws in 3D it makes a flat one
+in the grey of all sets' skulls. Here a network of its own for each of the twins draws the other's drawing again, or the imputer's guess
+where that is held out, too (decision 17). A tool of training and no part of the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.datasets.posters import LINE_ART_STYLE
+from generator.training.nano.imputation.imputer import CHANNELS, placed, places
+from generator.training.nano.imputation.perceptual_loss import Easel, Eye, compared, premultiplied, straight
+from generator.training.nano.world import Indices, World
+from generator.training.processes import Team
+from generator.training.trainer import Trainer, TrainerConfig
+
+TWINS = {"fluent-emoji": "fluent-emoji-flat", "fluent-emoji-flat": "fluent-emoji"}
+FAMILY = (*TWINS, LINE_ART_STYLE)
+"""Styles that place a thing alike: what is looked at, with the guess."""
+WIDTH = 32
+DROPPED_SHARE, TWIN_DROPPED_SHARE = 0.2, 0.1
+SHOWN_TIMES = 3.0
+"""As often as others are things drawn that films show."""
+PIXELS_ONLY_SHARE = 0.25
+"""Of the training, at first: the eye costs more than the network."""
+PIXELS_WEIGHT, ICON_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.5, 0.6, 0.6
+BATCH = 8
+
+
+class Retoucher(nn.Module):
+    """One style's: a U-Net at a half, a quarter and an eighth of the side. It begins as nearly a copy of what it is to draw again."""
+
+    def __init__(self, pictures: int, width: int = WIDTH) -> None:
+        """pictures: how many it is shown."""
+        super().__init__()
+
+        def layers(count: int, channels: int) -> nn.ModuleList:
+            return nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count))
+
+        self.inlet = nn.Conv2d(4 * CHANNELS * pictures, width, 1)
+        self.fine = layers(1, width)
+        self.to_middle = nn.Conv2d(width, 2 * width, 2, stride=2)
+        self.middle = layers(3, 2 * width)
+        self.to_coarse = nn.Conv2d(2 * width, 3 * width, 2, stride=2)
+        self.coarse = layers(3, 3 * width)
+        self.from_coarse = nn.ConvTranspose2d(3 * width, 2 * width, 2, stride=2)
+        self.middle_again = layers(2, 2 * width)
+        self.from_middle = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.fine_again = layers(1, width)
+        self.outlet = nn.Conv2d(width, 4 * CHANNELS, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.outlet.parameters():
+                parameter.mul_(0.1)
+
+    def forward(self, base: Tensor, sources: Tensor) -> Tensor:
+        """base (B, 4, h, w), what is to be drawn again; sources (B, N, 4, h, w), what else there is to see; colours times alpha
+        -> (B, 4, h, w), which may leave [0, 1]."""
+        seen = torch.cat([base[:, None], sources], dim=1).flatten(1, 2)
+        fine = _through(self.fine, self.inlet(F.pixel_unshuffle(seen, 2)))
+        middle = _through(self.middle, self.to_middle(F.gelu(fine)))
+        coarse = _through(self.coarse, self.to_coarse(F.gelu(middle)))
+        middle = _through(self.middle_again, middle + self.from_coarse(F.gelu(coarse)))
+        fine = _through(self.fine_again, fine + self.from_middle(F.gelu(middle)))
+        return base + F.pixel_shuffle(self.outlet(F.gelu(fine)), 2)
+
+
+def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    for layer in layers:
+        x = x + layer(F.gelu(x))
+    return x
+
+
+class Retouch(nn.Module):
+    """A `Retoucher` for each twin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.styles = nn.ModuleDict({name: Retoucher(1 + len(FAMILY)) for name in TWINS})
+
+
+def shown(
+    world: World, guesses: npt.NDArray[np.uint8], concept: Indices, style: str, dropped: npt.NDArray[np.bool_]
+) -> tuple[Tensor, Tensor]:
+    """guesses RGBA (concepts, styles, 64, 64, 4), straight alpha; concept (B,); dropped (B, S): drawings that are not to be looked at
+    -> base (B, 4, 64, 64) and sources (B, 3, 4, 64, 64) of a style's network, colours times alpha."""
+    family = [name for name in FAMILY if name != style]
+    others = [world.styles.index(name) for name in family]
+    there = torch.from_numpy((world.trained[concept] & ~dropped)[:, others])[:, :, None, None, None]
+    icons = premultiplied(world.art.pixels[concept][:, others]) * there
+    guess, twin = premultiplied(guesses[concept, world.styles.index(style)]), family.index(TWINS[style])
+    base = torch.where(there[:, twin], icons[:, twin], guess)
+    return base, torch.cat([icons, guess[:, None]], dim=1)
+
+
+def train_retouch(
+    folder: Path,
+    world: World,
+    guesses: npt.NDArray[np.uint8],
+    config: TrainerConfig,
+    batch: int = BATCH,
+    start: Retouch | None = None,
+) -> None:
+    """Each step is of one of the two, in turn, and of `batch` things that training may see in it.
+
+    guesses: RGBA uint8 (concepts, styles, 64, 64, 4), the imputer's of every drawing, made without looking at it; start: what learning
+    begins from, else nothing.
+    """
+    network = start or Retouch()
+    eye, easel, team, count = Eye(), Easel(world.palettes), Team.join(), len(world.styles)
+    chances = np.where(world.shown, SHOWN_TIMES, 1.0)[:, None] * world.trained
+    chances /= chances.sum(axis=0)
+
+    def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        name = tuple(TWINS)[step % len(TWINS)]
+        style, twin = world.styles.index(name), world.styles.index(TWINS[name])
+        concept = rng.choice(len(chances), batch, p=chances[:, style])
+        palette, place = torch.from_numpy(world.sample_palettes(batch, rng)), places(batch, rng, turned_share=0.0)
+        dropped = rng.random((batch, count)) < DROPPED_SHARE
+        dropped[:, twin] = rng.random(batch) < TWIN_DROPPED_SHARE
+        (mine,) = team.parts(batch)
+        concept, palette = concept[mine], palette[mine]
+        base, sources = shown(world, guesses, concept, name, dropped[mine])
+        both = np.array([style, twin])
+        real = premultiplied(world.art.pixels[concept][:, both])
+        moved = placed(torch.cat([base[:, None], sources, real], dim=1), place[mine])
+        base, sources, real = torch.split(moved, [1, sources.shape[1], real.shape[1]], dim=1)
+        made = network.styles[name](base[:, 0], sources)
+        icon = (made - real[:, 0]).abs().mean(dim=(1, 2, 3)).sum() / batch
+        if trainer.progress() < PIXELS_ONLY_SHARE:
+            return PIXELS_WEIGHT * icon, {"icon": float(icon.detach())}
+        rows = len(concept)
+        pictures = easel(made, torch.full((rows,), style), palette)
+        with torch.no_grad():
+            posters = easel(real.flatten(0, 1), torch.from_numpy(both).repeat(rows), palette.repeat_interleave(2))
+            seen = [part.view(rows, 2, -1) for part in eye(posters)]
+        known = torch.from_numpy(world.trained[concept][:, both]).float()
+        parts = compared(eye(pictures), seen, torch.zeros(rows, dtype=torch.int64), known)
+        mistaken, unlike = (part.sum() / batch for part in parts)
+        apart = (pictures - posters[::2]).abs().mean(dim=(1, 2, 3)).sum() / batch
+        figures = {"icon": icon, "l1": apart, "mistaken": mistaken, "unlike": unlike}
+        total = PIXELS_WEIGHT * apart + ICON_WEIGHT * icon + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
+        return total, {name: float(figure.detach()) for name, figure in figures.items()}
+
+    trainer = Trainer(network, loss, folder, config)
+    trainer.run()
+
+
+@torch.no_grad()
+def retouched(
+    network: Retouch, world: World, guesses: npt.NDArray[np.uint8], at_once: int = 32
+) -> npt.NDArray[np.uint8]:
+    """guesses RGBA uint8 (concepts, styles, 64, 64, 4), straight alpha -> the same; what films show is drawn again, by the twins.
+    The mean of two drawings, one of everything mirrored, as the guess itself."""
+    out, things = guesses.copy(), np.flatnonzero(world.shown)
+    for start in range(0, len(things), at_once):
+        part = things[start : start + at_once]
+        nothing = np.zeros((len(part), out.shape[1]), dtype=bool)
+        for name, own in network.styles.items():
+            style = world.styles.index(name)
+            base, sources = shown(world, guesses, part, name, nothing)
+            made = own(base, sources) + own(base.flip(-1), sources.flip(-1)).flip(-1)
+            out[part, style] = straight((made / 2).clamp(0, 1))
+    return out

@@ -1,0 +1,39 @@
+"""Named points at which the fault tests kill or hold a process; in production nothing is set and `reach` does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+ConsumePoint = Literal[
+    "claimed",
+    "dead_letters_sent",
+    "staged",
+    "before_commit",
+    "after_commit",
+    "after_kafka_commit",
+]
+"""Points of the consumers' write path."""
+NightPoint = Literal[
+    "planned",
+    "drawn",
+    "intended",
+    "stored",
+    "finished",
+    "judged",
+    "manifest stored",
+    "pointer flipped",
+    "published",
+    "announced",
+]
+"""Points of a night, in order."""
+Point = ConsumePoint | NightPoint
+
+handler: Callable[[Point], None] | None = None
+"""Called with the point's name, in the thread that reached it; set by tests only."""
+
+
+def reach(point: Point) -> None:
+    """Call the handler, if a test set one."""
+    if handler is not None:
+        handler(point)

@@ -1,0 +1,1 @@
+"""What tests share: worlds with real servers, fakes, and tiny models."""

@@ -1,0 +1,137 @@
+"""A small catalogue with users for the night's tests, and a process that runs a night with the test double and may die.
+
+python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself at the COUNT-th passage of the point
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sqlalchemy.orm import Session
+
+from generator.nightly.plan import Scope
+from generator.nightly.run import Night, Parts
+from generator.storage.postgres import connect
+from schemas import faultpoints
+from schemas.events import PosterPublished
+from schemas.settings import Settings, load_settings
+from schemas.tables import Item, Recommendation, UserHistory
+from tests.support.fake_pigeon import FakePigeon
+
+NIGHT = date(2026, 3, 1)
+START = datetime(2026, 2, 1, tzinfo=UTC)
+
+
+def draw_catalogue(folder: Path, count: int) -> None:
+    """Pictures item0.png... that differ in shape and colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        image = np.full((96, 64, 3), rng.integers(0, 256, 3), np.uint8)
+        x, y = rng.integers(0, 40, 2)
+        image[y : y + 40, x : x + 24] = rng.integers(0, 256, 3)
+        Image.fromarray(image).save(folder / f"item{number}.png")
+
+
+def history(*items: str) -> list[dict[str, str]]:
+    """Entries as the consumers write them; the last named is the newest."""
+    return [
+        {
+            "event_id": f"{item}-{number}",
+            "item_id": item,
+            "kind": "click",
+            "occurred_at": (START + timedelta(hours=number)).isoformat(),
+        }
+        for number, item in reversed(list(enumerate(items)))
+    ]
+
+
+def set_user(session: Session, user_id: str, items: Iterable[str], recommended: Iterable[str] | None = None) -> None:
+    """Write or replace a user's history and recommendations."""
+    entries = history(*items)
+    session.merge(
+        UserHistory(
+            user_id=user_id,
+            entries=entries,
+            fingerprint="|".join(entry["event_id"] for entry in entries),
+            interaction_count=len(entries),
+            last_occurred_at=START,
+        )
+    )
+    if recommended is not None:
+        session.merge(Recommendation(user_id=user_id, item_ids=list(recommended), occurred_at=START))
+
+
+def set_item(session: Session, item_id: str, folder: Path, **changes: object) -> None:
+    """Write or replace an item with its picture from `folder`."""
+    values = {
+        "title": f"Film of {item_id}",
+        "description": f"What happens in {item_id}",
+        "image_uri": f"file://{folder / item_id}.png",
+        "attributes": {"synthetic": True},
+    }
+    session.merge(Item(item_id=item_id, **{**values, **changes}))
+
+
+def build(settings: Settings, folder: Path, *, users: int = 3, targets: int = 2) -> None:
+    """Items item0..item11 and users u0.. who liked some of them and are recommended others."""
+    draw_catalogue(folder, 12)
+    engine = connect(settings.database)
+    with Session(engine) as session, session.begin():
+        for number in range(12):
+            set_item(session, f"item{number}", folder)
+        for number in range(users):
+            liked = [f"item{(number + step) % 8}" for step in range(4)]
+            set_user(session, f"u{number}", liked, [f"item{8 + (number + step) % 4}" for step in range(targets)])
+    engine.dispose()
+
+
+class Announcements:
+    """Test double of the announcer: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.events: list[PosterPublished] = []
+
+    def send(self, events: Iterable[PosterPublished]) -> None:
+        self.events.extend(events)
+
+    def close(self) -> None:
+        pass
+
+
+def night(
+    settings: Settings,
+    model: FakePigeon | None = None,
+    announcements: Announcements | None = None,
+    on: date = NIGHT,
+    say: Callable[[str], None] = lambda line: None,
+) -> Night:
+    """The product's night with a fake model and announcer."""
+    fake = model or FakePigeon()
+    told = announcements or Announcements()
+    return Night(Parts(settings, lambda: fake, lambda: told, say), on)
+
+
+def main() -> None:
+    """Run a night that kills itself; see the module's docstring."""
+    point, count = sys.argv[1:]
+    passages = itertools.count(1)
+
+    def die(reached: str) -> None:
+        if reached == point and next(passages) == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faultpoints.handler = die
+    night(load_settings()).run(Scope())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Tiny trainings of both alignment stages, in this process or started by `accelerate launch` (`python -m tests.support.tiny_training`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from generator.pigeon.checkpoint import load_model, save_model
+from generator.pigeon.model import new_model
+from generator.pigeon.personalizer import TrainingBatch
+from generator.pigeon.presets import tiny
+from generator.pigeon.prompt import assemble, mask_inputs
+from generator.training.dpo import DpoConfig, DpoResult, train_dpo
+from generator.training.nano.language import train_alignment
+from generator.training.trainer import TrainerConfig
+from schemas.preferences import PreferencePair, PromptSnapshot
+
+DPO = DpoConfig(learning_rate=3e-2, batch_size=3, epochs=2, warmup_steps=1)
+ALIGNMENT = TrainerConfig(steps=3, lr=1e-2, warmup_steps=1, weight_decay=0.0, log_every_seconds=0.0)
+ROWS = 5
+
+
+def checkpoint(folder: Path) -> Path:
+    """Random weights, no dropout: parts and processes would draw it differently, and nothing else."""
+    torch.manual_seed(5)
+    fields = tiny().model_dump(mode="json")
+    for part, name in (("language", "lora_dropout"), ("mask", "dropout"), ("adapter", "dropout")):
+        fields[part][name] = 0.0
+    config = type(tiny()).model_validate(fields)
+    model = new_model(config, Tokenizer(WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3")))
+    save_model(model, folder, torch.float32)
+    return folder
+
+
+def pair(number: int, **changes: object) -> PreferencePair:
+    fields = {
+        "pair_id": f"p{number}",
+        "user_id": f"u{number}",
+        "item_id": "i",
+        "prompt": PromptSnapshot(
+            history_titles=("w5", "w6"),
+            history_tokens=((1, 2, 3), (4, 5 + number)),
+            title="w7",
+            description="w8",
+            reference_tokens=(7, 8, 9, 10),
+        ),
+        "alpha": 0.3,
+        "seed": number,
+        "chosen_poster_id": "a",
+        "rejected_poster_id": "b",
+        "chosen_tokens": (11, 12, 13),
+        "rejected_tokens": (14, 15),
+        "source": "feedback",
+        "weight": 1.0,
+    }
+    return PreferencePair.model_validate(fields | changes)
+
+
+PAIRS = [pair(number, weight=1.0 + number % 2) for number in range(5)]
+
+
+def run_dpo(folder: Path, out: Path, config: DpoConfig = DPO) -> DpoResult:
+    return train_dpo(folder, None, PAIRS, out, config)
+
+
+def run_alignment(folder: Path, out: Path, part_rows: int | None = None) -> None:
+    """Prompts of random codes, answers of different lengths."""
+    model = load_model(folder)
+    ids = model.config.ids
+
+    def batch(count: int, rng: np.random.Generator) -> TrainingBatch:
+        def codes() -> list[int]:
+            return rng.integers(0, ids.codebook_size, int(rng.integers(1, 7))).tolist()
+
+        history = [[codes(), codes()] for _ in range(count)]
+        text = [1, 5, ids.image_start, 6, ids.image_start, 7, ids.image_end, 8, ids.image_start]
+        prompt = assemble(
+            [text] * count,
+            [[ids.image(one) for one in row] for row in history],
+            ids,
+            answers=[ids.image(codes()) for _ in range(count)],
+        )
+        return TrainingBatch.from_arrays(prompt, mask_inputs(history, [codes() for _ in range(count)], ids))
+
+    train_alignment(out, SimpleNamespace(model=model, batch=batch), ALIGNMENT, ROWS, part_rows)  # type: ignore[arg-type]
+
+
+def main(stage: str, folder: str, out: str) -> None:
+    torch.set_num_threads(1)
+    if stage == "alignment":
+        run_alignment(Path(folder), Path(out))
+        return
+    result = run_dpo(Path(folder), Path(out))
+    rank = torch.distributed.get_rank()
+    (Path(out) / f"rank-{rank}.json").write_text(json.dumps({"losses": result.losses, "kl": result.kl}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
