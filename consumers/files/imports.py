@@ -165,7 +165,7 @@ def _windows(events: Iterable[tuple[int, Event]], size: int) -> Iterator[list[tu
         yield window
 
 
-def _with_pictures(
+def _with_images(
     events: Iterable[tuple[int, Event]], base: Path, uploader: images.Uploader | None, report: Report
 ) -> Iterator[tuple[int, Event]]:
     """Catalogue rows with their local pictures in S3; without an uploader the pictures are only checked."""
@@ -249,4 +249,4 @@ def _source(
     settings: Settings, topic: str, path: Path, uploader: images.Uploader | None, report: Report
 ) -> Iterator[tuple[int, Event]]:
     events = _events(path, topic, report)
-    return _with_pictures(events, path.resolve().parent, uploader, report) if topic == CATALOG else events
+    return _with_images(events, path.resolve().parent, uploader, report) if topic == CATALOG else events

@@ -192,10 +192,10 @@ def render_icon(icon_set: dict[str, Any], name: str, size: int) -> Pixels:
         png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     except ValueError as error:
         raise DatasetError(f"cannot draw icon {name!r}: {error}") from error
-    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     if alias.get("hFlip"):
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(picture)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
 
 
 def slug_of(label: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from generator.feedback.ports import Judged, Loop, Say, Trained
+from generator.feedback.ports import PairScores, RetrainContext, Say, Trained
 from generator.serving.repository import (
     check_repository,
     checkpoint_folder,
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def open_loop(settings: Settings, say: Say) -> Loop:
+def open_context(settings: Settings, say: Say) -> RetrainContext:
     """The loop on the servers that the settings name; nothing is contacted yet.
 
     Raises:
         ModelError: the checkpoint is missing.
     """
     checkpoint = checkpoint_folder(settings)
-    return Loop(
+    return RetrainContext(
         settings=settings,
         engine=connect(settings.database),
         store=Store(settings.s3),
@@ -93,12 +93,12 @@ class Dpo:
         )
         return Trained(result.adapter_dir, figures)
 
-    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> Judged:
+    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
         """Reward margins of pairs that were not trained on."""
-        from generator.training.dpo import score_pairs
+        from generator.training.dpo import measure_pairs
 
-        scores = score_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
-        return Judged(scores.accuracy, scores.margin, scores.kl)
+        scores = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
+        return PairScores(scores.accuracy, scores.margin, scores.kl)
 
 
 @contextmanager

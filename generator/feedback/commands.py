@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from generator.feedback.ports import Loop
+    from generator.feedback.ports import RetrainContext
 
 Reason = Annotated[str, typer.Option("--reason", help="Kept in the registry's history.")]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="As `pigeon models list` shows it.")]
@@ -39,20 +39,20 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
     models.command("adopt")(adopt)
 
 
-def _loop() -> Loop:
-    from generator.feedback.backends import open_loop
+def _context() -> RetrainContext:
+    from generator.feedback.backends import open_context
     from schemas.settings import load_settings
 
-    return open_loop(load_settings(), typer.echo)
+    return open_context(load_settings(), typer.echo)
 
 
 @contextmanager
-def _loop_on_servers() -> Iterator[Loop]:
+def _context_on_servers() -> Iterator[RetrainContext]:
     from generator.feedback.ports import clear_errors
 
-    loop = _loop()
-    with clear_errors(loop):
-        yield loop
+    context = _context()
+    with clear_errors(context):
+        yield context
 
 
 def retrain(
@@ -71,11 +71,11 @@ def retrain(
         return
     from generator.feedback.retrain import retrain as run
 
-    loop = _loop()
+    context = _context()
     run(
-        loop,
+        context,
         _day(day),
-        min_pairs=min_pairs or loop.settings.retrain.min_pairs,
+        min_pairs=min_pairs or context.settings.retrain.min_pairs,
         promote=promote_to.value,
         dry_run=dry_run,
     )
@@ -91,9 +91,14 @@ def forget(
     from generator.storage.lease import lead
     from generator.storage.postgres import plain_errors
 
-    loop = _loop()
-    with lead(loop.engine, "retrain"), plain_errors(loop.engine), Session(loop.engine) as session, session.begin():
-        purged = purge(session, loop.store, dry_run=dry_run)
+    context = _context()
+    with (
+        lead(context.engine, "retrain"),
+        plain_errors(context.engine),
+        Session(context.engine) as session,
+        session.begin(),
+    ):
+        purged = purge(session, context.store, dry_run=dry_run)
     for one in purged:
         typer.echo(f"snapshot {one.snapshot_id}: {one.pairs} pairs of {one.users} erased users")
     typer.echo(f"{len(purged)} snapshots {'hold erased users' if dry_run else 'deleted'}")
@@ -148,40 +153,40 @@ def promote(version: Version, reason: Reason) -> None:
     """Make a version champion: it draws for everybody from the next night on."""
     from generator.feedback import rollout
 
-    with _loop_on_servers() as loop:
-        rollout.promote(loop, version, reason)
+    with _context_on_servers() as context:
+        rollout.promote(context, version, reason)
 
 
 def canary(version: Version, reason: Reason) -> None:
     """Let a version draw for retrain.canary_share of the users from the next night on."""
     from generator.feedback import rollout
 
-    with _loop_on_servers() as loop:
-        rollout.canary(loop, version, reason)
+    with _context_on_servers() as context:
+        rollout.canary(context, version, reason)
 
 
 def rollback(reason: Reason) -> None:
     """Withdraw the running canary; without one, bring back the champion before this one."""
     from generator.feedback import rollout
 
-    with _loop_on_servers() as loop:
-        rollout.rollback(loop, reason)
+    with _context_on_servers() as context:
+        rollout.rollback(context, reason)
 
 
 def sync() -> None:
     """Load champion, canary and waiting challengers into Triton, for example after `pigeon models build`."""
     from generator.feedback import rollout
 
-    with _loop_on_servers() as loop:
-        rollout.sync(loop)
+    with _context_on_servers() as context:
+        rollout.sync(context)
 
 
 def adopt(reason: Reason) -> None:
     """Begin anew with another checkpoint: it becomes champion as it is, versions of the one before are put away."""
     from generator.feedback import rollout
 
-    with _loop_on_servers() as loop:
-        rollout.adopt(loop, reason)
+    with _context_on_servers() as context:
+        rollout.adopt(context, reason)
 
 
 def _day(text: str | None) -> date:

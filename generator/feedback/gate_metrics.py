@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from generator.feedback.ports import Judged, Loop
+from generator.feedback.ports import PairScores, RetrainContext
 from generator.feedback.split import is_held_out
 from generator.nightly.frozen_prompt import FrozenPrompt
 from generator.serving.api import DrawRequest
@@ -32,7 +32,7 @@ class HeldOutTask:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnScores:
     """Means over tasks and the α grid, 100·cosine, as the night scores its candidates."""
 
     cs: float
@@ -76,19 +76,19 @@ def held_out_tasks(
 
 def _history(session: Session, prompt: FrozenPrompt) -> Vectors | None:
     """(H, D) embeddings of the history's pictures; None when the table has lost one."""
-    rows = [session.get(ImageFeature, (picture.sha256, prompt.tokenizer_version)) for picture in prompt.history]
+    rows = [session.get(ImageFeature, (image.sha256, prompt.tokenizer_version)) for image in prompt.history]
     kept = [row.embedding for row in rows if row is not None]
     return np.array(kept, np.float32) if len(kept) == len(rows) else None
 
 
-def draw(loop: Loop, tasks: Sequence[HeldOutTask], adapter: int) -> Drawn | None:
+def draw(context: RetrainContext, tasks: Sequence[HeldOutTask], adapter: int) -> DrawnScores | None:
     """Draw the tasks with an adapter and score them; None when there are none.
 
     The seeds are the night's, so two adapters differ by what they learned and nothing else.
     """
     if not tasks:
         return None
-    model, alphas = loop.serving.model, loop.settings.night.alphas
+    model, alphas = context.serving.model, context.settings.night.alphas
     texts = model.text_embeddings([t.prompt.description or t.prompt.reference.title for t in tasks])
     cs: list[float] = []
     cis: list[float] = []
@@ -96,15 +96,17 @@ def draw(loop: Loop, tasks: Sequence[HeldOutTask], adapter: int) -> Drawn | None
         assert task.prompt.snapshot is not None, "held_out_tasks selects drawn tasks"  # noqa: S101 - for mypy
         candidates = model.draw(
             DrawRequest(task.task_id, task.prompt.snapshot, alphas, task.seed, adapter),
-            deadline_seconds=loop.settings.triton.inference_timeout_seconds,
+            deadline_seconds=context.settings.triton.inference_timeout_seconds,
         )
         for candidate in candidates:
             cs.append(100 * float(candidate.embedding @ words))
             cis.append(100 * float(np.mean(task.history @ candidate.embedding)))
-    return Drawn(float(np.mean(cs)), float(np.mean(cis)))
+    return DrawnScores(float(np.mean(cs)), float(np.mean(cis)))
 
 
-def figures(judged: Judged, challenger: Drawn | None = None, champion: Drawn | None = None) -> dict[str, float | None]:
+def figures(
+    judged: PairScores, challenger: DrawnScores | None = None, champion: DrawnScores | None = None
+) -> dict[str, float | None]:
     """The gate's metrics by name; None where something was not measured."""
     both = challenger is not None and champion is not None
     return {

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
-from generator.serving.api import InferenceError, InferenceUnavailable, PigeonModel
+from generator.serving.api import InferenceError, InferenceUnavailable, ServedPigeon
 from generator.storage.objects import Store
 from generator.storage.postgres import plain_errors
 from schemas.errors import ModelError, ServerUnavailable
@@ -32,7 +32,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PairScores:
     """How an adapter ranks pairs that it was not trained on, against the champion as reference."""
 
     accuracy: float
@@ -43,13 +43,13 @@ class Judged:
     """Mean log π − log π_ref per answer, nats, as estimated by generator.training.dpo."""
 
 
-class Trainer(Protocol):
+class AdapterTrainer(Protocol):
     """DPO from the champion's adapter (None: the checkpoint's own) as the frozen reference."""
 
     def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
         """Train, resuming what is in `out`."""
 
-    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> Judged:
+    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
         """Score pairs without training."""
 
 
@@ -57,7 +57,7 @@ class Serving(Protocol):
     """Adapters in the inference server, side by side."""
 
     @property
-    def model(self) -> PigeonModel:
+    def model(self) -> ServedPigeon:
         """The served model."""
 
     def loaded(self) -> frozenset[int]:
@@ -77,14 +77,14 @@ class Serving(Protocol):
 
 
 @dataclass(frozen=True)
-class Loop:
+class RetrainContext:
     """All that the loop's steps share."""
 
     settings: Settings
     engine: Engine
     store: Store
     serving: Serving
-    trainer: Trainer
+    trainer: AdapterTrainer
     base_sha256: str
     say: Say
 
@@ -100,7 +100,7 @@ class Loop:
 
 
 @contextmanager
-def clear_errors(loop: Loop) -> Iterator[None]:
+def clear_errors(context: RetrainContext) -> Iterator[None]:
     """What servers and drivers raise, as errors with an exit code.
 
     Raises:
@@ -109,7 +109,7 @@ def clear_errors(loop: Loop) -> Iterator[None]:
         InputError: the tables are missing.
     """
     try:
-        with plain_errors(loop.engine):
+        with plain_errors(context.engine):
             yield
     except InferenceUnavailable as error:
         raise ServerUnavailable(f"Triton: {error}; run the same command again to go on") from error

@@ -123,7 +123,7 @@ def history(session: Session, version: str) -> Sequence[ModelEvent]:
 
 
 def register(
-    session: Session, preset: str, parent: ModelVersion, snapshot_id: str, recipe: str, reason: str
+    session: Session, preset: str, parent: ModelVersion, snapshot_id: str, training_key: str, reason: str
 ) -> ModelVersion:
     """A challenger of champion `parent` trained from a snapshot by a recipe (a hash of the training's settings).
 
@@ -133,7 +133,7 @@ def register(
     if parent.snapshot_id == snapshot_id:
         return parent
     same = select(ModelVersion).where(ModelVersion.snapshot_id == snapshot_id, ModelVersion.parent == parent.version)
-    same = same.where(ModelVersion.metrics["recipe"].astext == recipe)
+    same = same.where(ModelVersion.metrics["recipe"].astext == training_key)
     found = session.scalars(same.order_by(ModelVersion.number.desc()).limit(1)).one_or_none()
     if found is not None:
         return found
@@ -145,7 +145,7 @@ def register(
         parent=parent.version,
         base_sha256=parent.base_sha256,
         snapshot_id=snapshot_id,
-        metrics={"recipe": recipe},
+        metrics={"recipe": training_key},
     )
     session.add(made)
     session.flush()

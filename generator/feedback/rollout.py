@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from generator.feedback import registry
 from generator.feedback.artifacts import fetch
-from generator.feedback.ports import Loop
+from generator.feedback.ports import RetrainContext
 from schemas.errors import InputError, Refused
 from schemas.tables import ModelVersion
 
 
-def ensure_serving(loop: Loop, version: ModelVersion) -> None:
+def ensure_serving(context: RetrainContext, version: ModelVersion) -> None:
     """Have a version answer in Triton: its own adapter, from the bucket if need be, then a picture drawn with it.
 
     Raises:
@@ -23,85 +23,87 @@ def ensure_serving(loop: Loop, version: ModelVersion) -> None:
     """
     if version.adapter_key is not None and version.adapter_sha256 is not None:
         # Also when the number is loaded: whether it is this very adapter, only serving knows.
-        loop.serving.install(version.number, fetch(loop.store, version.adapter_key, version.adapter_sha256, loop.cache))
-    elif version.number not in loop.serving.loaded():
+        context.serving.install(
+            version.number, fetch(context.store, version.adapter_key, version.adapter_sha256, context.cache)
+        )
+    elif version.number not in context.serving.loaded():
         cure = (
             "`pigeon models build` and `pigeon models load`"
             if version.parent is None
             else "`pigeon retrain` finishes it"
         )
         raise Refused(f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: {cure}")
-    loop.serving.probe(version.number)
+    context.serving.probe(version.number)
 
 
-def promote(loop: Loop, name: str, reason: str) -> None:
+def promote(context: RetrainContext, name: str, reason: str) -> None:
     """Make a version champion; all users of the next night are drawn by it."""
     _needs(reason)
-    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
-        champion = registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+    with Session(context.engine, expire_on_commit=False) as session, session.begin():
+        champion = registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
         version = registry.get(session, name)
         if champion.version != name:
             _servable(version, "champion")
-    ensure_serving(loop, version)
-    with Session(loop.engine) as session, session.begin():
+    ensure_serving(context, version)
+    with Session(context.engine) as session, session.begin():
         replaced = registry.make_champion(session, name, reason)
-        loop.say(f"{name} is champion, {replaced.version} retired" if replaced else f"{name} is champion already")
+        context.say(f"{name} is champion, {replaced.version} retired" if replaced else f"{name} is champion already")
 
 
-def canary(loop: Loop, name: str, reason: str) -> None:
+def canary(context: RetrainContext, name: str, reason: str) -> None:
     """Let a version draw for `retrain.canary_share` of the next night's users."""
     _needs(reason)
-    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
-        registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+    with Session(context.engine, expire_on_commit=False) as session, session.begin():
+        registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
         version = registry.get(session, name)
         if version.state != "canary":
             _servable(version, "canary")
-    ensure_serving(loop, version)
-    with Session(loop.engine) as session, session.begin():
+    ensure_serving(context, version)
+    with Session(context.engine) as session, session.begin():
         replaced = registry.make_canary(session, name, reason)
-        share = f"{loop.settings.retrain.canary_share:.0%} of the next night's users"
-        loop.say(f"{name} is canary for {share}" + (f", {replaced.version} retired" if replaced else ""))
+        share = f"{context.settings.retrain.canary_share:.0%} of the next night's users"
+        context.say(f"{name} is canary for {share}" + (f", {replaced.version} retired" if replaced else ""))
 
 
-def rollback(loop: Loop, reason: str) -> None:
+def rollback(context: RetrainContext, reason: str) -> None:
     """Undo the latest step: a running canary is withdrawn; without one, the champion gives way to whom it replaced."""
     _needs(reason)
-    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
-        champion = registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+    with Session(context.engine, expire_on_commit=False) as session, session.begin():
+        champion = registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
         running = registry.current(session, "canary")
         if running is not None:
             registry.move(session, running.version, "retired", f"rolled back: {reason}")
-            loop.say(f"canary {running.version} withdrawn, champion {champion.version} draws for everybody")
+            context.say(f"canary {running.version} withdrawn, champion {champion.version} draws for everybody")
             return
         before = registry.predecessor(session, champion)
-    ensure_serving(loop, before)
-    with Session(loop.engine) as session, session.begin():
+    ensure_serving(context, before)
+    with Session(context.engine) as session, session.begin():
         if (now := registry.current(session, "champion")) is None or now.version != champion.version:
             raise Refused(
                 f"the champion changed meanwhile to {now.version if now else 'none'}; nothing was rolled back"
             )
         registry.make_champion(session, before.version, f"rollback of {champion.version}: {reason}")
-        loop.say(f"{before.version} is champion again, {champion.version} retired")
+        context.say(f"{before.version} is champion again, {champion.version} retired")
 
 
-def adopt(loop: Loop, reason: str) -> None:
+def adopt(context: RetrainContext, reason: str) -> None:
     """Make the checkpoint of the settings champion as it is, once Triton serves it; versions of the one before are put away."""
     _needs(reason)
-    loop.serving.check_base()
-    loop.serving.probe(1)
-    with Session(loop.engine) as session, session.begin():
-        champion = registry.adopt(session, loop.settings.models.preset, loop.base_sha256, reason)
-        loop.say(f"{champion.version} is champion: checkpoint {loop.base_sha256} as it is")
+    context.serving.check_base()
+    context.serving.probe(1)
+    with Session(context.engine) as session, session.begin():
+        champion = registry.adopt(session, context.settings.models.preset, context.base_sha256, reason)
+        context.say(f"{champion.version} is champion: checkpoint {context.base_sha256} as it is")
 
 
-def sync(loop: Loop) -> None:
+def sync(context: RetrainContext) -> None:
     """Load every adapter that serves or waits to: after Triton's repository was built anew or lost."""
-    with Session(loop.engine, expire_on_commit=False) as session, session.begin():
-        registry.ensure_first(session, loop.settings.models.preset, loop.base_sha256)
+    with Session(context.engine, expire_on_commit=False) as session, session.begin():
+        registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
         wanted = [v for v in registry.listed(session) if v.state in {"champion", "canary", "loaded"}]
     for version in wanted:
-        ensure_serving(loop, version)
-        loop.say(f"{version.version} ({version.state}): adapter {version.number} answers")
+        ensure_serving(context, version)
+        context.say(f"{version.version} ({version.state}): adapter {version.number} answers")
 
 
 def _servable(version: ModelVersion, state: str) -> None:

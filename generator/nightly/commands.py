@@ -14,7 +14,7 @@ import typer
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from generator.nightly.run import Parts
+    from generator.nightly.run import NightContext
     from schemas.settings import Settings
 
 night = typer.Typer(help="Draw, publish and look at nights.", no_args_is_help=True)
@@ -63,8 +63,8 @@ def run(
         raise InputError("--engine ray: not in this release; use --engine local, and --users @FILE to share work out")
     settings = _settings()
     scope = Scope(_user_list(users), limit)
-    with _parts(settings) as parts:
-        one = Night(parts, day.date() if day else _today(settings))
+    with _context(settings) as context:
+        one = Night(context, day.date() if day else _today(settings))
         if dry_run:
             one.dry_run(scope)
         else:
@@ -77,8 +77,8 @@ def resume(day: Day = None) -> None:
     from generator.nightly.run import Night, find_unfinished
 
     settings = _settings()
-    with _parts(settings) as parts:
-        Night(parts, day.date() if day else find_unfinished(settings)).resume()
+    with _context(settings) as context:
+        Night(context, day.date() if day else find_unfinished(settings)).resume()
 
 
 @night.command("status")
@@ -154,13 +154,13 @@ def _user_list(users: str | None) -> tuple[str, ...] | None:
 
 
 @contextmanager
-def _parts(settings: Settings) -> Iterator[Parts]:
+def _context(settings: Settings) -> Iterator[NightContext]:
     """The real parts: Triton, Kafka and the terminal."""
     import functools
 
     from generator.nightly.announce import KafkaAnnouncer
-    from generator.nightly.run import Parts
+    from generator.nightly.run import NightContext
     from generator.serving.client import TritonPigeon
 
     with TritonPigeon(settings) as model:
-        yield Parts(settings, lambda: model, functools.partial(KafkaAnnouncer, settings.kafka), typer.echo)
+        yield NightContext(settings, lambda: model, functools.partial(KafkaAnnouncer, settings.kafka), typer.echo)

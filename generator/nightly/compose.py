@@ -69,8 +69,8 @@ def compose(
     width, height = size
     place = layout(width, height)
     paper = _edge_colour(art)
-    picture = enlarge(art, place.art[2])
-    canvas = _ground(picture, place, paper)
+    image = enlarge(art, place.art[2])
+    canvas = _ground(image, place, paper)
     _write(canvas, title, year, place, paper, _font_path(font))
     out = io.BytesIO()
     canvas.save(out, "WEBP", quality=quality, method=4)
@@ -110,7 +110,7 @@ def _edge_colour(art: npt.NDArray[np.uint8]) -> Colour:
     return red, green, blue
 
 
-def _ground(picture: Image.Image, place: Layout, paper: Colour) -> Image.Image:
+def _ground(image: Image.Image, place: Layout, paper: Colour) -> Image.Image:
     """The picture laid on its own edge colour, which grows darker away from it; the seam is feathered."""
     x, y, side = place.art
     rows = np.linspace(0, 1, place.height, dtype=np.float32)[:, None, None]
@@ -127,7 +127,7 @@ def _ground(picture: Image.Image, place: Layout, paper: Colour) -> Image.Image:
         mask[:, -feather:] *= ramp[None, :]
     if x > 0:
         mask[:, :feather] *= ramp[None, ::-1]
-    canvas.paste(picture, (x, y), Image.fromarray((mask * 255).astype(np.uint8)))
+    canvas.paste(image, (x, y), Image.fromarray((mask * 255).astype(np.uint8)))
     return canvas
 
 

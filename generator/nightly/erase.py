@@ -69,15 +69,15 @@ def forget_users(settings: Settings) -> str:
         _clean_manifests(store, ledger, proofs)
         for user, proof in proofs.items():
             _clean_reports(store, ledger, user, proof)
-            _clean_pictures(store, ledger, user, proof)
+            _clean_images(store, ledger, user, proof)
         left = _users_in_manifests(store) & set(users)
         if left:
             raise PigeonError(f"erasure failed: {len(left)} users are still in a manifest; run it again")
         for user, proof in proofs.items():
             _clean_rows(ledger, user, proof)
-        pictures = sum(proof.pictures_deleted for proof in proofs.values())
+        images = sum(proof.pictures_deleted for proof in proofs.values())
         manifests = len({key for proof in proofs.values() for key in proof.manifests_rewritten})
-        return f"forget: {len(users)} users erased, {pictures} pictures deleted, {manifests} manifests rewritten"
+        return f"forget: {len(users)} users erased, {images} pictures deleted, {manifests} manifests rewritten"
 
 
 def drop_old_manifests(settings: Settings) -> str:
@@ -171,7 +171,7 @@ def _clean_reports(store: Store, ledger: Ledger, user: str, proof: _Proof) -> No
         proof.reports_deleted.append(key)
 
 
-def _clean_pictures(store: Store, ledger: Ledger, user: str, proof: _Proof) -> None:
+def _clean_images(store: Store, ledger: Ledger, user: str, proof: _Proof) -> None:
     with ledger.reading() as session:
         mine = _keys(session, Poster.user_id == user)
         shared = set()

@@ -16,7 +16,7 @@ from schemas.settings import NightSettings
 RECIPE_VERSION = 1
 
 
-class FrozenPicture(BaseModel):
+class FrozenImage(BaseModel):
     """An item's picture as the plan saw it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,9 +32,9 @@ class FrozenPrompt(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    history: tuple[FrozenPicture, ...]
+    history: tuple[FrozenImage, ...]
     """Oldest first."""
-    reference: FrozenPicture
+    reference: FrozenImage
     description: str
     year: str | None = None
     synthetic: bool = False
@@ -42,7 +42,7 @@ class FrozenPrompt(BaseModel):
     snapshot: PromptSnapshot | None = None
 
 
-def recipe(settings: NightSettings) -> dict[str, Any]:
+def drawing_settings(settings: NightSettings) -> dict[str, Any]:
     """The settings that change what is drawn, kept or composed."""
     names = (
         "alphas variants exploration reference_weight min_reference_score near_duplicate_distance blank_stddev "

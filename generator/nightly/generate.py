@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from generator.nightly.compose import compose, png
-from generator.nightly.frozen_prompt import FrozenPicture, FrozenPrompt, poster_id
-from generator.nightly.image_features import Features, Missing
-from generator.nightly.images import Pictures, UnreadablePicture
+from generator.nightly.frozen_prompt import FrozenImage, FrozenPrompt, poster_id
+from generator.nightly.image_features import ImageFeatureCache, Missing
+from generator.nightly.images import CatalogImages, UnreadableImage
 from generator.nightly.ledger import Ledger
-from generator.nightly.retry import Patience, Stopped
-from generator.nightly.select import Look, Scored, choose, look_of, propensities
-from generator.nightly.stages import Pipeline, Stage
-from generator.serving.api import Candidate, DrawRequest, ImageFeatures, InferenceError, PigeonModel
+from generator.nightly.retry import ModelRetry, Stopped
+from generator.nightly.select import ImageHash, Scored, choose, image_hash, propensities
+from generator.nightly.stages import Stage, StagePipeline
+from generator.serving.api import DrawnImage, DrawRequest, ImageFeatures, InferenceError, ServedPigeon
 from generator.storage.objects import Store
 from schemas.faultpoints import reach
 from schemas.manifest import art_key, poster_key
@@ -60,7 +60,7 @@ class _Job:
     snapshot: PromptSnapshot
     reference: ImageFeatures
     history: npt.NDArray[np.float32]
-    candidates: list[Candidate] | None = None
+    candidates: list[DrawnImage] | None = None
     text: npt.NDArray[np.float32] | None = None
     attempts: int = 0
     seconds: float = 0.0
@@ -70,18 +70,18 @@ class Generator:
     """Draws the pending tasks of one run."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, store: Store, pictures: Pictures, model: PigeonModel, run_id: str
+        self, settings: Settings, ledger: Ledger, store: Store, images: CatalogImages, model: ServedPigeon, run_id: str
     ) -> None:
         self._settings = settings
         self._night = settings.night
         self._ledger = ledger
         self._store = store
-        self._pictures = pictures
+        self._images = images
         self._model = model
         self._run_id = run_id
         self._sizes = [tuple(int(n) for n in size.split("x")) for size in self._night.sizes]
         in_flight = settings.triton.max_in_flight
-        self.pipeline = Pipeline(
+        self.pipeline = StagePipeline(
             [
                 Stage("tokens", self._prepare),
                 Stage("draw", self._draw, in_flight),
@@ -89,15 +89,15 @@ class Generator:
             ],
             queue_size=2 * in_flight,
         )
-        self._patience = Patience(
+        self._retry = ModelRetry(
             model,
             max_attempts=self._night.max_attempts,
             outage_seconds=self._night.outage_seconds,
             stopping=self.pipeline.stopping,
         )
-        self._features = Features(ledger.engine, model, pictures, self._patience.call)
+        self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call)
         self._texts: dict[str, npt.NDArray[np.float32]] = {}
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, ImageHash] = {}
         self._lock = threading.Lock()
         self.tally = Tally()
 
@@ -109,7 +109,7 @@ class Generator:
     @property
     def retries(self) -> int:
         """Model calls that were made again."""
-        return self._patience.retries
+        return self._retry.retries
 
     def run(self, tick: Callable[[Tally], None]) -> Tally:
         """Draw everything that is pending; returns early, without an error, after `pipeline.stop()`.
@@ -128,14 +128,14 @@ class Generator:
     def _prepare(self, tasks: list[NightTask]) -> list[_Job]:
         """Tokens of all pictures of a page of tasks; a task whose pictures cannot be had fails alone."""
         prompts = [FrozenPrompt.model_validate(task.prompt) for task in tasks]
-        wanted = [(picture.sha256, picture.uri) for p in prompts for picture in (*p.history, p.reference)]
+        wanted = [(image.sha256, image.uri) for p in prompts for image in (*p.history, p.reference)]
         try:
             known = self._features.of(wanted)
         except Stopped:
             return []
         jobs = []
         for task, prompt in zip(tasks, prompts, strict=True):
-            history = [known[picture.sha256] for picture in prompt.history]
+            history = [known[image.sha256] for image in prompt.history]
             reference = known[prompt.reference.sha256]
             problem = next((f.reason for f in (reference, *history) if isinstance(f, Missing)), None)
             if problem:
@@ -144,7 +144,7 @@ class Generator:
             readable = [f for f in history if isinstance(f, ImageFeatures)]
             assert isinstance(reference, ImageFeatures)  # noqa: S101 - there is no problem
             snapshot = PromptSnapshot(
-                history_titles=tuple(picture.title for picture in prompt.history),
+                history_titles=tuple(image.title for image in prompt.history),
                 history_tokens=tuple(f.tokens for f in readable),
                 title=prompt.reference.title,
                 description=prompt.description,
@@ -170,7 +170,7 @@ class Generator:
         start = time.monotonic()
         try:
             job.text = self._text(job.prompt.description or job.prompt.reference.title)
-            candidates = self._patience.call(
+            candidates = self._retry.call(
                 lambda: self._model.draw(request, deadline_seconds=deadline), attempted=attempted
             )
         except Stopped:
@@ -193,7 +193,7 @@ class Generator:
             return []
         try:
             reference_look = self._reference_look(job.prompt.reference)
-        except UnreadablePicture as error:
+        except UnreadableImage as error:
             self._fail(task, f"picture: {error}", job.attempts)
             return []
         judged, kept = choose(
@@ -241,9 +241,9 @@ class Generator:
     ) -> dict[str, Any]:
         """A row of `posters`; the files that belong to it are added to `files`."""
         task, art = job.task, scored.candidate.image
-        picture = png(art)
-        art_sha = hashlib.sha256(picture).hexdigest()
-        files[art_key(art_sha)] = (picture, "image/png")
+        image = png(art)
+        art_sha = hashlib.sha256(image).hexdigest()
+        files[art_key(art_sha)] = (image, "image/png")
         sizes = []
         for width, height in self._sizes:
             body = compose(
@@ -286,16 +286,16 @@ class Generator:
         with self._lock:
             known = self._texts.get(text)
         if known is None:
-            known = self._patience.call(lambda: self._model.text_embeddings([text]))[0]
+            known = self._retry.call(lambda: self._model.text_embeddings([text]))[0]
             with self._lock:
                 self._texts[text] = known
         return known
 
-    def _reference_look(self, reference: FrozenPicture) -> Look:
+    def _reference_look(self, reference: FrozenImage) -> ImageHash:
         with self._lock:
             known = self._looks.get(reference.sha256)
         if known is None:
-            known = look_of(self._pictures.pixels(reference.uri, reference.sha256))
+            known = image_hash(self._images.pixels(reference.uri, reference.sha256))
             with self._lock:
                 self._looks[reference.sha256] = known
         return known

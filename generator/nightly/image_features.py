@@ -11,8 +11,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.nightly.images import Pictures, UnreadablePicture
-from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, PigeonModel
+from generator.nightly.images import CatalogImages, UnreadableImage
+from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, ServedPigeon
 from generator.storage.postgres import plain_errors
 from schemas.tables import ImageFeature
 
@@ -26,7 +26,7 @@ class Missing:
     reason: str
 
 
-class Features:
+class ImageFeatureCache:
     """A read-through cache: memory, then the table `image_features`, then the model.
 
     `call` runs a model call with the night's patience for outages (generate.py).
@@ -35,13 +35,13 @@ class Features:
     def __init__(
         self,
         engine: Engine,
-        model: PigeonModel,
-        pictures: Pictures,
+        model: ServedPigeon,
+        images: CatalogImages,
         call: Callable[[Callable[[], list[ImageFeatures]]], list[ImageFeatures]],
     ) -> None:
         self._engine = engine
         self._model = model
-        self._pictures = pictures
+        self._images = images
         self._call = call
         self._known: dict[str, ImageFeatures | Missing] = {}
         self._lock = threading.Lock()
@@ -80,8 +80,8 @@ class Features:
         pixels = {}
         for sha, uri in batch:
             try:
-                pixels[sha] = self._pictures.pixels(uri, sha)
-            except UnreadablePicture as error:
+                pixels[sha] = self._images.pixels(uri, sha)
+            except UnreadableImage as error:
                 self._known[sha] = Missing(str(error))
         if not pixels:
             return

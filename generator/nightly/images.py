@@ -29,7 +29,7 @@ MAX_PIXELS = 64 * 10**6
 MIN_SIDE = 8
 
 
-class UnreadablePicture(Exception):
+class UnreadableImage(Exception):
     """The picture cannot be fetched or decoded; the text says why."""
 
 
@@ -52,7 +52,7 @@ def decode(data: bytes) -> Pixels:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
-                    raise UnreadablePicture(f"{image.width}x{image.height} pixels is out of range")
+                    raise UnreadableImage(f"{image.width}x{image.height} pixels is out of range")
                 if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
                     rgba = image.convert("RGBA")
                     white = Image.new("RGBA", rgba.size, "white")
@@ -66,10 +66,10 @@ def decode(data: bytes) -> Pixels:
         Image.DecompressionBombWarning,
         Image.DecompressionBombError,
     ) as error:
-        raise UnreadablePicture(f"not a readable picture: {error}"[:200]) from error
+        raise UnreadableImage(f"not a readable picture: {error}"[:200]) from error
 
 
-class Pictures:
+class CatalogImages:
     """Fetches pictures; bytes seen once in this night are kept in a folder, so that drawing does not fetch again.
 
     Safe to use from several threads.
@@ -94,7 +94,7 @@ class Pictures:
         try:
             data = self._fetch(uri)
             decode(data)
-        except UnreadablePicture as error:
+        except UnreadableImage as error:
             return Probe(None, str(error))
         sha256 = hashlib.sha256(data).hexdigest()
         self._keep(sha256, data)
@@ -115,7 +115,7 @@ class Pictures:
             path.unlink(missing_ok=True)
             data = self._fetch(uri)
             if hashlib.sha256(data).hexdigest() != sha256:
-                raise UnreadablePicture(f"{uri} has changed since the night was planned")
+                raise UnreadableImage(f"{uri} has changed since the night was planned")
         return decode(data)
 
     def _keep(self, sha256: str, data: bytes) -> None:
@@ -134,11 +134,11 @@ class Pictures:
         elif parts.scheme == "s3":
             data = self._read_s3(parts.netloc, unquote(parts.path).lstrip("/"))
         else:
-            raise UnreadablePicture(f"{parts.scheme}: is not file, http, https or s3")
+            raise UnreadableImage(f"{parts.scheme}: is not file, http, https or s3")
         if not data:
-            raise UnreadablePicture("is empty")
+            raise UnreadableImage("is empty")
         if len(data) > self._limit:
-            raise UnreadablePicture(f"is larger than {self._limit} bytes (setting night.max_image_bytes)")
+            raise UnreadableImage(f"is larger than {self._limit} bytes (setting night.max_image_bytes)")
         return data
 
     def _read_file(self, path: Path) -> bytes:
@@ -146,7 +146,7 @@ class Pictures:
             with path.open("rb") as file:
                 return file.read(self._limit + 1)
         except OSError as error:
-            raise UnreadablePicture(f"cannot read {path}: {error.strerror}") from error
+            raise UnreadableImage(f"cannot read {path}: {error.strerror}") from error
 
     def _read_http(self, uri: str) -> bytes:
         try:
@@ -154,13 +154,13 @@ class Pictures:
                 data: bytes = answer.read(self._limit + 1)
                 return data
         except (OSError, urllib.error.URLError, ValueError) as error:
-            raise UnreadablePicture(f"cannot fetch {uri}: {error}"[:200]) from error
+            raise UnreadableImage(f"cannot fetch {uri}: {error}"[:200]) from error
 
     def _read_s3(self, bucket: str, key: str) -> bytes:
         try:
             stored = self._store.get(key, bucket=bucket)
         except InputError as error:  # somebody else's bucket: this picture's trouble, not the night's
-            raise UnreadablePicture(str(error)) from error
+            raise UnreadableImage(str(error)) from error
         if stored is None:
-            raise UnreadablePicture(f"no such object s3://{bucket}/{key}")
+            raise UnreadableImage(f"no such object s3://{bucket}/{key}")
         return stored.body

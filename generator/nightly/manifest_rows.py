@@ -11,7 +11,7 @@ from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.select import COPY_OF_OTHER_USER, Look, OtherUsersArt, propensities
+from generator.nightly.select import COPY_OF_OTHER_USER, ImageHash, OtherUsersArt, propensities
 from schemas.settings import NightSettings
 from schemas.tables import Poster
 
@@ -41,7 +41,7 @@ ORDER BY p.user_id COLLATE "C", p.item_id COLLATE "C", p.variant
 
 
 @dataclass(frozen=True)
-class Settled:
+class ManifestRows:
     """Rows of the manifest, and how they came about."""
 
     rows: list[dict[str, Any]]
@@ -50,7 +50,7 @@ class Settled:
     withheld: int
 
 
-def settle(ledger: Ledger, run_id: str, logical_date: date, settings: NightSettings) -> Settled:
+def select_manifest_rows(ledger: Ledger, run_id: str, logical_date: date, settings: NightSettings) -> ManifestRows:
     """Decide what is in the manifest, and record what is withheld. The same tasks give the same answer every time."""
     with ledger.writing() as session:
         rows = [
@@ -61,7 +61,7 @@ def settle(ledger: Ledger, run_id: str, logical_date: date, settings: NightSetti
         _judge(session, carried, tonight, settings)
     kept = [row for row in rows if row["withheld"] is None]
     drawn = sum(row["tonight"] for row in kept)
-    return Settled(kept, drawn, len(kept) - drawn, len(tonight) - drawn)
+    return ManifestRows(kept, drawn, len(kept) - drawn, len(tonight) - drawn)
 
 
 def _judge(
@@ -70,13 +70,13 @@ def _judge(
     """Withhold tonight's posters that look like another user's of the same item; carried ones have precedence."""
     others = OtherUsersArt(settings.near_duplicate_distance)
     for row in carried:
-        others.remember(row["item_id"], row["user_id"], Look.parse(row["look"]))
+        others.remember(row["item_id"], row["user_id"], ImageHash.parse(row["look"]))
     tasks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in tonight:
         tasks[row["user_id"], row["item_id"]].append(row)
     for variants in tasks.values():
         for row in variants:
-            granted = others.grant(row["item_id"], row["user_id"], Look.parse(row["look"]))
+            granted = others.grant(row["item_id"], row["user_id"], ImageHash.parse(row["look"]))
             _change(session, row, "withheld", None if granted else COPY_OF_OTHER_USER)
         shown = [row for row in variants if row["withheld"] is None]
         for row, propensity in zip(shown, propensities([r["score"] for r in shown], settings.exploration), strict=True):

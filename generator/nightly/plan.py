@@ -13,8 +13,15 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from generator.nightly.frozen_prompt import FrozenPicture, FrozenPrompt, input_fingerprint, recipe, share, task_seed
-from generator.nightly.images import Pictures, Probe
+from generator.nightly.frozen_prompt import (
+    FrozenImage,
+    FrozenPrompt,
+    drawing_settings,
+    input_fingerprint,
+    share,
+    task_seed,
+)
+from generator.nightly.images import CatalogImages, Probe
 from schemas.settings import Settings
 from schemas.tables import Erasure, Item, ModelVersion, NightRun, NightTask, Recommendation, UserHistory
 
@@ -118,14 +125,14 @@ class Planner:
     """Plans one night inside one session (a snapshot)."""
 
     def __init__(
-        self, session: Session, settings: Settings, pictures: Pictures, tokenizer_version: str, logical_date: date
+        self, session: Session, settings: Settings, images: CatalogImages, tokenizer_version: str, logical_date: date
     ) -> None:
         self._session = session
         self._night = settings.night
-        self._pictures = pictures
+        self._images = images
         self._tokenizer_version = tokenizer_version
         self._date = logical_date
-        self._recipe = recipe(settings.night)
+        self._drawing_settings = drawing_settings(settings.night)
         self._items: dict[str, Item | None] = {}
         self._probes: dict[str, Probe] = {}
         self.drawers = Drawers.read(session, settings)
@@ -145,7 +152,7 @@ class Planner:
                 if row.user_id in erased:
                     chunk.skip(row.user_id, ERASED)
             known = [user for user in users if user is not None]
-            self._look_at_pictures(known)
+            self._look_at_images(known)
             drawn_before = self._drawn_before([user.user_id for user in known])
             for user in known:
                 tasks = self._tasks(user, drawn_before, chunk)
@@ -191,7 +198,7 @@ class Planner:
         """Items by how many histories hold them: targets for users without recommendations."""
         return list(self._session.scalars(_POPULAR))
 
-    def _look_at_pictures(self, users: Sequence[_User]) -> None:
+    def _look_at_images(self, users: Sequence[_User]) -> None:
         """Fetch what these users' tasks need, each picture once, and further ones in place of those that are unreadable."""
         self._load_items({item for user in users for item in (*user.history, *user.targets)})
         while True:
@@ -201,7 +208,7 @@ class Planner:
                 wanted.update(self._unseen(user.targets, self._night.targets_per_user, target=True))
             if not wanted:
                 return
-            self._probes.update(self._pictures.probe_all(wanted))
+            self._probes.update(self._images.probe_all(wanted))
 
     def _unseen(self, item_ids: Sequence[str], enough: int, *, target: bool = False) -> Iterator[str]:
         """Addresses to look at before it is known which of these items are the first `enough` that can be used."""
@@ -257,7 +264,7 @@ class Planner:
         if len(usable) < self._night.min_history:
             chunk.skip(user.user_id, TOO_FEW_PICTURES)
             return []
-        history = tuple(self._picture(item) for item in reversed(usable))
+        history = tuple(self._image(item) for item in reversed(usable))
         drawer = self.drawers.of(user.user_id)
         tasks = []
         eligible = 0
@@ -271,7 +278,7 @@ class Planner:
                 continue
             eligible += 1
             prompt = self._prompt(item_id, history)
-            fingerprint = input_fingerprint(prompt, self._recipe)
+            fingerprint = input_fingerprint(prompt, self._drawing_settings)
             if (user.user_id, item_id, fingerprint, drawer.version) in drawn_before:
                 chunk.skip(
                     user.user_id, UNCHANGED, item_id, input_fingerprint=fingerprint, model_version=drawer.version
@@ -292,20 +299,20 @@ class Planner:
             chunk.skip(user.user_id, NO_TARGETS)
         return tasks
 
-    def _picture(self, item_id: str) -> FrozenPicture:
+    def _image(self, item_id: str) -> FrozenImage:
         item = self._items[item_id]
         assert item is not None and item.image_uri is not None  # noqa: S101, PT018 - `_problem` said so
         sha256 = self._probes[item.image_uri].sha256
         assert sha256 is not None  # noqa: S101
-        return FrozenPicture(item_id=item_id, title=item.title.strip(), uri=item.image_uri, sha256=sha256)
+        return FrozenImage(item_id=item_id, title=item.title.strip(), uri=item.image_uri, sha256=sha256)
 
-    def _prompt(self, item_id: str, history: tuple[FrozenPicture, ...]) -> FrozenPrompt:
+    def _prompt(self, item_id: str, history: tuple[FrozenImage, ...]) -> FrozenPrompt:
         item = self._items[item_id]
         assert item is not None  # noqa: S101
         year = item.attributes.get("year")
         return FrozenPrompt(
             history=history,
-            reference=self._picture(item_id),
+            reference=self._image(item_id),
             description=item.description.strip(),
             year=str(year) if isinstance(year, int | str) and str(year).isdigit() else None,
             synthetic=item.attributes.get("synthetic") is True,

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.manifest_rows import Settled
+from generator.nightly.manifest_rows import ManifestRows
 from generator.storage.objects import Store
 from schemas.errors import InputError, ServerUnavailable
 from schemas.faultpoints import reach
@@ -30,11 +30,11 @@ PARQUET = "application/vnd.apache.parquet"
 FLIP_ATTEMPTS = 10
 
 
-def store_manifest(store: Store, ledger: Ledger, run: NightRun, settled: Settled) -> ManifestRef:
+def store_manifest(store: Store, ledger: Ledger, run: NightRun, manifest_rows: ManifestRows) -> ManifestRef:
     """Write the set of `run` without leading anybody to it."""
     day = run.logical_date.isoformat()
     about = {"run_id": run.run_id, "logical_date": day}
-    manifest = to_parquet(settled.rows, POSTER_SCHEMA, **about)
+    manifest = to_parquet(manifest_rows.rows, POSTER_SCHEMA, **about)
     items = to_parquet(_items(ledger), ITEM_SCHEMA, **about)
     return ManifestRef(
         run_id=run.run_id,
@@ -43,7 +43,7 @@ def store_manifest(store: Store, ledger: Ledger, run: NightRun, settled: Settled
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
         items_key=create_revision(store, items_key(day, run.run_id), items),
         items_sha256=hashlib.sha256(items).hexdigest(),
-        posters=len(settled.rows),
+        posters=len(manifest_rows.rows),
         model_version=run.model_version,
     )
 

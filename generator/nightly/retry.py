@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from generator.serving.api import InferenceCorrupt, InferenceError, InferenceUnavailable, PigeonModel
+from generator.serving.api import InferenceCorrupt, InferenceError, InferenceUnavailable, ServedPigeon
 from schemas.errors import ServerUnavailable
 
 T = TypeVar("T")
@@ -21,11 +21,11 @@ class Stopped(Exception):
     """The night was asked to stop while a call was waiting; the task stays pending."""
 
 
-class Patience:
+class ModelRetry:
     """Calls the model with retries. Safe to use from several threads."""
 
     def __init__(
-        self, model: PigeonModel, *, max_attempts: int, outage_seconds: float, stopping: threading.Event
+        self, model: ServedPigeon, *, max_attempts: int, outage_seconds: float, stopping: threading.Event
     ) -> None:
         self._model = model
         self._max_attempts = max_attempts

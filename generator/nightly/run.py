@@ -12,16 +12,16 @@ from datetime import date
 from typing import Any
 
 from generator.nightly.announce import Announcer, announce
-from generator.nightly.frozen_prompt import frozen, recipe
+from generator.nightly.frozen_prompt import drawing_settings, frozen
 from generator.nightly.generate import Generator, Tally
-from generator.nightly.images import Pictures
+from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
-from generator.nightly.manifest_rows import settle
+from generator.nightly.manifest_rows import select_manifest_rows
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
-from generator.serving.api import PigeonModel
+from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
@@ -40,11 +40,11 @@ class Interrupted(PigeonError):
 
 
 @dataclass(frozen=True)
-class Parts:
+class NightContext:
     """What a night works with; the command line makes them from the settings, tests put doubles in."""
 
     settings: Settings
-    model: Callable[[], PigeonModel]
+    model: Callable[[], ServedPigeon]
     announcer: Callable[[], Announcer]
     say: Callable[[str], None]
 
@@ -52,15 +52,15 @@ class Parts:
 class Night:
     """The night of one logical date."""
 
-    def __init__(self, parts: Parts, logical_date: date) -> None:
-        self._parts = parts
-        self._settings = parts.settings
-        self._say = parts.say
+    def __init__(self, context: NightContext, logical_date: date) -> None:
+        self._parts = context
+        self._settings = context.settings
+        self._say = context.say
         self._date = logical_date
         self._engine = connect(self._settings.database)
         self._store = Store(self._settings.s3)
         cache = self._settings.state_dir / "cache" / "pictures"
-        self._pictures = Pictures(self._settings.night, self._store, cache)
+        self._images = CatalogImages(self._settings.night, self._store, cache)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
         """Count what a night would draw and skip; nothing is written but the picture cache."""
@@ -128,13 +128,13 @@ class Night:
             self._store.s3.close()
 
     def _planner(self, session: Any) -> Planner:
-        return Planner(session, self._settings, self._pictures, self._parts.model().tokenizer_version, self._date)
+        return Planner(session, self._settings, self._images, self._parts.model().tokenizer_version, self._date)
 
     def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
         start = time.monotonic()
         with ledger.reading() as session:
             planner = self._planner(session)
-            frozen = {"scope": scope.json(), "recipe": recipe(self._settings.night)}
+            frozen = {"scope": scope.json(), "recipe": drawing_settings(self._settings.night)}
             version = planner.drawers.champion.version
             tasks, skips = ledger.save_plan(self._date, version, frozen, planner.chunks(scope))
         reach("planned")
@@ -184,7 +184,7 @@ class Night:
             )
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
-        generator = Generator(self._settings, ledger, self._store, self._pictures, self._parts.model(), run.run_id)
+        generator = Generator(self._settings, ledger, self._store, self._images, self._parts.model(), run.run_id)
         with _stop_on_signal(generator.pipeline.stop) as received, NightProgress(pending) as progress:
             tally = generator.run(progress.show)
         if received:
@@ -195,11 +195,13 @@ class Night:
         return generator
 
     def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> dict[str, Any]:
-        settled = settle(ledger, run.run_id, self._date, self._settings.night)
+        manifest_rows = select_manifest_rows(ledger, run.run_id, self._date, self._settings.night)
         reach("judged")
-        ref = store_manifest(self._store, ledger, run, settled)
+        ref = store_manifest(self._store, ledger, run, manifest_rows)
         reach("manifest stored")
-        figures = self._figures(ledger, run, settled.drawn, settled.carried, settled.withheld, generator, seconds)
+        figures = self._figures(
+            ledger, run, manifest_rows.drawn, manifest_rows.carried, manifest_rows.withheld, generator, seconds
+        )
         report = write_report(self._store, ledger, run, figures)
         led = flip(self._store, ledger, ref, run.fencing_token)
         ledger.published(
@@ -224,8 +226,8 @@ class Night:
             ) from error
         finally:
             self._say(
-                f"night of {self._date}: {settled.drawn} posters drawn, {settled.carried} carried over, "
-                f"{settled.withheld} withheld, {announced}; {tally.finished} tasks in {seconds:.1f} s "
+                f"night of {self._date}: {manifest_rows.drawn} posters drawn, {manifest_rows.carried} carried over, "
+                f"{manifest_rows.withheld} withheld, {announced}; {tally.finished} tasks in {seconds:.1f} s "
                 f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
                 f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
             )

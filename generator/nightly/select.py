@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from generator.serving.api import Candidate
+from generator.serving.api import DrawnImage
 from schemas.settings import NightSettings
 
 THUMBNAIL_SIDE = 4
@@ -30,7 +30,7 @@ OUTSCORED = "outscored"
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageHash:
     """What near-duplicates are found by: shapes (64-bit perceptual hash) and colours (4x4 RGB thumbnail).
 
     The hash alone sees no colour, and a change of palette is a personalization.
@@ -43,11 +43,11 @@ class Look:
         return f"{self.shapes:016x}{self.colours.hex()}"
 
     @classmethod
-    def parse(cls, text: str) -> Look:
+    def parse(cls, text: str) -> ImageHash:
         """Inverse of `str`, as stored in `posters.look`."""
         return cls(int(text[:16], 16), bytes.fromhex(text[16:]))
 
-    def near(self, other: Look, distance: int) -> bool:
+    def is_near(self, other: ImageHash, distance: int) -> bool:
         """Whether both shapes and colours are nearly the same."""
         if (self.shapes ^ other.shapes).bit_count() > distance:
             return False
@@ -55,12 +55,12 @@ class Look:
         return float(np.abs(mine - np.frombuffer(other.colours, np.uint8)).mean()) < SAME_COLOURS
 
 
-def look_of(pixels: npt.NDArray[np.uint8]) -> Look:
+def image_hash(pixels: npt.NDArray[np.uint8]) -> ImageHash:
     """The look of an (H, W, 3) RGB picture."""
     image = Image.fromarray(pixels)
     bits = imagehash.phash(image).hash.flatten()
     small = image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
-    return Look(int("".join("1" if bit else "0" for bit in bits), 2), small.tobytes())
+    return ImageHash(int("".join("1" if bit else "0" for bit in bits), 2), small.tobytes())
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Scored:
     """A candidate with its scores (100 x cosine) and, when it is not kept, the reason."""
 
     index: int
-    candidate: Candidate
+    candidate: DrawnImage
     cs: float
     cis_reference: float
     cis_history: float
     score: float
-    look: Look
+    look: ImageHash
     refused: str | None
 
     def row(self) -> dict[str, Any]:
@@ -90,12 +90,12 @@ class Scored:
 
 
 def choose(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[DrawnImage],
     *,
     text: npt.NDArray[np.float32],
     reference: npt.NDArray[np.float32],
     history: npt.NDArray[np.float32],
-    reference_look: Look,
+    reference_look: ImageHash,
     settings: NightSettings,
 ) -> tuple[list[Scored], list[Scored]]:
     """Score all candidates and keep the best `settings.variants` that pass the quality gate.
@@ -126,7 +126,7 @@ def choose(
         reason = None
         if len(kept) == settings.variants:
             reason = OUTSCORED
-        elif any(scored.look.near(other.look, settings.near_duplicate_distance) for other in kept):
+        elif any(scored.look.is_near(other.look, settings.near_duplicate_distance) for other in kept):
             reason = COPY_OF_VARIANT
         if reason:
             judged[scored.index] = Scored(**{**scored.__dict__, "refused": reason})
@@ -137,23 +137,23 @@ def choose(
 
 def _judge(
     index: int,
-    candidate: Candidate,
+    candidate: DrawnImage,
     text: npt.NDArray[np.float32],
     reference: npt.NDArray[np.float32],
     history: npt.NDArray[np.float32],
-    reference_look: Look,
+    reference_look: ImageHash,
     settings: NightSettings,
 ) -> Scored:
     cs = 100 * float(candidate.embedding @ text)
     cis_history = 100 * float((history @ candidate.embedding).mean())
     score = settings.reference_weight * cs + (1 - settings.reference_weight) * cis_history
-    look = look_of(candidate.image)
+    look = image_hash(candidate.image)
     refused = None
     if float(candidate.image.std(axis=(0, 1)).max()) < settings.blank_stddev:
         refused = BLANK
     elif cs < settings.min_reference_score:
         refused = OFF_REFERENCE
-    elif look.near(reference_look, settings.near_duplicate_distance):
+    elif look.is_near(reference_look, settings.near_duplicate_distance):
         refused = COPY_OF_REFERENCE
     return Scored(index, candidate, cs, 100 * float(candidate.embedding @ reference), cis_history, score, look, refused)
 
@@ -171,15 +171,17 @@ class OtherUsersArt:
 
     def __init__(self, distance: int) -> None:
         self._distance = distance
-        self._granted: dict[str, list[tuple[str, Look]]] = {}
+        self._granted: dict[str, list[tuple[str, ImageHash]]] = {}
 
-    def remember(self, item_id: str, user_id: str, look: Look) -> None:
+    def remember(self, item_id: str, user_id: str, look: ImageHash) -> None:
         """A picture that is granted already."""
         self._granted.setdefault(item_id, []).append((user_id, look))
 
-    def grant(self, item_id: str, user_id: str, look: Look) -> bool:
+    def grant(self, item_id: str, user_id: str, look: ImageHash) -> bool:
         """True, and remembered, unless another user has nearly the same picture of this item."""
-        if any(user != user_id and look.near(other, self._distance) for user, other in self._granted.get(item_id, ())):
+        if any(
+            user != user_id and look.is_near(other, self._distance) for user, other in self._granted.get(item_id, ())
+        ):
             return False
         self.remember(item_id, user_id, look)
         return True

@@ -23,7 +23,7 @@ class Stage:
 _END = object()
 
 
-class Pipeline:
+class StagePipeline:
     """Runs the items of a source through the stages.
 
     The first exception of any stage stops all of them and is raised by `run`. After `stop` what is queued is dropped,

@@ -66,9 +66,9 @@ class Diffusion(nn.Module):
         ).sample
         return out
 
-    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode_pictures(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """RGB (B, 3, S, S) in -1..1 -> scaled latents (B, 4, h, w); the mean, or a sample if a generator is given."""
-        distribution = self.vae.encode(pictures).latent_dist
+        distribution = self.vae.encode(images).latent_dist
         latents: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
         scaled: Tensor = (latents - self._shift) * float(self.vae.config["scaling_factor"])
         return scaled
@@ -87,7 +87,7 @@ class Diffusion(nn.Module):
         self, prompt_embeds: Tensor, pooled: Tensor, noise: NDArray[np.float32], **options: Any
     ) -> NDArray[np.uint8]:
         """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8; `options` are those of `sample`."""
-        return self._pictures(torch.from_numpy(self.sample(prompt_embeds, pooled, noise, **options)))
+        return self._images(torch.from_numpy(self.sample(prompt_embeds, pooled, noise, **options)))
 
     @torch.no_grad()
     def sample(
@@ -134,10 +134,10 @@ class Diffusion(nn.Module):
         if not self.config.sketched:
             raise ValueError("diffusion.sketched: false; this model's conditions hold no sketch to preview")
         channels, size, _ = self.latent_shape
-        return self._pictures(sketch(prompt_embeds, channels, size))
+        return self._images(sketch(prompt_embeds, channels, size))
 
     @torch.no_grad()
-    def _pictures(self, latents: Tensor) -> NDArray[np.uint8]:
+    def _images(self, latents: Tensor) -> NDArray[np.uint8]:
         return to_uint8(self.decode_latents(latents).cpu().numpy())
 
     def _predict(self, latents: Tensor, timestep: int, prompt_embeds: Tensor, pooled: Tensor) -> NDArray[np.float32]:

@@ -105,7 +105,7 @@ class Personalizer(nn.Module):
         tokens: Tensor,
         positions: Tensor,
         types: Tensor,
-        ratio: Tensor | float,
+        alpha: Tensor | float,
         *,
         invert_reference: bool = False,
         noise: Tensor | None = None,
@@ -116,7 +116,7 @@ class Personalizer(nn.Module):
         if noise is not None:
             noise = noise.to(embeds.device)
         out: MaskOutput = self.mask_generator(
-            embeds, positions, types, ratio, invert_reference=invert_reference, noise=noise
+            embeds, positions, types, alpha, invert_reference=invert_reference, noise=noise
         )
         return out
 
@@ -145,7 +145,7 @@ class Personalizer(nn.Module):
     def forward(
         self,
         batch: TrainingBatch,
-        ratio: Tensor | float,
+        alpha: Tensor | float,
         *,
         invert_reference: bool = True,
         noise: Tensor | None = None,
@@ -155,7 +155,7 @@ class Personalizer(nn.Module):
             batch.mask_tokens,
             batch.mask_positions,
             batch.mask_types,
-            ratio,
+            alpha,
             invert_reference=invert_reference,
             noise=noise,
         )

@@ -21,8 +21,8 @@ from generator.pigeon.prompt import assemble, mask_inputs, masked, prompt_text_i
 from generator.pigeon.sampling import gumbel_row, noise_image
 from generator.pigeon.scorer import pad_texts
 
-Picture = NDArray[np.uint8]
-DEFAULT_RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
+ImageArray = NDArray[np.uint8]
+DEFAULT_ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 @dataclass(frozen=True)
@@ -30,43 +30,43 @@ class Item:
     """A catalogue item. `picture` is RGB uint8 (height, width, 3)."""
 
     title: str
-    picture: Picture
+    image: ImageArray
     description: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One user and one reference item. `ratios` is the α_r grid: the share of the reference that is masked, each 0..1."""
+    """One user and one reference item. `alphas` is the α grid: the share of the reference that is masked, each 0..1."""
 
     history: Sequence[Item]
     reference: Item
     seed: int
-    ratios: Sequence[float] = DEFAULT_RATIOS
+    alphas: Sequence[float] = DEFAULT_ALPHAS
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One poster of the grid. Scores are 100 * cosine; none without a scorer."""
 
-    ratio: float
+    alpha: float
     codes: list[int]  # the answer's visual codes
-    picture: Picture  # (S, S, 3)
-    text_score: float | None = None  # with the reference's description
-    history_score: float | None = None  # mean over the history's pictures
+    image: ImageArray  # (S, S, 3)
+    cs: float | None = None  # with the reference's description
+    cis_history: float | None = None  # mean over the history's pictures
 
     @property
     def score(self) -> float | None:
-        """0.5 * text_score + 0.5 * history_score, which the best candidate maximises."""
-        if self.text_score is None or self.history_score is None:
+        """0.5 * cs + 0.5 * cis_history, which the best candidate maximises."""
+        if self.cs is None or self.cis_history is None:
             return None
-        return 0.5 * self.text_score + 0.5 * self.history_score
+        return 0.5 * self.cs + 0.5 * self.cis_history
 
 
 @dataclass(frozen=True)
 class TaskResult:
     history_codes: list[list[int]]
     reference_codes: list[int]
-    candidates: list[Candidate] = field(default_factory=list)  # in the order of the ratios
+    candidates: list[Candidate] = field(default_factory=list)  # in the order of the alphas
 
 
 class PigeonPipeline:
@@ -87,7 +87,7 @@ class PigeonPipeline:
         """progress: called with (denoising steps done, steps).
 
         Raises:
-            ValueError: a task has no history, another number of ratios than the first, a ratio outside 0..1, or a bad picture.
+            ValueError: a task has no history, another number of alphas than the first, an alpha outside 0..1, or a bad picture.
         """
         self.check_inputs(tasks)
         history, references = self.encode(tasks)
@@ -98,17 +98,17 @@ class PigeonPipeline:
         noise = np.stack([
             noise_image(task.seed, variant, self.model.diffusion.latent_shape)
             for task in tasks
-            for variant in range(len(task.ratios))
+            for variant in range(len(task.alphas))
         ])  # fmt: skip
-        pictures = self.model.diffusion.draw(prompt_embeds, pooled, noise, progress=progress)
-        drawn = pictures.reshape(len(tasks), len(tasks[0].ratios), *pictures.shape[1:])
+        images = self.model.diffusion.draw(prompt_embeds, pooled, noise, progress=progress)
+        drawn = images.reshape(len(tasks), len(tasks[0].alphas), *images.shape[1:])
         scores = self.score(tasks, drawn)
         results = []
         for number, task in enumerate(tasks):
             candidates = [
-                Candidate(ratio, codes, picture, text, past)
-                for ratio, codes, picture, (text, past) in zip(
-                    task.ratios, answers[number], drawn[number], scores[number], strict=True
+                Candidate(alpha, codes, image, text, past)
+                for alpha, codes, image, (text, past) in zip(
+                    task.alphas, answers[number], drawn[number], scores[number], strict=True
                 )
             ]
             results.append(TaskResult(history[number], references[number], candidates))
@@ -120,11 +120,11 @@ class PigeonPipeline:
         for number, task in enumerate(tasks):
             if not task.history:
                 raise ValueError(f"task {number}: history is empty; a user needs at least one item")
-            if len(task.ratios) != len(tasks[0].ratios) or not task.ratios:
-                raise ValueError(f"task {number}: {len(task.ratios)} ratios, task 0 has {len(tasks[0].ratios)}")
-            for ratio in task.ratios:
-                if not 0 <= ratio <= 1:
-                    raise ValueError(f"task {number}: ratio {ratio} must lie between 0 and 1")
+            if len(task.alphas) != len(tasks[0].alphas) or not task.alphas:
+                raise ValueError(f"task {number}: {len(task.alphas)} alphas, task 0 has {len(tasks[0].alphas)}")
+            for alpha in task.alphas:
+                if not 0 <= alpha <= 1:
+                    raise ValueError(f"task {number}: alpha {alpha} must lie between 0 and 1")
             if not 0 <= task.seed < 2**64:
                 raise ValueError(f"task {number}: seed {task.seed} must lie between 0 and 2**64 - 1")
 
@@ -133,12 +133,12 @@ class PigeonPipeline:
 
         A picture is tokenized once, however many tasks and later calls show it.
         """
-        rows = [[*(item.picture for item in self.recent(task)), task.reference.picture] for task in tasks]
-        keys = [[fingerprint(picture) for picture in row] for row in rows]
+        rows = [[*(item.image for item in self.recent(task)), task.reference.image] for task in tasks]
+        keys = [[fingerprint(image) for image in row] for row in rows]
         new = {
-            key: picture
+            key: image
             for row, names in zip(rows, keys, strict=True)
-            for picture, key in zip(row, names, strict=True)
+            for image, key in zip(row, names, strict=True)
             if key not in self._codes
         }
         if new:
@@ -155,18 +155,18 @@ class PigeonPipeline:
         self, tasks: Sequence[Task], history: list[list[list[int]]], references: list[list[int]]
     ) -> tuple[Tensor, Tensor]:
         """-> the mask generator's keep rows (B, N) at the first ratio (the history's part is the same at all), and the
-        reference embeddings (B, A, C). A task's noise is the same at all its ratios, so larger ratios mask strictly more.
+        reference embeddings (B, A, C). A task's noise is the same at all its alphas, so larger ones mask strictly more.
         """
         inputs = mask_inputs(history, references, self.config.ids)
-        variants = len(tasks[0].ratios)
+        variants = len(tasks[0].alphas)
         tokens, positions, types = (
             torch.from_numpy(rows).repeat_interleave(variants, dim=0)
             for rows in (inputs.tokens, inputs.positions, inputs.types)
         )
         noise = torch.from_numpy(np.stack([gumbel_row(task.seed, 0, inputs.tokens.shape[1]) for task in tasks]))
-        ratios = torch.tensor([ratio for task in tasks for ratio in task.ratios], dtype=torch.float64)
+        alphas = torch.tensor([alpha for task in tasks for alpha in task.alphas], dtype=torch.float64)
         personalizer = self.model.personalizer
-        out = personalizer.masks(tokens, positions, types, ratios, noise=noise.repeat_interleave(variants, dim=0))
+        out = personalizer.masks(tokens, positions, types, alphas, noise=noise.repeat_interleave(variants, dim=0))
         embeddings = personalizer.reference_embedding(tokens, types, out.keep)
         return out.keep[::variants].cpu(), embeddings.unflatten(0, (len(tasks), variants))  # type: ignore[no-untyped-call]
 
@@ -194,7 +194,7 @@ class PigeonPipeline:
         images = [[ids.image(codes) for codes in row] for row in history]
         room = self.config.language.max_positions - self.config.generation.max_new_tokens
         prompt = masked(assemble(texts, images, ids, max_tokens=room), keeps.numpy())
-        streams = [[(task.seed, variant) for variant in range(len(task.ratios))] for task in tasks]
+        streams = [[(task.seed, variant) for variant in range(len(task.alphas))] for task in tasks]
         return self.model.personalizer.generate(prompt, embeddings, streams, temperature)
 
     def decode(self, codes: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -203,42 +203,42 @@ class PigeonPipeline:
         out: tuple[Tensor, Tensor] = self.model.code_decoder(*pad_codes(rows, self.config.decoder.max_tokens))
         return out
 
-    def score(self, tasks: Sequence[Task], pictures: Picture) -> list[list[tuple[float | None, float | None]]]:
-        """pictures (T, A, S, S, 3) -> [task][variant] (text_score, history_score), from one pass over all pictures.
+    def score(self, tasks: Sequence[Task], images: ImageArray) -> list[list[tuple[float | None, float | None]]]:
+        """pictures (T, A, S, S, 3) -> [task][variant] (cs, cis_history), from one pass over all pictures.
 
         Without a scorer both are None.
         """
         scorer = self.model.scorer
         if scorer is None:
-            return [[(None, None)] * pictures.shape[1]] * len(tasks)
-        past = {fingerprint(item.picture): item.picture for task in tasks for item in self.recent(task)}
-        drawn = pictures.reshape(-1, *pictures.shape[2:])
+            return [[(None, None)] * images.shape[1]] * len(tasks)
+        past = {fingerprint(item.image): item.image for task in tasks for item in self.recent(task)}
+        drawn = images.reshape(-1, *images.shape[2:])
         features = scorer.image(self.pixels([*drawn, *past.values()], scoring=True)).cpu()
-        ours = features[: len(drawn)].unflatten(0, pictures.shape[:2])  # (T, A, F)
+        ours = features[: len(drawn)].unflatten(0, images.shape[:2])  # (T, A, F)
         seen = dict(zip(past, features[len(drawn) :], strict=True))
         texts = [self.model.encode_text(task.reference.description or task.reference.title) for task in tasks]
         described = scorer.text(pad_texts(texts, scorer.config)).cpu()  # (T, F)
-        text_scores = 100 * (ours @ described[..., None])[..., 0]
+        cs_rows = 100 * (ours @ described[..., None])[..., 0]
         out: list[list[tuple[float | None, float | None]]] = []
-        for task, own, row in zip(tasks, ours, text_scores, strict=True):
-            history = torch.stack([seen[fingerprint(item.picture)] for item in self.recent(task)])
+        for task, own, row in zip(tasks, ours, cs_rows, strict=True):
+            history = torch.stack([seen[fingerprint(item.image)] for item in self.recent(task)])
             out.append(list(zip(row.tolist(), (100 * own @ history.t()).mean(dim=1).tolist(), strict=True)))
         return out
 
-    def pixels(self, pictures: Sequence[Picture], *, scoring: bool = False) -> Tensor:
+    def pixels(self, images: Sequence[ImageArray], *, scoring: bool = False) -> Tensor:
         """RGB uint8 -> normalised pixels (B, 3, S, S) of the tokenizer, or of the scorer."""
         vision = self.config.tokenizer.vision
         if scoring and self.config.scorer is not None:
             vision = self.config.scorer.vision
-        return torch.from_numpy(prepare_pixels(pictures, vision.image_size, vision.pixel_mean, vision.pixel_std))
+        return torch.from_numpy(prepare_pixels(images, vision.image_size, vision.pixel_mean, vision.pixel_std))
 
 
-def fingerprint(picture: Picture) -> bytes:
+def fingerprint(image: ImageArray) -> bytes:
     """Equal for equal pictures."""
-    shape = f"{picture.dtype} {picture.shape} ".encode()
-    return hashlib.sha256(shape + picture.tobytes()).digest()
+    shape = f"{image.dtype} {image.shape} ".encode()
+    return hashlib.sha256(shape + image.tobytes()).digest()
 
 
 def best(result: TaskResult, variants: int = 1) -> list[Candidate]:
-    """The best-scored candidates, best first; ties go to the earlier ratio."""
+    """The best-scored candidates, best first; ties go to the earlier alpha."""
     return sorted(result.candidates, key=lambda candidate: -(candidate.score or 0.0))[:variants]

@@ -10,20 +10,20 @@ from PIL import Image
 
 
 def prepare_pixels(
-    pictures: Sequence[NDArray[np.uint8]], size: int, mean: Sequence[float], std: Sequence[float]
+    images: Sequence[NDArray[np.uint8]], size: int, mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.float32]:
     """RGB pictures (H, W, 3) uint8 of any size -> normalised (B, 3, size, size) float32, resized bicubically.
 
     Raises:
         ValueError: a picture is not (H, W, 3) uint8.
     """
-    out = np.empty((len(pictures), 3, size, size), dtype=np.float32)
-    for number, picture in enumerate(pictures):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise ValueError(f"picture {number}: is {picture.dtype} {picture.shape}; give RGB uint8 (height, width, 3)")
-        fitted = picture
-        if picture.shape[:2] != (size, size):
-            fitted = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+    out = np.empty((len(images), 3, size, size), dtype=np.float32)
+    for number, image in enumerate(images):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"picture {number}: is {image.dtype} {image.shape}; give RGB uint8 (height, width, 3)")
+        fitted = image
+        if image.shape[:2] != (size, size):
+            fitted = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
         scaled = (fitted.astype(np.float32) / 255 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
         out[number] = scaled.transpose(2, 0, 1)
     return out

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from generator.serving.api import Candidate, DrawRequest
+from generator.serving.api import DrawnImage, DrawRequest
 from generator.serving.client import TritonPigeon
 from generator.serving.repository import read_manifest, repository_folder
 from schemas.errors import InputError, ModelError
@@ -101,7 +101,7 @@ def installed_adapters(settings: Settings) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def probe(settings: Settings, number: int, *, deadline_seconds: float | None = None) -> Candidate:
+def probe(settings: Settings, number: int, *, deadline_seconds: float | None = None) -> DrawnImage:
     """Draw one small request with adapter `number`.
 
     Raises:

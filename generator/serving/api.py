@@ -52,7 +52,7 @@ class DrawRequest:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class DrawnImage:
     """One picture that the model drew."""
 
     alpha: float
@@ -64,7 +64,7 @@ class Candidate:
     """(D,), unit length: the image scorer's, of `image`."""
 
 
-class PigeonModel(Protocol):
+class ServedPigeon(Protocol):
     """The served model. All calls block, may raise `InferenceError`s, and may be made from several threads."""
 
     def image_features(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageFeatures]:
@@ -73,7 +73,7 @@ class PigeonModel(Protocol):
     def text_embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(N, D), unit rows: the scorer's, of titles or descriptions."""
 
-    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[Candidate]:
+    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
         """One candidate per α, in the order of `request.alphas`."""
 
     @property

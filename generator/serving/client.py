@@ -19,7 +19,7 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from generator.serving.api import (
-    Candidate,
+    DrawnImage,
     DrawRequest,
     ImageFeatures,
     InferenceCorrupt,
@@ -90,7 +90,7 @@ class TritonPigeon:
             InferenceRejected: a picture is not (H, W, 3) uint8.
             InferenceUnavailable, InferenceCorrupt: as the names say.
         """
-        size = self._picture_size
+        size = self._image_size
         fitted = [_fit(image, number, size) for number, image in enumerate(images)]
         out: list[ImageFeatures] = []
         for start in range(0, len(fitted), BATCH):
@@ -122,7 +122,7 @@ class TritonPigeon:
             parts.append(_unit_rows(answer, "text_embeddings", len(batch)))
         return np.concatenate(parts)
 
-    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[Candidate]:
+    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
         """One candidate per α, in the order of `request.alphas`.
 
         Raises:
@@ -154,7 +154,7 @@ class TritonPigeon:
         codes = [tuple(int(code) for code in row[:count]) for row, count in zip(tokens, counts, strict=True)]
         if any(code < 0 for row in codes for code in row):
             raise InferenceCorrupt("pigeon: tokens hold a negative code inside their count")
-        return [Candidate(*values) for values in zip(request.alphas, codes, images, embeddings, strict=True)]
+        return [DrawnImage(*values) for values in zip(request.alphas, codes, images, embeddings, strict=True)]
 
     @cached_property
     def tokenizer_version(self) -> str:
@@ -247,7 +247,7 @@ class TritonPigeon:
                 )
 
     @cached_property
-    def _picture_size(self) -> int:
+    def _image_size(self) -> int:
         with _as_inference_error("visual_tokenizer"):
             metadata = self._client.get_model_metadata(
                 "visual_tokenizer", client_timeout=self._triton.network_timeout_seconds

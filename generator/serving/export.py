@@ -198,7 +198,7 @@ def networks(pigeon: PigeonModel) -> list[Network]:
     channels, height, width = diffusion.latent_shape
     batch = {0: "batch"}
 
-    def pictures(size: int) -> Example:
+    def images(size: int) -> Example:
         return lambda count, g: {
             "images": torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=g)
         }
@@ -258,7 +258,7 @@ def networks(pigeon: PigeonModel) -> list[Network]:
             "visual_tokenizer",
             "model.onnx",
             VisualTokenizerGraph(pigeon.tokenizer),
-            pictures(vision.image_size),
+            images(vision.image_size),
             {"images": batch},
             ("code_ids", "keep"),
         ),
@@ -299,7 +299,7 @@ def networks(pigeon: PigeonModel) -> list[Network]:
             "image_scorer",
             "image.onnx",
             ImageTowerGraph(pigeon.scorer.image, scorer_config.vision),
-            pictures(scorer_config.vision.image_size),
+            images(scorer_config.vision.image_size),
             {"images": batch},
             ("features",),
         ),

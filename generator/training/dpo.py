@@ -24,7 +24,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
 from generator.pigeon.prompt import IGNORED_LABEL, MASKED, assemble, mask_inputs, masked, prompt_text_ids
 from generator.pigeon.sampling import gumbel_row
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair
@@ -75,7 +75,7 @@ class DpoResult:
 
 
 @dataclass(frozen=True)
-class PairScores:
+class PairMargins:
     """How an adapter ranks pairs against a reference adapter."""
 
     margins: list[float]
@@ -232,8 +232,8 @@ def train_dpo(
     config = config or DpoConfig()
     if not pairs:
         raise InputError("pairs: none given; DPO needs at least one")
-    team = Team.join()
-    if team.rank == 0:
+    group = ProcessGroup.join()
+    if group.rank == 0:
         _claim(out_dir, champion_adapter_dir, pairs, config)
     model = load_policy(checkpoint_dir, champion_adapter_dir)
     personalizer = model.personalizer
@@ -255,7 +255,7 @@ def train_dpo(
         epoch, number = divmod(step, per_epoch)
         order = np.random.default_rng([config.seed, epoch]).permutation(len(pairs))
         chosen = order[number * config.batch_size :][: config.batch_size]
-        for part in trainer.team.parts(len(chosen), config.part_size):
+        for part in trainer.group.parts(len(chosen), config.part_size):
             some = chosen[part]
             policy = answer_logprobs(personalizer, prepare(model, [pairs[i] for i in some])).view(2, -1)
             out = dpo_loss(policy[0], policy[1], reference[0, some], reference[1, some], config.beta)
@@ -285,22 +285,22 @@ def train_dpo(
     trainer = Trainer(learning, loss, out_dir, settings)
     trainer.run(on_step=record)
     adapter = out_dir / "adapter"
-    if team.rank == 0:
+    if group.rank == 0:
         save_adapter(personalizer, adapter, torch.float32)
-    team.wait()
-    scores = score_pairs(checkpoint_dir, adapter, champion_adapter_dir, pairs[:KL_PAIRS], config.beta)
+    group.wait()
+    scores = measure_pairs(checkpoint_dir, adapter, champion_adapter_dir, pairs[:KL_PAIRS], config.beta)
     losses, accuracies, margins = (list(column) for column in zip(*learning.record, strict=True))
     return DpoResult(losses, accuracies, margins, scores.kl, adapter)
 
 
 @torch.no_grad()
-def score_pairs(
+def measure_pairs(
     checkpoint_dir: Path,
     adapter_dir: Path | None,
     reference_adapter_dir: Path | None,
     pairs: list[PreferencePair],
     beta: float = 0.1,
-) -> PairScores:
+) -> PairMargins:
     """Margins and KL of an adapter against a reference (none: the checkpoint's own), without training.
 
     Raises:
@@ -328,7 +328,7 @@ def score_pairs(
         out = dpo_loss(sums[0][0], sums[0][1], sums[1][0], sums[1][1], beta)
         margins += (out.chosen_rewards - out.rejected_rewards).tolist()
         kls += divergence.mean(dim=0).tolist()
-    return PairScores(margins, kls)
+    return PairMargins(margins, kls)
 
 
 def _claim(out_dir: Path, champion: Path | None, pairs: Sequence[PreferencePair], config: DpoConfig) -> None:

@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes that train together; alone, everything here does nothing."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def join(cls) -> Team:
+    def join(cls) -> ProcessGroup:
         """The team that `accelerate launch` started this process for, or this process alone."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()

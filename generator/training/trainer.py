@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from schemas.errors import InputError, ModelError, PigeonError
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Trainer:
         )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step, self.seconds = 0, 0.0
-        self.team = Team.join()
+        self.group = ProcessGroup.join()
         self._figures: dict[str, list[float]] = {}  # since the last line
 
     def run(
@@ -95,8 +95,8 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.check_room()
         self.resume()
-        self.team.wait()
-        if self.team.rank == 0:
+        self.group.wait()
+        if self.group.rank == 0:
             (self.folder / "trainer.json").write_text(json.dumps(self.config.__dict__, indent=1))
         self.module.train()
         saved = logged = last = time.monotonic()
@@ -110,7 +110,7 @@ class Trainer:
             now = time.monotonic()
             self.seconds += now - last
             last = now
-            stop, self.seconds = self.team.agree(stopped.is_set(), self.seconds)
+            stop, self.seconds = self.group.agree(stopped.is_set(), self.seconds)
             if now - logged >= self.config.log_every_seconds:
                 self._log_line()
                 logged = now
@@ -124,7 +124,7 @@ class Trainer:
         self.save()
         if on_save is not None:
             on_save()
-        self.team.wait()
+        self.group.wait()
         if stop:
             raise SystemExit(143)
 
@@ -150,8 +150,8 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             for name, figure in {"loss": float(loss.detach()), **more}.items():
                 figures[name] = figures.get(name, 0.0) + figure
-        self.team.sum_gradients(self.parameters)
-        figures = self.team.sum_figures(figures)
+        self.group.sum_gradients(self.parameters)
+        figures = self.group.sum_figures(figures)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.clip_norm))
         value = figures["loss"]
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -175,7 +175,7 @@ class Trainer:
         row = {"step": float(self.step), "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
         row |= {name: statistics.fmean(found) for name, found in self._figures.items()}  # of the steps that had it
         self._figures = {}
-        if self.team.rank:
+        if self.group.rank:
             return
         append_row(self.folder / "loss.csv", row)
         log.info("%s %s", self.folder.name, " ".join(f"{name}={value:.5g}" for name, value in row.items()))
@@ -199,7 +199,7 @@ class Trainer:
         Raises:
             InputError: they cannot be written; the last good state is still there.
         """
-        if self.team.rank:
+        if self.group.rank:
             return
         state = {
             "module": self.module.state_dict(),

@@ -91,10 +91,10 @@ def test_demo_from_clicks_to_page_and_back(state_dir: Path, environment: dict[st
     ((done,),) = rows(state_dir, "SELECT count(*) FROM night_tasks WHERE run_id = 'night-19980423' AND status = 'done'")
     assert isinstance(done, int)
     assert done >= 6
-    ((posters, pictures),) = rows(
+    ((posters, images),) = rows(
         state_dir, "SELECT count(*), count(DISTINCT image_sha256) FROM posters WHERE run_id = 'night-19980423'"
     )
-    assert posters == pictures
+    assert posters == images
 
     # Feedback came back through Kafka, and the retrain ended in a version with reasons or in a stated refusal.
     ((impressions,),) = rows(state_dir, "SELECT count(*) FROM poster_feedback WHERE action = 'impression'")

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from consumers import partitions
 from consumers.write import upsert
-from generator.nightly.images import Pictures
+from generator.nightly.images import CatalogImages
 from generator.nightly.plan import Planner, Scope
 from generator.storage.postgres import connect as connect_night
 from schemas.events import Erasure, Interaction
@@ -184,7 +184,9 @@ def test_the_planner_reads_by_index(filled: DatabaseSettings, users: tuple[str, 
     event.listen(engine, "before_cursor_execute", lambda *a: statements.append((a[2], a[3])))
     settings = load_settings(database=filled, night={"min_history": 1})
     with Session(engine) as session:
-        planner = Planner(session, settings, cast(Pictures, None), "v1", date(2026, 12, 1))  # no item has a picture
+        planner = Planner(
+            session, settings, cast(CatalogImages, None), "v1", date(2026, 12, 1)
+        )  # no item has a picture
         chunks = list(islice(planner.chunks(Scope(users=users)), 3))
         assert sum(len(chunk.skips) for chunk in chunks) > 0
         raw = cast(Any, session.connection().connection.cursor())

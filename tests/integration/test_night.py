@@ -157,7 +157,7 @@ def test_everything_left_out_is_counted_with_its_reason(settings: Settings, tmp_
     with ledger.reading() as session:
         prompt = session.scalars(select(NightTask.prompt).where(NightTask.user_id == "picky")).one()
         cold = session.scalars(select(NightTask.item_id).where(NightTask.user_id == "cold")).all()
-    assert [picture["item_id"] for picture in prompt["history"]] == ["item1", "gone", "item3"]
+    assert [image["item_id"] for image in prompt["history"]] == ["item1", "gone", "item3"]
     assert cold == ["item0"]  # the only readable item that others liked and this user has not seen
 
 

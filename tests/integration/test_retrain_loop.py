@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from deploy.local.stack import Stack
 from generator.feedback import registry, rollout, snapshot, split
-from generator.feedback.ports import Judged, Loop, Trained
+from generator.feedback.ports import PairScores, RetrainContext, Trained
 from generator.feedback.retrain import Promotion, retrain
-from generator.serving.api import Candidate, DrawRequest, ImageFeatures, InferenceCorrupt, InferenceUnavailable
+from generator.serving.api import DrawnImage, DrawRequest, ImageFeatures, InferenceCorrupt, InferenceUnavailable
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from schemas.errors import LockHeld, ModelError, Refused, ServerUnavailable
@@ -40,7 +40,7 @@ class TrainerDouble:
     """Writes a stated adapter and reports stated figures: a test double."""
 
     def __init__(self) -> None:
-        self.judged = Judged(0.8, 0.2, 0.5)
+        self.judged = PairScores(0.8, 0.2, 0.5)
         self.trainings = 0
         self.fail: Exception | None = None
         self.champions: list[Path | None] = []
@@ -54,7 +54,7 @@ class TrainerDouble:
         (out / "adapter_model.safetensors").write_bytes("".join(p.pair_id for p in pairs).encode())
         return Trained(out, {"last_loss": math.nan, "pairs": len(pairs)})
 
-    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> Judged:
+    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
         assert pairs
         assert (adapter / "adapter_model.safetensors").is_file()
         return self.judged
@@ -102,14 +102,14 @@ class ServingDouble:
     def text_embeddings(self, texts: Sequence[str]) -> np.ndarray:
         return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
 
-    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[Candidate]:
+    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
         assert request.adapter_version in self.adapters
         self._maybe(f"draw {request.adapter_version}")
         self.drawn.append(request)
         angle = self.angle.get(request.adapter_version, 0.5)
         embedding = np.array([math.cos(angle), math.sin(angle)], np.float32)
-        picture = np.zeros((4, 4, 3), np.uint8)
-        return [Candidate(alpha, (1,), picture, embedding) for alpha in request.alphas]
+        image = np.zeros((4, 4, 3), np.uint8)
+        return [DrawnImage(alpha, (1,), image, embedding) for alpha in request.alphas]
 
 
 @pytest.fixture
@@ -119,32 +119,32 @@ def settings(stack: Stack, database_url: str, bucket: str) -> Settings:
 
 
 @pytest.fixture
-def loop(settings: Settings, engine: Engine, tmp_path: Path) -> Loop:
+def context(settings: Settings, engine: Engine, tmp_path: Path) -> RetrainContext:
     few = settings.retrain.model_copy(update={"gate_min_pairs": 1})
     own = settings.model_copy(update={"state_dir": tmp_path, "retrain": few})
     said: list[str] = []
-    return Loop(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", said.append)
+    return RetrainContext(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", said.append)
 
 
-def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, loop: Loop) -> None:
+def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, context: RetrainContext) -> None:
     night = filled(engine, users=30)
-    retrain(loop, DAY, min_pairs=5, promote="none")
+    retrain(context, DAY, min_pairs=5, promote="none")
     with Session(engine) as session:
         stored = session.scalars(select(PreferenceSnapshot)).one()
         held = {
-            json.loads(line)["pair"]["user_id"] for line in Store(loop.settings.s3).get(stored.key).body.splitlines()
+            json.loads(line)["pair"]["user_id"] for line in Store(context.settings.s3).get(stored.key).body.splitlines()
         }
     victim = min(held)
     with Session(engine) as session, session.begin():
         session.add(Erasure(user_id=victim, requested_at=datetime.now(UTC) + timedelta(seconds=1)))
     assert victim not in {d.pair.user_id for d in mine(engine, share=0.5).pairs}
     with Session(engine) as session, session.begin():
-        assert [p.snapshot_id for p in snapshot.forget(session, loop.store, dry_run=True)] == [stored.snapshot_id]
-    assert loop.store.get(stored.key) is not None
+        assert [p.snapshot_id for p in snapshot.forget(session, context.store, dry_run=True)] == [stored.snapshot_id]
+    assert context.store.get(stored.key) is not None
     with Session(engine) as session, session.begin():
-        assert [p.users for p in snapshot.forget(session, loop.store, dry_run=False)] == [1]
-        assert snapshot.forget(session, loop.store, dry_run=False) == []
-    assert loop.store.get(stored.key) is None
+        assert [p.users for p in snapshot.forget(session, context.store, dry_run=False)] == [1]
+        assert snapshot.forget(session, context.store, dry_run=False) == []
+    assert context.store.get(stored.key) is None
     with Session(engine) as session:
         assert session.get(Erasure, victim).proof == {"snapshots": [stored.snapshot_id]}
         assert session.get(PreferenceSnapshot, stored.snapshot_id).counts["purged_users"] == 1
@@ -158,16 +158,16 @@ def states(engine: Engine) -> dict[str, str]:
     return found
 
 
-def run(loop: Loop, promote: Promotion = "canary", day: date = DAY) -> str | None:
-    return retrain(loop, day, min_pairs=5, promote=promote).version
+def run(context: RetrainContext, promote: Promotion = "canary", day: date = DAY) -> str | None:
+    return retrain(context, day, min_pairs=5, promote=promote).version
 
 
-def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine, loop: Loop) -> None:
+def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine, context: RetrainContext) -> None:
     filled(engine)
-    assert run(loop) == "nano-2"
+    assert run(context) == "nano-2"
     assert states(engine) == {"nano-1": "champion", "nano-2": "canary"}
-    assert set(loop.serving.adapters) == {1, 2}
-    requests = loop.serving.drawn
+    assert set(context.serving.adapters) == {1, 2}
+    requests = context.serving.drawn
     assert {r.adapter_version for r in requests} == {1, 2}
     assert all(split.is_held_out(r.task_id.split("/")[1], 0.2) for r in requests)
     with Session(engine) as session:
@@ -176,54 +176,54 @@ def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine
         assert version.metrics["train"]["last_loss"] is None, "a NaN is null in JSON, not a failed write"
         assert [e.to_state for e in registry.history(session, "nano-2")] == ["registered", "loaded", "canary"]
         assert all(e.reason for e in session.scalars(select(ModelEvent)))
-    assert len(list(loop.store.keys("models/nano-2/"))) == 1
-    assert run(loop) == "nano-2", "a rerun changes nothing"
-    assert loop.trainer.trainings == 1
-    assert run(loop, "champion") == "nano-2"
+    assert len(list(context.store.keys("models/nano-2/"))) == 1
+    assert run(context) == "nano-2", "a rerun changes nothing"
+    assert context.trainer.trainings == 1
+    assert run(context, "champion") == "nano-2"
     assert states(engine) == {"nano-1": "retired", "nano-2": "champion"}
-    assert run(loop, "champion") == "nano-2", "the champion is not trained from the same feedback twice"
+    assert run(context, "champion") == "nano-2", "the champion is not trained from the same feedback twice"
     assert len(states(engine)) == 2
     filled(engine, users=50, day=DAY - timedelta(days=1))
-    assert run(loop) == "nano-3"
-    assert loop.trainer.champions[1] is not None, "the new champion's adapter is the next reference"
+    assert run(context) == "nano-3"
+    assert context.trainer.champions[1] is not None, "the new champion's adapter is the next reference"
 
 
 @pytest.mark.parametrize(
     ("judged", "angles", "reason"),
     [
-        (Judged(0.4, 0.2, 0.5), {}, "accuracy 0.4"),
-        (Judged(0.8, 0.0, 0.5), {}, "margin 0 nats, must be more than 0"),
-        (Judged(math.nan, 0.2, 0.5), {}, "accuracy is nan"),
-        (Judged(0.8, math.nan, 0.5), {}, "margin is nan"),
-        (Judged(0.8, 0.2, 50.0), {}, "kl 50"),
-        (Judged(0.8, 0.2, 0.5), {1: 0.5, 2: 1.0}, "cs_drop 33.*must be at most 2"),
-        (Judged(0.8, 0.2, 0.5), {1: 0.5, 2: 0.2}, "cis_drop 28.*must be at most 1"),
-        (Judged(0.8, 0.2, 0.5), {2: math.nan}, "cs_drop is nan"),
+        (PairScores(0.4, 0.2, 0.5), {}, "accuracy 0.4"),
+        (PairScores(0.8, 0.0, 0.5), {}, "margin 0 nats, must be more than 0"),
+        (PairScores(math.nan, 0.2, 0.5), {}, "accuracy is nan"),
+        (PairScores(0.8, math.nan, 0.5), {}, "margin is nan"),
+        (PairScores(0.8, 0.2, 50.0), {}, "kl 50"),
+        (PairScores(0.8, 0.2, 0.5), {1: 0.5, 2: 1.0}, "cs_drop 33.*must be at most 2"),
+        (PairScores(0.8, 0.2, 0.5), {1: 0.5, 2: 0.2}, "cis_drop 28.*must be at most 1"),
+        (PairScores(0.8, 0.2, 0.5), {2: math.nan}, "cs_drop is nan"),
     ],
 )
 def test_a_worse_equal_or_unmeasured_challenger_is_refused_and_the_champion_serves(
-    engine: Engine, loop: Loop, judged: Judged, angles: dict[int, float], reason: str
+    engine: Engine, context: RetrainContext, judged: PairScores, angles: dict[int, float], reason: str
 ) -> None:
     filled(engine)
-    loop.trainer.judged, loop.serving.angle = judged, {**angles, 3: angles.get(2, 0.5)}
+    context.trainer.judged, context.serving.angle = judged, {**angles, 3: angles.get(2, 0.5)}
     with pytest.raises(Refused, match=reason):
-        run(loop, "champion")
+        run(context, "champion")
     assert states(engine) == {"nano-1": "champion", "nano-2": "refused"}
-    assert set(loop.serving.adapters) == {1}
+    assert set(context.serving.adapters) == {1}
     with pytest.raises(Refused, match="nothing new: nano-2"):
-        run(loop, "champion")
+        run(context, "champion")
     with pytest.raises(Refused, match="nano-2 is refused and cannot become champion"):
-        rollout.promote(loop, "nano-2", "I insist")
-    assert loop.trainer.trainings == 1
-    slower = loop.settings.retrain.model_copy(update={"learning_rate": 1e-6})
+        rollout.promote(context, "nano-2", "I insist")
+    assert context.trainer.trainings == 1
+    slower = context.settings.retrain.model_copy(update={"learning_rate": 1e-6})
     with pytest.raises(Refused, match="nano-3 refused by the gate"):
-        run(dataclasses.replace(loop, settings=loop.settings.model_copy(update={"retrain": slower})))
+        run(dataclasses.replace(context, settings=context.settings.model_copy(update={"retrain": slower})))
 
 
-def test_a_threshold_that_is_not_set_refuses(engine: Engine, loop: Loop) -> None:
+def test_a_threshold_that_is_not_set_refuses(engine: Engine, context: RetrainContext) -> None:
     filled(engine)
-    unset = loop.settings.retrain.model_copy(update={"gate_max_cis_drop": None})
-    careless = dataclasses.replace(loop, settings=loop.settings.model_copy(update={"retrain": unset}))
+    unset = context.settings.retrain.model_copy(update={"gate_max_cis_drop": None})
+    careless = dataclasses.replace(context, settings=context.settings.model_copy(update={"retrain": unset}))
     with pytest.raises(Refused, match="gate_max_cis_drop is not set"):
         run(careless)
     assert states(engine)["nano-2"] == "refused"
@@ -231,20 +231,20 @@ def test_a_threshold_that_is_not_set_refuses(engine: Engine, loop: Loop) -> None
 
 @pytest.mark.parametrize("fault", ["install", "probe", "draw 2"])
 def test_a_challenger_that_cannot_be_served_fails_and_the_champion_serves(
-    engine: Engine, loop: Loop, fault: str
+    engine: Engine, context: RetrainContext, fault: str
 ) -> None:
     filled(engine)
-    loop.serving.faults[fault] = ModelError("no such graph input") if fault == "install" else InferenceCorrupt("NaN")
+    context.serving.faults[fault] = ModelError("no such graph input") if fault == "install" else InferenceCorrupt("NaN")
     with pytest.raises(ModelError, match=r"nano-2 failed: .*; nano-1 serves on"):
-        run(loop, "champion")
+        run(context, "champion")
     assert states(engine) == {"nano-1": "champion", "nano-2": "failed"}
-    assert set(loop.serving.adapters) == {1}
+    assert set(context.serving.adapters) == {1}
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("promote", ["canary", "champion"])
 def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
-    engine: Engine, loop: Loop, promote: Promotion, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, context: RetrainContext, promote: Promotion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(engine)
 
@@ -252,12 +252,12 @@ def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
         pass
 
     steps = [
-        (loop.trainer, "train"),
-        (loop.store, "create"),
-        (loop.trainer, "judge"),
-        (loop.serving, "install"),
-        (loop.serving, "probe"),
-        (loop.serving, "draw"),
+        (context.trainer, "train"),
+        (context.store, "create"),
+        (context.trainer, "judge"),
+        (context.serving, "install"),
+        (context.serving, "probe"),
+        (context.serving, "draw"),
         (registry, "move"),
         (registry, "_record"),
     ]
@@ -276,15 +276,15 @@ def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, dies)
                 try:
-                    run(loop, promote)
+                    run(context, promote)
                 except Killed:
                     killed += 1
             with Session(engine) as session:
                 champions = session.scalars(select(ModelVersion).where(ModelVersion.state == "champion")).all()
                 assert len(champions) <= 1, (name, before)
-                assert not champions or champions[0].number in loop.serving.loaded(), (name, before)
+                assert not champions or champions[0].number in context.serving.loaded(), (name, before)
     assert killed >= 12, killed
-    assert run(loop, promote) == "nano-2"
+    assert run(context, promote) == "nano-2"
     end = "canary" if promote == "canary" else "champion"
     assert states(engine)["nano-2"] == end
     with Session(engine) as session:
@@ -293,56 +293,58 @@ def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("fault", ["install", "probe", "draw 2"])
-def test_triton_away_changes_no_state_for_good(engine: Engine, loop: Loop, fault: str) -> None:
+def test_triton_away_changes_no_state_for_good(engine: Engine, context: RetrainContext, fault: str) -> None:
     filled(engine)
-    loop.serving.faults[fault] = InferenceUnavailable("connection refused")
+    context.serving.faults[fault] = InferenceUnavailable("connection refused")
     with pytest.raises(ServerUnavailable, match="run the same command again"):
-        run(loop)
+        run(context)
     assert states(engine) == {"nano-1": "champion", "nano-2": "registered"}
-    assert run(loop) == "nano-2"
+    assert run(context) == "nano-2"
     assert states(engine)["nano-2"] == "canary"
-    assert loop.trainer.trainings == 1
+    assert context.trainer.trainings == 1
 
 
-def test_rolling_back_goes_back_and_back_again_and_then_says_so(engine: Engine, loop: Loop) -> None:
+def test_rolling_back_goes_back_and_back_again_and_then_says_so(engine: Engine, context: RetrainContext) -> None:
     filled(engine)
-    run(loop, "champion")
+    run(context, "champion")
     filled(engine, users=45, day=DAY - timedelta(days=1))
-    assert run(loop, "canary") == "nano-3"
-    rollout.rollback(loop, "odd colours")
+    assert run(context, "canary") == "nano-3"
+    rollout.rollback(context, "odd colours")
     assert states(engine) == {"nano-1": "retired", "nano-2": "champion", "nano-3": "retired"}
-    rollout.promote(loop, "nano-3", "they were the screen's")
-    loop.serving.adapters.clear()  # Triton was restarted on an empty repository, but for the shipped adapter
-    loop.serving.adapters[1] = None
-    rollout.rollback(loop, "no, ours")
+    rollout.promote(context, "nano-3", "they were the screen's")
+    context.serving.adapters.clear()  # Triton was restarted on an empty repository, but for the shipped adapter
+    context.serving.adapters[1] = None
+    rollout.rollback(context, "no, ours")
     assert states(engine) == {"nano-1": "retired", "nano-2": "champion", "nano-3": "retired"}
-    assert loop.serving.loaded() == {1, 2}, "the adapter came back from the bucket"
-    rollout.rollback(loop, "further")
+    assert context.serving.loaded() == {1, 2}, "the adapter came back from the bucket"
+    rollout.rollback(context, "further")
     assert states(engine)["nano-1"] == "champion"
     with pytest.raises(Refused, match="nothing to roll back to"):
-        rollout.rollback(loop, "further still")
-    rollout.canary(loop, "nano-3", "once more")
-    rollout.sync(loop)
-    assert loop.serving.loaded() == {1, 2, 3}
+        rollout.rollback(context, "further still")
+    rollout.canary(context, "nano-3", "once more")
+    rollout.sync(context)
+    assert context.serving.loaded() == {1, 2, 3}
 
 
-def test_too_little_feedback_trains_nothing_and_a_dry_run_writes_nothing(engine: Engine, loop: Loop) -> None:
+def test_too_little_feedback_trains_nothing_and_a_dry_run_writes_nothing(
+    engine: Engine, context: RetrainContext
+) -> None:
     with pytest.raises(Refused, match="too little feedback: 0 training pairs of 0 users"):
-        run(loop)
+        run(context)
     filled(engine)
-    outcome = retrain(loop, DAY, min_pairs=5, promote="champion", dry_run=True)
+    outcome = retrain(context, DAY, min_pairs=5, promote="champion", dry_run=True)
     assert outcome.counts["feedback_pairs"] == 40
     with Session(engine) as session:
         assert session.scalar(text("SELECT count(*) FROM model_versions")) == 0
         assert session.scalar(text("SELECT count(*) FROM preference_snapshots")) == 0
-    assert list(loop.store.keys("")) == []
+    assert list(context.store.keys("")) == []
 
 
-def test_one_retrain_at_a_time(engine: Engine, loop: Loop) -> None:
+def test_one_retrain_at_a_time(engine: Engine, context: RetrainContext) -> None:
     filled(engine)
     with lead(engine, "retrain"), pytest.raises(LockHeld):
-        run(loop)
-    assert run(loop) == "nano-2"
+        run(context)
+    assert run(context) == "nano-2"
 
 
 def test_the_database_itself_allows_one_champion(engine: Engine) -> None:
@@ -353,13 +355,13 @@ def test_the_database_itself_allows_one_champion(engine: Engine) -> None:
             session.flush()
 
 
-def test_another_checkpoint_begins_a_new_line(engine: Engine, loop: Loop) -> None:
+def test_another_checkpoint_begins_a_new_line(engine: Engine, context: RetrainContext) -> None:
     filled(engine)
-    run(loop, "champion")
-    new = dataclasses.replace(loop, base_sha256="new")
+    run(context, "champion")
+    new = dataclasses.replace(context, base_sha256="new")
     with pytest.raises(Refused, match="pigeon models adopt"):
         run(new)
-    loop.serving.faults["check_base"] = ModelError("serves another build")
+    context.serving.faults["check_base"] = ModelError("serves another build")
     with pytest.raises(ModelError):
         rollout.adopt(new, "better pictures")
     assert states(engine) == {"nano-1": "retired", "nano-2": "champion"}
@@ -372,20 +374,20 @@ def test_another_checkpoint_begins_a_new_line(engine: Engine, loop: Loop) -> Non
         with pytest.raises(Refused, match="earlier checkpoint"):
             refused()
     assert run(new) == "nano-4"
-    rollout.adopt(dataclasses.replace(loop, base_sha256="third"), "and again")
+    rollout.adopt(dataclasses.replace(context, base_sha256="third"), "and again")
     assert states(engine)["nano-5"] == "champion"
 
 
-def test_an_altered_adapter_or_another_checkpoint_is_not_served(engine: Engine, loop: Loop) -> None:
+def test_an_altered_adapter_or_another_checkpoint_is_not_served(engine: Engine, context: RetrainContext) -> None:
     filled(engine)
-    run(loop, "none")
+    run(context, "none")
     with Session(engine, expire_on_commit=False) as session:
-        key = next(iter(loop.store.keys(registry.get(session, "nano-2").adapter_key)))
-    loop.serving.remove(2)
-    loop.store.delete(key)
-    loop.store.create(key, b"other weights", "application/octet-stream")
+        key = next(iter(context.store.keys(registry.get(session, "nano-2").adapter_key)))
+    context.serving.remove(2)
+    context.store.delete(key)
+    context.store.create(key, b"other weights", "application/octet-stream")
     with pytest.raises(ModelError, match="the registry says"):
-        rollout.promote(loop, "nano-2", "try")
+        rollout.promote(context, "nano-2", "try")
     with pytest.raises(Refused, match="belongs to checkpoint base"):
-        run(dataclasses.replace(loop, base_sha256="other"))
+        run(dataclasses.replace(context, base_sha256="other"))
     assert states(engine) == {"nano-1": "champion", "nano-2": "loaded"}

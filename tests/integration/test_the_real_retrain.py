@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from generator.feedback import registry
-from generator.feedback.backends import open_loop
-from generator.feedback.ports import Loop
+from generator.feedback.backends import open_context
+from generator.feedback.ports import RetrainContext
 from generator.feedback.retrain import retrain
 from generator.feedback.split import is_held_out
 from generator.serving.api import DrawRequest
@@ -65,21 +65,21 @@ def environment(checkpoint: Path, own_triton: Settings, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def loop(environment: None, settings: Settings, tmp_path: Path) -> Iterator[Loop]:
+def context(environment: None, settings: Settings, tmp_path: Path) -> Iterator[RetrainContext]:
     own = load_settings(state_dir=settings.state_dir, database=settings.database, s3=settings.s3)
-    made = open_loop(own.model_copy(update={"state_dir": tmp_path}), print)
+    made = open_context(own.model_copy(update={"state_dir": tmp_path}), print)
     yield made
     made.engine.dispose()
 
 
-def unit_vector(loop: Loop) -> list[float]:
-    return [float(x) for x in loop.serving.model.text_embeddings(["w5"])[0]]
+def unit_vector(context: RetrainContext) -> list[float]:
+    return [float(x) for x in context.serving.model.text_embeddings(["w5"])[0]]
 
 
 def test_commands_from_feedback_to_champion_and_back(
-    engine: Engine, loop: Loop, pigeon: Callable[..., subprocess.CompletedProcess[str]]
+    engine: Engine, context: RetrainContext, pigeon: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    filled(engine, users=30, embedding=unit_vector(loop))
+    filled(engine, users=30, embedding=unit_vector(context))
     trained = pigeon("retrain", "--date", str(DAY), "--min-pairs", "10", timeout=1200)
     assert trained.returncode == 0, trained.stderr + trained.stdout
     said = trained.stdout.splitlines()
@@ -92,7 +92,7 @@ def test_commands_from_feedback_to_champion_and_back(
     prompt = PromptSnapshot(
         history_titles=("w5",), history_tokens=((1, 2),), title="w7", description="w8", reference_tokens=(3, 4)
     )
-    model = loop.serving.model
+    model = context.serving.model
     champion, before = (
         [c.tokens for seed in range(4) for c in model.draw(DrawRequest("t", prompt, (0.0, 0.9), seed, number))]
         for number in (2, 1)
@@ -111,14 +111,14 @@ def test_commands_from_feedback_to_champion_and_back(
 
 
 @pytest.mark.faults
-def test_flipped_labels_are_learned_and_refused(engine: Engine, loop: Loop) -> None:
+def test_flipped_labels_are_learned_and_refused(engine: Engine, context: RetrainContext) -> None:
     """Everybody who is trained on clicked the opposite of what held-out users click (fault 16)."""
-    filled(engine, users=30, embedding=unit_vector(loop), flipped=lambda user: not is_held_out(user, 0.2))
+    filled(engine, users=30, embedding=unit_vector(context), flipped=lambda user: not is_held_out(user, 0.2))
     with pytest.raises(Refused, match=r"nano-2 refused by the gate: accuracy 0, .*; nano-1 serves on"):
-        retrain(loop, DAY, min_pairs=10, promote="champion")
+        retrain(context, DAY, min_pairs=10, promote="champion")
     with Session(engine) as session:
         refused = registry.get(session, "nano-2")
         assert refused.state == "refused"
         assert refused.metrics["train"]["last_epoch_accuracy"] > 0.9, "the flipped labels were learned"
         assert registry.current(session, "champion").version == "nano-1"
-    assert np.array_equal(sorted(loop.serving.loaded() - {2}), [1])
+    assert np.array_equal(sorted(context.serving.loaded() - {2}), [1])

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 ALPHAS = (0.0, 0.5, 1.0)
 
 
-def picture(seed: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+def image(seed: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -60,7 +60,7 @@ def model(served: Settings) -> Iterator[TritonPigeon]:
 
 
 def prompt(seed: int, model: TritonPigeon) -> PromptSnapshot:
-    features = model.image_features([picture(seed + n) for n in range(3)])
+    features = model.image_features([image(seed + n) for n in range(3)])
     return PromptSnapshot(
         history_titles=("w1 w2", "w3"),
         history_tokens=tuple(f.tokens for f in features[:2]),
@@ -79,9 +79,9 @@ def same(left, right) -> bool:
 
 def test_answers_are_those_of_pytorch(model: TritonPigeon, checkpoint: Path) -> None:
     pipeline = PigeonPipeline(load_model(checkpoint))
-    items = [Item(f"w{n}", picture(n, (40, 32 + n)), "w5 w9") for n in range(3)]
+    items = [Item(f"w{n}", image(n, (40, 32 + n)), "w5 w9") for n in range(3)]
     wanted = pipeline([Task(items[:2], items[2], 11, ALPHAS)])[0]
-    features = model.image_features([item.picture for item in items])
+    features = model.image_features([item.image for item in items])
     assert [list(f.tokens) for f in features] == [*wanted.history_codes, wanted.reference_codes]
     assert len({len(f.tokens) for f in features} | {0}) > 1, "some picture should have tokens"
     snapshot = PromptSnapshot(
@@ -95,12 +95,12 @@ def test_answers_are_those_of_pytorch(model: TritonPigeon, checkpoint: Path) -> 
     text = model.text_embeddings(["w5 w9", "w7"])
     assert text.shape == (2, 14)
     for candidate, expected in zip(drawn, wanted.candidates, strict=True):
-        assert candidate.alpha == expected.ratio
+        assert candidate.alpha == expected.alpha
         assert list(candidate.tokens) == expected.codes
-        assert np.abs(candidate.image.astype(int) - expected.picture).max() <= 1
-        assert abs(100 * candidate.embedding @ text[0] - expected.text_score) < 0.5
+        assert np.abs(candidate.image.astype(int) - expected.image).max() <= 1
+        assert abs(100 * candidate.embedding @ text[0] - expected.cs) < 0.5
         assert (
-            abs(np.mean([100 * candidate.embedding @ f.embedding for f in features[:2]]) - expected.history_score) < 0.5
+            abs(np.mean([100 * candidate.embedding @ f.embedding for f in features[:2]]) - expected.cis_history) < 0.5
         )
 
 
@@ -115,9 +115,9 @@ def test_a_task_does_not_depend_on_its_neighbours(model: TritonPigeon) -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch(model: TritonPigeon) -> None:
-    pictures = [picture(n, (32 + n, 50)) for n in range(20)]
-    together = model.image_features(pictures)
-    for single, batched in zip(pictures, together, strict=True):
+    images = [image(n, (32 + n, 50)) for n in range(20)]
+    together = model.image_features(images)
+    for single, batched in zip(images, together, strict=True):
         (alone,) = model.image_features([single])
         assert alone.tokens == batched.tokens
         assert np.array_equal(alone.embedding, batched.embedding)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from generator.serving.api import Candidate, DrawRequest, ImageFeatures
+from generator.serving.api import DrawnImage, DrawRequest, ImageFeatures
 
 WIDTH = 16
 
@@ -57,7 +57,7 @@ class FakePigeon:
         )
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
-    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[Candidate]:
+    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
         with self._lock:
             self.draws.append(request)
             attempt = sum(r.task_id == request.task_id for r in self.draws)
@@ -68,7 +68,7 @@ class FakePigeon:
         return [self._candidate(request, index, alpha) for index, alpha in enumerate(request.alphas)]
 
     @staticmethod
-    def _candidate(request: DrawRequest, index: int, alpha: float) -> Candidate:
+    def _candidate(request: DrawRequest, index: int, alpha: float) -> DrawnImage:
         key = repr((request.prompt.model_dump(), request.seed, index, alpha, request.adapter_version))
         rng = np.random.Generator(np.random.Philox(int(hashlib.sha256(key.encode()).hexdigest()[:16], 16)))
         low, high = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
@@ -78,4 +78,4 @@ class FakePigeon:
             x, y, w, h = rng.integers(0, 48, 2).tolist() + rng.integers(8, 32, 2).tolist()
             image[y : y + h, x : x + w] = rng.integers(0, 256, 3)
         tokens = tuple(int(v) for v in rng.integers(0, 1024, 12))
-        return Candidate(alpha, tokens, image, _vector(image))
+        return DrawnImage(alpha, tokens, image, _vector(image))

@@ -44,10 +44,10 @@ class Night:
     def task(
         self, user: str, item: str, cis: Sequence[float] = (60.0, 50.0), propensity: Sequence[float] = (0.5, 0.5)
     ) -> list[str]:
-        picture = {"item_id": "h1", "title": "Heat", "uri": "x", "sha256": "h"}
+        image = {"item_id": "h1", "title": "Heat", "uri": "x", "sha256": "h"}
         prompt = {
-            "history": [picture],
-            "reference": {**picture, "item_id": item, "title": item},
+            "history": [image],
+            "reference": {**image, "item_id": item, "title": item},
             "description": "words",
             "tokenizer_version": TOKENIZER,
             "snapshot": {

@@ -18,7 +18,7 @@ from PIL import Image
 from sqlalchemy.orm import Session
 
 from generator.nightly.plan import Scope
-from generator.nightly.run import Night, Parts
+from generator.nightly.run import Night, NightContext
 from generator.storage.postgres import connect
 from schemas import faultpoints
 from schemas.events import PosterPublished
@@ -117,7 +117,7 @@ def night(
     """The product's night with a fake model and announcer."""
     fake = model or FakePigeon()
     told = announcements or Announcements()
-    return Night(Parts(settings, lambda: fake, lambda: told, say), on)
+    return Night(NightContext(settings, lambda: fake, lambda: told, say), on)
 
 
 def main() -> None:

@@ -72,9 +72,9 @@ def test_backgrounds_differ_clearly(art: IconArt) -> None:
 @pytest.mark.parametrize("palette", PALETTES)
 def test_line_art_stands_off_every_background(art: IconArt, palette: str) -> None:
     spec = PosterSpec("rocket", "fluent-emoji-high-contrast", palette)
-    picture = draw(spec, 64, art).astype(float)
-    assert picture.shape == (64, 64, 3)
-    inside, edge = picture[30:34, 30:34].mean(), picture[31:33, 7].mean()
+    image = draw(spec, 64, art).astype(float)
+    assert image.shape == (64, 64, 3)
+    inside, edge = image[30:34, 30:34].mean(), image[31:33, 7].mean()
     assert abs(inside - edge) > 60
 
 
@@ -87,9 +87,9 @@ def test_drawing_is_exact_and_leaves_the_cached_background_alone(art: IconArt) -
 
 
 def test_stickers_are_on_plain_white(art: IconArt) -> None:
-    picture = draw(sticker_spec("rocket", "noto"), 64, art)
-    assert (picture[:4] == 255).all()
-    assert (picture[32, 32] == 0).all()
+    image = draw(sticker_spec("rocket", "noto"), 64, art)
+    assert (image[:4] == 255).all()
+    assert (image[32, 32] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -111,12 +111,10 @@ def test_truth_is_found_by_construction(model: PigeonModel, tmp_path: Path) -> N
 
 def test_likeness_is_a_mean_over_the_history(model: PigeonModel, tmp_path: Path) -> None:
     sample = wanted(5, 1, 1)
-    rows = {"first": sample.task.history[0].picture[None], "copy": sample.task.reference.picture[None]}
+    rows = {"first": sample.task.history[0].image[None], "copy": sample.task.reference.image[None]}
     own = Own(model)
     values = Judge(Flat(), Gallery(Flat(), tmp_path), [], own).measure([sample], rows, lambda _: None).values  # type: ignore[arg-type]
-    vectors = own.encode(
-        np.stack([*(item.picture for item in sample.task.history), sample.task.reference.picture])
-    ).vectors
+    vectors = own.encode(np.stack([*(item.image for item in sample.task.history), sample.task.reference.image])).vectors
     cosine = 100 * vectors @ vectors.T
     assert values["first"]["own.history"][0] == pytest.approx((100 + cosine[0, 1]) / 2, abs=1e-3)
     assert values["copy"]["own.reference"][0] == pytest.approx(100, abs=1e-3)
@@ -173,18 +171,18 @@ def test_efficientnet_sees_likeness() -> None:
     assert extractor.key == EfficientNet().key
 
 
-def tasks(ratios: tuple[float, ...]) -> list[Task]:
+def tasks(alphas: tuple[float, ...]) -> list[Task]:
     def item(n: int) -> Item:
-        picture = np.random.default_rng(n).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-        return Item(f"w{n} w{n + 1}", picture, "w5 w6")
+        image = np.random.default_rng(n).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        return Item(f"w{n} w{n + 1}", image, "w5 w6")
 
-    return [Task([item(row), item(row + 5)], item(20 + row), seed=row, ratios=ratios) for row in range(2)]
+    return [Task([item(row), item(row + 5)], item(20 + row), seed=row, alphas=alphas) for row in range(2)]
 
 
 def test_rows_draw_what_the_pipeline_draws(model: PigeonModel) -> None:
     pipeline, asked = PigeonPipeline(model), tasks((0.0, 0.5))
     ours = drawn(pipeline, asked)
-    theirs = np.stack([[candidate.picture for candidate in result.candidates] for result in pipeline(asked)])
+    theirs = np.stack([[candidate.image for candidate in result.candidates] for result in pipeline(asked)])
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -200,7 +198,7 @@ def test_a_history_may_be_dropped_and_masks_may_be_random(model: PigeonModel) ->
     for ours, theirs, span in zip(mutual, random, spans, strict=True):
         assert ours[:span].sum() == theirs[:span].sum()
         assert ours.sum() == theirs.sum()
-    alone = [Task([], task.reference, task.seed, task.ratios) for task in asked]
+    alone = [Task([], task.reference, task.seed, task.alphas) for task in asked]
     assert drawn(pipeline, alone).shape == (2, 1, SIDE, SIDE, 3)
 
 
@@ -289,7 +287,7 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
     assert "**Known truth by own scorer.**" in table
     assert "| the true drawing | 100 ±0 % |" in table
     assert "| chance | 16.7 % | 10.0 % |" in table
-    # History; reference, two ratios, best, other, no history, random mask, redrawn, truth: ten groups with gaps between.
+    # History; reference, two alphas, best, other, no history, random mask, redrawn, truth: ten groups with gaps between.
     with Image.open(output / "contact-sheet.png") as sheet:
         assert sheet.size == (14 * 64 + 9 * 6, 14 + 2 * 64)
     assert (output / "alpha.svg").read_text().lstrip().startswith("<?xml")
@@ -310,8 +308,8 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
     ("fields", "message"),
     [
         ({"count": 0}, "count: 0 is too few"),
-        ({"ratios": (0.0, 1.5)}, r"ratio: \[0.0, 1.5\] must be"),
-        ({"ratios": (0.5, 0.5)}, "names one twice"),
+        ({"alphas": (0.0, 1.5)}, r"ratio: \[0.0, 1.5\] must be"),
+        ({"alphas": (0.5, 0.5)}, "names one twice"),
         ({"baselines": ("copied",)}, "baselines: unknown name 'copied'; one of no-personalization"),
         ({"extractors": ("clip",)}, "extractor: unknown name 'clip'; one of own, efficientnet, pixels"),
     ],

@@ -14,19 +14,19 @@ from generator.nightly.select import (
     COPY_OF_VARIANT,
     OFF_REFERENCE,
     OUTSCORED,
-    Look,
+    ImageHash,
     OtherUsersArt,
     choose,
-    look_of,
+    image_hash,
     propensities,
 )
-from generator.serving.api import Candidate
+from generator.serving.api import DrawnImage
 from schemas.settings import NightSettings
 
 SETTINGS = NightSettings()
 
 
-def picture(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def drawing(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(blocks).resize((64, 64), Image.Resampling.NEAREST))
 
@@ -36,8 +36,8 @@ def unit(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     return vector / np.linalg.norm(vector)
 
 
-def candidate(seed: int, embedding: np.ndarray[Any, Any], image: Any = None) -> Candidate:
-    return Candidate(0.5, (1, seed), picture(seed) if image is None else image, embedding)
+def candidate(seed: int, embedding: np.ndarray[Any, Any], image: Any = None) -> DrawnImage:
+    return DrawnImage(0.5, (1, seed), drawing(seed) if image is None else image, embedding)
 
 
 def test_scores_by_hand_and_the_best_are_kept() -> None:
@@ -47,7 +47,7 @@ def test_scores_by_hand_and_the_best_are_kept() -> None:
         text=unit(1, 0),
         reference=unit(0, 1),
         history=np.stack([unit(0, 1), unit(1, 0)]),
-        reference_look=look_of(picture(99)),
+        reference_look=image_hash(drawing(99)),
         settings=SETTINGS,
     )
     # Candidate 0: CS 100, CIS 0 to the reference, mean CIS (0 + 100) / 2; candidate 2 is at 45 degrees to everything.
@@ -60,7 +60,7 @@ def test_scores_by_hand_and_the_best_are_kept() -> None:
 def test_another_answer_is_kept_before_the_same_one_drawn_again() -> None:
     def kept(*codes: tuple[int, ...]) -> list[int]:
         candidates = [
-            Candidate(0.1 * number, tokens, picture(number), unit(1, 0.1 * number))
+            DrawnImage(0.1 * number, tokens, drawing(number), unit(1, 0.1 * number))
             for number, tokens in enumerate(codes)
         ]
         _, chosen = choose(
@@ -68,7 +68,7 @@ def test_another_answer_is_kept_before_the_same_one_drawn_again() -> None:
             text=unit(1, 0),
             reference=unit(1, 0),
             history=np.stack([unit(1, 0)]),
-            reference_look=look_of(picture(99)),
+            reference_look=image_hash(drawing(99)),
             settings=SETTINGS,
         )
         return [scored.index for scored in chosen]
@@ -81,7 +81,7 @@ def test_another_answer_is_kept_before_the_same_one_drawn_again() -> None:
 def test_the_gate_says_why() -> None:
     settings = SETTINGS.model_copy(update={"min_reference_score": 10.0, "variants": 3})
     embedding = unit(1, 0.1)
-    noisy = np.clip(picture(1).astype(int) + 2, 0, 255).astype(np.uint8)
+    noisy = np.clip(drawing(1).astype(int) + 2, 0, 255).astype(np.uint8)
     candidates = [
         candidate(0, embedding, np.full((64, 64, 3), 90, np.uint8)),
         candidate(2, unit(-1, 1)),
@@ -94,7 +94,7 @@ def test_the_gate_says_why() -> None:
         text=unit(1, 0),
         reference=unit(1, 0),
         history=np.stack([unit(1, 0)]),
-        reference_look=look_of(picture(99)),
+        reference_look=image_hash(drawing(99)),
         settings=settings,
     )
     assert [scored.refused for scored in judged] == [BLANK, OFF_REFERENCE, COPY_OF_REFERENCE, None, COPY_OF_VARIANT]
@@ -102,16 +102,16 @@ def test_the_gate_says_why() -> None:
 
 
 def test_a_look_sees_shapes_and_colours() -> None:
-    image = picture(5)
+    image = drawing(5)
     recoloured = image[..., ::-1]
-    assert Look.parse(str(look_of(image))) == look_of(image)
-    assert look_of(image).near(look_of(image), 0)
-    assert not look_of(image).near(look_of(recoloured), 64)  # same shapes, another palette
-    assert not look_of(image).near(look_of(picture(6)), 2)
+    assert ImageHash.parse(str(image_hash(image))) == image_hash(image)
+    assert image_hash(image).is_near(image_hash(image), 0)
+    assert not image_hash(image).is_near(image_hash(recoloured), 64)  # same shapes, another palette
+    assert not image_hash(image).is_near(image_hash(drawing(6)), 2)
 
 
 def test_the_first_user_keeps_a_picture_and_only_of_the_same_item() -> None:
-    art, look = OtherUsersArt(2), look_of(picture(1))
+    art, look = OtherUsersArt(2), image_hash(drawing(1))
     assert art.grant("item", "ann", look)
     assert art.grant("item", "ann", look)
     assert not art.grant("item", "bob", look)

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from generator.nightly.frozen_prompt import (
-    FrozenPicture,
+    FrozenImage,
     FrozenPrompt,
+    drawing_settings,
     input_fingerprint,
     poster_id,
-    recipe,
     share,
     task_seed,
 )
-from generator.nightly.images import UnreadablePicture, decode
-from generator.nightly.retry import Patience, Stopped
-from generator.nightly.stages import Pipeline, Stage
+from generator.nightly.images import UnreadableImage, decode
+from generator.nightly.retry import ModelRetry, Stopped
+from generator.nightly.stages import Stage, StagePipeline
 from generator.serving.api import InferenceCorrupt, InferenceRejected, InferenceUnavailable
 from schemas.errors import ServerUnavailable
 from schemas.settings import NightSettings
@@ -45,7 +45,7 @@ def test_all_items_go_through_all_stages() -> None:
         return []
 
     stages = [Stage("split", lambda n: [n, -n] if n % 2 else [], 2), Stage("keep", keep, 3)]
-    Pipeline(stages, queue_size=1).run(range(100), tick=nothing, tick_seconds=0.01)
+    StagePipeline(stages, queue_size=1).run(range(100), tick=nothing, tick_seconds=0.01)
     assert sorted(seen) == sorted([n for n in range(100) if n % 2] + [-n for n in range(100) if n % 2])
 
 
@@ -68,7 +68,7 @@ def test_an_error_anywhere_stops_everything_and_is_raised(where: str) -> None:
     last = fail("last")
     stages = [Stage("first", fail("first"), 2), Stage("last", lambda item: last(item) and [], 2)]
     with pytest.raises(ValueError, match=where):
-        Pipeline(stages, queue_size=2).run(source(), tick=nothing, tick_seconds=0.01)
+        StagePipeline(stages, queue_size=2).run(source(), tick=nothing, tick_seconds=0.01)
 
 
 def test_a_stopped_pipeline_ends_though_the_source_goes_on() -> None:
@@ -85,13 +85,13 @@ def test_a_stopped_pipeline_ends_though_the_source_goes_on() -> None:
             pipeline.stop()
         return []
 
-    pipeline = Pipeline([Stage("work", work)], queue_size=1)
+    pipeline = StagePipeline([Stage("work", work)], queue_size=1)
     pipeline.run(forever(), tick=nothing, tick_seconds=0.01)
     assert 5 in done
 
 
-def patience(model: FakePigeon, **changes: Any) -> Patience:
-    return Patience(model, **{"max_attempts": 3, "outage_seconds": 0.3, "stopping": threading.Event(), **changes})
+def retry(model: FakePigeon, **changes: Any) -> ModelRetry:
+    return ModelRetry(model, **{"max_attempts": 3, "outage_seconds": 0.3, "stopping": threading.Event(), **changes})
 
 
 @pytest.mark.parametrize(("error", "calls"), [(InferenceUnavailable, 3), (InferenceCorrupt, 3), (InferenceRejected, 1)])
@@ -104,7 +104,7 @@ def test_a_calls_own_trouble_has_a_limit(error: type[Exception], calls: int, mon
         raise error("no")
 
     with pytest.raises(error, match="no"):
-        patience(FakePigeon()).call(work, attempted=lambda: counted.append(1))
+        retry(FakePigeon()).call(work, attempted=lambda: counted.append(1))
     assert len(made) == len(counted) == calls
 
 
@@ -116,24 +116,24 @@ def test_an_outage_costs_no_attempts_and_ends(monkeypatch: pytest.MonkeyPatch) -
         raise InferenceUnavailable("refused")
 
     with pytest.raises(ServerUnavailable, match=r"triton\.url"):
-        patience(FakePigeon(alive=away)).call(away, attempted=lambda: counted.append(1))
+        retry(FakePigeon(alive=away)).call(away, attempted=lambda: counted.append(1))
     assert counted == []
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(Stopped):
-        patience(FakePigeon(alive=away), outage_seconds=60, stopping=stopping).call(away)
+        retry(FakePigeon(alive=away), outage_seconds=60, stopping=stopping).call(away)
 
 
 def prompt(**changes: Any) -> FrozenPrompt:
-    picture = FrozenPicture(item_id="i", title="T", uri="file:///a", sha256="a" * 64)
+    image = FrozenImage(item_id="i", title="T", uri="file:///a", sha256="a" * 64)
     return FrozenPrompt(
-        **{"history": (picture,), "reference": picture, "description": "d", "tokenizer_version": "1", **changes}
+        **{"history": (image,), "reference": image, "description": "d", "tokenizer_version": "1", **changes}
     )
 
 
 def test_bytes_count_for_the_fingerprint_and_addresses_do_not() -> None:
-    rules = recipe(NightSettings())
-    moved = FrozenPicture(item_id="i", title="T", uri="s3://elsewhere/b", sha256="a" * 64)
+    rules = drawing_settings(NightSettings())
+    moved = FrozenImage(item_id="i", title="T", uri="s3://elsewhere/b", sha256="a" * 64)
     redrawn = moved.model_copy(update={"sha256": "b" * 64})
     base = input_fingerprint(prompt(), rules)
     assert input_fingerprint(prompt(history=(moved,), reference=moved), rules) == base
@@ -142,7 +142,7 @@ def test_bytes_count_for_the_fingerprint_and_addresses_do_not() -> None:
         input_fingerprint(prompt(history=(redrawn,)), rules),
         input_fingerprint(prompt(description="e"), rules),
         input_fingerprint(prompt(tokenizer_version="2"), rules),
-        input_fingerprint(prompt(), recipe(NightSettings(alphas=(0.1,)))),
+        input_fingerprint(prompt(), drawing_settings(NightSettings(alphas=(0.1,)))),
     ]
     assert len({base, *others}) == 6
     # Known values: ids must not change between releases, or every poster would be drawn again.
@@ -169,12 +169,12 @@ def test_pictures_of_every_mode_become_rgb_and_others_are_refused() -> None:
     small = io.BytesIO()
     Image.new("RGB", (4, 100)).save(small, "PNG")
     for data in (b"", b"GIF89a", clear.getvalue()[:40], small.getvalue()):
-        with pytest.raises(UnreadablePicture):
+        with pytest.raises(UnreadableImage):
             decode(data)
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    with pytest.raises(UnreadablePicture, match=r"out of range|exceeds limit|could be decompression bomb"):
+    with pytest.raises(UnreadableImage, match=r"out of range|exceeds limit|could be decompression bomb"):
         decode(bomb + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))

@@ -33,16 +33,16 @@ def model() -> PigeonModel:
     return made
 
 
-def picture(seed: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+def image(seed: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def tasks() -> list[Task]:
     def item(n: int) -> Item:
-        return Item(f"w{n} w{n + 1}", picture(n, (32 + n, 40)), "w5 " * n)
+        return Item(f"w{n} w{n + 1}", image(n, (32 + n, 40)), "w5 " * n)
 
     return [
-        Task([item(row * 4 + n) for n in range(row + 1)], item(20 + row), seed=row + 2**40, ratios=(0.0, 0.5, 1.0))
+        Task([item(row * 4 + n) for n in range(row + 1)], item(20 + row), seed=row + 2**40, alphas=(0.0, 0.5, 1.0))
         for row in range(3)
     ]
 
@@ -59,18 +59,18 @@ def test_a_batch_equals_its_tasks_alone(model: PigeonModel) -> None:
         assert len(result.history_codes) == min(len(task.history), model.config.history)
         for ours, theirs in zip(alone.candidates, result.candidates, strict=True):
             assert ours.codes == theirs.codes
-            assert ours.picture.shape == (32, 32, 3)
-            assert np.abs(ours.picture.astype(int) - theirs.picture).max() <= 1
+            assert ours.image.shape == (32, 32, 3)
+            assert np.abs(ours.image.astype(int) - theirs.image).max() <= 1
             assert ours.score == pytest.approx(theirs.score, abs=0.5)
-            assert -100 <= ours.text_score <= 100
-        assert len({candidate.picture.tobytes() for candidate in result.candidates}) == 3
+            assert -100 <= ours.cs <= 100
+        assert len({candidate.image.tobytes() for candidate in result.candidates}) == 3
         assert best(result)[0].score == max(candidate.score for candidate in result.candidates)
 
 
 def test_a_picture_is_tokenized_once_and_scored_in_one_pass(model: PigeonModel) -> None:
     pipeline = PigeonPipeline(model)
     shared = tasks()[2].history
-    calls = [Task(shared, task.reference, task.seed, task.ratios) for task in tasks()]
+    calls = [Task(shared, task.reference, task.seed, task.alphas) for task in tasks()]
     tokenized: list[int] = []
     scored: list[int] = []
     counters = (
@@ -92,18 +92,18 @@ def test_a_picture_is_tokenized_once_and_scored_in_one_pass(model: PigeonModel) 
 def test_another_seed_is_another_poster(model: PigeonModel) -> None:
     task = tasks()[0]
     pipeline = PigeonPipeline(model)
-    again = Task(task.history, task.reference, task.seed, task.ratios)
-    other = Task(task.history, task.reference, task.seed + 1, task.ratios)
+    again = Task(task.history, task.reference, task.seed, task.alphas)
+    other = Task(task.history, task.reference, task.seed + 1, task.alphas)
     first, second, third = (pipeline([t])[0].candidates[1] for t in (task, again, other))
-    assert (first.picture == second.picture).all()
-    assert (first.picture != third.picture).any()
+    assert (first.image == second.image).all()
+    assert (first.image != third.image).any()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"history": []}, "task 0: history is empty"),
-        ({"ratios": (0.5, 1.5)}, "task 0: ratio 1.5 must lie between 0 and 1"),
+        ({"alphas": (0.5, 1.5)}, "task 0: alpha 1.5 must lie between 0 and 1"),
         ({"seed": -1}, "task 0: seed -1"),
         ({"reference": Item("t", np.zeros((8, 8), np.uint8))}, r"picture 1: is uint8 \(8, 8\)"),
     ],

@@ -98,9 +98,9 @@ def test_a_configuration_is_read_without_torch() -> None:
 
 def test_pixels_are_resized_bicubically_and_normalised() -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    (out,) = prepare_pixels([picture], 16, mean, std)
-    resized = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BICUBIC))
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    (out,) = prepare_pixels([image], 16, mean, std)
+    resized = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(out, ((resized / 255 - mean) / std).transpose(2, 0, 1), atol=1e-5)
     with pytest.raises(ValueError, match=r"picture 1: is float64 \(4, 4, 3\); give RGB uint8"):
-        prepare_pixels([picture, np.zeros((4, 4, 3))], 16, mean, std)
+        prepare_pixels([image, np.zeros((4, 4, 3))], 16, mean, std)

@@ -130,10 +130,10 @@ def load(lavit: Path, **options: Any) -> PigeonModel:
 
 
 def drawn(model: PigeonModel) -> TaskResult:
-    def picture(seed: int) -> np.ndarray:
+    def image(seed: int) -> np.ndarray:
         return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
-    task = Task([Item("ab", picture(1)), Item("c", picture(2))], Item("ab c", picture(3), "b"), 7, (0.0, 0.5))
+    task = Task([Item("ab", image(1)), Item("c", image(2))], Item("ab c", image(3), "b"), 7, (0.0, 0.5))
     (result,) = PigeonPipeline(model)([task])
     return result
 
@@ -146,7 +146,7 @@ def test_every_form_of_file_gives_the_same_model(model: PigeonModel, tmp_path: P
         assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
     ours, theirs = drawn(loaded), drawn(model)
     assert [c.codes for c in ours.candidates] == [c.codes for c in theirs.candidates]
-    assert all((a.picture == b.picture).all() for a, b in zip(ours.candidates, theirs.candidates, strict=True))
+    assert all((a.image == b.image).all() for a, b in zip(ours.candidates, theirs.candidates, strict=True))
     assert loaded.diffusion.scheduler["timestep_spacing"] == "leading"
     assert loaded.personalizer.llama.get_base_model().config._attn_implementation == "sdpa"
 
@@ -183,7 +183,7 @@ def test_half_precision_draws_and_keeps_what_decides_in_float32(
     expected = model.personalizer.llama.get_base_model()(ids).logits
     assert apart(base(ids).logits, expected) < (0.04 if precision == "bf16" else 0.01)
     result = drawn(loaded)
-    assert all(candidate.picture.shape == (32, 32, 3) for candidate in result.candidates)
+    assert all(candidate.image.shape == (32, 32, 3) for candidate in result.candidates)
     assert all(2 <= len(candidate.codes) <= 9 for candidate in result.candidates)
 
 

@@ -87,8 +87,8 @@ def test_guidance_time_ids_and_bytes() -> None:
     without, with_ = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
     assert guide(without, with_, 7.0).tolist() == [[7.0, 7.0]]
     assert sdxl_time_ids(2, 64).tolist() == [[64, 64, 0, 0, 64, 64]] * 2
-    picture = to_uint8(np.array([-2.0, 0.0, 1.0], np.float32).reshape(1, 3, 1, 1))
-    assert picture.tolist() == [[[[0, 128, 255]]]]
+    image = to_uint8(np.array([-2.0, 0.0, 1.0], np.float32).reshape(1, 3, 1, 1))
+    assert image.tolist() == [[[[0, 128, 255]]]]
     with pytest.raises(ValueError, match="prediction_type: 'flow'"):
         DdimSchedule.from_config({"prediction_type": "flow"}, 5)
 

@@ -103,7 +103,7 @@ def test_the_step_graph_is_the_language_model_with_its_adapter(world) -> None:
     assert np.abs(plain["logits"] - first["logits"]).max() > 1e-2, "this adapter should matter"
 
 
-def _picture(seed: int) -> np.ndarray:
+def _image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
@@ -138,7 +138,7 @@ def test_a_task_in_numpy_is_the_pytorch_pipeline(world) -> None:
 
     pipeline = PigeonPipeline(model)
     for seed in (3, 2**63 + 1):
-        items = [Item(f"w{n} w{n + 1}", _picture(seed % 100 + n), "w5 w9") for n in range(3)]
+        items = [Item(f"w{n} w{n + 1}", _image(seed % 100 + n), "w5 w9") for n in range(3)]
         task = Task(items[:2], items[2], seed, ALPHAS)
         wanted = pipeline([task])[0]
         prompt = Prompt(
@@ -147,17 +147,17 @@ def test_a_task_in_numpy_is_the_pytorch_pipeline(world) -> None:
         drawn = draw(TaskConfig.from_json(config), prompt, ALPHAS, seed, 7, model.encode_text, call)
         assert drawn.codes == [candidate.codes for candidate in wanted.candidates]
         for image, candidate in zip(drawn.images, wanted.candidates, strict=True):
-            assert np.abs(image.astype(int) - candidate.picture).max() <= 1, "rounding may move a pixel by one"
+            assert np.abs(image.astype(int) - candidate.image).max() <= 1, "rounding may move a pixel by one"
         assert np.allclose(np.linalg.norm(drawn.embeddings, axis=1), 1, atol=1e-5)
     assert versions == [7, 7]
 
 
 @given(
     scores=st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=30),
-    ratio=st.floats(0, 1),
+    alpha=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_masks_in_numpy_are_those_of_pytorch(scores, ratio, seed) -> None:
+def test_masks_in_numpy_are_those_of_pytorch(scores, alpha, seed) -> None:
     rng = np.random.default_rng(seed)
     values = np.array(scores, np.float32)
     member = rng.random(len(values)) < 0.7
@@ -166,10 +166,10 @@ def test_masks_in_numpy_are_those_of_pytorch(scores, ratio, seed) -> None:
     wanted = torch_keep_top(
         probability,
         torch.from_numpy(member)[None],
-        torch.tensor([ratio], dtype=torch.float64),
+        torch.tensor([alpha], dtype=torch.float64),
         noise=torch.from_numpy(noise)[None],
     )
-    assert keep_top(values, member, ratio, noise).tolist() == (wanted[0] > 0.5).tolist()
+    assert keep_top(values, member, alpha, noise).tolist() == (wanted[0] > 0.5).tolist()
 
 
 def test_a_shared_prefix_ends_before_what_differs() -> None:

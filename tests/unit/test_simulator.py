@@ -20,7 +20,7 @@ DAY = date(1998, 4, 24)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def picture(colour: tuple[int, int, int], stripes: bool, shift: int = 0) -> np.ndarray:
+def image(colour: tuple[int, int, int], stripes: bool, shift: int = 0) -> np.ndarray:
     pixels = np.full((64, 64, 3), colour, np.uint8)
     if stripes:
         pixels[:, shift % 4 :: 4] = 255 - np.array(colour, np.uint8)
@@ -34,8 +34,8 @@ def catalogue(tmp_path: Path) -> Path:
     posters = tmp_path / "posters"
     posters.mkdir()
     for n in range(8):
-        Image.fromarray(picture((200, 30, 30), True, n)).save(posters / f"red{n}.png")
-        Image.fromarray(picture((30, 30, 200), False, n)).save(posters / f"blue{n}.png")
+        Image.fromarray(image((200, 30, 30), True, n)).save(posters / f"red{n}.png")
+        Image.fromarray(image((30, 30, 200), False, n)).save(posters / f"blue{n}.png")
     start = datetime(1998, 1, 1, tzinfo=UTC)
     clicks = [("ann", f"red{n}", n) for n in range(8)] + [("bob", f"blue{n}", n) for n in range(8)]
     clicks += [("cai", f"red{n}", n) for n in range(5)] + [("cai", "blue0", 99)]
@@ -51,7 +51,7 @@ def catalogue(tmp_path: Path) -> Path:
 def test_taste_is_what_was_liked_and_newer_likes_weigh_more(catalogue: Path) -> None:
     looks = Looks.of_catalogue(catalogue / "posters")
     tastes = read_tastes(catalogue / "clicks.jsonl", looks)
-    red, blue = looks.of(picture((200, 30, 30), True, 1)), looks.of(picture((30, 30, 200), False, 1))
+    red, blue = looks.of(image((200, 30, 30), True, 1)), looks.of(image((30, 30, 200), False, 1))
     assert tastes["ann"] @ red > 0.5 > 0 > tastes["ann"] @ blue
     assert tastes["bob"] @ blue > 0.5 > 0 > tastes["bob"] @ red
     plain = sum(looks.official[f"red{n}"] for n in range(5)) + looks.official["blue0"]
@@ -60,8 +60,8 @@ def test_taste_is_what_was_liked_and_newer_likes_weigh_more(catalogue: Path) -> 
         {"user_id": "ann", "item_id": "x", "poster_id": name, "propensity": 0.5, "image_key": name}
         for name in ("r", "b")
     ]
-    pictures = {"r": picture((200, 30, 30), True, 2), "b": picture((30, 30, 200), False, 2)}
-    assert [s.similarity > 0 for s in judge(rows, pictures, tastes, looks)] == [True, False]
+    images = {"r": image((200, 30, 30), True, 2), "b": image((30, 30, 200), False, 2)}
+    assert [s.similarity > 0 for s in judge(rows, images, tastes, looks)] == [True, False]
     with pytest.raises(InputError, match="no poster of a user"):
         judge([], {}, tastes, looks)
 

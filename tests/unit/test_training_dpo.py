@@ -25,8 +25,8 @@ from generator.training.dpo import (
     answer_logprobs,
     dpo_loss,
     load_policy,
+    measure_pairs,
     prepare,
-    score_pairs,
     train_dpo,
 )
 from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged
@@ -150,7 +150,7 @@ def test_first_step_is_ln_2_and_preferences_are_learned(checkpoint: Path, tmp_pa
     assert result.losses[-1] < 0.65
     assert result.margins[-1] > 0.05
     assert result.kl > 0
-    scores = score_pairs(checkpoint, result.adapter_dir, None, PAIRS)
+    scores = measure_pairs(checkpoint, result.adapter_dir, None, PAIRS)
     assert scores.accuracy == 1.0
     assert scores.margin > 0.05
     trained = load_policy(checkpoint, result.adapter_dir).personalizer.state_dict()
@@ -182,15 +182,15 @@ def test_a_stopped_training_resumes_on_the_same_trajectory(checkpoint: Path, tmp
 
 
 def test_an_adapter_against_itself_differs_in_nothing(checkpoint: Path) -> None:
-    scores = score_pairs(checkpoint, None, None, PAIRS)
+    scores = measure_pairs(checkpoint, None, None, PAIRS)
     assert scores.margins == [0.0] * 5
     assert (scores.kl, scores.accuracy) == (0.0, 0.0)
 
 
 def test_a_pair_scores_the_same_alone_as_among_others(checkpoint: Path, tmp_path: Path) -> None:
     adapter = train_dpo(checkpoint, None, PAIRS, tmp_path, QUICK).adapter_dir
-    together = score_pairs(checkpoint, adapter, None, PAIRS).margins
-    alone = [score_pairs(checkpoint, adapter, None, [one]).margins[0] for one in PAIRS]
+    together = measure_pairs(checkpoint, adapter, None, PAIRS).margins
+    alone = [measure_pairs(checkpoint, adapter, None, [one]).margins[0] for one in PAIRS]
     assert together == pytest.approx(alone, abs=1e-5)
 
 
@@ -198,7 +198,7 @@ def test_bad_input_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs at least one"):
         train_dpo(checkpoint, None, [], tmp_path)
     with pytest.raises(InputError, match="pair p0: code 99 is not in the codebook of 32"):
-        score_pairs(checkpoint, None, None, [pair(0, chosen_tokens=(1, 99))])
+        measure_pairs(checkpoint, None, None, [pair(0, chosen_tokens=(1, 99))])
     train_dpo(checkpoint, None, PAIRS[:1], tmp_path, DpoConfig(epochs=1))
     with pytest.raises(InputError, match="other pairs or settings"):
         train_dpo(checkpoint, None, PAIRS, tmp_path, DpoConfig(epochs=1))

@@ -12,10 +12,24 @@ import torch
 
 from generator.datasets.posters import PosterSpec, draw
 from generator.training.nano.imputation import imputer
-from generator.training.nano.imputation.imputer import Drawings, Imputer, Kin, guessed, imagine, impute, train_imputer
+from generator.training.nano.imputation.imputer import (
+    Drawings,
+    Imputer,
+    NeighbourDrawings,
+    guessed,
+    imagine,
+    impute,
+    train_imputer,
+)
 from generator.training.nano.imputation.latent_critic import SHARPNESS
-from generator.training.nano.imputation.neighbours import find_relatives
-from generator.training.nano.imputation.perceptual_loss import Easel, Eye, compared, premultiplied, straight
+from generator.training.nano.imputation.neighbours import find_neighbours
+from generator.training.nano.imputation.perceptual_loss import (
+    PerceptualFeatures,
+    PosterRenderer,
+    compared,
+    premultiplied,
+    straight,
+)
 from generator.training.nano.world import World
 from generator.training.trainer import TrainerConfig, load_averaged
 from tests.support.training_world import small_world, to_look_at
@@ -29,7 +43,7 @@ def world() -> World:
 
 
 def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: World, tmp_path: Path) -> None:
-    train_imputer(tmp_path, to_look_at(world), TrainerConfig(steps=2), things=2)
+    train_imputer(tmp_path, to_look_at(world), TrainerConfig(steps=2), concepts=2)
 
     def guesses(drawings: Drawings) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         network = drawings.imputer()
@@ -64,7 +78,7 @@ def test_the_imputer_never_sees_what_it_is_to_guess_nor_what_is_held_out(world: 
 
 def test_the_imputer_copies_where_all_styles_agree() -> None:
     torch.manual_seed(0)
-    network = Imputer(styles=5, auxiliary=1, relatives=2)
+    network = Imputer(styles=5, auxiliary=1, neighbours=2)
     last = network.outlet[1]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(last.bias)
@@ -73,8 +87,10 @@ def test_the_imputer_copies_where_all_styles_agree() -> None:
     given = torch.tensor([[1.0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]])
     drawings = torch.where(given[:, :, None, None, None] > 0, drawing, 99.0)
     nearness = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
-    kin = Kin(torch.where(nearness[:, :, None, None, None] > 0, drawing, 99.0), nearness, torch.zeros(2, 2, 8, 8))
-    torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2]), kin), drawing[:, 0])
+    neighbour_drawings = NeighbourDrawings(
+        torch.where(nearness[:, :, None, None, None] > 0, drawing, 99.0), nearness, torch.zeros(2, 2, 8, 8)
+    )
+    torch.testing.assert_close(network(drawings, given, torch.tensor([1, 2]), neighbour_drawings), drawing[:, 0])
 
 
 def test_what_is_guessed_of_mirrored_drawings_is_mirrored(world: World) -> None:
@@ -84,8 +100,8 @@ def test_what_is_guessed_of_mirrored_drawings_is_mirrored(world: World) -> None:
     with torch.no_grad():
         first = guessed(network, drawings, concept=0).astype(int)
         world.art.pixels[:] = world.art.pixels[:, :, :, ::-1].copy()
-        relatives = replace(drawings.relatives, differ=drawings.relatives.differ[..., ::-1].copy())
-        drawings = Drawings(world, drawings.auxiliary[:, :, :, ::-1], relatives)
+        neighbours = replace(drawings.neighbours, differ=drawings.neighbours.differ[..., ::-1].copy())
+        drawings = Drawings(world, drawings.auxiliary[:, :, :, ::-1], neighbours)
         second = guessed(network, drawings, concept=0).astype(int)
     opaque = first[..., 3] > 20  # elsewhere a colour is a ratio of two small numbers
     assert opaque.any()
@@ -97,22 +113,22 @@ def test_what_is_turned_comes_back_by_the_opposite_turn_and_all_of_a_thing_moves
     rng = np.random.default_rng(2)
     blot = premultiplied(soft_icon())
     blot[:, 20:24, 30:50] = 1
-    pictures = blot.expand(2, 3, -1, -1, -1).contiguous()
+    images = blot.expand(2, 3, -1, -1, -1).contiguous()
     places = imputer.places(200, rng)
     straight_on = places[(places[:, 0, 1] == 0) & (places[:, 0, 0] == 1)][:1]
     assert len(straight_on) == 1, "half of the things are not turned"
-    moved = imputer.placed(pictures, straight_on.expand(2, -1, -1))
+    moved = imputer.placed(images, straight_on.expand(2, -1, -1))
     step = (straight_on[0, :, 2] * 32).round().int().tolist()
     torch.testing.assert_close(moved[0, 0], blot.roll((-step[1], -step[0]), dims=(1, 2)), rtol=0, atol=1e-4)
     assert (places[:, :, :2].det().abs() - 1).abs().max() < 0.25
     assert 60 < (places[:, 0, 0] < 0).sum() < 140, "half of the things are mirrored"
     turned = places[places[:, 0, 1] != 0][:2]
-    there = imputer.placed(pictures, turned)
+    there = imputer.placed(images, turned)
     torch.testing.assert_close(there[:, 0], there[:, 2])
-    assert (there[0] - pictures[0]).abs().max() > 0.5
+    assert (there[0] - images[0]).abs().max() > 0.5
     whole = torch.cat([turned, torch.tensor([[[0.0, 0, 1]]]).expand(2, -1, -1)], dim=1)
     back = imputer.placed(there, torch.linalg.inv(whole)[:, :2])
-    assert (back - pictures).abs().mean() < 0.02
+    assert (back - images).abs().mean() < 0.02
 
 
 def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:
@@ -123,20 +139,20 @@ def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) 
     # Two things that are drawn alike but for the upper half, one of them never in this style.
     world.art.pixels[twin[0]] = world.art.pixels[twin[1]]
     world.art.pixels[twin[0], :, :32] = 255 - world.art.pixels[twin[1], :, :32]
-    found = find_relatives(world)
-    assert found.thing[twin[0], style, 0] == twin[1]
+    found = find_neighbours(world)
+    assert found.concept[twin[0], style, 0] == twin[1]
     near = found.nearness[twin[0], style]
     assert 0 < near[0] <= 1
     assert near[0] > near[1]
     assert found.differ[twin[0], style, 0, :16].min() > 0.01
     assert found.differ[twin[0], style, 0, 16:].max() == 0
-    assert ((found.nearness == 0) | world.trained[found.thing, np.arange(6)[:, None]]).all()
-    assert ((found.nearness == 0) | (found.thing != np.arange(20)[:, None, None])).all()
+    assert ((found.nearness == 0) | world.trained[found.concept, np.arange(6)[:, None]]).all()
+    assert ((found.nearness == 0) | (found.concept != np.arange(20)[:, None, None])).all()
     world.art.pixels[~world.trained] = 7
-    again = find_relatives(world)
+    again = find_neighbours(world)
     np.testing.assert_array_equal(again.nearness, found.nearness)
     there = found.nearness > 0
-    np.testing.assert_array_equal(again.thing[there], found.thing[there])
+    np.testing.assert_array_equal(again.concept[there], found.concept[there])
     np.testing.assert_array_equal(again.differ[there], found.differ[there])
 
 
@@ -149,10 +165,10 @@ def soft_icon() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 def test_the_easel_sets_icons_as_posters_do(world: World) -> None:
     icon = soft_icon()
-    easel = Easel(world.palettes)
+    renderer = PosterRenderer(world.palettes)
     for style, name in enumerate(world.styles):
         for palette, look in enumerate(world.palettes):
-            pixels = easel(premultiplied(icon[None]), torch.tensor([style]), torch.tensor([palette]))[0]
+            pixels = renderer(premultiplied(icon[None]), torch.tensor([style]), torch.tensor([palette]))[0]
             poster = draw(PosterSpec("thing-0", name, look), 64, world.art, icon)
             apart = (pixels.permute(1, 2, 0) - torch.from_numpy(poster.astype(np.float32) / 255)).abs()
             assert apart.mean() < 0.005, (name, look)
@@ -169,19 +185,19 @@ def test_icons_come_back_from_their_premultiplied_form() -> None:
 
 
 def test_the_eye_tells_the_right_drawing_from_the_things_others(world: World) -> None:
-    eye, easel = Eye(), Easel(world.palettes)
+    perceptual, renderer = PerceptualFeatures(), PosterRenderer(world.palettes)
     styles = torch.arange(6)
-    drawings = easel(premultiplied(world.art.pixels[0]), styles, torch.ones(6, dtype=torch.long))
-    seen = [part[None].expand(6, -1, -1) for part in eye(drawings)]
+    drawings = renderer(premultiplied(world.art.pixels[0]), styles, torch.ones(6, dtype=torch.long))
+    seen = [part[None].expand(6, -1, -1) for part in perceptual(drawings)]
     assert [part.shape[:2] for part in seen] == [(6, 6)] * 6
     known = torch.ones(6, 6)
     known[:, 5] = 0
     known[5, 5] = 1
-    mistaken, unlike = compared(eye(drawings), seen, styles, known)
+    mistaken, unlike = compared(perceptual(drawings), seen, styles, known)
     assert unlike.abs().max() < 1e-3
     torch.testing.assert_close(mistaken, torch.log1p((known.sum(dim=1) - 1) * math.exp(-SHARPNESS)), rtol=1e-3, atol=0)
     ours = drawings.roll(1, dims=0).requires_grad_(True)
-    taken, apart = compared(eye(ours), seen, styles, known)
+    taken, apart = compared(perceptual(ours), seen, styles, known)
     assert taken.min() > 1
     assert apart.min() > 0.001
     (taken.sum() + apart.sum()).backward()

@@ -26,8 +26,8 @@ TASK = Task([Item("a", PICTURE), Item("b", PICTURE)], Item("c", PICTURE, "A post
 
 def result(*scores: float | None, codes: tuple[list[int], ...] = ([1, 2], [3, 4], [5, 6])) -> TaskResult:
     candidates = [
-        Candidate(ratio, own, PICTURE, text_score=50.0, history_score=score)
-        for ratio, own, score in zip(TASK.ratios, codes, scores, strict=True)
+        Candidate(alpha, own, PICTURE, cs=50.0, cis_history=score)
+        for alpha, own, score in zip(TASK.alphas, codes, scores, strict=True)
     ]
     return TaskResult([[7, 8], [9]], [10, 11], candidates)
 

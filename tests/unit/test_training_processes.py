@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from tests.support import tiny_training
 
 torch.set_num_threads(1)
@@ -78,10 +78,10 @@ def test_dpo_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Path) -> 
     whole = tiny_training.run_dpo(checkpoint, tmp_path / "whole")
     parts = tiny_training.run_dpo(checkpoint, tmp_path / "parts", replace(tiny_training.DPO, part_size=1))
     launch("dpo", checkpoint, tmp_path / "team")
-    team = [json.loads((tmp_path / "team" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    group = [json.loads((tmp_path / "team" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert parts.losses == pytest.approx(whole.losses, abs=1e-6)
     assert parts.margins == pytest.approx(whole.margins, abs=1e-5)
-    for rank in team:
+    for rank in group:
         assert rank["losses"] == pytest.approx(whole.losses, abs=1e-5)
         assert rank["kl"] == pytest.approx(whole.kl, rel=1e-3)
     ours = load_file(whole.adapter_dir / "llama" / "adapter_model.safetensors")
@@ -92,6 +92,6 @@ def test_dpo_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Path) -> 
 def test_every_row_belongs_to_one_part_of_one_process() -> None:
     for rows in range(9):
         for size in (1, 2, 3):
-            parts = [part for rank in range(size) for part in Team(rank, size).parts(rows, 2)]
+            parts = [part for rank in range(size) for part in ProcessGroup(rank, size).parts(rows, 2)]
             assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
             assert all(0 < part.stop - part.start <= 2 for part in parts)

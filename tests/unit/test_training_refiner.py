@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from generator.training.nano.imputation.perceptual_loss import premultiplied
-from generator.training.nano.imputation.refiner import TWINS, Retouch, retouched, shown, train_retouch
+from generator.training.nano.imputation.refiner import PAIRED_STYLES, Refiner, refined, shown, train_refiner
 from generator.training.nano.world import World
 from generator.training.trainer import TrainerConfig, load_averaged
 from tests.support.training_world import small_world
@@ -28,10 +28,10 @@ def noise(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.random.default_rng(5).integers(256, size=world.art.pixels.shape, dtype=np.uint8)
 
 
-def trained(world: World, guesses: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], folder: Path) -> Retouch:
+def trained(world: World, guesses: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], folder: Path) -> Refiner:
     torch.manual_seed(0)
-    train_retouch(folder, world, guesses, TrainerConfig(steps=4), batch=2)
-    network = Retouch()
+    train_refiner(folder, world, guesses, TrainerConfig(steps=4), batch=2)
+    network = Refiner()
     assert load_averaged(network, folder) == 4
     return network
 
@@ -41,7 +41,7 @@ def test_neither_training_nor_drawing_looks_at_what_is_held_out_nor_at_what_is_t
 ) -> None:
     guesses = noise(world)
     network = trained(world, guesses, tmp_path / "first")
-    first = retouched(network, world, guesses)
+    first = refined(network, world, guesses)
     anew = (first != guesses).any(axis=(2, 3, 4))
     assert anew[:10, [FLUENT, FLAT]].all()
     assert anew.sum() == 20, "what no film shows, and the other styles, are as they were guessed"
@@ -50,21 +50,21 @@ def test_neither_training_nor_drawing_looks_at_what_is_held_out_nor_at_what_is_t
     again = trained(world, guesses, tmp_path / "second")
     for weight, same in zip(network.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(same, weight, rtol=0, atol=0)
-    np.testing.assert_array_equal(retouched(network, world, guesses), first)
+    np.testing.assert_array_equal(refined(network, world, guesses), first)
 
-    thing = int(np.flatnonzero(world.trained[:10, FLAT] & world.trained[:10, FLUENT])[0])
-    world.art.pixels[thing, FLAT] = 3
-    second = retouched(network, world, guesses)
-    np.testing.assert_array_equal(second[thing, FLAT], first[thing, FLAT])
-    assert (second[thing, FLUENT] != first[thing, FLUENT]).any(), "its twin looks at it"
+    concept = int(np.flatnonzero(world.trained[:10, FLAT] & world.trained[:10, FLUENT])[0])
+    world.art.pixels[concept, FLAT] = 3
+    second = refined(network, world, guesses)
+    np.testing.assert_array_equal(second[concept, FLAT], first[concept, FLAT])
+    assert (second[concept, FLUENT] != first[concept, FLUENT]).any(), "its twin looks at it"
 
 
 def test_a_known_twin_is_drawn_again_and_else_the_guess(world: World) -> None:
-    guesses, things = noise(world), np.arange(20)
+    guesses, concepts = noise(world), np.arange(20)
     for style, twin in ((FLUENT, FLAT), (FLAT, FLUENT)):
         name, nothing = world.styles[style], np.zeros((20, 6), dtype=bool)
-        assert TWINS[name] == world.styles[twin]
-        base, sources = shown(world, guesses, things, name, nothing)
+        assert PAIRED_STYLES[name] == world.styles[twin]
+        base, sources = shown(world, guesses, concepts, name, nothing)
         known = world.trained[:, twin]
         assert 0 < known.sum() < 20
         torch.testing.assert_close(base[known], premultiplied(world.art.pixels[known, twin]))
@@ -73,20 +73,20 @@ def test_a_known_twin_is_drawn_again_and_else_the_guess(world: World) -> None:
         torch.testing.assert_close(sources[:, 2], premultiplied(guesses[:, style]))
         dropped = nothing.copy()
         dropped[:, twin] = True
-        base, _ = shown(world, guesses, things, name, dropped)
+        base, _ = shown(world, guesses, concepts, name, dropped)
         torch.testing.assert_close(base, premultiplied(guesses[:, style]))
 
 
 def test_untrained_it_is_nearly_a_copy_and_a_mirrored_thing_comes_out_mirrored(world: World) -> None:
     torch.manual_seed(0)
-    guesses, network = noise(world), Retouch()
+    guesses, network = noise(world), Refiner()
     name = world.styles[FLAT]
     base, sources = shown(world, guesses, np.arange(4), name, np.zeros((4, 6), dtype=bool))
     with torch.no_grad():
         assert (network.styles[name](base, sources) - base).abs().mean() < 0.02
-    first = retouched(network, world, guesses)[:10, FLAT].astype(int)
+    first = refined(network, world, guesses)[:10, FLAT].astype(int)
     world.art.pixels[:] = world.art.pixels[:, :, :, ::-1].copy()
-    second = retouched(network, world, guesses[:, :, :, ::-1])[:10, FLAT, :, ::-1].astype(int)
+    second = refined(network, world, guesses[:, :, :, ::-1])[:10, FLAT, :, ::-1].astype(int)
     opaque = first[..., 3] > 20  # elsewhere a colour is a ratio of two small numbers
     assert opaque.any()
     assert np.abs(second - first)[opaque].max() <= 1

@@ -32,13 +32,13 @@ from generator.training.nano.imputation.latent_critic import (
     taken_for_another,
     train_critic,
 )
-from generator.training.nano.imputation.refiner import train_retouch
+from generator.training.nano.imputation.refiner import train_refiner
 from generator.training.nano.language import learning_language
 from generator.training.nano.tokenizer import Roles, another_with, kept_grid, plane_waves
 from generator.training.nano.vae import build_vae, unit_variance
-from generator.training.nano.vae_finetune import train_polish
+from generator.training.nano.vae_finetune import train_vae_finetune
 from generator.training.nano.world import World
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Trainer, TrainerConfig
 from tests.support.training_world import coded, drawn, small_world, to_look_at, weights_of
 
@@ -76,7 +76,7 @@ def test_scaled_latents_have_unit_variance_and_the_same_pictures() -> None:
         before = vae.decode(vae.encode(pixels[:2]).latent_dist.mode()).sample
         spread = vae.encode(pixels[:2]).latent_dist.std
         scale = torch.cat([vae.encode(pixels).latent_dist.mode()]).std(dim=(0, 2, 3))
-    unit_variance(vae, world, pictures=64)  # type: ignore[arg-type]  # all that it uses of a World
+    unit_variance(vae, world, images=64)  # type: ignore[arg-type]  # all that it uses of a World
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist
         after = vae.decode(latents.mode()[:2]).sample
@@ -190,7 +190,7 @@ def test_critic_and_imputer_learn_nothing_from_what_is_held_out(world: World, tm
         folder = tmp_path / str(number)
         torch.manual_seed(0)  # of the weights that each begins with
         train_critic(folder / "critic", world, latents, TrainerConfig(steps=2), batch=4)
-        train_imputer(folder / "imputer", to_look_at(world), TrainerConfig(steps=2), things=3)
+        train_imputer(folder / "imputer", to_look_at(world), TrainerConfig(steps=2), concepts=3)
         world.art.pixels[~world.trained] = 7
     for stage in ("critic", "imputer"):
         first, second = (weights_of(tmp_path / number / stage) for number in "01")
@@ -255,7 +255,7 @@ def test_polish_teaches_the_vaes_decoder_alone_and_shows_it_guesses_of_what_is_h
         before = {key: weight.clone() for key, weight in model.diffusion.state_dict().items()}
         latents = np.zeros((20, 6, 3, 4, 16, 16), np.float16)
         config = TrainerConfig(steps=2)
-        train_polish(tmp_path / name, world, model, cache, latents, guesses, config, drawings=16, batch=8)
+        train_vae_finetune(tmp_path / name, world, model, cache, latents, guesses, config, drawings=16, batch=8)
         changed = {key for key, weight in model.diffusion.state_dict().items() if not torch.equal(weight, before[key])}
         assert changed
         assert all(key.startswith("vae.decoder.") for key in changed)
@@ -286,8 +286,8 @@ def test_the_unet_is_shown_guesses_of_what_is_held_out_and_never_the_drawings(wo
     elsewhere = changed.copy()
     elsewhere[~world.trained] = 1
     made = []
-    for number, pictures in enumerate([(latents, changed), (hidden, changed), (latents, elsewhere)]):
-        learn_to_draw(world, tmp_path / str(number), *pictures)
+    for number, images in enumerate([(latents, changed), (hidden, changed), (latents, elsewhere)]):
+        learn_to_draw(world, tmp_path / str(number), *images)
         made.append(weights_of(tmp_path / str(number)))
     torch.testing.assert_close(made[0], made[1], rtol=0, atol=0)
     assert any(not torch.equal(weight, made[2][name]) for name, weight in made[0].items())
@@ -299,7 +299,7 @@ def test_two_processes_share_a_step_of_unet_imputer_and_retouch(
     latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 16, 16)).astype(np.float16)
     drawings = to_look_at(world)
 
-    def gradients(stage: ModuleType, train: Callable[[], None], team: Team) -> dict[str, torch.Tensor]:
+    def gradients(stage: ModuleType, train: Callable[[], None], group: ProcessGroup) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
 
         class OneStep(Trainer):
@@ -312,18 +312,18 @@ def test_two_processes_share_a_step_of_unet_imputer_and_retouch(
                 found.update({name: p.grad for name, p in self.module.named_parameters() if p.grad is not None})
 
         monkeypatch.setattr(stage, "Trainer", OneStep)
-        monkeypatch.setattr(Team, "join", lambda: team)
+        monkeypatch.setattr(ProcessGroup, "join", lambda: group)
         torch.manual_seed(0)
         train()
         return found
 
     for stage, train in (
         (diffusion, lambda: learn_to_draw(world, tmp_path, latents, latents)),
-        (imputer, lambda: train_imputer(tmp_path, drawings, TrainerConfig(steps=1), things=3)),
-        (refiner, lambda: train_retouch(tmp_path, world, world.art.pixels, TrainerConfig(steps=1), batch=4)),
+        (imputer, lambda: train_imputer(tmp_path, drawings, TrainerConfig(steps=1), concepts=3)),
+        (refiner, lambda: train_refiner(tmp_path, world, world.art.pixels, TrainerConfig(steps=1), batch=4)),
     ):
-        whole = gradients(stage, train, Team())
-        halves = [gradients(stage, train, Team(rank, 2)) for rank in range(2)]
+        whole = gradients(stage, train, ProcessGroup())
+        halves = [gradients(stage, train, ProcessGroup(rank, 2)) for rank in range(2)]
         assert whole.keys() == halves[0].keys() | halves[1].keys()
         for name, gradient in whole.items():
             both = sum(half.get(name, torch.zeros_like(gradient)) for half in halves)

@@ -15,8 +15,8 @@ from generator.pigeon.presets import nano
 from generator.training.nano.assemble import TEXT_TOKENIZER
 from generator.training.nano.imputation.imputer import train_imputer
 from generator.training.nano.imputation.latent_critic import train_critic
-from generator.training.nano.imputation.refiner import train_retouch
-from generator.training.nano.recipe import GUESSES, STAGES, TOOLS, Workshop, export, tool_path
+from generator.training.nano.imputation.refiner import train_refiner
+from generator.training.nano.recipe import GUESSES, STAGES, TOOLS, NanoRun, export, tool_path
 from generator.training.trainer import TrainerConfig
 from schemas.errors import ModelError
 from tests.support.training_world import drawn, small_world, to_look_at
@@ -24,26 +24,26 @@ from tests.support.training_world import drawn, small_world, to_look_at
 torch.set_num_threads(1)
 
 
-def workshop(root: Path, start: Path | None = None) -> Workshop:
+def workshop(root: Path, start: Path | None = None) -> NanoRun:
     """One of the world of noise, with the caches that the tools are built for."""
-    shop = Workshop(root, root / "cache", nano(), start)
+    run = NanoRun(root, root / "cache", nano(), start)
     world = small_world()
-    shop.__dict__.update(world=world, drawings=to_look_at(world))
+    run.__dict__.update(world=world, drawings=to_look_at(world))
     for path in (root / TEXT_TOKENIZER, root / "caches/latents.npy"):
         path.parent.mkdir(parents=True, exist_ok=True)
     Tokenizer(WordLevel({"a": 0})).save(str(root / TEXT_TOKENIZER))
     np.save(root / "caches/latents.npy", drawn(world)[0])
-    return shop
+    return run
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A model and its tools, exported from a workshop that has trained only these."""
-    shop = workshop(tmp_path / "first")
-    train_critic(shop.root / "critic", shop.world, shop.latents(), TrainerConfig(steps=1), batch=4)
-    train_imputer(shop.root / "imputer", shop.drawings, TrainerConfig(steps=1), things=2)
-    train_retouch(shop.root / "retouch", shop.world, shop.world.art.pixels, TrainerConfig(steps=1), batch=2)
-    export(shop, tmp_path / "checkpoint")
+    run = workshop(tmp_path / "first")
+    train_critic(run.root / "critic", run.world, run.latents(), TrainerConfig(steps=1), batch=4)
+    train_imputer(run.root / "imputer", run.drawings, TrainerConfig(steps=1), concepts=2)
+    train_refiner(run.root / "retouch", run.world, run.world.art.pixels, TrainerConfig(steps=1), batch=2)
+    export(run, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
@@ -68,14 +68,14 @@ def test_training_goes_on_from_a_checkpoints_tools_and_passes_them_on(checkpoint
 
 
 def test_a_tools_stage_begins_from_the_checkpoints_tool(checkpoint: Path, tmp_path: Path) -> None:
-    shop = workshop(tmp_path / "second", checkpoint)
+    run = workshop(tmp_path / "second", checkpoint)
     for name in TOOLS:
-        before = [weight.detach().clone() for weight in shop.tool(name).parameters()]
-        shop.imputed()
-        STAGES[name](shop, TrainerConfig(steps=1, lr=1e-6))
-        assert shop.trained(name)
-        assert (shop.root / GUESSES).exists() == (name == "critic"), "guesses of another network are none of ours"
-        for weight, again in zip(before, shop.tool(name).parameters(), strict=True):
+        before = [weight.detach().clone() for weight in run.tool(name).parameters()]
+        run.imputed()
+        STAGES[name](run, TrainerConfig(steps=1, lr=1e-6))
+        assert run.trained(name)
+        assert (run.root / GUESSES).exists() == (name == "critic"), "guesses of another network are none of ours"
+        for weight, again in zip(before, run.tool(name).parameters(), strict=True):
             torch.testing.assert_close(again, weight, rtol=0, atol=1e-5)
 
 

@@ -50,17 +50,17 @@ def write(
 ) -> None:
     """Render the page to `path`; `nights` are the logical dates before and after the retrain."""
     engine = create_engine(settings.database.url.get_secret_value())
-    pictures = _Pictures(settings, data)
+    images = _Thumbnails(settings, data)
     with Session(engine) as session:
         page = {
             "figures": _figures(session, nights[0]),
             "selection": "the users whose last five clicks agree most on one drawing style, the styles taken in turn",
-            "users": _users(session, nights[0], data, pictures),
+            "users": _users(session, nights[0], data, images),
             "retrain": _retrain(session),
             "simulator": simulator,
             "steps": [asdict(step) for step in steps],
             "sources": SOURCES,
-            **_before_after(session, nights, pictures),
+            **_before_after(session, nights, images),
         }
     engine.dispose()
     environment = Environment(
@@ -69,7 +69,7 @@ def write(
     path.write_text(environment.get_template("page.html.j2").render(page), encoding="utf-8")
 
 
-class _Pictures:
+class _Thumbnails:
     """Pictures as data URIs, each fetched and shrunk once."""
 
     def __init__(self, settings: Settings, data: DemoData) -> None:
@@ -139,7 +139,7 @@ def _figures(session: Session, night: date) -> list[dict[str, Any]]:
     ]
 
 
-def _users(session: Session, night: date, data: DemoData, pictures: _Pictures) -> list[dict[str, Any]]:
+def _users(session: Session, night: date, data: DemoData, images: _Thumbnails) -> list[dict[str, Any]]:
     run = _run_id(session, night)
     drawn_for = set(session.scalars(select(Poster.user_id).where(Poster.run_id == run)))
     users = []
@@ -155,16 +155,15 @@ def _users(session: Session, night: date, data: DemoData, pictures: _Pictures) -
                 "user_id": user_id,
                 "taste": f"mostly {data.tastes[user_id]}",
                 "history": [
-                    {"title": picture["title"], "image": pictures.own(picture["item_id"])}
-                    for picture in tasks[0].prompt["history"]
+                    {"title": image["title"], "image": images.own(image["item_id"])}
+                    for image in tasks[0].prompt["history"]
                 ],
                 "targets": [
                     {
                         "title": task.prompt["reference"]["title"],
-                        "own": pictures.own(task.item_id),
+                        "own": images.own(task.item_id),
                         "posters": [
-                            _poster(session, poster, pictures)
-                            for poster in _posters(session, run, user_id, task.item_id)
+                            _poster(session, poster, images) for poster in _posters(session, run, user_id, task.item_id)
                         ],
                     }
                     for task in tasks
@@ -182,7 +181,7 @@ def _posters(session: Session, run: str | None, user_id: str, item_id: str) -> S
     ).all()
 
 
-def _poster(session: Session, poster: Poster, pictures: _Pictures) -> dict[str, Any]:
+def _poster(session: Session, poster: Poster, images: _Thumbnails) -> dict[str, Any]:
     actions = dict(
         session.execute(
             select(PosterFeedback.action, func.count())
@@ -193,7 +192,7 @@ def _poster(session: Session, poster: Poster, pictures: _Pictures) -> dict[str, 
         .all()
     )
     return {
-        "image": pictures.stored(poster.image_key),
+        "image": images.stored(poster.image_key),
         "alpha": poster.alpha,
         "cs": poster.cs,
         "cis": poster.cis_history,
@@ -227,7 +226,7 @@ def _retrain(session: Session) -> dict[str, Any]:
     }
 
 
-def _before_after(session: Session, nights: Sequence[date], pictures: _Pictures) -> dict[str, Any]:
+def _before_after(session: Session, nights: Sequence[date], images: _Thumbnails) -> dict[str, Any]:
     before, after = (_run_id(session, night) for night in nights)
     if after is None:
         return {"pairs": [], "pairs_note": ""}
@@ -245,7 +244,7 @@ def _before_after(session: Session, nights: Sequence[date], pictures: _Pictures)
                 sides.append(
                     {
                         "label": f"{label}: {best.model_version}",
-                        "image": pictures.stored(best.image_key),
+                        "image": images.stored(best.image_key),
                         "cs": best.cs,
                         "cis": best.cis_history,
                     }
@@ -255,7 +254,7 @@ def _before_after(session: Session, nights: Sequence[date], pictures: _Pictures)
                 {
                     "title": task.prompt["reference"]["title"],
                     "user_id": task.user_id,
-                    "own": pictures.own(task.item_id),
+                    "own": images.own(task.item_id),
                     "sides": sides,
                 }
             )

@@ -90,11 +90,11 @@ def simulate(settings: Settings, date: str, seed: int) -> str:
     looks = Looks.of_catalogue(folder / "posters")
     tastes = read_tastes(folder / "clicks.jsonl", looks)
     rows = [row for row in manifest.rows().to_pylist() if row["user_id"] in tastes]
-    pictures = {
+    images = {
         key: _poster_art(s3.get_object(Bucket=settings.s3.bucket, Key=key)["Body"].read())
         for key in sorted({row["image_key"] for row in rows})
     }
-    shown = judge(rows, pictures, tastes, looks)
+    shown = judge(rows, images, tastes, looks)
     events = list(behave(shown, day, seed, now=datetime.now(UTC)))
     _send(settings.kafka, events)
     return summary(shown, events)
@@ -171,14 +171,14 @@ def read_tastes(clicks: Path, looks: Looks) -> dict[str, Vector]:
 
 
 def judge(
-    rows: list[dict[str, Any]], pictures: Mapping[str, Pixels], tastes: Mapping[str, Vector], looks: Looks
+    rows: list[dict[str, Any]], images: Mapping[str, Pixels], tastes: Mapping[str, Vector], looks: Looks
 ) -> list[Shown]:
     """The night's posters with the standardised similarity of picture and taste, in the manifest's order."""
     if not rows:
         raise InputError(
             "the newest night has no poster of a user of the demo's data; run `pigeon demo` from its start"
         )
-    raw = np.array([looks.of(pictures[row["image_key"]]) @ tastes[row["user_id"]] for row in rows])
+    raw = np.array([looks.of(images[row["image_key"]]) @ tastes[row["user_id"]] for row in rows])
     standard = (raw - raw.mean()) / (raw.std() + 1e-9)
     return [
         Shown(row["user_id"], row["item_id"], row["poster_id"], row["propensity"], float(s))

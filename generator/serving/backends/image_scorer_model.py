@@ -35,8 +35,8 @@ class TritonPythonModel:
             raise BadInput("image_scorer: give images, texts or both")
         out: Arrays = {}
         if "images" in inputs:
-            pictures = inputs["images"]
-            rows = (self._images({"images": pictures[n : n + 1]})["features"] for n in range(len(pictures)))
+            images = inputs["images"]
+            rows = (self._images({"images": images[n : n + 1]})["features"] for n in range(len(images)))
             out["image_embeddings"] = _stack(rows)
         if "texts" in inputs:
             rows = (self._texts({"tokens": self._ids(text)})["features"] for text in inputs["texts"])

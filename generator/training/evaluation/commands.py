@@ -36,7 +36,9 @@ def evaluate(
             "random-history, redrawn, truth."
         ),
     ] = "all",
-    ratio: Annotated[list[float] | None, typer.Option(help="α_r; may be repeated. Default: 0, 0.3, 0.6, 0.9.")] = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option("--ratio", help="α_r; may be repeated. Default: 0, 0.3, 0.6, 0.9.")
+    ] = None,
     compare: Annotated[Path | None, typer.Option(help="Another checkpoint, on the same users: stage 1, say.")] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for evaluation.json, evaluation.md, contact-sheet.png, alpha.svg, alpha.png.")
@@ -55,7 +57,7 @@ def evaluate(
     from generator.training.evaluation.report import as_json, markdown, tables
     from generator.training.evaluation.run import ALL_BASELINES, Request
     from generator.training.evaluation.run import evaluate as run
-    from generator.training.nano.samples import RATIOS
+    from generator.training.nano.samples import ALPHAS
     from schemas.errors import InputError
     from schemas.settings import load_settings
 
@@ -63,7 +65,7 @@ def evaluate(
     if baselines in ("all", "none"):
         chosen = ALL_BASELINES if baselines == "all" else ()
     request = Request(
-        checkpoint, count, held_out, tuple(extractor or EVERY), tuple(chosen), tuple(ratio or RATIOS), compare, seed
+        checkpoint, count, held_out, tuple(extractor or EVERY), tuple(chosen), tuple(alpha or ALPHAS), compare, seed
     )
     try:
         output.mkdir(parents=True, exist_ok=True)

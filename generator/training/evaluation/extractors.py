@@ -21,7 +21,7 @@ from generator.training.efficientnet import LITE0, pretrained
 from generator.training.evaluation.metrics import Vectors
 from schemas.errors import InputError, ModelError
 
-Pictures = npt.NDArray[np.uint8]  # (N, S, S, 3)
+ImageArrays = npt.NDArray[np.uint8]  # (N, S, S, 3)
 CELLS = 16
 
 
@@ -42,7 +42,7 @@ class Extractor(Protocol):
     def title(self) -> str: ...
     @property
     def key(self) -> str: ...
-    def encode(self, pictures: Pictures) -> Encoded: ...
+    def encode(self, images: ImageArrays) -> Encoded: ...
 
 
 class Own:
@@ -61,8 +61,8 @@ class Own:
         self.key = weights_key(self._scorer.image.state_dict().values())
 
     @torch.no_grad()
-    def encode(self, pictures: Pictures) -> Encoded:
-        features: Tensor = self._scorer.image(self._pipeline.pixels(list(pictures), scoring=True))
+    def encode(self, images: ImageArrays) -> Encoded:
+        features: Tensor = self._scorer.image(self._pipeline.pixels(list(images), scoring=True))
         return Encoded(features.float().cpu().numpy())
 
     @torch.no_grad()
@@ -96,8 +96,8 @@ class EfficientNet:
         self.key = weights_key(self._network.state_dict().values())
 
     @torch.no_grad()
-    def encode(self, pictures: Pictures) -> Encoded:
-        pixels = as_pixels(pictures).to(memory_format=torch.channels_last)
+    def encode(self, images: ImageArrays) -> Encoded:
+        pixels = as_pixels(images).to(memory_format=torch.channels_last)
         pooled, maps = self._network(pixels)
         parts = [pooled]
         for layer in maps:
@@ -113,8 +113,8 @@ class Pixels:
     title = "softened pixels"
     key = f"{CELLS}x{CELLS}"
 
-    def encode(self, pictures: Pictures) -> Encoded:
-        cells = F.adaptive_avg_pool2d(as_pixels(pictures), CELLS)
+    def encode(self, images: ImageArrays) -> Encoded:
+        cells = F.adaptive_avg_pool2d(as_pixels(images), CELLS)
         return Encoded((cells - 0.5).flatten(1).numpy())
 
 
@@ -136,9 +136,9 @@ def extractor(name: str, model: PigeonModel) -> Extractor:
     return made[name]()
 
 
-def as_pixels(pictures: Pictures) -> Tensor:
+def as_pixels(images: ImageArrays) -> Tensor:
     """(N, S, S, 3) uint8 -> (N, 3, S, S) in [0, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 def weights_key(weights: Iterable[Tensor]) -> str:

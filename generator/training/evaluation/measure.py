@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from generator.training.evaluation.bootstrap import Values
-from generator.training.evaluation.extractors import Encoded, Extractor, Own, Pictures, as_pixels
+from generator.training.evaluation.extractors import Encoded, Extractor, ImageArrays, Own, as_pixels
 from generator.training.evaluation.metrics import (
     Vectors,
     cosines,
@@ -85,7 +85,7 @@ class Judge:
         self._extractors = [own, *(extractor for extractor in extractors if extractor.name != own.name)]
         self._shown = np.flatnonzero(world.shown)
 
-    def measure(self, chosen: Sequence[Sample], rows: Mapping[str, Pictures], advance: Advance) -> Measured:
+    def measure(self, chosen: Sequence[Sample], rows: Mapping[str, ImageArrays], advance: Advance) -> Measured:
         """rows: name -> pictures (n, S, S, 3), of the drawings' size; advance is called with samples done."""
         values: dict[str, dict[str, Values]] = {row: {} for row in rows}
         features: dict[str, list[Vectors]] = {extractor.name: [] for extractor in self._extractors}
@@ -93,10 +93,10 @@ class Judge:
         slabs: dict[tuple[str, int, int], Vectors] = {}
         for start in range(0, len(chosen), AT_ONCE):
             part = chosen[start : start + AT_ONCE]
-            pictures, chunks = self._laid_out(part, {name: row[start : start + AT_ONCE] for name, row in rows.items()})
-            found: list[dict[str, Values]] = [self._of_pictures(pictures, chunk) for chunk in chunks]
+            images, chunks = self._laid_out(part, {name: row[start : start + AT_ONCE] for name, row in rows.items()})
+            found: list[dict[str, Values]] = [self._of_images(images, chunk) for chunk in chunks]
             for extractor in self._extractors:
-                encoded = extractor.encode(pictures)
+                encoded = extractor.encode(images)
                 for chunk, figures in zip(chunks, found, strict=True):
                     figures.update(self._likeness(extractor, encoded, chunk))
                     features[extractor.name].append(encoded.vectors[chunk.rows])
@@ -121,19 +121,19 @@ class Judge:
             {name: np.stack(parts) for name, parts in truths.items()},
         )
 
-    def _laid_out(self, part: Sequence[Sample], rows: Mapping[str, Pictures]) -> tuple[Pictures, list[_Chunk]]:
-        pictures: list[Pictures] = []
+    def _laid_out(self, part: Sequence[Sample], rows: Mapping[str, ImageArrays]) -> tuple[ImageArrays, list[_Chunk]]:
+        images: list[ImageArrays] = []
         chunks = []
         for number, sample in enumerate(part):
             concept, style, palette = sample.target.tolist()
-            first = len(pictures)
-            pictures += [row[number] for row in rows.values()]
-            reference = len(pictures)
-            pictures += [sample.task.reference.picture, *(item.picture for item in sample.task.history)]
-            styles = len(pictures)
-            pictures += [as_rgb(self._world.draw(concept, s, palette)) for s in range(len(self._world.styles))]
-            palettes = len(pictures)
-            pictures += [as_rgb(self._world.draw(concept, style, p)) for p in range(len(self._world.palettes))]
+            first = len(images)
+            images += [row[number] for row in rows.values()]
+            reference = len(images)
+            images += [sample.task.reference.image, *(item.image for item in sample.task.history)]
+            styles = len(images)
+            images += [as_rgb(self._world.draw(concept, s, palette)) for s in range(len(self._world.styles))]
+            palettes = len(images)
+            images += [as_rgb(self._world.draw(concept, style, p)) for p in range(len(self._world.palettes))]
             chunks.append(
                 _Chunk(
                     sample,
@@ -141,15 +141,15 @@ class Judge:
                     reference,
                     slice(reference + 1, styles),
                     slice(styles, palettes),
-                    slice(palettes, len(pictures)),
+                    slice(palettes, len(images)),
                 )
             )
-        return np.stack(pictures), chunks
+        return np.stack(images), chunks
 
-    def _of_pictures(self, pictures: Pictures, chunk: _Chunk) -> dict[str, Values]:
-        ours = as_pixels(pictures[chunk.rows])  # (R, 3, S, S)
-        past = as_pixels(pictures[chunk.history])
-        truth = as_pixels(pictures[chunk.styles][chunk.sample.target[1]][None])
+    def _of_images(self, images: ImageArrays, chunk: _Chunk) -> dict[str, Values]:
+        ours = as_pixels(images[chunk.rows])  # (R, 3, S, S)
+        past = as_pixels(images[chunk.history])
+        truth = as_pixels(images[chunk.styles][chunk.sample.target[1]][None])
         rows, items = len(ours), len(past)
         left, right = ours.repeat_interleave(items, dim=0), past.repeat(rows, 1, 1, 1)
         return {

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from generator.training.evaluation.extractors import Extractor, Own, Pictures, Pixels
+from generator.training.evaluation.extractors import Extractor, ImageArrays, Own, Pixels
 from generator.training.evaluation.rows import PIGEON
 from generator.training.evaluation.run import Evaluation
-from generator.training.nano.samples import Picture
+from generator.training.nano.samples import ImageArray
 
 SHEET_ROWS = 16
 GAP, HEAD = 6, 14
@@ -37,8 +37,8 @@ def plot_alphas(evaluation: Evaluation, folder: Path) -> None:
                 linewidth=1,
                 label=evaluation.rows[grid].title.split(",")[0],
             )
-            for ratio, x, y in zip(evaluation.request.ratios, across, up, strict=True):
-                axes.annotate(f"{ratio:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points")
+            for alpha, x, y in zip(evaluation.request.alphas, across, up, strict=True):
+                axes.annotate(f"{alpha:g}", (x.mean, y.mean), xytext=(4, 4), textcoords="offset points")
         title = "own scorer (CIS)" if extractor.name == Own.name else extractor.title
         axes.set_title(f"{title}: one point per α_r, 95 % intervals", fontsize=9)
         axes.set_xlabel("semantics: 100·cosine with the reference")
@@ -54,28 +54,26 @@ def contact_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) ->
     own = evaluation.grids[PIGEON]
     others = [name for name in evaluation.grids if name != PIGEON]
     drawn = [
-        name
-        for name in (*others, "no-personalization", "random-mask", "redrawn", "truth")
-        if name in evaluation.pictures
+        name for name in (*others, "no-personalization", "random-mask", "redrawn", "truth") if name in evaluation.images
     ]
     groups = [
-        ("history", np.stack([[item.picture for item in sample.task.history] for sample in chosen])),
-        ("reference", np.stack([[sample.task.reference.picture] for sample in chosen])),
+        ("history", np.stack([[item.image for item in sample.task.history] for sample in chosen])),
+        ("reference", np.stack([[sample.task.reference.image] for sample in chosen])),
         *(
-            (f"mask {ratio:g}", _column(evaluation, name, len(chosen)))
-            for ratio, name in zip(evaluation.request.ratios, own, strict=True)
+            (f"mask {alpha:g}", _column(evaluation, name, len(chosen)))
+            for alpha, name in zip(evaluation.request.alphas, own, strict=True)
         ),
         ("best", _column(evaluation, PIGEON, len(chosen))),
         *((name, _column(evaluation, name, len(chosen))) for name in drawn),
     ]
-    side = chosen[0].task.reference.picture.shape[0]
-    width = sum(side * pictures.shape[1] + GAP for _, pictures in groups) - GAP
+    side = chosen[0].task.reference.image.shape[0]
+    width = sum(side * images.shape[1] + GAP for _, images in groups) - GAP
     sheet = Image.new("RGB", (width, HEAD + side * len(chosen)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=9)
     left = 0
-    for head, pictures in groups:
+    for head, images in groups:
         pen.text((left, 1), SHORT.get(head, head), fill="black", font=font)
-        block: Picture = np.concatenate([np.concatenate(list(line), axis=1) for line in pictures], axis=0)
+        block: ImageArray = np.concatenate([np.concatenate(list(line), axis=1) for line in images], axis=0)
         sheet.paste(Image.fromarray(block), (left, HEAD))
         left += block.shape[1] + GAP
     sheet.save(path)
@@ -85,7 +83,7 @@ SHORT = {"no-personalization": "no history", "random-mask": "rand. mask"}
 """Heads that fit over a picture of 64 pixels."""
 
 
-def _column(evaluation: Evaluation, row: str, count: int) -> Pictures:
+def _column(evaluation: Evaluation, row: str, count: int) -> ImageArrays:
     """(count, 1, S, S, 3)."""
-    pictures: Pictures = evaluation.pictures[row][:count, None]
-    return pictures
+    images: ImageArrays = evaluation.images[row][:count, None]
+    return images

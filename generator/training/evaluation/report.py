@@ -131,7 +131,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "distinct_pairs": len({tuple(sample.target[:2].tolist()) for sample in evaluation.samples}),
         "pairs": "held-out" if request.held_out else "trained",
         "seed": request.seed,
-        "ratios": list(request.ratios),
+        "ratios": list(request.alphas),
         "concepts_shown": evaluation.concepts[0],
         "concepts": evaluation.concepts[1],
         "extractors": {e.name: {"title": e.title, "key": e.key} for e in evaluation.extractors},

@@ -15,8 +15,8 @@ from generator.pigeon.masking import MutualMaskGenerator
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline, Task
 from generator.pigeon.sampling import noise_image
-from generator.training.evaluation.extractors import Pictures
-from generator.training.nano.samples import Picture, Sample, as_rgb
+from generator.training.evaluation.extractors import ImageArrays
+from generator.training.nano.samples import ImageArray, Sample, as_rgb
 from generator.training.nano.world import World
 
 BATCH = 12
@@ -30,8 +30,8 @@ class Row:
 
     name: str
     title: str
-    draw: Callable[[Sequence[Sample]], Pictures]
-    pictures: int = 0
+    draw: Callable[[Sequence[Sample]], ImageArrays]
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,45 +41,45 @@ class Grid:
     name: str
     title: str
     model: PigeonModel
-    ratios: Sequence[float]
+    alphas: Sequence[float]
 
-    def row_name(self, ratio: float) -> str:
-        return f"{self.name}@{ratio:g}"
+    def row_name(self, alpha: float) -> str:
+        return f"{self.name}@{alpha:g}"
 
-    def draw(self, chosen: Sequence[Sample]) -> dict[str, Pictures]:
+    def draw(self, chosen: Sequence[Sample]) -> dict[str, ImageArrays]:
         """-> pictures (B, S, S, 3) by row name."""
-        pictures = drawn(PigeonPipeline(self.model), [replace(s.task, ratios=tuple(self.ratios)) for s in chosen])
-        return {self.row_name(ratio): pictures[:, number] for number, ratio in enumerate(self.ratios)}
+        images = drawn(PigeonPipeline(self.model), [replace(s.task, alphas=tuple(self.alphas)) for s in chosen])
+        return {self.row_name(alpha): images[:, number] for number, alpha in enumerate(self.alphas)}
 
 
-def baselines(world: World, model: PigeonModel, ratio: float, seed: int) -> dict[str, Row]:
+def baselines(world: World, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
     """By the name that the command line has for them. `ratio`: α_r of the row without the mutual mask."""
     pipeline = PigeonPipeline(model)
 
-    def without_history(chosen: Sequence[Sample]) -> Pictures:
-        return drawn(pipeline, [replace(s.task, history=[], ratios=(0.0,)) for s in chosen])[:, 0]
+    def without_history(chosen: Sequence[Sample]) -> ImageArrays:
+        return drawn(pipeline, [replace(s.task, history=[], alphas=(0.0,)) for s in chosen])[:, 0]
 
-    def randomly_masked(chosen: Sequence[Sample]) -> Pictures:
+    def randomly_masked(chosen: Sequence[Sample]) -> ImageArrays:
         with indifferent_masks(model):
-            return drawn(pipeline, [replace(s.task, ratios=(ratio,)) for s in chosen])[:, 0]
+            return drawn(pipeline, [replace(s.task, alphas=(alpha,)) for s in chosen])[:, 0]
 
-    def past(chosen: Sequence[Sample]) -> Pictures:
+    def past(chosen: Sequence[Sample]) -> ImageArrays:
         picks = [int(np.random.default_rng([seed, s.task.seed]).integers(len(s.task.history))) for s in chosen]
-        return np.stack([s.task.history[pick].picture for s, pick in zip(chosen, picks, strict=True)])
+        return np.stack([s.task.history[pick].image for s, pick in zip(chosen, picks, strict=True)])
 
-    def copied(chosen: Sequence[Sample]) -> Pictures:
-        return np.stack([s.task.reference.picture for s in chosen])
+    def copied(chosen: Sequence[Sample]) -> ImageArrays:
+        return np.stack([s.task.reference.image for s in chosen])
 
-    def truth(chosen: Sequence[Sample]) -> Pictures:
+    def truth(chosen: Sequence[Sample]) -> ImageArrays:
         return np.stack([as_rgb(world.draw(*s.target.tolist())) for s in chosen])
 
-    def redrawn(chosen: Sequence[Sample]) -> Pictures:
+    def redrawn(chosen: Sequence[Sample]) -> ImageArrays:
         codes = [row.tolist() for row in model.tokenizer.encode(pipeline.pixels(list(truth(chosen))))]
         return rendered(pipeline, codes, [(s.task.seed, 0) for s in chosen])
 
     rows = (
         Row("no-personalization", "no history (α_r 0)", without_history, 1),
-        Row("random-mask", f"random mask (α_r {ratio:g})", randomly_masked, 1),
+        Row("random-mask", f"random mask (α_r {alpha:g})", randomly_masked, 1),
         Row("reference-copied", "reference copied", copied),
         Row("random-history", "random history picture", past),
         Row("redrawn", "true codes drawn again", redrawn, 1),
@@ -89,20 +89,20 @@ def baselines(world: World, model: PigeonModel, ratio: float, seed: int) -> dict
 
 
 @torch.no_grad()
-def drawn(pipeline: PigeonPipeline, tasks: Sequence[Task]) -> Pictures:
-    """The pipeline without its scores and with a history that may be empty: (B, A, S, S, 3) for A ratios."""
+def drawn(pipeline: PigeonPipeline, tasks: Sequence[Task]) -> ImageArrays:
+    """The pipeline without its scores and with a history that may be empty: (B, A, S, S, 3) for A alphas."""
     history, references = pipeline.encode(tasks)
     keeps, embeddings = pipeline.mask(tasks, history, references)
     answers = pipeline.generate(tasks, history, keeps, embeddings)
     flat = [answer for row in answers for answer in row]
-    streams = [(task.seed, variant) for task in tasks for variant in range(len(task.ratios))]
-    pictures = rendered(pipeline, flat, streams)
-    out: Pictures = pictures.reshape(len(tasks), -1, *pictures.shape[1:])
+    streams = [(task.seed, variant) for task in tasks for variant in range(len(task.alphas))]
+    images = rendered(pipeline, flat, streams)
+    out: ImageArrays = images.reshape(len(tasks), -1, *images.shape[1:])
     return out
 
 
 @torch.no_grad()
-def rendered(pipeline: PigeonPipeline, codes: list[list[int]], streams: Sequence[tuple[int, int]]) -> Pictures:
+def rendered(pipeline: PigeonPipeline, codes: list[list[int]], streams: Sequence[tuple[int, int]]) -> ImageArrays:
     """Codes per picture, (seed, variant) of its noise -> (N, S, S, 3)."""
     shape = pipeline.model.diffusion.latent_shape
     noise = np.stack([noise_image(seed, variant, shape) for seed, variant in streams])
@@ -128,11 +128,11 @@ def indifferent_masks(model: PigeonModel) -> Iterator[None]:
         personalizer.mask_generator = own
 
 
-def sized(pictures: Pictures, side: int) -> Pictures:
+def sized(images: ImageArrays, side: int) -> ImageArrays:
     """(N, S, S, 3) at the side of the real drawings."""
-    if pictures.shape[1] == side:
-        return pictures
-    fitted: list[Picture] = [
-        np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures
+    if images.shape[1] == side:
+        return images
+    fitted: list[ImageArray] = [
+        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) for image in images
     ]
     return np.stack(fitted)

@@ -14,11 +14,11 @@ from generator.datasets.fetch import versions_key
 from generator.datasets.icons import ICON_SIZE
 from generator.pigeon.checkpoint import load_model
 from generator.training.evaluation.bootstrap import Bootstrap, Estimate
-from generator.training.evaluation.extractors import NAMES, Extractor, Own, Pictures, extractor
+from generator.training.evaluation.extractors import NAMES, Extractor, ImageArrays, Own, extractor
 from generator.training.evaluation.measure import Judge, Measured
 from generator.training.evaluation.rows import BATCH, OTHER, PIGEON, Grid, Row, baselines, sized
 from generator.training.nano.gallery import Gallery
-from generator.training.nano.samples import RATIOS, Sample, samples
+from generator.training.nano.samples import ALPHAS, Sample, samples
 from generator.training.nano.world import World
 from schemas.errors import InputError
 
@@ -36,7 +36,7 @@ class Request:
     held_out: bool = True
     extractors: Sequence[str] = ("own", "efficientnet", "pixels")
     baselines: Sequence[str] = ALL_BASELINES
-    ratios: Sequence[float] = RATIOS
+    alphas: Sequence[float] = ALPHAS
     compare: Path | None = None
     seed: int = 7
 
@@ -68,7 +68,7 @@ class Evaluation:
     differences: list[Difference]
     grids: dict[str, list[str]]
     samples: Sequence[Sample]
-    pictures: dict[str, Pictures]  # row -> (n, S, S, 3)
+    images: dict[str, ImageArrays]  # row -> (n, S, S, 3)
     concepts: tuple[int, int]  # that films show, all
     looks: tuple[int, int]  # styles, palettes
     seconds: dict[str, float]  # per step
@@ -78,10 +78,10 @@ def check(request: Request, cache: Path) -> None:
     """Raises InputError for what can be known to be wrong before anything is loaded."""
     if request.count < 1:
         raise InputError(f"count: {request.count} is too few; draw 1 or more")
-    if not request.ratios or any(not 0 <= ratio <= 1 for ratio in request.ratios):
-        raise InputError(f"ratio: {list(request.ratios)} must be one or more numbers between 0 and 1")
-    if len(set(request.ratios)) < len(request.ratios):
-        raise InputError(f"ratio: {list(request.ratios)} names one twice")
+    if not request.alphas or any(not 0 <= alpha <= 1 for alpha in request.alphas):
+        raise InputError(f"ratio: {list(request.alphas)} must be one or more numbers between 0 and 1")
+    if len(set(request.alphas)) < len(request.alphas):
+        raise InputError(f"ratio: {list(request.alphas)} names one twice")
     for name in request.baselines:
         if name not in ALL_BASELINES:
             raise InputError(f"baselines: unknown name {name!r}; one of {', '.join(ALL_BASELINES)}, or all, or none")
@@ -107,17 +107,17 @@ def evaluate(request: Request, cache: Path, progress: Progress) -> Evaluation:
     model = load_model(request.checkpoint)
     own = Own(model)
     extractors = [own if name == own.name else extractor(name, model) for name in dict.fromkeys(request.extractors)]
-    grids = [Grid(PIGEON, "Pigeon", model, request.ratios)]
+    grids = [Grid(PIGEON, "Pigeon", model, request.alphas)]
     if request.compare is not None:
-        grids.append(Grid(OTHER, f"Pigeon of {request.compare.name}", load_model(request.compare), request.ratios))
+        grids.append(Grid(OTHER, f"Pigeon of {request.compare.name}", load_model(request.compare), request.alphas))
     world = World(cache)
-    chosen = samples(world, cache, request.count, request.seed, held_out=request.held_out, ratios=tuple(request.ratios))
-    middle = request.ratios[len(request.ratios) // 2]
+    chosen = samples(world, cache, request.count, request.seed, held_out=request.held_out, alphas=tuple(request.alphas))
+    middle = request.alphas[len(request.alphas) // 2]
     known = baselines(world, model, middle, request.seed)
     wanted = [known[name] for name in dict.fromkeys(request.baselines)]
 
     with clock("draw"):
-        pictures = draw(chosen, grids, wanted, progress)
+        images = draw(chosen, grids, wanted, progress)
     gallery = Gallery(world, cache / "evaluation")
     with clock("gallery"):
         slabs = sorted({(style, palette) for _, style, palette in (s.target.tolist() for s in chosen)})
@@ -126,32 +126,32 @@ def evaluate(request: Request, cache: Path, progress: Progress) -> Evaluation:
         gallery.fill(missing, counted)
     with clock("measure"):
         judge = Judge(world, gallery, extractors, own)
-        measured = judge.measure(chosen, pictures, Counted(progress, "Measure", len(chosen)))
+        measured = judge.measure(chosen, images, Counted(progress, "Measure", len(chosen)))
     titles = {row.name: row.title for row in wanted}
-    ratios: dict[str, list[str]] = {}
+    alphas: dict[str, list[str]] = {}
     for grid in grids:
-        ratios[grid.name] = [grid.row_name(ratio) for ratio in request.ratios]
-        best = measured.choose(grid.name, ratios[grid.name])
-        among = np.stack([pictures[row] for row in ratios[grid.name]])
-        pictures[grid.name] = among[best, np.arange(len(chosen))]
+        alphas[grid.name] = [grid.row_name(alpha) for alpha in request.alphas]
+        best = measured.choose(grid.name, alphas[grid.name])
+        among = np.stack([images[row] for row in alphas[grid.name]])
+        images[grid.name] = among[best, np.arange(len(chosen))]
         titles |= {grid.name: f"{grid.title}, best of grid"}
-        titles |= {grid.row_name(ratio): f"{grid.title}, α_r {ratio:g}" for ratio in request.ratios}
+        titles |= {grid.row_name(alpha): f"{grid.title}, α_r {alpha:g}" for alpha in request.alphas}
     bootstrap = Bootstrap(len(chosen), request.seed)
-    order = [*ratios, *(name for names in ratios.values() for name in names), *(row.name for row in wanted)]
+    order = [*alphas, *(name for names in alphas.values() for name in names), *(row.name for row in wanted)]
     rows = {name: _reported(name, titles[name], measured, bootstrap) for name in order}
     pairs = [(PIGEON, OTHER)] if request.compare is not None else []
     if "random-mask" in titles:
         pairs.append((grids[0].row_name(middle), "random-mask"))
-    if "no-personalization" in titles and 0 in request.ratios:
+    if "no-personalization" in titles and 0 in request.alphas:
         pairs.append((grids[0].row_name(0), "no-personalization"))
     return Evaluation(
         request,
         extractors,
         rows,
         [_difference(left, right, measured, bootstrap) for left, right in pairs],
-        ratios,
+        alphas,
         chosen,
-        pictures,
+        images,
         (int(world.shown.sum()), len(world.concepts)),
         (len(world.styles), len(world.palettes)),
         clock.seconds,
@@ -160,16 +160,16 @@ def evaluate(request: Request, cache: Path, progress: Progress) -> Evaluation:
 
 def draw(
     chosen: Sequence[Sample], grids: Sequence[Grid], wanted: Sequence[Row], progress: Progress
-) -> dict[str, Pictures]:
+) -> dict[str, ImageArrays]:
     """-> pictures (n, S, S, 3) by row, at the side of the real drawings."""
-    side = chosen[0].task.reference.picture.shape[0]
-    parts: dict[str, list[Pictures]] = {}
+    side = chosen[0].task.reference.image.shape[0]
+    parts: dict[str, list[ImageArrays]] = {}
     for start in range(0, len(chosen), BATCH):
         progress("Draw", start, len(chosen))
         part = chosen[start : start + BATCH]
         for grid in grids:
-            for name, pictures in grid.draw(part).items():
-                parts.setdefault(name, []).append(sized(pictures, side))
+            for name, images in grid.draw(part).items():
+                parts.setdefault(name, []).append(sized(images, side))
         for row in wanted:
             parts.setdefault(row.name, []).append(sized(row.draw(part), side))
     progress("Draw", len(chosen), len(chosen))

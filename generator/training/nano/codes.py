@@ -108,7 +108,7 @@ def fill(
     with torch.no_grad():
         for number, start in enumerate(range(0, len(mine), CHUNK)):
             places = mine[start : start + CHUNK]
-            pixels = torch.from_numpy(world.pictures(*triples[places].T))
+            pixels = torch.from_numpy(world.images(*triples[places].T))
             flat[places] = make(pixels).numpy().astype(dtype)
             if number % 100 == 0:
                 log.info("%s: %d of %d", name, start, len(mine))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from generator.training.nano.recipe import Workshop
+    from generator.training.nano.recipe import NanoRun
 
 train = typer.Typer(help="Train the nano model from openly licensed pictures, stage by stage.", no_args_is_help=True)
 
@@ -49,10 +49,10 @@ def stage(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    shop = _shop(start)
+    run = _run(start)
     for step in STAGES if name == "all" else (name,):
-        run_stage(step, shop, seconds)
-        typer.echo(f"Stage {step} is done: {shop.root / step}")
+        run_stage(step, run, seconds)
+        typer.echo(f"Stage {step} is done: {run.root / step}")
 
 
 @train.command()
@@ -63,15 +63,15 @@ def export(
     """Write what is trained so far as a checkpoint (fp16 safetensors)."""
     from generator.training.nano.recipe import export as write
 
-    write(_shop(start), output)
+    write(_run(start), output)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     typer.echo(f"Wrote {output}: {size / 1e6:.1f} MB")
 
 
-def _shop(start: Path | None) -> Workshop:
+def _run(start: Path | None) -> NanoRun:
     from generator.pigeon.config import PigeonConfig
-    from generator.training.nano.recipe import Workshop
+    from generator.training.nano.recipe import NanoRun
     from schemas.settings import load_settings
 
     state = load_settings().state_dir
-    return Workshop(state / "training" / "nano", state / "cache", PigeonConfig.preset("nano"), start)
+    return NanoRun(state / "training" / "nano", state / "cache", PigeonConfig.preset("nano"), start)

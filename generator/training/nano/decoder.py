@@ -95,7 +95,7 @@ def train_decoder(
         known = np.where(guessed[:, None, None, None], imputed[triple], latents[triple])
         wanted = torch.from_numpy(known.astype(np.float32))
         made = task.latents(embeds)
-        picture = F.mse_loss(made, wanted)
+        image = F.mse_loss(made, wanted)
         # The thing in all styles; what may not be seen counts where it is asked for, as it was guessed.
         drawings = torch.from_numpy(latents[concept, :, palette].astype(np.float32))
         drawings[torch.arange(batch), truths[1]] = wanted
@@ -104,11 +104,11 @@ def train_decoder(
         taken, _ = taken_for_another(made.flatten(1), drawings.flatten(2), truths[1], counts)
         mistaken = taken.mean()
         figures = {
-            "latents": float(picture.detach()),
+            "latents": float(image.detach()),
             "mistaken": float(mistaken.detach()),
             "concept_accuracy": right[0],
             "style_accuracy": right[1],
         }
-        return picture + WORDS_WEIGHT * words + MISTAKEN_WEIGHT * mistaken, figures
+        return image + WORDS_WEIGHT * words + MISTAKEN_WEIGHT * mistaken, figures
 
     Trainer(task, loss, folder, config).run()

@@ -21,7 +21,7 @@ from generator.pigeon.diffusion import Diffusion, cells
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import Critic, Critique, Latents
 from generator.training.nano.world import World
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 
 DROPPED_SHARE = 0.1
@@ -74,7 +74,7 @@ def train_diffusion(
     squares alone are content with a blur.
     """
     task = DiffusionTask(diffusion, decoder)
-    critique, team = Critique(critic, world, latents, imputed), Team.join()
+    critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join()
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:
@@ -84,7 +84,7 @@ def train_diffusion(
         noisiest = rng.random(batch) < NOISY_HALF_SHARE
         times = rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas))
         noise = torch.randn(batch, *latents.shape[3:])
-        (mine,) = team.parts(batch)
+        (mine,) = group.parts(batch)
         triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
         rows, noise, timesteps = said[mine], noise[mine], torch.from_numpy(times[mine])
         imagined = imputed[triple]

@@ -10,7 +10,7 @@ import numpy as np
 
 from generator.training.evaluation.extractors import Extractor
 from generator.training.evaluation.metrics import Vectors
-from generator.training.nano.samples import Picture, as_rgb
+from generator.training.nano.samples import ImageArray, as_rgb
 from generator.training.nano.world import World
 
 Slab = tuple[int, int]
@@ -40,9 +40,9 @@ class Gallery:
             parts: list[list[Vectors]] = [[] for _ in lacking]
             for start in range(0, len(concepts), CHUNK):
                 places = concepts[start : start + CHUNK]
-                pictures = np.stack([as_rgb(self._world.draw(concept, style, palette)) for concept in places])
+                images = np.stack([as_rgb(self._world.draw(concept, style, palette)) for concept in places])
                 for part, extractor in zip(parts, lacking, strict=True):
-                    part.append(extractor.encode(pictures).vectors)
+                    part.append(extractor.encode(images).vectors)
                 advance(len(places))
             for part, extractor in zip(parts, lacking, strict=True):
                 path = self._path(extractor, (style, palette))
@@ -69,6 +69,6 @@ def art_key(world: World) -> str:
     for concept in np.linspace(0, len(world.concepts) - 1, 3).astype(int).tolist():
         for style in range(len(world.styles)):
             for palette in range(len(world.palettes)):
-                picture: Picture = as_rgb(world.draw(concept, style, palette))
-                digest.update(picture.tobytes())
+                image: ImageArray = as_rgb(world.draw(concept, style, palette))
+                digest.update(image.tobytes())
     return digest.hexdigest()[:12]

@@ -108,10 +108,10 @@ class Prompts:
         return "", f"A poster with {with_article(self.world.concepts[concept].label)}."
 
     def description(self, concept: int, rng: np.random.Generator) -> str:
-        thing = f"A poster with {with_article(self.world.concepts[concept].label)}."
-        return thing if rng.random() < 0.2 else f"{self.facts[rng.integers(len(self.facts))]}. {thing}"
+        sentence = f"A poster with {with_article(self.world.concepts[concept].label)}."
+        return sentence if rng.random() < 0.2 else f"{self.facts[rng.integers(len(self.facts))]}. {sentence}"
 
-    def picture_codes(self, rows: Indices) -> list[list[int]]:
+    def image_codes(self, rows: Indices) -> list[list[int]]:
         """(N, 3) -> what the tokenizer says of each."""
         found: list[list[int]] = self.codes.codes[tuple(rows.T)].tolist()
         return found
@@ -128,8 +128,8 @@ class Prompts:
         texts, images, histories, references, answers = [], [], [], [], []
         for _ in range(count):
             taste = self.taste(rng, config.history)
-            past = self.picture_codes(taste.history)
-            (reference,) = self.picture_codes(taste.reference[None])
+            past = self.image_codes(taste.history)
+            (reference,) = self.image_codes(taste.reference[None])
             titles = [self.title(int(concept), rng) for concept in taste.history[:, 0]]
             concept = int(taste.target[0])
             text = prompt_text_ids(
@@ -164,16 +164,16 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
         taste = prompts.taste(rng, history)
         style, palette = taste.target[1:].tolist()
         past = [prompts.title(int(concept), rng) for concept in taste.history[:, 0]]
-        pictures = [ids.image(codes) for codes in prompts.picture_codes(taste.history)]
+        images = [ids.image(codes) for codes in prompts.image_codes(taste.history)]
         row: list[int] = []
         label: list[int] = []
         for number in range(drawings):
             concept = int(taste.target[0]) if number == 0 else prompts.target(style, rng)
             look = taste.reference[1:].tolist() if number == 0 else prompts.look(concept, style, palette, rng)
-            (reference,) = prompts.picture_codes(np.array([[concept, *look]]))
+            (reference,) = prompts.image_codes(np.array([[concept, *look]]))
             title, description = prompts.brief(concept, rng)
             text = prompt_text_ids(wording, past if number == 0 else [], title, description, prompts.encode, ids)
-            pending = iter(pictures)
+            pending = iter(images)
             for token in text[:-1] if number == 0 else text[head:-1]:
                 if token == ids.image_start:
                     row += next(pending)
@@ -230,20 +230,20 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
 
 def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A masking ratio per row (B,) and Gumbel noise (B, N) (PIGEON.md section 5)."""
-    ratio = torch.from_numpy(rng.random(len(batch.tokens)))
-    return ratio, draw_noise(batch.mask_types, None, ratio.float())
+    alpha = torch.from_numpy(rng.random(len(batch.tokens)))
+    return alpha, draw_noise(batch.mask_types, None, alpha.float())
 
 
 def masked_logprobs(
     personalizer: Personalizer, batch: TrainingBatch, draws: tuple[Tensor, Tensor], *, invert_reference: bool = True
 ) -> Tensor:
     """(n,): masked preference reconstruction's, at the drawn ratios and noise."""
-    ratio, noise = draws
+    alpha, noise = draws
     mask = personalizer.masks(
         batch.mask_tokens,
         batch.mask_positions,
         batch.mask_types,
-        ratio,
+        alpha,
         invert_reference=invert_reference,
         noise=noise,
     )
@@ -303,10 +303,10 @@ def train_alignment(
 
     def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
         batch = prompts.batch(rows, rng)
-        ratio, noise = mask_draws(batch, rng)
+        alpha, noise = mask_draws(batch, rng)
         counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
-        for part in trainer.team.parts(rows, part_rows):
-            logprobs = masked_logprobs(personalizer, batch.rows(part), (ratio[part], noise[part]))
+        for part in trainer.group.parts(rows, part_rows):
+            logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
             yield -logprobs.sum() / counted, {}
 
     trainer = Trainer(personalizer, loss, folder, config)

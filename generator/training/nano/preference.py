@@ -24,7 +24,7 @@ from schemas.preferences import PreferencePair, PromptSnapshot
 
 log = logging.getLogger(__name__)
 USERS = 900
-RATIOS = tuple(round(0.1 * step, 1) for step in range(11))
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 LEAST_GAP = 4.5
 """Of 100 * cosine. Where candidates are drawn, less is what another noise makes of the same codes."""
 TEMPERATURE = 1.1
@@ -44,14 +44,13 @@ def tasks(prompts: Prompts, count: int, seed: int = 0) -> Iterator[Task]:
         rng = np.random.default_rng([seed, number])
         taste = prompts.taste(rng, history)
         rows = [*taste.history, taste.reference]
-        pictures = [(world.draw(*row.tolist()) * 255).round().astype(np.uint8).transpose(1, 2, 0) for row in rows]
+        images = [(world.draw(*row.tolist()) * 255).round().astype(np.uint8).transpose(1, 2, 0) for row in rows]
         concept = int(taste.target[0])
         past = [
-            Item(prompts.title(int(row[0]), rng), picture)
-            for row, picture in zip(taste.history, pictures[:-1], strict=True)
+            Item(prompts.title(int(row[0]), rng), image) for row, image in zip(taste.history, images[:-1], strict=True)
         ]
-        wanted = Item(prompts.title(concept, rng), pictures[-1], prompts.description(concept, rng))
-        yield Task(past, wanted, int(rng.integers(2**32)), RATIOS)
+        wanted = Item(prompts.title(concept, rng), images[-1], prompts.description(concept, rng))
+        yield Task(past, wanted, int(rng.integers(2**32)), ALPHAS)
 
 
 def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None:
@@ -60,7 +59,7 @@ def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None
     Raises:
         InputError: the candidates have no scores.
     """
-    scored = [(c.history_score, c) for c in result.candidates if c.history_score is not None and c.codes]
+    scored = [(c.cis_history, c) for c in result.candidates if c.cis_history is not None and c.codes]
     if not scored:
         raise InputError("preference: the checkpoint has no image_scorer, which ranks the candidates")
     (highest, best), (lowest, worst) = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])
@@ -78,10 +77,10 @@ def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None
         user_id=f"simulated-{number}",
         item_id=f"simulated-{number}",
         prompt=prompt,
-        alpha=best.ratio,
+        alpha=best.alpha,
         seed=task.seed,
-        chosen_poster_id=f"{number}-{best.ratio}",
-        rejected_poster_id=f"{number}-{worst.ratio}",
+        chosen_poster_id=f"{number}-{best.alpha}",
+        rejected_poster_id=f"{number}-{worst.alpha}",
         chosen_tokens=tuple(best.codes),
         rejected_tokens=tuple(worst.codes),
         source="score",
@@ -116,14 +115,14 @@ def _seen(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[in
     diffusion = pipeline.model.diffusion
     embeds, pooled = pipeline.decode([codes for _, codes in answers])
     if diffusion.config.sketched:
-        pictures = diffusion.preview(embeds)
+        images = diffusion.preview(embeds)
     else:
         noise = np.stack([noise_image(task.seed, place, diffusion.latent_shape) for place, _ in answers])
-        pictures = diffusion.draw(embeds, pooled, noise)
-    (scores,) = pipeline.score([task], pictures[None])
+        images = diffusion.draw(embeds, pooled, noise)
+    (scores,) = pipeline.score([task], images[None])
     return [
-        Candidate(task.ratios[place], codes, picture, text, past)
-        for (place, codes), picture, (text, past) in zip(answers, pictures, scores, strict=True)
+        Candidate(task.alphas[place], codes, image, text, past)
+        for (place, codes), image, (text, past) in zip(answers, images, scores, strict=True)
     ]
 
 

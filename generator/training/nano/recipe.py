@@ -30,17 +30,17 @@ from generator.training.nano.diffusion import train_diffusion
 from generator.training.nano.imputation.auxiliary_art import load_auxiliary
 from generator.training.nano.imputation.imputer import Drawings, imagine, impute, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
-from generator.training.nano.imputation.neighbours import find_relatives
-from generator.training.nano.imputation.refiner import Retouch, retouched, train_retouch
+from generator.training.nano.imputation.neighbours import find_neighbours
+from generator.training.nano.imputation.refiner import Refiner, refined, train_refiner
 from generator.training.nano.language import Prompts, train_alignment, train_language
 from generator.training.nano.preference import train_preference
 from generator.training.nano.scorer import normalise, train_scorer
 from generator.training.nano.text import train_text_tokenizer
 from generator.training.nano.tokenizer import build_task, train_tokenizer
 from generator.training.nano.vae import UNIT, build_vae, train_vae, unit_variance
-from generator.training.nano.vae_finetune import train_polish
+from generator.training.nano.vae_finetune import train_vae_finetune
 from generator.training.nano.world import World
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import TrainerConfig, load_averaged
 from schemas.errors import InputError
 
@@ -87,7 +87,7 @@ RECIPE: dict[str, TrainerConfig] = {
 
 
 @dataclass(frozen=True)
-class Workshop:
+class NanoRun:
     """Where a model is made: `root` for the stages, `cache` for the data; `start`: a checkpoint whose weights training goes on from."""
 
     root: Path
@@ -108,10 +108,10 @@ class Workshop:
 
     def imputed(self) -> Any:
         """What `latents` may be, as guessed, if need be now; ModelError as for `tool`."""
-        team = Team.join()
-        if team.rank == 0 and not (self.root / GUESSES).exists():
+        group = ProcessGroup.join()
+        if group.rank == 0 and not (self.root / GUESSES).exists():
             self.impute()
-        team.wait()
+        group.wait()
         return self._array("imputed")
 
     def impute(self) -> None:
@@ -128,7 +128,7 @@ class Workshop:
     def imagined(self) -> npt.NDArray[np.uint8]:
         """The guesses as icons, RGBA (concepts, styles, 64, 64, 4); ModelError as for `tool`."""
         guesses = imagine(self.tool("imputer"), self.drawings, np.flatnonzero(self.world.shown))
-        return retouched(self.tool("retouch"), self.world, guesses)
+        return refined(self.tool("retouch"), self.world, guesses)
 
     def codes(self) -> CodeCache:
         return CodeCache.of(self._array("codes"), self.world)
@@ -136,7 +136,7 @@ class Workshop:
     @cached_property
     def drawings(self) -> Drawings:
         """What the imputer may look at; the first call downloads the auxiliary sets."""
-        return Drawings(self.world, load_auxiliary(self.cache, self.world.concepts), find_relatives(self.world))
+        return Drawings(self.world, load_auxiliary(self.cache, self.world.concepts), find_neighbours(self.world))
 
     def tool(self, name: str) -> Any:
         """A network of `TOOLS`, as its stage has trained it or, where the stage was not run, as it lies beside `start`.
@@ -169,10 +169,10 @@ class Workshop:
         return np.load(path, mmap_mode="r")
 
 
-TOOLS: dict[str, Callable[[Workshop], nn.Module]] = {
-    "critic": lambda shop: build_critic(shop.world, shop.latents()),
-    "imputer": lambda shop: shop.drawings.imputer(),
-    "retouch": lambda _: Retouch(),
+TOOLS: dict[str, Callable[[NanoRun], nn.Module]] = {
+    "critic": lambda run: build_critic(run.world, run.latents()),
+    "imputer": lambda run: run.drawings.imputer(),
+    "retouch": lambda _: Refiner(),
 }
 """What training uses and no model: kept beside a checkpoint, so that training can go on from it."""
 
@@ -182,35 +182,35 @@ def tool_path(checkpoint: Path, name: str) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.training") / f"{name}.safetensors"
 
 
-def _text(shop: Workshop, _: TrainerConfig | None) -> None:
-    train_text_tokenizer(shop.cache, shop.config.ids.text_size, shop.root / TEXT_TOKENIZER)
+def _text(run: NanoRun, _: TrainerConfig | None) -> None:
+    train_text_tokenizer(run.cache, run.config.ids.text_size, run.root / TEXT_TOKENIZER)
 
 
-def _vae(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_vae(shop.root / "vae", shop.cache, config or RECIPE["vae"])
+def _vae(run: NanoRun, config: TrainerConfig | None) -> None:
+    train_vae(run.root / "vae", run.cache, config or RECIPE["vae"])
     vae = build_vae()
-    load_averaged(vae, shop.root / "vae")
-    unit_variance(vae.eval(), shop.world)
-    vae.save_pretrained(shop.root / "vae" / UNIT)
+    load_averaged(vae, run.root / "vae")
+    unit_variance(vae.eval(), run.world)
+    vae.save_pretrained(run.root / "vae" / UNIT)
 
 
-def _tokenizer(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_tokenizer(shop.root / "tokenizer", shop.cache, shop.config, config or RECIPE["tokenizer"])
+def _tokenizer(run: NanoRun, config: TrainerConfig | None) -> None:
+    train_tokenizer(run.root / "tokenizer", run.cache, run.config, config or RECIPE["tokenizer"])
 
 
-def _scorer(shop: Workshop, config: TrainerConfig | None) -> None:
-    text = Tokenizer.from_file(str(shop.root / TEXT_TOKENIZER))
-    start = load_model(shop.start).scorer if shop.start else None
-    train_scorer(shop.root / "scorer", shop.cache, shop.config, text, config or RECIPE["scorer"], start=start)
+def _scorer(run: NanoRun, config: TrainerConfig | None) -> None:
+    text = Tokenizer.from_file(str(run.root / TEXT_TOKENIZER))
+    start = load_model(run.start).scorer if run.start else None
+    train_scorer(run.root / "scorer", run.cache, run.config, text, config or RECIPE["scorer"], start=start)
 
 
-def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
-    model = shop.assembled()
-    patches = build_task(shop.config, shop.world).grid > 0
-    vision = shop.config.tokenizer.vision
-    folder, vae = shop.root / "caches", model.diffusion.vae
+def _caches(run: NanoRun, _: TrainerConfig | None) -> None:
+    model = run.assembled()
+    patches = build_task(run.config, run.world).grid > 0
+    vision = run.config.tokenizer.vision
+    folder, vae = run.root / "caches", model.diffusion.vae
     fill(
-        shop.world,
+        run.world,
         folder,
         "latents",
         model.diffusion.latent_shape,
@@ -220,7 +220,7 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
     )
     kept = int(patches.sum())
     fill(
-        shop.world,
+        run.world,
         folder,
         "codes",
         (kept,),
@@ -229,81 +229,79 @@ def _caches(shop: Workshop, _: TrainerConfig | None) -> None:
     )
 
 
-def _critic(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_critic(
-        shop.root / "critic", shop.world, shop.latents(), config or RECIPE["critic"], start=shop.begun("critic")
-    )
+def _critic(run: NanoRun, config: TrainerConfig | None) -> None:
+    train_critic(run.root / "critic", run.world, run.latents(), config or RECIPE["critic"], start=run.begun("critic"))
 
 
-def _imputer(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_imputer(shop.root / "imputer", shop.drawings, config or RECIPE["imputer"], start=shop.begun("imputer"))
-    (shop.root / GUESSES).unlink(missing_ok=True)  # made by another imputer; whoever needs them makes them anew
+def _imputer(run: NanoRun, config: TrainerConfig | None) -> None:
+    train_imputer(run.root / "imputer", run.drawings, config or RECIPE["imputer"], start=run.begun("imputer"))
+    (run.root / GUESSES).unlink(missing_ok=True)  # made by another imputer; whoever needs them makes them anew
 
 
-def _retouch(shop: Workshop, config: TrainerConfig | None) -> None:
-    guesses = imagine(shop.tool("imputer"), shop.drawings, np.arange(len(shop.world.concepts)))
-    train_retouch(shop.root / "retouch", shop.world, guesses, config or RECIPE["retouch"], start=shop.begun("retouch"))
-    (shop.root / GUESSES).unlink(missing_ok=True)
+def _retouch(run: NanoRun, config: TrainerConfig | None) -> None:
+    guesses = imagine(run.tool("imputer"), run.drawings, np.arange(len(run.world.concepts)))
+    train_refiner(run.root / "retouch", run.world, guesses, config or RECIPE["retouch"], start=run.begun("retouch"))
+    (run.root / GUESSES).unlink(missing_ok=True)
 
 
-def _decoder(shop: Workshop, config: TrainerConfig | None) -> None:
-    model = shop.assembled()
+def _decoder(run: NanoRun, config: TrainerConfig | None) -> None:
+    model = run.assembled()
     train_decoder(
-        shop.root / "decoder",
-        shop.world,
+        run.root / "decoder",
+        run.world,
         model,
-        shop.codes(),
-        shop.latents(),
-        shop.imputed(),
+        run.codes(),
+        run.latents(),
+        run.imputed(),
         config or RECIPE["decoder"],
     )
 
 
-def _diffusion(shop: Workshop, config: TrainerConfig | None) -> None:
-    model = shop.assembled()
+def _diffusion(run: NanoRun, config: TrainerConfig | None) -> None:
+    model = run.assembled()
     train_diffusion(
-        shop.root / "diffusion",
-        shop.world,
-        shop.config,
+        run.root / "diffusion",
+        run.world,
+        run.config,
         model.diffusion,
         model.code_decoder,
-        shop.codes(),
-        shop.latents(),
-        shop.imputed(),
-        shop.tool("critic"),
+        run.codes(),
+        run.latents(),
+        run.imputed(),
+        run.tool("critic"),
         config or RECIPE["diffusion"],
     )
 
 
-def _polish(shop: Workshop, config: TrainerConfig | None) -> None:
-    train_polish(
-        shop.root / "polish",
-        shop.world,
-        shop.assembled(),
-        shop.codes(),
-        shop.latents(),
-        shop.imagined(),
+def _polish(run: NanoRun, config: TrainerConfig | None) -> None:
+    train_vae_finetune(
+        run.root / "polish",
+        run.world,
+        run.assembled(),
+        run.codes(),
+        run.latents(),
+        run.imagined(),
         config or RECIPE["polish"],
     )
 
 
-def _language(shop: Workshop, config: TrainerConfig | None) -> None:
-    prompts = Prompts(shop.world, shop.cache, shop.assembled(), shop.codes())
-    train_language(shop.root / "language", prompts, config or RECIPE["language"])
+def _language(run: NanoRun, config: TrainerConfig | None) -> None:
+    prompts = Prompts(run.world, run.cache, run.assembled(), run.codes())
+    train_language(run.root / "language", prompts, config or RECIPE["language"])
 
 
-def _alignment(shop: Workshop, config: TrainerConfig | None) -> None:
-    prompts = Prompts(shop.world, shop.cache, shop.assembled(), shop.codes())
-    train_alignment(shop.root / "alignment", prompts, config or RECIPE["alignment"])
+def _alignment(run: NanoRun, config: TrainerConfig | None) -> None:
+    prompts = Prompts(run.world, run.cache, run.assembled(), run.codes())
+    train_alignment(run.root / "alignment", prompts, config or RECIPE["alignment"])
 
 
-def _preference(shop: Workshop, _: TrainerConfig | None) -> None:
+def _preference(run: NanoRun, _: TrainerConfig | None) -> None:
     # Nothing that this stage itself has learned: it begins from stage 1.
-    model = assemble_model(shop.root, shop.world, shop.config, shop.start, preference=False)
-    train_preference(shop.root / "preference", Prompts(shop.world, shop.cache, model, shop.codes()))
+    model = assemble_model(run.root, run.world, run.config, run.start, preference=False)
+    train_preference(run.root / "preference", Prompts(run.world, run.cache, model, run.codes()))
 
 
-STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
+STAGES: dict[str, Callable[[NanoRun, TrainerConfig | None], None]] = {
     "text": _text,
     "vae": _vae,
     "tokenizer": _tokenizer,
@@ -322,7 +320,7 @@ STAGES: dict[str, Callable[[Workshop, TrainerConfig | None], None]] = {
 """In the order in which they are run."""
 
 
-def run_stage(name: str, shop: Workshop, seconds: float | None = None) -> None:
+def run_stage(name: str, run: NanoRun, seconds: float | None = None) -> None:
     """Train one stage; `seconds` replaces its budget.
 
     Raises:
@@ -334,12 +332,12 @@ def run_stage(name: str, shop: Workshop, seconds: float | None = None) -> None:
         raise InputError(f"stage: unknown name {name!r}; one of {', '.join(STAGES)}")
     if seconds is not None and name not in RECIPE:
         raise InputError(f"--seconds: stage {name} is not timed; leave it out")
-    STAGES[name](shop, None if seconds is None else replace(RECIPE[name], budget_seconds=seconds))
+    STAGES[name](run, None if seconds is None else replace(RECIPE[name], budget_seconds=seconds))
 
 
-def export(shop: Workshop, folder: Path) -> None:
+def export(run: NanoRun, folder: Path) -> None:
     """Write what is trained so far as a checkpoint in fp16, and its tools beside it; a model card that is there stays."""
-    tools = [name for name in TOOLS if shop.trained(name) or (shop.start and tool_path(shop.start, name).exists())]
+    tools = [name for name in TOOLS if run.trained(name) or (run.start and tool_path(run.start, name).exists())]
     for name in tools:
-        write_weights(shop.tool(name).state_dict(), tool_path(folder, name), torch.float16)
-    save_model(shop.assembled(), folder)
+        write_weights(run.tool(name).state_dict(), tool_path(folder, name), torch.float16)
+    save_model(run.assembled(), folder)

@@ -14,10 +14,10 @@ from generator.datasets.movies import load_movielens
 from generator.pigeon.pipeline import Item, Task
 from generator.training.nano.world import Indices, World
 
-Picture = npt.NDArray[np.uint8]
+ImageArray = npt.NDArray[np.uint8]
 HISTORY = 5
 PALETTES_PER_STYLE = 2
-RATIOS = (0.0, 0.3, 0.6, 0.9)
+ALPHAS = (0.0, 0.3, 0.6, 0.9)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sample:
 
 
 def samples(
-    world: World, cache: Path, count: int, seed: int, *, held_out: bool = True, ratios: Sequence[float] = RATIOS
+    world: World, cache: Path, count: int, seed: int, *, held_out: bool = True, alphas: Sequence[float] = ALPHAS
 ) -> list[Sample]:
     """Users who like one style and palette (four of five history pictures), and a concept that the films show.
 
@@ -46,8 +46,8 @@ def samples(
     def item(row: Indices) -> Item:
         concept, style, palette = row.tolist()
         title, fact = facts[int(rng.integers(len(facts)))]
-        thing = with_article(world.concepts[concept].label)
-        return Item(title, as_rgb(world.draw(concept, style, palette)), f"{fact}. A poster with {thing}.")
+        named = with_article(world.concepts[concept].label)
+        return Item(title, as_rgb(world.draw(concept, style, palette)), f"{fact}. A poster with {named}.")
 
     out = []
     for number in np.resize(rng.permutation(len(pairs)), count):
@@ -65,7 +65,7 @@ def samples(
             history=[item(row) for row in history],
             reference=item(reference),
             seed=int(rng.integers(2**32)),
-            ratios=tuple(ratios),
+            alphas=tuple(alphas),
         )
         out.append(Sample(history, reference, np.array([concept, style, palette]), task))
     return out
@@ -81,6 +81,6 @@ def palettes_of(world: World, style: int) -> list[int]:
     return [1 + (PALETTES_PER_STYLE * style + number) % coloured for number in range(PALETTES_PER_STYLE)]
 
 
-def as_rgb(pixels: npt.NDArray[np.float32]) -> Picture:
+def as_rgb(pixels: npt.NDArray[np.float32]) -> ImageArray:
     """(3, S, S) in 0..1 -> (S, S, 3) uint8."""
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)

@@ -45,7 +45,7 @@ WORD_WEIGHTS = (1.0, 2.0, 0.3)
 class TokenizerWeights:
     """Weights of the stage's losses."""
 
-    picture: float = 8.0
+    image: float = 8.0
     words: float = 0.2
     roles: float = 0.3
     commitment: float = 0.25
@@ -69,7 +69,7 @@ class TokenizerTask(nn.Module):
         self.cell = DRAWN_SIZE // side
         self.side = side
         self.register_buffer("grid", kept_grid(config.tokenizer.vision.patches), persistent=False)
-        self.picture_head = nn.Linear(width, 3 * self.cell**2)
+        self.image_head = nn.Linear(width, 3 * self.cell**2)
         self.word_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, words))
         # What each role's codes must say by themselves; without it style found no way into codes that said nothing yet.
         kept, dim = int(self.grid.sum()), config.tokenizer.code_dim
@@ -108,7 +108,7 @@ class TokenizerTask(nn.Module):
 
     def drawn(self, embeds: Tensor) -> Tensor:
         """prompt_embeds (B, Q, C) -> picture (B, 3, 32, 32) in about [0, 1]; query q draws cell q of the grid, row by row."""
-        cells = self.picture_head(embeds).reshape(-1, self.side, self.side, 3, self.cell, self.cell)
+        cells = self.image_head(embeds).reshape(-1, self.side, self.side, 3, self.cell, self.cell)
         drawn: Tensor = cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, DRAWN_SIZE, DRAWN_SIZE)
         return drawn
 
@@ -175,7 +175,7 @@ def paired(world: World, count: int, rng: np.random.Generator) -> tuple[Batch, R
     roles = Roles(
         another_with(palette, concept, rng), another_with(style, concept, rng), np.roll(np.arange(count), half)
     )
-    return Batch(world.pictures(concept, style, palette), concept, style, palette), roles
+    return Batch(world.images(concept, style, palette), concept, style, palette), roles
 
 
 def another_with(same: Indices, differs: Indices, rng: np.random.Generator) -> Indices:
@@ -232,7 +232,7 @@ def train_tokenizer(
         agreement = (apart * torch.where(taste | same_style, 1.0, OTHER_STYLE_PULL)).mean()
         embeds, _ = task.decoder(vectors, torch.full((batch,), vectors.shape[1]))
         small = F.avg_pool2d(pixels, pixels.shape[-1] // DRAWN_SIZE)
-        picture = ((task.drawn(embeds) - small).abs() * focus).mean()
+        image = ((task.drawn(embeds) - small).abs() * focus).mean()
 
         def words_loss(given: Tensor) -> tuple[Tensor, list[float]]:
             parts = list(zip(torch.split(given, sizes, dim=1), truths, WORD_WEIGHTS, strict=True))
@@ -243,7 +243,7 @@ def train_tokenizer(
         # The encoder learns the words before the codes mean anything.
         seen, (seen_concept, seen_style, _) = words_loss(task.seen_head(summary))
         total = (
-            weights.picture * picture
+            weights.image * image
             + weights.words * (words + seen)
             + weights.roles * sum(said)
             + weights.commitment * commitment
@@ -251,7 +251,7 @@ def train_tokenizer(
             + weights.decision * decision
         )
         figures = {
-            "picture": float(picture.detach()),
+            "picture": float(image.detach()),
             "words": float(words.detach()),
             "palette_codes": float(said[0].detach()),
             "style_codes": float(said[1].detach()),

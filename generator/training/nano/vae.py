@@ -65,11 +65,11 @@ def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16)
     Trainer(vae, loss, folder, config).run()
 
 
-def unit_variance(vae: Any, world: World, pictures: int = 1024) -> None:
+def unit_variance(vae: Any, world: World, images: int = 1024) -> None:
     """Fold a shift and scale per latent channel into the 1x1 convolutions around the latents, exactly, so that the
     latents of the world's pictures have mean 0 and variance 1 and `scaling_factor` stays 1.
     """
-    batch = world.batch(pictures, np.random.default_rng(1234))
+    batch = world.batch(images, np.random.default_rng(1234))
     with torch.no_grad():
         pixels = torch.from_numpy(batch.pixels) * 2 - 1
         means = torch.cat([vae.encode(part).latent_dist.mode() for part in torch.split(pixels, 64)])

@@ -22,7 +22,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.sampling import noise_image
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
-from generator.training.nano.imputation.perceptual_loss import Eye, compared
+from generator.training.nano.imputation.perceptual_loss import PerceptualFeatures, compared
 from generator.training.nano.world import Indices, World
 from generator.training.trainer import Trainer, TrainerConfig
 
@@ -61,7 +61,7 @@ def drawn_latents(
     return np.concatenate(triples), np.concatenate(latents)
 
 
-def train_polish(
+def train_vae_finetune(
     folder: Path,
     world: World,
     model: PigeonModel,
@@ -84,7 +84,7 @@ def train_polish(
     with np.load(kept) as found:
         triples, drawn = found["triples"], found["drawn"]
     diffusion = model.diffusion.requires_grad_(False)
-    task, eye, count = PolishTask(diffusion), Eye(), len(world.styles)
+    task, perceptual, count = PolishTask(diffusion), PerceptualFeatures(), len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         some = rng.integers(len(triples), size=batch // 2)
@@ -92,15 +92,15 @@ def train_polish(
         concept, style, palette = (np.concatenate(parts) for parts in zip(triples[some].T, encoded, strict=True))
         given = torch.from_numpy(np.concatenate([drawn[some], latents[encoded]]).astype(np.float32))
         every = (np.repeat(concept, count), np.tile(np.arange(count), batch), np.repeat(palette, count))
-        drawings = torch.from_numpy(world.pictures(*every, guesses))  # each thing in all styles
+        drawings = torch.from_numpy(world.images(*every, guesses))  # each thing in all styles
         rows, styles = torch.arange(batch), torch.from_numpy(style)
         wanted = drawings.view(batch, count, *drawings.shape[1:])[rows, styles]
         known = torch.from_numpy(world.trained[concept]).float()
         known[rows, styles] = 1  # a guess is the right drawing of its own row and no row's other
         pixels = diffusion.decode_latents(given) / 2 + 0.5
         with torch.no_grad():
-            seen = [part.view(batch, count, -1) for part in eye(drawings)]
-        mistaken, unlike = compared(eye(pixels), seen, styles, known)
+            seen = [part.view(batch, count, -1) for part in perceptual(drawings)]
+        mistaken, unlike = compared(perceptual(pixels), seen, styles, known)
         apart = (pixels - wanted).abs().mean(dim=(1, 2, 3)) * 2
         figures = {
             "l1": apart.mean(),

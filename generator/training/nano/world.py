@@ -110,7 +110,7 @@ class World:
         hidden = np.where(unseen, rng.random(unseen.shape), -1.0).argmax(axis=1)
         return (concept, np.where(chosen, hidden, style), palette), chosen
 
-    def pictures(
+    def images(
         self, concept: Indices, style: Indices, palette: Indices, guesses: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.float32]:
         """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]; guesses (concepts, styles, 64, 64, 4): RGBA, stand for drawings that may not
@@ -125,4 +125,4 @@ class World:
         parts = [self.sample(count, rng), self.sample_any(count, rng)]
         some = rng.random(count) < any_share
         concept, style, palette = (np.where(some, other, shown) for shown, other in zip(*parts, strict=True))
-        return Batch(self.pictures(concept, style, palette), concept, style, palette)
+        return Batch(self.images(concept, style, palette), concept, style, palette)

@@ -22,10 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.datasets.icons import ICON_SIZE
-from generator.training.nano.imputation.neighbours import COUNT, Relatives
-from generator.training.nano.imputation.perceptual_loss import Easel, Eye, compared, premultiplied, straight
+from generator.training.nano.imputation.neighbours import COUNT, Neighbours
+from generator.training.nano.imputation.perceptual_loss import (
+    PerceptualFeatures,
+    PosterRenderer,
+    compared,
+    premultiplied,
+    straight,
+)
 from generator.training.nano.world import Indices, World
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
@@ -91,7 +97,7 @@ class Recolour(nn.Module):
         return (flat + torch.baddbmm(outlet_bias, outlet, hidden)).view_as(drawings)
 
 
-class Kin(NamedTuple):
+class NeighbourDrawings(NamedTuple):
     """Of each row's relatives in the style asked for: drawings (B, K, 4, h, w); nearness (B, K), 0 where there is none; differ
     (B, K, h / 2, w / 2), where they and the thing differ in other styles."""
 
@@ -107,15 +113,15 @@ class Imputer(nn.Module):
     of one of the network's own; with weights of the pixel's own.
     """
 
-    def __init__(self, styles: int, auxiliary: int, relatives: int = COUNT) -> None:
+    def __init__(self, styles: int, auxiliary: int, neighbours: int = COUNT) -> None:
         super().__init__()
-        sources = styles + auxiliary + relatives
+        sources = styles + auxiliary + neighbours
         self.sources = sources
         self.style = nn.Embedding(styles, CONDITION)
         self.recolour = Recolour(styles, styles + auxiliary)
         self.prior = nn.Embedding(styles, sources)
         nn.init.zeros_(self.prior.weight)
-        self.inlet = nn.Conv2d(sources * (4 * CHANNELS + 1) + relatives, WIDTHS[0], 1)
+        self.inlet = nn.Conv2d(sources * (4 * CHANNELS + 1) + neighbours, WIDTHS[0], 1)
         self.fine = nn.ModuleList([Block(WIDTHS[0])])
         self.to_middle = nn.Conv2d(WIDTHS[0], WIDTHS[1], 2, stride=2)
         self.middle = nn.ModuleList(Block(WIDTHS[1]) for _ in range(BLOCKS))
@@ -134,16 +140,18 @@ class Imputer(nn.Module):
             last.bias = nn.Parameter(bias.repeat_interleave(4))
         self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTHS[0]), last)
 
-    def forward(self, drawings: Tensor, given: Tensor, style: Tensor, kin: Kin) -> Tensor:
+    def forward(self, drawings: Tensor, given: Tensor, style: Tensor, neighbour_drawings: NeighbourDrawings) -> Tensor:
         """drawings (B, T, 4, h, w), of the styles and the auxiliary sets, colours times alpha; given (B, T) of 0/1; style (B,); kin of
         B rows -> (B, 4, h, w)."""
         shown = given[:, :, None, None, None]
         said = self.recolour(drawings * shown, style) * shown
-        sources = torch.cat([said, kin.drawings], dim=1)
+        sources = torch.cat([said, neighbour_drawings.drawings], dim=1)
         small = F.pixel_unshuffle(sources.flatten(1, 2), 2)
-        flags = torch.cat([given, kin.nearness], dim=1)[:, :, None, None].expand(-1, -1, *small.shape[-2:])
+        flags = torch.cat([given, neighbour_drawings.nearness], dim=1)[:, :, None, None].expand(
+            -1, -1, *small.shape[-2:]
+        )
         condition = self.style(style)
-        fine = _through(self.fine, self.inlet(torch.cat([small, flags, kin.differ], dim=1)), condition)
+        fine = _through(self.fine, self.inlet(torch.cat([small, flags, neighbour_drawings.differ], dim=1)), condition)
         middle = _through(self.middle, self.to_middle(fine), condition)
         coarse = _through(self.coarse, self.to_coarse(middle), condition)
         middle = _through(self.middle_again, middle + self.from_coarse(coarse), condition)
@@ -172,7 +180,7 @@ class Drawings:
 
     world: World
     auxiliary: npt.NDArray[np.uint8]
-    relatives: Relatives
+    neighbours: Neighbours
 
     @cached_property
     def known(self) -> npt.NDArray[np.bool_]:
@@ -189,59 +197,68 @@ class Drawings:
         given[np.arange(len(style)), style] = False
         return given
 
-    def kin(self, concept: Indices, style: Indices) -> Kin:
+    def neighbour_drawings(self, concept: Indices, style: Indices) -> NeighbourDrawings:
         """(B,) each -> what the relatives say of those drawings."""
-        relatives = self.relatives
-        nearness = torch.from_numpy(relatives.nearness[concept, style])
-        drawings = premultiplied(self.world.art.pixels[relatives.thing[concept, style], style[:, None]])
-        differ = torch.from_numpy(relatives.differ[concept, style])
+        neighbours = self.neighbours
+        nearness = torch.from_numpy(neighbours.nearness[concept, style])
+        drawings = premultiplied(self.world.art.pixels[neighbours.concept[concept, style], style[:, None]])
+        differ = torch.from_numpy(neighbours.differ[concept, style])
         there = (nearness > 0).float()[:, :, None, None]
-        return Kin(drawings * there[:, :, None], nearness, differ * there)
+        return NeighbourDrawings(drawings * there[:, :, None], nearness, differ * there)
 
     def imputer(self) -> Imputer:
         """A new one for them."""
-        return Imputer(len(self.world.styles), self.auxiliary.shape[1], self.relatives.thing.shape[2])
+        return Imputer(len(self.world.styles), self.auxiliary.shape[1], self.neighbours.concept.shape[2])
 
 
 def train_imputer(
-    folder: Path, drawings: Drawings, config: TrainerConfig, things: int = 8, start: Imputer | None = None
+    folder: Path, drawings: Drawings, config: TrainerConfig, concepts: int = 8, start: Imputer | None = None
 ) -> None:
-    """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of `things` things that
-    training may see, on posters of a palette each. start: what learning begins from, else nothing."""
+    """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of
+    `concepts` concepts that training may see, on posters of a palette each. start: what learning begins from, else nothing."""
     world = drawings.world
-    network, eye, easel, team = start or drawings.imputer(), Eye(), Easel(world.palettes), Team.join()
+    network, perceptual, renderer, group = (
+        start or drawings.imputer(),
+        PerceptualFeatures(),
+        PosterRenderer(world.palettes),
+        ProcessGroup.join(),
+    )
     count = len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = np.where(
-            rng.random(things) < SHOWN_SHARE,
-            rng.choice(np.flatnonzero(world.shown), things),
-            rng.integers(len(world.concepts), size=things),
+            rng.random(concepts) < SHOWN_SHARE,
+            rng.choice(np.flatnonzero(world.shown), concepts),
+            rng.integers(len(world.concepts), size=concepts),
         )
-        palettes = world.sample_palettes(things, rng)
-        dropped = rng.random((things, count, drawings.known.shape[1])) < DROPPED_SHARE
-        at_places = places(things, rng)
+        palettes = world.sample_palettes(concepts, rng)
+        dropped = rng.random((concepts, count, drawings.known.shape[1])) < DROPPED_SHARE
+        at_places = places(concepts, rng)
         rows = int(world.trained[chosen].sum())
-        (mine,) = team.parts(things)
-        thing, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
-        given = drawings.others(chosen[mine][thing], style)
-        fewer = given & ~dropped[mine][thing, style]
+        (mine,) = group.parts(concepts)
+        concept, style = np.nonzero(world.trained[chosen[mine]])  # (B,) each
+        given = drawings.others(chosen[mine][concept], style)
+        fewer = given & ~dropped[mine][concept, style]
         given = np.where(fewer.any(axis=1, keepdims=True), fewer, given)
-        at, wanted, place = torch.from_numpy(thing), torch.from_numpy(style), at_places[mine]
+        at, wanted, place = torch.from_numpy(concept), torch.from_numpy(style), at_places[mine]
         icons = placed(drawings.icons(chosen[mine]), place)  # (things, T, 4, 64, 64)
-        kin = drawings.kin(chosen[mine][thing], style)
-        kin = Kin(placed(kin.drawings, place[at]), kin.nearness, placed(kin.differ[:, :, None], place[at])[:, :, 0])
+        neighbour_drawings = drawings.neighbour_drawings(chosen[mine][concept], style)
+        neighbour_drawings = NeighbourDrawings(
+            placed(neighbour_drawings.drawings, place[at]),
+            neighbour_drawings.nearness,
+            placed(neighbour_drawings.differ[:, :, None], place[at])[:, :, 0],
+        )
         palette = torch.from_numpy(palettes[mine])
-        made = network(icons[at], torch.from_numpy(given).float(), wanted, kin)
-        pictures = easel(made, wanted, palette[at])
+        made = network(icons[at], torch.from_numpy(given).float(), wanted, neighbour_drawings)
+        images = renderer(made, wanted, palette[at])
         with torch.no_grad():
             drawn = icons[:, :count].flatten(0, 1)
-            real = easel(drawn, torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
-            seen = [part.view(len(icons), count, -1)[at] for part in eye(real)]
+            real = renderer(drawn, torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
+            seen = [part.view(len(icons), count, -1)[at] for part in perceptual(real)]
             truth = real.view(len(icons), count, *real.shape[1:])[at, wanted]
-        known = torch.from_numpy(world.trained[chosen[mine]][thing]).float()
-        mistaken, unlike = (part.sum() / rows for part in compared(eye(pictures), seen, wanted, known))
-        apart = (pictures - truth).abs().mean(dim=(1, 2, 3)).sum() / rows
+        known = torch.from_numpy(world.trained[chosen[mine]][concept]).float()
+        mistaken, unlike = (part.sum() / rows for part in compared(perceptual(images), seen, wanted, known))
+        apart = (images - truth).abs().mean(dim=(1, 2, 3)).sum() / rows
         figures = {"l1": apart, "mistaken": mistaken, "unlike": unlike}
         total = PIXELS_WEIGHT * apart + MISTAKEN_WEIGHT * min(1.0, step / RAMP) * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
@@ -262,11 +279,11 @@ def places(count: int, rng: np.random.Generator, turned_share: float = TURNED_SH
     return torch.from_numpy(np.stack([across, down], axis=1)).float()
 
 
-def placed(pictures: Tensor, place: Tensor) -> Tensor:
+def placed(images: Tensor, place: Tensor) -> Tensor:
     """pictures (B, N, C, h, w), all N of a row in the same `place` (B, 2, 3) -> the same shape; nothing around them."""
-    flat = pictures.flatten(1, 2)
+    flat = images.flatten(1, 2)
     grid = F.affine_grid(place, list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, align_corners=False).view_as(pictures)
+    return F.grid_sample(flat, grid, align_corners=False).view_as(images)
 
 
 def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[np.uint8]:
@@ -277,17 +294,19 @@ def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[n
     same = np.full(count, concept)
     given = torch.from_numpy(drawings.others(same, styles)).float()
     icons = drawings.icons(concept)[None].expand(count, -1, -1, -1, -1)
-    kin, style = drawings.kin(same, styles), torch.from_numpy(styles)
-    mirrored = Kin(kin.drawings.flip(-1), kin.nearness, kin.differ.flip(-1))
-    made = network(icons, given, style, kin) + network(icons.flip(-1), given, style, mirrored).flip(-1)
+    neighbour_drawings, style = drawings.neighbour_drawings(same, styles), torch.from_numpy(styles)
+    mirrored = NeighbourDrawings(
+        neighbour_drawings.drawings.flip(-1), neighbour_drawings.nearness, neighbour_drawings.differ.flip(-1)
+    )
+    made = network(icons, given, style, neighbour_drawings) + network(icons.flip(-1), given, style, mirrored).flip(-1)
     return straight(made / 2)
 
 
 @torch.no_grad()
-def imagine(network: Imputer, drawings: Drawings, things: Indices) -> npt.NDArray[np.uint8]:
+def imagine(network: Imputer, drawings: Drawings, concepts: Indices) -> npt.NDArray[np.uint8]:
     """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of these things as guessed; of the rest nothing."""
     icons = np.zeros_like(drawings.world.art.pixels)
-    for concept in things.tolist():
+    for concept in concepts.tolist():
         icons[concept] = guessed(network, drawings, concept)
     return icons
 

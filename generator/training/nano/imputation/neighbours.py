@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generator.training.nano.imputation.perceptual_loss import Easel, Eye, premultiplied
+from generator.training.nano.imputation.perceptual_loss import PerceptualFeatures, PosterRenderer, premultiplied
 from generator.training.nano.world import PLAIN, Indices, World
 
 COUNT = 3
@@ -26,57 +26,57 @@ AT_ONCE = 20
 
 
 @dataclass(frozen=True)
-class Relatives:
+class Neighbours:
     """Of every thing and style the `COUNT` nearest things that are known in it.
 
     thing: int64 (N, S, K); nearness: float32 (N, S, K), 1 for the same picture, 0 for none or one no nearer than two things are as a
     rule; differ: float32 (N, S, K, 32, 32) in [0, 1], where the two differ, mean over the styles that they have in common.
     """
 
-    thing: Indices
+    concept: Indices
     nearness: npt.NDArray[np.float32]
     differ: npt.NDArray[np.float32]
 
 
 @torch.no_grad()
-def find_relatives(world: World) -> Relatives:
+def find_neighbours(world: World) -> Neighbours:
     """For all things of `world`; half a minute of two cores for nano's."""
-    things, styles = world.trained.shape
+    concepts, styles = world.trained.shape
     known = torch.from_numpy(world.trained)
-    eye, easel = Eye(), Easel(world.palettes)
-    apart = torch.stack([_distances(world, eye, easel, style) for style in range(styles)])  # (S, N, N)
+    perceptual, renderer = PerceptualFeatures(), PosterRenderer(world.palettes)
+    apart = torch.stack([_distances(world, perceptual, renderer, style) for style in range(styles)])  # (S, N, N)
     both = known.t()[:, :, None] & known.t()[:, None, :]
     apart = torch.where(both, apart, 0.0)
     icons = torch.stack([F.adaptive_avg_pool2d(premultiplied(pixels), SIDE) for pixels in world.art.pixels])
-    count = min(COUNT, things - 1)
+    count = min(COUNT, concepts - 1)
     found, near, differ = [], [], []
     for style in range(styles):
         common = both.sum(dim=0) - both[style].int()
         cost = (apart.sum(dim=0) - apart[style]) / common.clamp(min=1)
         cost[(common < COMMON_STYLES) | ~known[:, style]] = 1.0
         cost.fill_diagonal_(torch.inf)
-        nearest, thing = cost.topk(count, largest=False)  # (N, K)
-        shared = both[:, torch.arange(things)[:, None], thing].float()  # (S, N, K)
+        nearest, concept = cost.topk(count, largest=False)  # (N, K)
+        shared = both[:, torch.arange(concepts)[:, None], concept].float()  # (S, N, K)
         shared[style] = 0
         shared = (shared / shared.sum(dim=0).clamp(min=1)).permute(2, 1, 0)  # (K, N, S)
         maps = [
             ((icons - icons[other]).abs().mean(dim=2) * share[:, :, None, None]).sum(dim=1)
-            for other, share in zip(thing.t(), shared, strict=True)
+            for other, share in zip(concept.t(), shared, strict=True)
         ]
-        found.append(thing)
+        found.append(concept)
         near.append((1 - nearest).clamp(min=0))
         differ.append(torch.stack(maps, dim=1))
-    return Relatives(*(torch.stack(parts, dim=1).numpy() for parts in (found, near, differ)))
+    return Neighbours(*(torch.stack(parts, dim=1).numpy() for parts in (found, near, differ)))
 
 
-def _distances(world: World, eye: Eye, easel: Easel, style: int) -> Tensor:
+def _distances(world: World, perceptual: PerceptualFeatures, renderer: PosterRenderer, style: int) -> Tensor:
     """(N, N): mean over the eye's spaces of the distances between the drawings in `style`, over their median."""
     known, pieces = torch.from_numpy(world.trained[:, style]), []
     for start in range(0, len(known), AT_ONCE):
         icons = premultiplied(world.art.pixels[start : start + AT_ONCE, style])
         icons = icons * known[start : start + AT_ONCE, None, None, None]
         palette = torch.full((len(icons),), PLAIN)
-        pieces.append(eye(easel(icons, torch.full_like(palette, style), palette)))
+        pieces.append(perceptual(renderer(icons, torch.full_like(palette, style), palette)))
     spaces = [torch.cat(parts) for parts in zip(*pieces, strict=True)]
     upper = torch.triu_indices(len(known), len(known), 1)
     between = known[upper[0]] & known[upper[1]]

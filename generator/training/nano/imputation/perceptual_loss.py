@@ -28,7 +28,7 @@ PLACES = 4
 """Layers, from the finest, whose maps are compared place by place; of all five their means and deviations are."""
 
 
-class Eye:
+class PerceptualFeatures:
     """Sees pictures in several spaces, in each of which they can be compared."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def compared(ours: Sequence[Tensor], drawings: Sequence[Tensor], style: Tensor, 
     return mistaken, unlike
 
 
-class Easel:
+class PosterRenderer:
     """Sets icons on posters as `datasets.posters.draw` does, so that gradients pass; resampling differs a little."""
 
     def __init__(self, palettes: Sequence[str]) -> None:

@@ -17,13 +17,19 @@ from torch import Tensor, nn
 
 from generator.datasets.posters import LINE_ART_STYLE
 from generator.training.nano.imputation.imputer import CHANNELS, placed, places
-from generator.training.nano.imputation.perceptual_loss import Easel, Eye, compared, premultiplied, straight
+from generator.training.nano.imputation.perceptual_loss import (
+    PerceptualFeatures,
+    PosterRenderer,
+    compared,
+    premultiplied,
+    straight,
+)
 from generator.training.nano.world import Indices, World
-from generator.training.processes import Team
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Trainer, TrainerConfig
 
-TWINS = {"fluent-emoji": "fluent-emoji-flat", "fluent-emoji-flat": "fluent-emoji"}
-FAMILY = (*TWINS, LINE_ART_STYLE)
+PAIRED_STYLES = {"fluent-emoji": "fluent-emoji-flat", "fluent-emoji-flat": "fluent-emoji"}
+FAMILY = (*PAIRED_STYLES, LINE_ART_STYLE)
 """Styles that place a thing alike: what is looked at, with the guess."""
 WIDTH = 32
 DROPPED_SHARE, TWIN_DROPPED_SHARE = 0.2, 0.1
@@ -35,17 +41,17 @@ PIXELS_WEIGHT, ICON_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.5, 0.6, 0.6
 BATCH = 8
 
 
-class Retoucher(nn.Module):
+class StyleRefiner(nn.Module):
     """One style's: a U-Net at a half, a quarter and an eighth of the side. It begins as nearly a copy of what it is to draw again."""
 
-    def __init__(self, pictures: int, width: int = WIDTH) -> None:
+    def __init__(self, images: int, width: int = WIDTH) -> None:
         """pictures: how many it is shown."""
         super().__init__()
 
         def layers(count: int, channels: int) -> nn.ModuleList:
             return nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count))
 
-        self.inlet = nn.Conv2d(4 * CHANNELS * pictures, width, 1)
+        self.inlet = nn.Conv2d(4 * CHANNELS * images, width, 1)
         self.fine = layers(1, width)
         self.to_middle = nn.Conv2d(width, 2 * width, 2, stride=2)
         self.middle = layers(3, 2 * width)
@@ -78,12 +84,12 @@ def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return x
 
 
-class Retouch(nn.Module):
+class Refiner(nn.Module):
     """A `Retoucher` for each twin."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.styles = nn.ModuleDict({name: Retoucher(1 + len(FAMILY)) for name in TWINS})
+        self.styles = nn.ModuleDict({name: StyleRefiner(1 + len(FAMILY)) for name in PAIRED_STYLES})
 
 
 def shown(
@@ -95,37 +101,42 @@ def shown(
     others = [world.styles.index(name) for name in family]
     there = torch.from_numpy((world.trained[concept] & ~dropped)[:, others])[:, :, None, None, None]
     icons = premultiplied(world.art.pixels[concept][:, others]) * there
-    guess, twin = premultiplied(guesses[concept, world.styles.index(style)]), family.index(TWINS[style])
+    guess, twin = premultiplied(guesses[concept, world.styles.index(style)]), family.index(PAIRED_STYLES[style])
     base = torch.where(there[:, twin], icons[:, twin], guess)
     return base, torch.cat([icons, guess[:, None]], dim=1)
 
 
-def train_retouch(
+def train_refiner(
     folder: Path,
     world: World,
     guesses: npt.NDArray[np.uint8],
     config: TrainerConfig,
     batch: int = BATCH,
-    start: Retouch | None = None,
+    start: Refiner | None = None,
 ) -> None:
     """Each step is of one of the two, in turn, and of `batch` things that training may see in it.
 
     guesses: RGBA uint8 (concepts, styles, 64, 64, 4), the imputer's of every drawing, made without looking at it; start: what learning
     begins from, else nothing.
     """
-    network = start or Retouch()
-    eye, easel, team, count = Eye(), Easel(world.palettes), Team.join(), len(world.styles)
+    network = start or Refiner()
+    perceptual, renderer, group, count = (
+        PerceptualFeatures(),
+        PosterRenderer(world.palettes),
+        ProcessGroup.join(),
+        len(world.styles),
+    )
     chances = np.where(world.shown, SHOWN_TIMES, 1.0)[:, None] * world.trained
     chances /= chances.sum(axis=0)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        name = tuple(TWINS)[step % len(TWINS)]
-        style, twin = world.styles.index(name), world.styles.index(TWINS[name])
+        name = tuple(PAIRED_STYLES)[step % len(PAIRED_STYLES)]
+        style, twin = world.styles.index(name), world.styles.index(PAIRED_STYLES[name])
         concept = rng.choice(len(chances), batch, p=chances[:, style])
         palette, place = torch.from_numpy(world.sample_palettes(batch, rng)), places(batch, rng, turned_share=0.0)
         dropped = rng.random((batch, count)) < DROPPED_SHARE
         dropped[:, twin] = rng.random(batch) < TWIN_DROPPED_SHARE
-        (mine,) = team.parts(batch)
+        (mine,) = group.parts(batch)
         concept, palette = concept[mine], palette[mine]
         base, sources = shown(world, guesses, concept, name, dropped[mine])
         both = np.array([style, twin])
@@ -137,14 +148,14 @@ def train_retouch(
         if trainer.progress() < PIXELS_ONLY_SHARE:
             return PIXELS_WEIGHT * icon, {"icon": float(icon.detach())}
         rows = len(concept)
-        pictures = easel(made, torch.full((rows,), style), palette)
+        images = renderer(made, torch.full((rows,), style), palette)
         with torch.no_grad():
-            posters = easel(real.flatten(0, 1), torch.from_numpy(both).repeat(rows), palette.repeat_interleave(2))
-            seen = [part.view(rows, 2, -1) for part in eye(posters)]
+            posters = renderer(real.flatten(0, 1), torch.from_numpy(both).repeat(rows), palette.repeat_interleave(2))
+            seen = [part.view(rows, 2, -1) for part in perceptual(posters)]
         known = torch.from_numpy(world.trained[concept][:, both]).float()
-        parts = compared(eye(pictures), seen, torch.zeros(rows, dtype=torch.int64), known)
+        parts = compared(perceptual(images), seen, torch.zeros(rows, dtype=torch.int64), known)
         mistaken, unlike = (part.sum() / batch for part in parts)
-        apart = (pictures - posters[::2]).abs().mean(dim=(1, 2, 3)).sum() / batch
+        apart = (images - posters[::2]).abs().mean(dim=(1, 2, 3)).sum() / batch
         figures = {"icon": icon, "l1": apart, "mistaken": mistaken, "unlike": unlike}
         total = PIXELS_WEIGHT * apart + ICON_WEIGHT * icon + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
@@ -154,14 +165,12 @@ def train_retouch(
 
 
 @torch.no_grad()
-def retouched(
-    network: Retouch, world: World, guesses: npt.NDArray[np.uint8], at_once: int = 32
-) -> npt.NDArray[np.uint8]:
+def refined(network: Refiner, world: World, guesses: npt.NDArray[np.uint8], at_once: int = 32) -> npt.NDArray[np.uint8]:
     """guesses RGBA uint8 (concepts, styles, 64, 64, 4), straight alpha -> the same; what films show is drawn again, by the twins.
     The mean of two drawings, one of everything mirrored, as the guess itself."""
-    out, things = guesses.copy(), np.flatnonzero(world.shown)
-    for start in range(0, len(things), at_once):
-        part = things[start : start + at_once]
+    out, concepts = guesses.copy(), np.flatnonzero(world.shown)
+    for start in range(0, len(concepts), at_once):
+        part = concepts[start : start + at_once]
         nothing = np.zeros((len(part), out.shape[1]), dtype=bool)
         for name, own in network.styles.items():
             style = world.styles.index(name)
