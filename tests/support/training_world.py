@@ -9,7 +9,7 @@ import torch
 
 from generator.datasets.icons import STYLES, Concept, IconArt
 from generator.training.nano.imputation.imputer import Drawings
-from generator.training.nano.imputation.neighbours import find_relatives
+from generator.training.nano.imputation.neighbours import find_neighbours
 from generator.training.nano.world import World
 
 
@@ -33,7 +33,7 @@ def to_look_at(world: World) -> Drawings:
     """Two auxiliary sets of noise beside the styles, of which the second has half of the things."""
     auxiliary = np.random.default_rng(1).integers(1, 256, size=(20, 2, 64, 64, 4), dtype=np.uint8)
     auxiliary[::2, 1] = 0
-    return Drawings(world, auxiliary, find_relatives(world))
+    return Drawings(world, auxiliary, find_neighbours(world))
 
 
 def coded(world: World) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:

@@ -119,8 +119,8 @@ def test_the_stores_are_asked_and_not_too_often(monkeypatch: pytest.MonkeyPatch)
 
 HANGS = """
 import sys, threading, time
-from consumers.health import Health
-from consumers.stuck import Stacks
+from consumers.loop.health import Health
+from consumers.loop.thread_stacks import Stacks
 
 def hang_in_the_writer(seconds):
     threading.Event().wait(seconds)

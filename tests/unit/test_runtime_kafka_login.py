@@ -121,13 +121,13 @@ def test_what_the_broker_refuses_names_the_setting(error: Exception, named: str,
 TALK = """
 import logging, sys
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
-from consumers import broker
+from consumers.kafka import clients
 from schemas.errors import ServerUnavailable
 from schemas.settings import ConsumerSettings, load_settings
 settings = load_settings()
 print(settings, settings.model_dump_json())
 try:
-    broker.consumer(settings.kafka, ConsumerSettings())
+    clients.consumer(settings.kafka, ConsumerSettings())
 except ServerUnavailable as error:
     print(repr(error))
 """
