@@ -22,6 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
+from schemas.connections import postgres_options
 from schemas.errors import InputError, LockHeld, PigeonError, Refused, ServerUnavailable
 from schemas.settings import DatabaseSettings
 from schemas.tables import Base
@@ -68,12 +69,7 @@ def connected(settings: DatabaseSettings) -> Iterator[sa.Connection]:
     engine = sa.create_engine(
         settings.url.get_secret_value(),
         poolclass=NullPool,
-        connect_args={
-            "connect_timeout": max(1, round(settings.connect_timeout_seconds)),
-            "application_name": "pigeon-migrations",
-            "options": f"-c statement_timeout={round(settings.statement_timeout_seconds * 1000)}"
-            f" -c lock_timeout={round(settings.lock_timeout_seconds * 1000)} -c timezone=UTC",
-        },
+        connect_args=postgres_options(settings, "pigeon-migrations"),
     )
     try:
         connection = engine.connect()

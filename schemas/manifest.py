@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from schemas.connections import s3_client
 from schemas.errors import InputError, ServerUnavailable
+from schemas.hashing import unit_interval
 from schemas.manifest_files import (
     ITEM_SCHEMA,
     MANIFEST_VERSION,
@@ -153,23 +155,12 @@ class PosterManifest:
             ServerUnavailable: the store cannot be reached.
         """
         if client is None:
-            import boto3
-            from botocore.config import Config
-
-            client = boto3.client(
-                "s3",
+            client = s3_client(
                 endpoint_url=endpoint_url,
-                region_name=region or "us-east-1",
-                aws_access_key_id=access_key_id,
-                aws_secret_access_key=secret_access_key,
-                config=Config(
-                    signature_version="s3v4",
-                    connect_timeout=5,
-                    read_timeout=30,
-                    retries={"mode": "standard", "total_max_attempts": 4},
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
+                region=region or "us-east-1",
+                access_key_id=access_key_id,
+                secret_access_key=secret_access_key,
+                max_attempts=4,
             )
         reader = cls(client, bucket, refresh_seconds=refresh_seconds, on_alarm=on_alarm)
         reader._load()
@@ -313,7 +304,7 @@ class PosterManifest:
 
 def _pick(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
     """One row, with its propensity, by the hash of `key`."""
-    point = int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 16**13 * sum(row["propensity"] for row in rows)
+    point = unit_interval(key) * sum(row["propensity"] for row in rows)
     for row in rows:
         point -= row["propensity"]
         if point < 0:

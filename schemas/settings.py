@@ -21,7 +21,6 @@ PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
 
 Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

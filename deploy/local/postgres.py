@@ -22,10 +22,14 @@ import psycopg2
 
 from deploy.local.process import Command, ProcessId, run_tool
 from deploy.local.server import LOCALHOST, Server
+from schemas.connections import postgres_options
 from schemas.errors import InputError, ServerUnavailable
+from schemas.settings import DatabaseSettings
 
 DATABASE = "pigeon"
 _SUPERUSER = "postgres"
+# Timeouts of the supervisor's own connections: it asks again and again whether the server answers.
+_PROBE = DatabaseSettings(connect_timeout_seconds=2.0)
 _ROOTS_PLACE = Path("/var/lib/pigeon-posters")
 # The unprivileged user, when we are root: the distribution's own for Postgres, else the one every Linux has.
 _USERS = ("postgres", "nobody")
@@ -239,5 +243,5 @@ class Postgres(Server):
             user=_SUPERUSER,
             password=self.secrets.postgres_password,
             dbname=database,
-            connect_timeout=2,
+            **postgres_options(_PROBE, "pigeon-up"),
         )
