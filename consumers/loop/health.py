@@ -1,17 +1,13 @@
-"""Liveness that proves progress, readiness that knows the stores, and the small HTTP server that tells both."""
+"""The consumers' health: liveness that proves progress, readiness that knows the stores."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import structlog
-from prometheus_client import generate_latest
 
 from consumers.loop.thread_stacks import Stacks
-from consumers.metrics import REGISTRY
 
 log = structlog.get_logger("pigeon.consume")
 
@@ -97,41 +93,3 @@ class Health:
         if problems:
             return False, "; ".join(f"{server}: {error}" for server, error in sorted(problems.items()))
         return (True, "ok") if self._assigned else (False, "not started")
-
-
-class _Handler(BaseHTTPRequestHandler):
-    health: Health
-
-    def do_GET(self) -> None:
-        if self.path == "/metrics":
-            self._answer(200, generate_latest(REGISTRY), "text/plain; version=0.0.4; charset=utf-8")
-            return
-        checks = {"/live": self.health.alive, "/ready": self.health.ready}
-        if self.path not in checks:
-            self._answer(404, b"/metrics, /live, /ready\n")
-            return
-        good, reason = checks[self.path]()
-        self._answer(200 if good else 503, f"{reason}\n".encode())
-
-    def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # the base class names it so
-        """Say nothing: probes come every few seconds."""
-
-
-def serve(health: Health, host: str, port: int) -> ThreadingHTTPServer:
-    """Answer /metrics, /live and /ready in the background until `shutdown()`.
-
-    Raises:
-        OSError: the port is taken.
-    """
-    handler = type("Handler", (_Handler,), {"health": health})
-    server = ThreadingHTTPServer((host, port), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="pigeon-health", daemon=True).start()
-    return server

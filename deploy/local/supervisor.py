@@ -24,6 +24,7 @@ from deploy.local.tansu import Tansu
 from deploy.local.triton import Triton
 from deploy.local.watchdog import RestartLimit, StubWatch
 from schemas.errors import LockHeld, ServerUnavailable
+from schemas.runtime.stop_signals import stop_signals
 
 _TICK_SECONDS = 0.5
 _STUB_ROUND_SECONDS = 1.0
@@ -121,7 +122,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        def note(number: int, _: object) -> None:
+        def note(number: int) -> None:
             # Asked twice, or by SIGQUIT, means at once: without waiting for a graceful end.
             self._stop += 2 if number == signal.SIGQUIT else 1
             self.stopped_by = number
@@ -130,14 +131,14 @@ class Supervisor:
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         self._wake, signalled = os.pipe2(os.O_NONBLOCK)
-        before = {number: signal.signal(number, note) for number in numbers}
-        previous = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
         try:
-            yield
+            with stop_signals(note, numbers=numbers):
+                previous = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+                try:
+                    yield
+                finally:
+                    signal.set_wakeup_fd(previous)
         finally:
-            signal.set_wakeup_fd(previous)
-            for number, handler in before.items():
-                signal.signal(number, handler)
             os.close(self._wake)
             os.close(signalled)
 
