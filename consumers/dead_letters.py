@@ -14,7 +14,7 @@ from kafka import TopicPartition
 from psycopg2.extras import execute_values
 
 from consumers import postgres
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.write.dead_letter_sender import PREFIX
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import CATALOG, CONSUMED, DLQ_SUFFIX
@@ -103,7 +103,7 @@ def _records(settings: Settings, names: list[str]) -> Iterator[DeadLetter]:
                         headers=headers,
                     )
             for tp in list(open_):
-                end = consumer.highwater(tp)
+                end = quirks.known_end(consumer, tp)
                 if end is not None and consumer.position(tp) >= end:
                     open_.discard(tp)
     finally:

@@ -7,7 +7,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.outage import Outage, first_line
 from consumers.write.decode import Decoded
 from schemas.errors import PoisonLimitExceeded, ServerUnavailable
@@ -73,7 +73,7 @@ def headers_of(decoded: Decoded) -> list[tuple[str, bytes]]:
         "time": datetime.now(UTC).isoformat(),
     }
     return [
-        *clients.sendable_headers(record.headers),
+        *quirks.sendable_headers(record.headers),
         *((PREFIX + name, value.encode("utf-8", "backslashreplace")) for name, value in ours.items()),
     ]
 
