@@ -141,7 +141,7 @@ class StateDir:
     def drop_record(self) -> None:
         self._record_file.unlink(missing_ok=True)
 
-    def forget(self) -> None:
+    def erase(self) -> None:
         """Delete ports, secrets, addresses and logs."""
         for file in (self.env_file, self._identity_file):
             file.unlink(missing_ok=True)
