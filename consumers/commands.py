@@ -24,7 +24,8 @@ Topic = Annotated[str | None, typer.Option("--topic", help="Only of this source 
 Reason = Annotated[str | None, typer.Option("--reason", help="Only with this reason code.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many, oldest first.")]
 Cap = Annotated[int, typer.Option("--limit", min=1, help="At most this many, oldest first; run it again for more.")]
-CAP = 1_000  # dead letters that one replay or drop takes unless it is told otherwise
+CAP = 1_000
+"""Dead letters that one replay or drop takes by default."""
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:

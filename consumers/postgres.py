@@ -16,7 +16,9 @@ from schemas.settings import DatabaseSettings
 
 
 def connect(settings: DatabaseSettings, application: str) -> Any:
-    """A psycopg2 connection that the server ends when a transaction idles: a stalled member keeps no locks.
+    """A psycopg2 connection that the server ends when a transaction idles.
+
+    A stalled member so keeps no locks.
 
     Raises:
         psycopg2.OperationalError: Postgres does not answer or refuses the login.

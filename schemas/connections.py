@@ -1,4 +1,4 @@
-"""Options of the Kafka, S3 and Postgres clients as plain data made from settings, in one place for all.
+"""Options of the Kafka, S3 and Postgres clients, made from settings in one place for all.
 
 Importing this module imports no client library: boto3, psycopg2 and SQLAlchemy are imported where a client is made.
 """
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from schemas.settings import DatabaseSettings, KafkaSettings, S3Settings
 
-# Seconds without traffic before a probe, seconds between probes, and probes without an answer that end a connection.
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""Seconds without traffic before a probe, seconds between probes, and unanswered probes that end a connection."""
 
 
 def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def s3_client(
     checksums: Literal["when_required", "when_supported"] = "when_required",
     pool_connections: int = 16,
 ) -> S3Client:
-    """Make a boto3 client; keys that are not given come from where boto3 looks (environment, profile, role).
+    """Make a boto3 client.
+
+    Keys that are not given come from where boto3 looks (environment, profile, role).
 
     Args:
         max_attempts: tries of a request, the first included.
@@ -89,7 +91,7 @@ def s3_client(
 def postgres_options(
     settings: DatabaseSettings, application: str, *, end_idle_transactions: bool = False
 ) -> dict[str, Any]:
-    """libpq's options of every Postgres connection: its name, timeouts, UTC, and TCP that notices a dead peer.
+    """libpq's options of every Postgres connection: name, timeouts, UTC, and notice of a dead peer.
 
     Args:
         application: the name that pg_stat_activity shows.

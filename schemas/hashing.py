@@ -1,4 +1,4 @@
-"""A stable number in [0, 1) of a text: what shares users and pairs out alike in every process and on every machine."""
+"""A stable number in [0, 1) of a text, the same in every process and on every machine."""
 
 from __future__ import annotations
 

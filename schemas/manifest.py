@@ -112,7 +112,9 @@ class _Loaded:
 
 
 class PosterManifest:
-    """The recommender's side. Light: pyarrow and boto3 only. Safe to use from several threads.
+    """The recommender's reader of the newest set; safe to use from several threads.
+
+    Light: of libraries it imports pyarrow and boto3 only.
 
     Looks for a new night at most every `refresh_seconds`, by the pointer's ETag. Whatever goes wrong after the first
     reading, `poster_for` answers from the last whole set that was read; `alarms` counts what went wrong, and `on_alarm` is told.
@@ -148,7 +150,9 @@ class PosterManifest:
         refresh_seconds: float = 60.0,
         on_alarm: Callable[[Alarm, str], None] | None = None,
     ) -> PosterManifest:
-        """Connect and read the newest set. Keys that are not given come from where boto3 looks (environment, profile, role).
+        """Connect and read the newest set.
+
+        Keys that are not given come from where boto3 looks (environment, profile, role).
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.
@@ -173,7 +177,10 @@ class PosterManifest:
         return self._loaded.ref if self._loaded else None
 
     def refresh(self) -> bool:
-        """Look for a newer set now; True when there was one. Never raises: what goes wrong is an alarm."""
+        """Look for a newer set now; True when there was one.
+
+        Never raises: what goes wrong is an alarm.
+        """
         with self._lock:
             self._looked_at = time.monotonic()
             before = self._loaded

@@ -20,7 +20,7 @@ EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": 
 
 
 class UnreadableImage(Exception):
-    """A row's picture cannot be used; the text says why."""
+    """A row's picture cannot be used; the text gives the reason."""
 
 
 def local_path(uri: str, base: Path) -> Path | None:
@@ -81,7 +81,9 @@ class Uploader:
         self.uploaded = 0
 
     def upload(self, content: bytes, kind: str) -> str:
-        """Store a picture unless its content is there already; returns its s3:// URI. May be called from several threads.
+        """Store a picture unless its content is there already; returns its s3:// URI.
+
+        May be called from several threads.
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.

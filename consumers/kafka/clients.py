@@ -1,4 +1,4 @@
-"""Every Kafka client that the consumers make, and the topics they need; what goes wrong with brokers: quirks.py."""
+"""Every Kafka client that the consumers make, the topics, and which errors are final."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from schemas.runtime import kafka_login
 from schemas.settings import ConsumerSettings, KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
-# The log does not have our position any more: `lost_positions`.
+# Errors of a log that does not have our position any more: `lost_positions`.
 LostPosition = (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)
-# Trying again does not help: not allowed, too large, misconfigured.
+# Errors that trying again does not help: not allowed, too large, misconfigured.
 Unrecoverable = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
@@ -33,7 +33,7 @@ Unrecoverable = (
     kafka_errors.InvalidTopicError,
     kafka_errors.KafkaConfigurationError,
 )
-# The setting that an unrecoverable error speaks of.
+# Setting behind each unrecoverable error.
 _SETTING = {
     kafka_errors.SaslAuthenticationFailedError: "sasl_username and kafka.sasl_password: refused by the broker",
     kafka_errors.UnsupportedSaslMechanismError: "sasl_mechanism: not one of the broker's",
@@ -44,8 +44,8 @@ _SETTING = {
     kafka_errors.AuthorizationError: "sasl_username: the broker does not allow it this",
 }
 BOOTSTRAP_TIMEOUT_MS = 15_000
-# The largest dead letter: what a source topic takes by default (1 MiB), and room for our headers.
 DEAD_LETTER_BYTES = 2 * 2**20
+"""Bytes of the largest dead letter: what a source topic takes by default (1 MiB), and room for our headers."""
 CLIENT = f"pigeon-{socket.gethostname()}"
 
 
@@ -59,7 +59,7 @@ def _common(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def lost_positions(error: Exception) -> set[TopicPartition]:
-    """The partitions that a `LostPosition` speaks of."""
+    """The partitions that a `LostPosition` names."""
     if isinstance(error, kafka_errors.LogTruncationError):
         return set(error.divergent_offsets)
     return set(error.args[0])
@@ -144,12 +144,18 @@ def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms:
 
 
 def admin(settings: KafkaSettings) -> Any:
-    """An admin client. Raises: as `consumer`."""
+    """An admin client.
+
+    Raises: as `consumer`.
+    """
     return _connect(KafkaAdminClient, settings)
 
 
 def topic_ids(client: Any, topics: Iterable[str]) -> dict[str, str | None]:
-    """Each existing topic's id; None where the broker has no ids. Topics that do not exist are left out."""
+    """Each existing topic's id; None where the broker has no ids.
+
+    Topics that do not exist are left out.
+    """
     found: dict[str, str | None] = {}
     for topic in client.describe_topics(sorted(topics)):
         if topic["error_code"] == 0:

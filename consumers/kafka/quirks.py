@@ -71,7 +71,7 @@ def let_others_join() -> None:
 
 
 def known_end(client: Any, tp: TopicPartition) -> int | None:
-    """The end of a partition's log as the last fetch told it; None before the first and when it is not ours."""
+    """The end of a partition's log as of the last fetch; None before the first, or when it is not ours."""
     end: int | None = client.highwater(tp) if tp in client.assignment() else None
     return end
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-# What to do, and what to do with its result, in the loop's own thread.
+# Work for the background, and what to do with its result in the loop's own thread.
 Job = tuple[Callable[[], Any], Callable[[Any], None]]
 
 

@@ -37,8 +37,10 @@ from schemas.settings import Settings
 
 log = structlog.get_logger("pigeon.consume")
 POLL_SECONDS = 0.2
-BUSY_POLL_SECONDS = 0.02  # while a job is under way: its end should be noticed soon
-POLL_RECORDS = 1_000  # at most at once: while they are decoded nobody notices that the writer is done
+BUSY_POLL_SECONDS = 0.02
+"""Seconds of a poll while a job is under way: its end should be noticed soon."""
+POLL_RECORDS = 1_000
+"""Records of one poll at most: while they are decoded nobody notices that the writer is done."""
 CLOSE_TIMEOUT_MS = 2_000
 
 
@@ -173,12 +175,12 @@ class Ingest:
         except clients.KafkaError as error:
             self._owned.identify_soon()
             metrics.OUTAGES.labels("kafka").inc()
-            if self._health.outage("kafka", f"{type(error).__name__}: {first_line(error)}"):
+            if self._health.note_outage("kafka", f"{type(error).__name__}: {first_line(error)}"):
                 log.warning("outage", server="kafka", error=first_line(error), policy="polling until it is back")
             time.sleep(POLL_SECONDS)
             return {}
         if polled:
-            self._health.recovered("kafka")
+            self._health.note_recovery("kafka")
         return polled
 
     def _take(self, tp: TopicPartition, records: list[Any]) -> None:
@@ -237,7 +239,7 @@ class Ingest:
             self._retry_at = time.monotonic() + self._backoff.next()
             server = str(error).partition(":")[0]
             metrics.OUTAGES.labels(server).inc()
-            if self._health.outage("stores", str(error)):
+            if self._health.note_outage("stores", str(error)):
                 log.warning("outage", error=str(error), policy="paused; trying again until it is back")
             return
         except Fenced as error:
@@ -256,7 +258,7 @@ class Ingest:
             log.info("recovered", tries=self._backoff.failures)
             self._owned.identify_soon()
         self._backoff.reset()
-        self._health.recovered("stores")
+        self._health.note_recovery("stores")
         finish()
 
     def _written(self, written: Written) -> None:
@@ -264,7 +266,7 @@ class Ingest:
         if batch is None:
             return
         self.summary.add(batch, written)
-        self._health.progressed()
+        self._health.note_progress()
         for topic, rows in written.rows.items():
             metrics.ROWS.labels(topic).inc(rows)
         metrics.DUPLICATES.inc(written.duplicates)

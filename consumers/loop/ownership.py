@@ -83,7 +83,7 @@ class Ownership:
         self._unclaimed.update(dict.fromkeys(partitions, 0.0))
 
     def note_revoked(self) -> None:
-        """Note that a join is under way, whose outcome is not known yet."""
+        """Note that a join is under way."""
         self._given = None
 
     def give_up(self, partitions: Collection[TopicPartition], claim_at: float | None = None) -> None:

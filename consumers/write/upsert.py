@@ -1,4 +1,4 @@
-"""Set-based SQL from the staged rows to the tables, idempotent and independent of the order of arrival."""
+"""Set-based SQL from the staged rows to the tables, idempotent, independent of the order of arrival."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from consumers import partitions
 from consumers.write import histories
 from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 
-# An erasure excludes other members' transactions, so that no event slips in beside it; they do not exclude each other.
 ERASURE_LOCK = 7_046_003
+"""Key of the lock that a transaction with erasures takes alone and others share: no event slips in beside it."""
 
 _ITEMS = """
 INSERT INTO items AS i (item_id, title, description, genres, image_uri, attributes, occurred_at, deleted_at)
@@ -76,7 +76,7 @@ ON CONFLICT (user_id) DO UPDATE SET requested_at = EXCLUDED.requested_at, comple
 WHERE e.requested_at < EXCLUDED.requested_at
 """
 
-# A row is older than the erasure by what it says or by when it came, whichever is earlier: clocks run ahead.
+# Rows older than the erasure by their own time or by when they came, whichever is earlier: clocks run ahead.
 _ERASE = (
     """DELETE FROM interactions t USING erasures e WHERE e.user_id IN (SELECT user_id FROM stage_erasures)
        AND t.user_id = e.user_id AND least(t.occurred_at, t.ingested_at) <= e.requested_at""",
@@ -85,7 +85,7 @@ _ERASE = (
     """DELETE FROM recommendations t USING erasures e WHERE e.user_id IN (SELECT user_id FROM stage_erasures)
        AND t.user_id = e.user_id AND least(t.occurred_at, t.updated_at) <= e.requested_at""",
 )
-# What users did before they asked to be erased, come late.
+# Events from before an erasure that come after it.
 _ERASE_LATE = {
     INTERACTIONS: """DELETE FROM stage_interactions s USING erasures e
                      WHERE s.user_id = e.user_id AND s.occurred_at <= e.requested_at""",

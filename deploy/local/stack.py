@@ -76,7 +76,7 @@ class Stack:
         say: Callable[[str], None] = lambda _: None,
         tied: bool = False,
     ) -> int | None:
-        """Start the servers and wait until they answer; a running stack is left as it is, new models are loaded.
+        """Start the servers and wait until they answer; a running stack only loads new models.
 
         `say` gets one line per server. Without `detach` this returns only when the stack has been stopped (Ctrl-C, `down`).
         With `tied` a detached stack ends when this process does, however that happens. Returns the signal that ended a
@@ -262,7 +262,7 @@ class Stack:
             self._process = None
 
     def status(self) -> list[ServerStatus]:
-        """Every server, asked now."""
+        """State of every server at this moment."""
         from deploy.local.supervisor import build_servers
 
         record = self.state.record()

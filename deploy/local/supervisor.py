@@ -1,4 +1,4 @@
-"""The process that owns the embedded servers: starts them in order, keeps them up, and takes every one of them along when it ends."""
+"""The process that owns the embedded servers: starts, watches, restarts and stops all of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def _kill_strays(server: Server) -> int:
 
 
 class Supervisor:
-    """One run of the stack. Everything happens in the main thread: the kernel ties children to the thread that forked them."""
+    """One run of the stack, all in the main thread.
+
+    The kernel ties children to the thread that forked them.
+    """
 
     def __init__(
         self, state: StateDir, services: tuple[str, ...], say: Callable[[str], None], tied_to: IO[bytes] | None
@@ -223,7 +226,7 @@ class Supervisor:
             raise ServerUnavailable(f"{server.name} cannot be started: {error}") from None
 
     def _await(self, running: _Running) -> None:
-        """Wait until a launched server answers; furnish it; say so. At most once."""
+        """Wait until a launched server answers, furnish it and report it, at most once."""
         if running.seconds:
             return
         server = running.server
@@ -318,7 +321,10 @@ class Supervisor:
                     self._say(str(error))  # the others still have to be stopped
 
     def _record(self, line: str) -> None:
-        """Save what has changed, then say it: who reads the line may act on the record, and must not find the dead process there."""
+        """Save what has changed, then report it.
+
+        Who reads the line may act on the record, and must not find the dead process there.
+        """
         self._save()
         self._say(line)
 
@@ -343,7 +349,7 @@ class Supervisor:
 
 
 def main() -> None:
-    """`python -m deploy.local.supervisor STATE_DIR SERVICES REPORT_FD TIED`: a supervisor of its own, started by Stack.up."""
+    """Run `python -m deploy.local.supervisor STATE_DIR SERVICES REPORT_FD TIED`, as Stack.up does."""
     import json
     from pathlib import Path
 

