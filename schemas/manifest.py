@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from schemas.connections import s3_client
 from schemas.errors import InputError, ServerUnavailable
+from schemas.hashing import unit_interval
 from schemas.manifest_files import (
     ITEM_SCHEMA,
     MANIFEST_VERSION,
@@ -110,7 +112,9 @@ class _Loaded:
 
 
 class PosterManifest:
-    """The recommender's side. Light: pyarrow and boto3 only. Safe to use from several threads.
+    """The recommender's reader of the newest set; safe to use from several threads.
+
+    Light: of libraries it imports pyarrow and boto3 only.
 
     Looks for a new night at most every `refresh_seconds`, by the pointer's ETag. Whatever goes wrong after the first
     reading, `poster_for` answers from the last whole set that was read; `alarms` counts what went wrong, and `on_alarm` is told.
@@ -146,30 +150,21 @@ class PosterManifest:
         refresh_seconds: float = 60.0,
         on_alarm: Callable[[Alarm, str], None] | None = None,
     ) -> PosterManifest:
-        """Connect and read the newest set. Keys that are not given come from where boto3 looks (environment, profile, role).
+        """Connect and read the newest set.
+
+        Keys that are not given come from where boto3 looks (environment, profile, role).
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.
             ServerUnavailable: the store cannot be reached.
         """
         if client is None:
-            import boto3
-            from botocore.config import Config
-
-            client = boto3.client(
-                "s3",
+            client = s3_client(
                 endpoint_url=endpoint_url,
-                region_name=region or "us-east-1",
-                aws_access_key_id=access_key_id,
-                aws_secret_access_key=secret_access_key,
-                config=Config(
-                    signature_version="s3v4",
-                    connect_timeout=5,
-                    read_timeout=30,
-                    retries={"mode": "standard", "total_max_attempts": 4},
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
+                region=region or "us-east-1",
+                access_key_id=access_key_id,
+                secret_access_key=secret_access_key,
+                max_attempts=4,
             )
         reader = cls(client, bucket, refresh_seconds=refresh_seconds, on_alarm=on_alarm)
         reader._load()
@@ -182,7 +177,10 @@ class PosterManifest:
         return self._loaded.ref if self._loaded else None
 
     def refresh(self) -> bool:
-        """Look for a newer set now; True when there was one. Never raises: what goes wrong is an alarm."""
+        """Look for a newer set now; True when there was one.
+
+        Never raises: what goes wrong is an alarm.
+        """
         with self._lock:
             self._looked_at = time.monotonic()
             before = self._loaded
@@ -313,7 +311,7 @@ class PosterManifest:
 
 def _pick(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
     """One row, with its propensity, by the hash of `key`."""
-    point = int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 16**13 * sum(row["propensity"] for row in rows)
+    point = unit_interval(key) * sum(row["propensity"] for row in rows)
     for row in rows:
         point -= row["propensity"]
         if point < 0:

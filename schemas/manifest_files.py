@@ -1,4 +1,6 @@
-"""The manifest's files: keys in the bucket, Parquet schemas, the pointer. For writers; readers want schemas/manifest.py.
+"""The manifest's files, for writers: keys in the bucket, Parquet schemas, the pointer.
+
+Readers want schemas/manifest.py.
 
 bucket/
   posters/<sha256>.webp               composed posters, content-addressed, created only if absent
@@ -95,7 +97,9 @@ def report_key(logical_date: str, run_id: str) -> str:
 
 
 def to_parquet(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, **about: str) -> bytes:
-    """Rows as Parquet; the same rows in the same order give the same bytes. `about` joins the file's metadata.
+    """Rows as Parquet; the same rows in the same order give the same bytes.
+
+    `about` joins the file's metadata.
 
     Keys of a row that are not in the schema are left out.
     """

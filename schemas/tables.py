@@ -1,4 +1,4 @@
-"""Every Postgres table. Alembic migrations (migrations/) are checked for drift against this file.
+"""Every Postgres table; Alembic's migrations (migrations/) are checked for drift against this file.
 
 `interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
 """
@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Json = dict[str, Any]
 Key = Annotated[str, mapped_column(Text, primary_key=True)]
 Timestamp = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True))]
-# When our transaction wrote the row; the database's clock, so that all members agree.
+# Time of the row's last write, by the database's clock, so that all members agree.
 Now = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True), server_default=text("now()"))]
 Texts = Annotated[list[str], mapped_column(ARRAY(Text), server_default=text("'{}'"))]
 Ints = Annotated[list[int], mapped_column(ARRAY(BigInteger))]
@@ -128,7 +128,10 @@ class Recommendation(Base):
 
 
 class PosterFeedback(Base):
-    """What users did with posters; `poster_id` is not a foreign key, because feedback may outlive or precede our row."""
+    """What users did with posters.
+
+    `poster_id` is not a foreign key, because feedback may outlive or precede our row.
+    """
 
     __tablename__ = "poster_feedback"
     __table_args__ = (
@@ -150,7 +153,7 @@ class PosterFeedback(Base):
 
 
 class Erasure(Base):
-    """A user to forget: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
+    """A user to erase: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
 
     __tablename__ = "erasures"
 
@@ -161,7 +164,10 @@ class Erasure(Base):
 
 
 class DeadLetterAction(Base):
-    """A dead letter that somebody dealt with; one without a row here is still open. `topic_id` tells a topic made anew apart."""
+    """A dead letter that somebody dealt with; one without a row here is still open.
+
+    `topic_id` distinguishes a recreated topic.
+    """
 
     __tablename__ = "dead_letter_actions"
     __table_args__ = (CheckConstraint("action in ('replayed', 'dropped')", name="action"),)
@@ -178,7 +184,7 @@ class DeadLetterAction(Base):
 
 
 class ImageFeature(Base):
-    """A catalogue picture's visual tokens and scorer embedding: made once per picture and model, never per user."""
+    """A catalogue picture's visual tokens and scorer embedding, made once per picture and model."""
 
     __tablename__ = "image_features"
 
@@ -190,7 +196,10 @@ class ImageFeature(Base):
 
 
 class NightRun(Base):
-    """One night, keyed by its logical date; its plan's inputs are frozen in `settings`, its outcome is in `figures`."""
+    """One night, keyed by its logical date.
+
+    Its plan's inputs are frozen in `settings`, its outcome is in `figures`.
+    """
 
     __tablename__ = "night_runs"
     __table_args__ = (CheckConstraint("status in ('planned', 'running', 'published', 'failed')", name="status"),)
@@ -211,7 +220,7 @@ class NightRun(Base):
 
 
 class NightTask(Base):
-    """One (user, item) to draw. Everything that its pictures depend on is frozen here at plan time.
+    """One (user, item) to draw; all that its pictures depend on is frozen here at plan time.
 
     `prompt` names the pictures and texts (generator/nightly/frozen_prompt.py); their visual tokens join it when it is drawn.
     `candidates` is a JSON array of every picture drawn with its scores and, when it was not kept, why.
@@ -257,7 +266,9 @@ class NightSkip(Base):
 
 
 class Poster(Base):
-    """A drawn and kept variant. Its id is derived from (user, item, model, variant, input), so a redraw is the same row.
+    """A drawn and kept variant.
+
+    Its id is derived from (user, item, model, variant, input), so a redraw is the same row.
 
     `look` is what near-duplicates are found by (generator/nightly/select.py); `renditions` lists further sizes
     ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest.

@@ -7,12 +7,12 @@ future   other users' pairs past the cut: reported beside the gate's figures (do
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from generator.feedback.pairs import Decided
 from schemas.errors import Refused
+from schemas.hashing import unit_interval
 
 Split = Literal["train", "holdout", "future"]
 FUTURE_SHARE = 0.1
@@ -27,7 +27,7 @@ class Example(NamedTuple):
 
 def is_held_out(user_id: str, share: float) -> bool:
     """Stable over weeks and processes: a user once held out stays so while the share does not shrink."""
-    return int(hashlib.sha256(f"holdout:{user_id}".encode()).hexdigest()[:8], 16) / 2**32 < share
+    return unit_interval(f"holdout:{user_id}", bits=32) < share
 
 
 def divide(pairs: Sequence[Decided], holdout_share: float) -> list[Example]:

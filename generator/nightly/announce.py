@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from generator.nightly.ledger import Ledger
+from schemas.connections import kafka_options
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
@@ -68,24 +69,13 @@ class KafkaAnnouncer:
 
         self._settings = settings
         self._error = KafkaError
-        options = {
-            "security_protocol": settings.security_protocol,
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
-            "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
-            "ssl_certfile": str(settings.ssl_certfile) if settings.ssl_certfile else None,
-            "ssl_keyfile": str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
-        }
         try:
             self._producer = KafkaProducer(
-                bootstrap_servers=settings.bootstrap_servers.split(","),
-                request_timeout_ms=settings.request_timeout_ms,
+                **kafka_options(settings),
                 delivery_timeout_ms=settings.request_timeout_ms + 1000,
                 max_block_ms=settings.request_timeout_ms,
                 linger_ms=20,
                 acks="all",
-                **{name: value for name, value in options.items() if value is not None},
             )
         except KafkaError as error:
             raise self._away(error) from error

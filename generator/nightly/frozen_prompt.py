@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import InputError
+from schemas.hashing import unit_interval
 from schemas.preferences import PromptSnapshot
 from schemas.settings import NightSettings
 
@@ -88,12 +89,13 @@ def poster_id(user_id: str, item_id: str, model_version: str, variant: int, fing
 
 def share(user_id: str, purpose: str) -> float:
     """A stable number in [0, 1) for a user, independent between purposes."""
-    return int(_hash("share", purpose, user_id)[:13], 16) / 16**13
+    return unit_interval(_joined("share", purpose, user_id))
 
 
 def _hash(*parts: str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:  # length first, so that ("ab", "c") and ("a", "bc") differ
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
+    return hashlib.sha256(_joined(*parts)).hexdigest()
+
+
+def _joined(*parts: str) -> bytes:
+    # Length first, so that ("ab", "c") and ("a", "bc") differ.
+    return b"".join(len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, ServerUnavailable
 from schemas.faultpoints import reach
+from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
 from schemas.tables import NightRun
 
@@ -185,7 +184,8 @@ class Night:
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
         generator = Generator(self._settings, ledger, self._store, self._images, self._parts.model(), run.run_id)
-        with _stop_on_signal(generator.pipeline.stop) as received, NightProgress(pending) as progress:
+        stopping = stop_signals(lambda _: generator.pipeline.stop(), once=True)
+        with stopping as received, NightProgress(pending) as progress:
             tally = generator.run(progress.show)
         if received:
             raise Interrupted(
@@ -288,30 +288,6 @@ def find_unfinished(settings: Settings) -> date:
     if run is None:
         raise InputError("no unfinished night: `pigeon night run` starts one")
     return run.logical_date
-
-
-@contextmanager
-def _stop_on_signal(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """On SIGINT or SIGTERM call `stop` and note the signal; a second one acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        for other, old in before.items():
-            signal.signal(other, old)
-        stop()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -11,13 +11,12 @@ later by the clock. The night's logical date is the local date of its moment.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
-from types import FrameType
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from generator.nightly.ledger import Ledger
 from generator.storage.lease import Lease, lead
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
+from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import ScheduleSettings, Settings
 
 LEASE = "scheduler"
@@ -240,32 +240,11 @@ class Scheduler:
             except subprocess.TimeoutExpired:
                 child.kill()
 
-    def _signals(self) -> _StopOnSignal:
-        def stop() -> None:
+    def _signals(self) -> AbstractContextManager[list[int]]:
+        def stop(_: int) -> None:
             self._stopping.set()
             for child in list(self._children):
                 if child.poll() is None:
                     child.terminate()
 
-        return _StopOnSignal(stop)
-
-
-class _StopOnSignal:
-    """Calls `stop` on SIGINT and SIGTERM while the block runs; in other threads it does nothing."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-
-    def __enter__(self) -> None:
-        self._before = (
-            {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-            if threading.current_thread() is threading.main_thread()
-            else {}
-        )
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._stop()
+        return stop_signals(stop)

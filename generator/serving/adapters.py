@@ -95,12 +95,6 @@ def remove_adapter(settings: Settings, number: int) -> None:
         model.load(PERSONALIZER)
 
 
-def installed_adapters(settings: Settings) -> list[int]:
-    """The adapter numbers of the served repository, 1 included; whether they are loaded is the server's to say."""
-    folder = repository_folder(settings) / PERSONALIZER
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-
-
 def probe(settings: Settings, number: int, *, deadline_seconds: float | None = None) -> DrawnImage:
     """Draw one small request with adapter `number`.
 

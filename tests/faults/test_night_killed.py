@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import psycopg2
 import pytest
 
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
+from schemas.connections import postgres_connection
 from schemas.faultpoints import NightPoint
 from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings
@@ -31,7 +31,7 @@ def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
     """A second, empty database and bucket: where the unbroken night runs."""
     url = settings.database.url.get_secret_value()
     name = f"{url.rpartition('/')[2]}_unbroken"
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection = postgres_connection(settings.database, "pigeon-tests")
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE pigeon_template")
