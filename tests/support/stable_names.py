@@ -270,12 +270,12 @@ def preference_pairs() -> dict[str, list[str]]:
 
 def triton() -> dict[str, Any]:
     """Models with their tensors (sizes of preset nano), and what is in the repository."""
-    from generator.pigeon.config import PigeonConfig
+    from generator.pigeon.presets import PRESETS
     from generator.serving import repository
     from generator.serving.configs import model_specs
 
     models = {}
-    for spec in model_specs(PigeonConfig.preset("nano"), (4, 16, 16)):
+    for spec in model_specs(PRESETS["nano"](), (4, 16, 16)):
         models[spec.name] = {
             kind: [f"{t.name} {t.type} {list(t.dims)}{' optional' if t.optional else ''}" for t in tensors]
             for kind, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs))
@@ -284,24 +284,18 @@ def triton() -> dict[str, Any]:
         "models": models,
         "manifest.json": sorted(repository.RepositoryManifest.model_fields),
         "parameters": [repository.BUILD_PARAMETER, repository.TOKENIZER_PARAMETER],
-        "presets": sorted(_presets()),
+        "presets": sorted(PRESETS),
     }
-
-
-def _presets() -> list[str]:
-    from generator.pigeon.presets import PRESETS
-
-    return list(PRESETS)
 
 
 def checkpoint() -> dict[str, list[str]]:
     """Files of a checkpoint, keys of its config.json, and nano's own files."""
-    from generator.pigeon.config import PigeonConfig
+    from generator.pigeon.presets import PRESETS
 
     source = ROOT / "generator" / "pigeon" / "checkpoint.py"
     pure = _pure_assignments(source)
     nano = ROOT / "deploy" / "models" / "nano"
-    config = PigeonConfig.preset("nano").model_dump(mode="json")
+    config = PRESETS["nano"]().model_dump(mode="json")
     for name in ("unet", "vae", "scheduler"):  # diffusers' arguments
         config["diffusion"][name] = None
     return {

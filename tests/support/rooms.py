@@ -1,0 +1,127 @@
+"""The tree of rooms: what each package holds, what its map names, and who imports it.
+
+python -m tests.support.rooms    how many direct children each package has, and the circles
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import grimp
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("schemas", "consumers", "generator", "migrations", "deploy")
+MAP_LINE = re.compile(r"^ {4}([a-z_0-9]+/?(?:, [a-z_0-9]+/?)*)(?: \(([a-z_0-9, ]+)\))?(?: {2,}\S|$)")
+BACKTICKED = re.compile(r"`([A-Za-z_0-9.]+)`")
+
+
+@cache
+def packages() -> dict[str, Path]:
+    """Dotted name -> folder, of every package of the project."""
+    found = [path.parent for part in PARTS for path in (ROOT / part).rglob("__init__.py")]
+    return {".".join(folder.relative_to(ROOT).parts): folder for folder in sorted(found)}
+
+
+def children(package: str) -> set[str]:
+    """Modules and packages directly in a package, without the package's own file."""
+    folder = packages()[package]
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    return modules | {path.parent.name for path in folder.glob("*/__init__.py")}
+
+
+def docstring(package: str) -> str:
+    """A package's docstring, empty when it has none."""
+    return ast.get_docstring(ast.parse((packages()[package] / "__init__.py").read_text(encoding="utf-8"))) or ""
+
+
+def map_names(package: str) -> list[str]:
+    """What the lines of a package's map name: `    name[, name]   what it is`."""
+    found = [match for line in docstring(package).splitlines() if (match := MAP_LINE.match(line))]
+    return [name.rstrip("/") for match in found for group in match.groups() if group for name in group.split(", ")]
+
+
+def named(package: str) -> set[str]:
+    """What a package's docstring names at all: in its map, or between backticks, where a module may come with a function."""
+    own = package + "."
+    words = [word.removeprefix(own) for word in BACKTICKED.findall(docstring(package))]
+    return {*map_names(package), *(word.split(".")[0] for word in words)}
+
+
+def project_names(package: str) -> list[str]:
+    """The dotted names of the project that a package's docstring cites."""
+    return [word for word in BACKTICKED.findall(docstring(package)) if word.split(".")[0] in PARTS]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something that a module's source names."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:length])
+        source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if source.is_file():
+            rest = parts[length:]
+            return not rest or re.search(rf"\b{rest[0]}\b", source.read_text(encoding="utf-8")) is not None
+    return False
+
+
+@cache
+def _inside_functions(module: str) -> list[range]:
+    path = ROOT.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
+    return [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in nodes]
+
+
+@cache
+def imports_at_import_time() -> dict[str, set[str]]:
+    """Module -> the modules that importing it imports; what functions import when they run is not among them."""
+    graph = grimp.build_graph(*PARTS, exclude_type_checking_imports=True, cache_dir=None)
+    found: dict[str, set[str]] = {}
+    for module in graph.modules:
+        lazy = _inside_functions(module)
+        found[module] = {
+            other
+            for other in graph.find_modules_directly_imported_by(module)
+            for one in graph.get_import_details(importer=module, imported=other)
+            if not any(one["line_number"] in lines for lines in lazy)
+        }
+    return found
+
+
+def between_rooms(room: str) -> dict[str, set[str]]:
+    """The same between the direct children of a package, `room` itself standing for its own file."""
+
+    def place(module: str) -> str:
+        return ".".join(module.split(".")[: room.count(".") + 2])
+
+    inside = {module for module in imports_at_import_time() if module == room or module.startswith(room + ".")}
+    found: dict[str, set[str]] = {}
+    for module in inside:
+        for other in imports_at_import_time()[module] & inside:
+            if room not in {module, other} and place(module) != place(other):
+                found.setdefault(place(module), set()).add(place(other))
+    return found
+
+
+def circle(imports: Mapping[str, Iterable[str]]) -> list[str]:
+    """One circle, from a module back to it; empty when there is none."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+if __name__ == "__main__":
+    for package in packages():
+        print(f"{len(children(package)):3}  {package}")  # noqa: T201
+    print("circle of modules:", circle(imports_at_import_time()) or "none")  # noqa: T201
+    for package in packages():
+        if found := circle(between_rooms(package)):
+            print(f"circle of rooms in {package}:", " -> ".join(found))  # noqa: T201
