@@ -38,6 +38,7 @@ MAY_SAY = (
 """Files that need a banned word."""
 ABBREVIATIONS = re.compile(r"\b(et al|e\.g|i\.e|vs|approx|No|pp?)\.\s")
 SENTENCE_BREAK = re.compile(r"[.!?][)\"'*_]*\s+[\"'(*_\[]*[A-Z]")
+LABEL = re.compile(r"^\s*(?:(?:\d+\.|[-*])\s+)?(?:\*\*[^*]+\*\*\s+)?")
 SENTENCE_END = re.compile(r"[.:;!?][)\"'*_`]*$")
 
 Place = tuple[int, str]
@@ -142,7 +143,7 @@ def prose(text: str) -> Iterator[Place]:
 def crowded_lines(text: str) -> Iterator[Place]:
     """Lines of Markdown that hold more than one sentence."""
     for number, line in prose(text):
-        if SENTENCE_BREAK.search(re.sub(r"^\s*(\d+\.|[-*])\s", "", line)):
+        if SENTENCE_BREAK.search(LABEL.sub("", line)):
             yield number, line
 
 
