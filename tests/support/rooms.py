@@ -46,7 +46,7 @@ def map_names(package: str) -> list[str]:
 
 
 def named(package: str) -> set[str]:
-    """What a package's docstring names at all: in its map, or between backticks, where a module may come with a function."""
+    """What a package's docstring names at all: in its map, or between backticks, with or without a function."""
     own = package + "."
     words = [word.removeprefix(own) for word in BACKTICKED.findall(docstring(package))]
     return {*map_names(package), *(word.split(".")[0] for word in words)}
@@ -80,7 +80,7 @@ def _inside_functions(module: str) -> list[range]:
 
 @cache
 def imports_at_import_time() -> dict[str, set[str]]:
-    """Module -> the modules that importing it imports; what functions import when they run is not among them."""
+    """Module -> the modules that are imported with it; what its functions import when they run is left out."""
     graph = grimp.build_graph(*PARTS, exclude_type_checking_imports=True, cache_dir=None)
     found: dict[str, set[str]] = {}
     for module in graph.modules:

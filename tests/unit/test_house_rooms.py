@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import rooms
+from tests.support import random_lines, rooms
 
 PACKAGES = sorted(rooms.packages())
 MOST_CHILDREN = {"generator.training": 9, "consumers": 12}
@@ -53,3 +53,11 @@ def test_a_maps_line_is_read() -> None:
     assert line("    postgres, tansu, triton (triton_env, triton_control)   one module per server")
     assert not line("    art = load_icons(cache_dir)       # IconArt")
     assert not line("    pairs -> split -> snapshot")
+
+
+def test_lines_at_random_are_code_and_the_same_for_a_seed() -> None:
+    lines = random_lines.drawn(12, seed=3)
+    assert lines == random_lines.drawn(12, seed=3)
+    for path, number, line in lines:
+        assert (rooms.ROOT / path).read_text(encoding="utf-8").splitlines()[number - 1].strip() == line
+        assert not line.startswith(("#", "import ", '"""'))
