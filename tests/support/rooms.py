@@ -46,7 +46,7 @@ def map_names(package: str) -> list[str]:
 
 
 def named(package: str) -> set[str]:
-    """What a package's docstring names at all: in its map, or between backticks, with or without a function."""
+    """Names in a package's map or between backticks, where a module may come with a function."""
     own = package + "."
     words = [word.removeprefix(own) for word in BACKTICKED.findall(docstring(package))]
     return {*map_names(package), *(word.split(".")[0] for word in words)}
@@ -55,6 +55,14 @@ def named(package: str) -> set[str]:
 def project_names(package: str) -> list[str]:
     """The dotted names of the project that a package's docstring cites."""
     return [word for word in BACKTICKED.findall(docstring(package)) if word.split(".")[0] in PARTS]
+
+
+def strangers(package: str) -> list[str]:
+    """Bare names between backticks that are modules of other packages and not of this one."""
+    elsewhere = (
+        {child for other in packages() for child in children(other)} - children(package) - {"pigeon"}
+    )  # a command
+    return [word for word in BACKTICKED.findall(docstring(package)) if word in elsewhere]
 
 
 def exists(name: str) -> bool:
@@ -80,7 +88,7 @@ def _inside_functions(module: str) -> list[range]:
 
 @cache
 def imports_at_import_time() -> dict[str, set[str]]:
-    """Module -> the modules that are imported with it; what its functions import when they run is left out."""
+    """Module -> modules imported with it; what its functions import when they run is left out."""
     graph = grimp.build_graph(*PARTS, exclude_type_checking_imports=True, cache_dir=None)
     found: dict[str, set[str]] = {}
     for module in graph.modules:

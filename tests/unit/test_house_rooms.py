@@ -20,6 +20,7 @@ EVERYWHERE = {"commands"}
 def test_what_a_map_names_exists(package: str) -> None:
     gone = [name for name in rooms.map_names(package) if name not in rooms.children(package)]
     gone += [name for name in rooms.project_names(package) if not rooms.exists(name)]
+    gone += rooms.strangers(package)
     assert not gone, f"{package}/__init__.py names {gone}, which do not exist"
 
 
