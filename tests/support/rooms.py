@@ -16,7 +16,10 @@ import grimp
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("schemas", "consumers", "generator", "migrations", "deploy")
-MAP_LINE = re.compile(r"^ {4}([a-z_0-9]+/?(?:, [a-z_0-9]+/?)*)(?: \(([a-z_0-9, ]+)\))?(?: {2,}\S|$)")
+NAME = r"[a-z_0-9]+(?:/[a-z_0-9]+)?/?"
+MAP_LINE = re.compile(rf"^ {{4}}({NAME}(?:, {NAME})*)(?: \(({NAME}(?:, {NAME})*)\))?(?: {{2,}}\S|$)")
+ALSO_OTHERS = {"pigeon", "personalizer"}
+"""Names of modules that are also a command's or a Triton model's."""
 BACKTICKED = re.compile(r"`([A-Za-z_0-9.]+)`")
 
 
@@ -40,37 +43,53 @@ def docstring(package: str) -> str:
 
 
 def map_names(package: str) -> list[str]:
-    """What the lines of a package's map name: `    name[, name]   what it is`."""
-    found = [match for line in docstring(package).splitlines() if (match := MAP_LINE.match(line))]
-    return [name.rstrip("/") for match in found for group in match.groups() if group for name in group.split(", ")]
+    """Names in a package's map: `module` or `room/module`, where the room is said once a line."""
+    found: list[str] = []
+    for line in docstring(package).splitlines():
+        match = MAP_LINE.match(line)
+        room = ""
+        for name in [name for group in match.groups() if group for name in group.split(", ")] if match else ():
+            room = name.rpartition("/")[0] if "/" in name.rstrip("/") else room
+            found.append(f"{room}/{name}" if room and "/" not in name else name.rstrip("/"))
+    return found
+
+
+def unknown(package: str) -> list[str]:
+    """Names in a package's docstring that are none: of its map, of the project, or modules of other rooms."""
+    own = [name for name in map_names(package) if not _source(f"{package}.{name.replace('/', '.')}").is_file()]
+    cited = [
+        word for word in BACKTICKED.findall(docstring(package)) if word.split(".")[0] in PARTS and not exists(word)
+    ]
+    return own + cited + strangers(package)
 
 
 def named(package: str) -> set[str]:
-    """Names in a package's map or between backticks, where a module may come with a function."""
-    own = package + "."
-    words = [word.removeprefix(own) for word in BACKTICKED.findall(docstring(package))]
-    return {*map_names(package), *(word.split(".")[0] for word in words)}
-
-
-def project_names(package: str) -> list[str]:
-    """The dotted names of the project that a package's docstring cites."""
-    return [word for word in BACKTICKED.findall(docstring(package)) if word.split(".")[0] in PARTS]
+    """Modules named in a package's map, between backticks, or in the map of the package around it."""
+    around, _, room = package.rpartition(".")
+    words = [word.removeprefix(f"{package}.") for word in BACKTICKED.findall(docstring(package))]
+    above = [
+        name.removeprefix(f"{room}/") for name in (map_names(around) if around else ()) if name.startswith(f"{room}/")
+    ]
+    return {*above, *(name.split("/")[0] for name in map_names(package)), *(word.split(".")[0] for word in words)}
 
 
 def strangers(package: str) -> list[str]:
-    """Bare names between backticks that are modules of other packages and not of this one."""
-    elsewhere = (
-        {child for other in packages() for child in children(other)} - children(package) - {"pigeon"}
-    )  # a command
+    """Bare names between backticks that are modules elsewhere, and neither here nor near."""
+    near = {child for around in packages() if package.startswith(around) for child in children(around)}
+    elsewhere = {child for other in packages() for child in children(other)} - near - ALSO_OTHERS
     return [word for word in BACKTICKED.findall(docstring(package)) if word in elsewhere]
+
+
+def _source(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def exists(name: str) -> bool:
     """Whether a dotted name is a module, or something that a module's source names."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
-        path = ROOT.joinpath(*parts[:length])
-        source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        source = _source(".".join(parts[:length]))
         if source.is_file():
             rest = parts[length:]
             return not rest or re.search(rf"\b{rest[0]}\b", source.read_text(encoding="utf-8")) is not None
@@ -79,10 +98,8 @@ def exists(name: str) -> bool:
 
 @cache
 def _inside_functions(module: str) -> list[range]:
-    path = ROOT.joinpath(*module.split("."))
-    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
+    tree = ast.parse(_source(module).read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     return [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in nodes]
 
 

@@ -16,12 +16,11 @@ import json
 import sys
 import typing
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "stable_names.json"
@@ -62,7 +61,8 @@ def commands() -> dict[str, list[str]]:
         for name, child in sorted(getattr(command, "commands", {}).items()):
             walk(child, f"{path} {name}")
 
-    walk(typer.main.get_command(cli.app), "pigeon")
+    app = cli.build_app() if hasattr(cli, "build_app") else cli.app
+    walk(typer.main.get_command(app), "pigeon")
     return found
 
 
@@ -244,14 +244,12 @@ def _signature(one: Any) -> str:
 
 def preference_pairs() -> dict[str, list[str]]:
     """Keys of a snapshot's lines; `prompt` is also the JSON that the Triton model `pigeon` takes."""
-    from generator.feedback.pairs import Decided
-    from generator.feedback.snapshot import encode
-    from generator.feedback.split import Example
+    from generator.feedback.snapshot import decode, encode, snapshot_of
     from schemas.preferences import PreferencePair, PromptSnapshot
 
     prompt = PromptSnapshot(history_titles=(), history_tokens=(), title="", description="", reference_tokens=())
     pair = PreferencePair(
-        pair_id=str(UUID(int=0)),
+        pair_id="",
         user_id="",
         item_id="",
         prompt=prompt,
@@ -264,8 +262,11 @@ def preference_pairs() -> dict[str, list[str]]:
         source="score",
         weight=1,
     )
-    line = json.loads(encode([Example("train", Decided(pair, datetime(2026, 11, 23, tzinfo=UTC)))]))
-    return {"line": _keys(line), "source": [_choices(PreferencePair.model_fields["source"].annotation)]}
+    line = {"decided_at": "2026-11-23T00:00:00+00:00", "pair": pair.model_dump(mode="json"), "split": "train"}
+    body = json.dumps(line).encode()
+    snapshot: Any = decode(body, snapshot_of(body))
+    written = json.loads(encode(getattr(snapshot, "examples", snapshot.pairs)))
+    return {"line": _keys(written), "source": [_choices(PreferencePair.model_fields["source"].annotation)]}
 
 
 def triton() -> dict[str, Any]:
