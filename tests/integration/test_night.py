@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from generator.nightly.erase import drop_old_manifests, forget_users
+from generator.nightly.erase import drop_old_manifests, erase_users
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Scope
 from generator.nightly.run import Interrupted
@@ -77,7 +77,7 @@ def test_a_night_is_drawn_published_announced_and_read(settings: Settings, tmp_p
     assert all(share == pytest.approx(1) for share in shares.values())
     assert {event.poster_id for event in told.events} == {row["poster_id"] for row in rows}
     assert len(model.draws) == 6
-    assert model.pictures_seen == 10  # each needed picture once, not once per user
+    assert model.images_seen == 10  # each needed picture once, not once per user
     choice = posters.poster_for("u0", "item8")
     assert choice
     assert choice.source == "tonight"
@@ -91,11 +91,11 @@ def test_a_night_is_drawn_published_announced_and_read(settings: Settings, tmp_p
 def test_the_same_night_twice_draws_and_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art")
     night(settings).run(Scope())
-    before, said, told, model = everything(settings), [], Announcements(), FakePigeon()
-    night(settings, model, told, say=said.append).run(Scope())
+    before, echoed, told, model = everything(settings), [], Announcements(), FakePigeon()
+    night(settings, model, told, echo=echoed.append).run(Scope())
     assert everything(settings) == before
     assert (model.draws, told.events) == ([], [])
-    assert "published already" in said[-1]
+    assert "published already" in echoed[-1]
     with pytest.raises(InputError, match="planned for all users"):
         night(settings).run(Scope(users=("u1",)))
 
@@ -145,7 +145,7 @@ def test_everything_left_out_is_counted_with_its_reason(settings: Settings, tmp_
     night(settings).run(Scope())
     ledger = Ledger(connect(settings.database))
     # Popular items that cannot be used are not targets, so "cold" has no skips.
-    assert ledger.skips("night-20260301") == {
+    assert ledger.count_skips("night-20260301") == {
         "too little history": 1,
         "too few readable history pictures": 1,
         "unreadable image": 1,
@@ -202,7 +202,7 @@ def test_a_server_that_is_away_costs_time_not_tasks(settings: Settings, tmp_path
     night(settings, down).dry_run(Scope())
 
     def away() -> None:
-        if down.pictures_seen or down.draws:
+        if down.images_seen or down.draws:
             raise InferenceUnavailable("connection refused")
 
     down.alive = away
@@ -215,9 +215,9 @@ def test_a_server_that_is_away_costs_time_not_tasks(settings: Settings, tmp_path
 
 
 def test_an_empty_night_is_no_error_and_changes_nothing(settings: Settings, tmp_path: Path) -> None:
-    said: list[str] = []
-    night(settings, say=said.append).run(Scope())
-    assert "nothing to draw" in said[-1]
+    echoed: list[str] = []
+    night(settings, echo=echoed.append).run(Scope())
+    assert "nothing to draw" in echoed[-1]
     assert everything(settings) == {}
     build(settings, tmp_path / "art", users=1, targets=1)
     night(settings).run(Scope())  # the same date, now with something to do
@@ -239,12 +239,12 @@ def test_two_nights_at_once_and_a_replaced_leader(settings: Settings, tmp_path: 
 
 def test_limit_and_users_choose_whom_to_draw_for(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=2)
-    said: list[str] = []
-    night(settings, say=said.append).dry_run(Scope(limit=2))
-    assert "would draw 4 tasks for 2 users" in said[-1]
+    echoed: list[str] = []
+    night(settings, echo=echoed.append).dry_run(Scope(limit=2))
+    assert "would draw 4 tasks for 2 users" in echoed[-1]
     night(settings).run(Scope(users=("u2", "nobody")))
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u2"}
-    assert Ledger(connect(settings.database)).skips("night-20260301") == {"user without history": 1}
+    assert Ledger(connect(settings.database)).count_skips("night-20260301") == {"user without history": 1}
 
 
 def test_another_users_near_duplicate_is_withheld(settings: Settings, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_forgotten_user_is_gone_from_rows_pictures_manifests_and_reports(setti
     engine = connect(settings.database)
     with Session(engine) as session, session.begin():
         session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
-    assert "1 users erased" in forget_users(settings)
+    assert "1 user erased" in erase_users(settings)
 
     store = Store(settings.s3)
     for key in store.keys(""):
@@ -324,7 +324,7 @@ def test_a_forgotten_user_is_gone_from_rows_pictures_manifests_and_reports(setti
         run = session.get(NightRun, "night-20260301")
         assert run
         assert run.settings["scope"]["users"] == ["u0"]
-    assert forget_users(settings) == "forget: no open requests"
+    assert erase_users(settings) == "erasure: no open requests"
     engine.dispose()
 
 
@@ -342,7 +342,7 @@ def test_a_request_during_the_night_keeps_the_user_out_of_its_manifest(settings:
     night(settings, FakePigeon(erased_meanwhile), told).run(Scope())
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u1"}
     assert {event.user_id for event in told.events} == {"u1"}
-    forget_users(settings)
+    erase_users(settings)
     assert len(list(Store(settings.s3).keys("posters/"))) == 2
     engine.dispose()
 
@@ -363,10 +363,10 @@ def test_old_manifests_are_dropped_but_never_what_readers_see(settings: Settings
 def test_a_night_of_the_past_does_not_turn_readers_back(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=1, targets=1)
     night(settings, on=TOMORROW).run(Scope())
-    said: list[str] = []
+    echoed: list[str] = []
     told = Announcements()
-    night(settings, announcements=told, say=said.append).run(Scope())
-    assert any("readers stay with it" in line for line in said)
+    night(settings, announcements=told, echo=echoed.append).run(Scope())
+    assert any("readers stay with it" in line for line in echoed)
     assert told.events == []
     current = reader(settings).current
     assert current
@@ -400,7 +400,7 @@ def test_sigterm_finishes_what_is_under_way_and_resume_does_the_rest(settings: S
         night(settings, FakePigeon(fault)).run(Scope())
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    counts = Ledger(connect(settings.database)).counts("night-20260301")
+    counts = Ledger(connect(settings.database)).count_tasks("night-20260301")
     assert counts["done"] + counts["pending"] == 8
     assert counts["done"] >= 1
     assert Store(settings.s3).get(POINTER_KEY) is None

@@ -1,6 +1,6 @@
-"""A small catalogue with users for the night's tests, and a process that runs a night with the test double and may die.
+"""A small catalogue with users for the night's tests, and a process that runs a night and may die.
 
-python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself at the COUNT-th passage of the point
+python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself when it reaches the point for the COUNT-th time
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ def night(
     model: FakePigeon | None = None,
     announcements: Announcements | None = None,
     on: date = NIGHT,
-    say: Callable[[str], None] = lambda line: None,
+    echo: Callable[[str], None] = lambda line: None,
 ) -> Night:
     """The product's night with a fake model and announcer."""
     fake = model or FakePigeon()
-    told = announcements or Announcements()
-    return Night(NightContext(settings, lambda: fake, lambda: told, say), on)
+    announcer = announcements or Announcements()
+    return Night(NightContext(settings, lambda: fake, lambda: announcer, echo), on)
 
 
 def main() -> None:
