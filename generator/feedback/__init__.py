@@ -1,4 +1,4 @@
-"""The feedback loop: from what users did with posters to preference pairs, an adapter, a gate and a promotion.
+"""The loop: from feedback on posters to preference pairs, an adapter, a gate and a promotion.
 
     commands      `pigeon retrain` and `pigeon models ...`
     retrain       the steps of one retraining, in an order that a rerun continues

@@ -1,4 +1,4 @@
-"""The gate's metrics: how a challenger ranks held-out pairs, and what it draws beside the champion."""
+"""The gate's metrics: how a challenger ranks held-out pairs and draws beside the champion."""
 
 from __future__ import annotations
 

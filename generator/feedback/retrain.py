@@ -1,4 +1,4 @@
-"""The steps of `pigeon retrain`: pairs, snapshot, registry, DPO, gate, promotion; a rerun continues them.
+"""The steps of `pigeon retrain`: pairs, snapshot, registry, DPO, gate, promotion.
 
 A version is known by its snapshot and its parent, a snapshot by its content: after a crash the same command finds what is done, in the
 registry and in the work folder, and goes on from there. Only a refused or failed challenger is final for its snapshot.

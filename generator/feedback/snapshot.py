@@ -1,4 +1,4 @@
-"""Immutable snapshots of preference pairs in S3: `snapshots/<id>.jsonl`, the id a hash of the bytes.
+"""Immutable snapshots of preference pairs in S3: `snapshots/<id>.jsonl`, named by a hash.
 
 A line has `split`, `decided_at` and `pair`; lines are ordered by pair id, so the same pairs give the same id on any day.
 """

@@ -1,4 +1,4 @@
-"""Which pairs train and which judge: held-out users by a stable hash, and the newest evidence apart.
+"""The split into pairs that train and pairs that judge: held-out users, and the newest evidence.
 
 train    pairs of other users, up to the time cut
 holdout  all pairs of held-out users: the gate's; no user of theirs is ever trained on, in any week

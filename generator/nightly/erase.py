@@ -122,7 +122,7 @@ def _users_in_manifests(store: Store) -> set[str]:
 
 
 def _clean_manifests(store: Store, ledger: Ledger, proofs: dict[str, _Proof]) -> None:
-    """Put a copy without the users beside each set that has them, flip the pointer, delete the old sets."""
+    """Put copies without the users beside the sets that have them, flip the pointer, delete those."""
     users = pa.array(sorted(proofs))
     copies: dict[str, tuple[str, str, int]] = {}
     for key, table in _manifests(store):

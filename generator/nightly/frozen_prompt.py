@@ -28,7 +28,7 @@ class FrozenImage(BaseModel):
 
 
 class FrozenPrompt(BaseModel):
-    """Column `night_tasks.prompt`; `snapshot` is None until the task is drawn and its tokens are known."""
+    """Column `night_tasks.prompt`; `snapshot` is None until the task is drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,7 +80,10 @@ def input_fingerprint(prompt: FrozenPrompt, drawing: dict[str, Any]) -> str:
 
 
 def task_seed(user_id: str, item_id: str, model_version: str, fingerprint: str) -> int:
-    """The seed of a task, 0..2^53-1, which every JSON reader keeps exact; candidate i draws with (seed, i)."""
+    """The seed of a task; candidate i draws with (seed, i).
+
+    In 0..2^53-1, so that every JSON reader keeps it exact.
+    """
     return int(_hash("seed", user_id, item_id, model_version, fingerprint)[:16], 16) >> 11
 
 

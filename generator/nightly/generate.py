@@ -1,4 +1,4 @@
-"""Drawing of a run's tasks: tokens, Triton, selection, composition and upload work at the same time."""
+"""Drawing of a run's tasks: tokens, Triton, selection, composition and upload in parallel."""
 
 from __future__ import annotations
 

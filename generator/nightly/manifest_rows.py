@@ -1,4 +1,4 @@
-"""What is in the night's manifest: tonight's posters and those of earlier nights that stay current.
+"""The posters in the night's manifest: tonight's, and those of earlier nights that stay current.
 
 Near-duplicates of another user's poster are withheld.
 """

@@ -1,6 +1,7 @@
-"""The rows that a night writes and reads, as plain values; the names of their fields are the columns' names.
+"""The rows that a night writes and reads, as plain values.
 
-Pictures, models and servers are known to none of them, so that the ledger needs nothing of the steps that make them.
+Fields are named as their columns. Images, models and servers are known to none of them, so that the ledger needs nothing of
+the steps that make them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loop on a real Postgres and a real bucket. Training and serving are test doubles here, with faults put where the parts meet."""
+"""The loop on a real Postgres and bucket; training and serving are test doubles that inject faults."""
 
 from __future__ import annotations
 

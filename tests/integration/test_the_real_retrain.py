@@ -1,4 +1,4 @@
-"""The whole loop with nothing replaced: real Postgres, S3 and Triton, real DPO, on a tiny random checkpoint."""
+"""The whole loop on real Postgres, S3, Triton and DPO, with a tiny random checkpoint."""
 
 from __future__ import annotations
 

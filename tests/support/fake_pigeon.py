@@ -1,4 +1,4 @@
-"""A test double of the served model: deterministic, quick, draws plain shapes. No product code imports it."""
+"""A test double of the served model: deterministic, quick, draws plain shapes."""
 
 from __future__ import annotations
 

@@ -17,11 +17,14 @@ import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
+from generator.nightly.announce import Announcer
 from generator.nightly.plan import Scope
 from generator.nightly.run import Night, NightContext
+from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas import faultpoints
 from schemas.events import PosterPublished
+from schemas.manifest import PosterManifest
 from schemas.settings import Settings, load_settings
 from schemas.tables import Item, Recommendation, UserHistory
 from tests.support.fake_pigeon import FakePigeon
@@ -94,6 +97,11 @@ def build(settings: Settings, folder: Path, *, users: int = 3, targets: int = 2)
     engine.dispose()
 
 
+def reader(settings: Settings) -> PosterManifest:
+    """The manifest as a recommender reads it."""
+    return PosterManifest.open(bucket=settings.s3.bucket, client=Store(settings.s3).s3, refresh_seconds=0)
+
+
 class Announcements:
     """Test double of the announcer: keeps what it is given."""
 
@@ -110,11 +118,11 @@ class Announcements:
 def night(
     settings: Settings,
     model: FakePigeon | None = None,
-    announcements: Announcements | None = None,
+    announcements: Announcer | None = None,
     on: date = NIGHT,
     echo: Callable[[str], None] = lambda line: None,
 ) -> Night:
-    """The product's night with a fake model and announcer."""
+    """The product's night with a fake model and, if none is given, a fake announcer."""
     fake = model or FakePigeon()
     announcer = announcements or Announcements()
     return Night(NightContext(settings, lambda: fake, lambda: announcer, echo), on)
