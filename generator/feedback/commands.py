@@ -29,7 +29,7 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
     group = typer.Typer(help="Retrain on what users did with the posters.", invoke_without_command=True)
     group.callback()(retrain)
-    group.command("forget")(forget)
+    group.command("forget")(erase)
     app.add_typer(group, name="retrain")
     models.command("list")(list_versions)
     models.command("promote")(promote)
@@ -81,7 +81,7 @@ def retrain(
     )
 
 
-def forget(
+def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:
     """Delete snapshots with pairs of users erased since, with proof in `erasures`."""

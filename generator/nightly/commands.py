@@ -95,7 +95,7 @@ def status(
 
 
 @night.command("forget")
-def forget() -> None:
+def erase() -> None:
     """Erase users with an open request from rows, images, manifests and reports; with proof."""
     from generator.nightly.erase import erase_users
 

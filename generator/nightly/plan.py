@@ -285,7 +285,7 @@ class Planner:
 
     def _image(self, item_id: str) -> FrozenImage:
         item = self._items[item_id]
-        assert item is not None and item.image_uri is not None  # noqa: S101, PT018 - `_problem` said so
+        assert item is not None and item.image_uri is not None  # noqa: S101, PT018 - `_problem` checks it
         sha256 = self._probes[item.image_uri].sha256
         assert sha256 is not None  # noqa: S101
         return FrozenImage(item_id=item_id, title=item.title.strip(), uri=item.image_uri, sha256=sha256)

@@ -199,7 +199,7 @@ class Night:
             )
         return generator
 
-    def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> dict[str, Any]:
+    def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> None:
         manifest_rows = select_manifest_rows(ledger, run.run_id, self._date, self._settings.night)
         reach("judged")
         ref = store_manifest(self._store, ledger, run, manifest_rows)
@@ -228,7 +228,6 @@ class Night:
                 f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
                 f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
             )
-        return figures
 
     def _announce(self, ledger: Ledger, run: NightRun) -> int:
         if run.manifest_key is None or not ledger.read_unannounced(run.run_id, page=1):

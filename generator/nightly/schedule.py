@@ -200,7 +200,7 @@ class Scheduler:
             self._echo(f"scheduler: {error}; no job starts until it is back")
 
     def _due(self, job: str, lease: Lease, after_absence: bool = False) -> None:
-        """Claim and run the latest due moment, if nobody has."""
+        """Claim and run the latest due moment, unless that is done."""
         moment = last_moment(self._triggers[job], datetime.now(self._zone), self._settings.misfire_grace_seconds)
         if moment is None:
             return

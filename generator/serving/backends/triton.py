@@ -85,7 +85,7 @@ def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
     Raises:
         Cancelled: `request` was cancelled meanwhile.
         NotReady: the model, or this version of it, is not loaded.
-        BadInput, BadAnswer: as the model said.
+        BadInput, BadAnswer: as the model reports.
         CallFailed: the model answered with another error.
     """
     stop_if_cancelled(request)
