@@ -41,7 +41,7 @@ class PairScores:
     margin: float
     """Mean of β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
     kl: float
-    """Mean log π − log π_ref per answer, nats, as estimated by generator.training.dpo."""
+    """Mean of Σ_t KL(π ‖ π_ref) per answer, nats, over the next token along the logged answers."""
 
 
 class AdapterTrainer(Protocol):
