@@ -1,7 +1,7 @@
-"""`posters.published.v1`: tell the world which posters can be surfaced.
+"""Events of topic `posters.published.v1`: which posters can be surfaced.
 
-A poster is marked when the broker has acknowledged its event, so none is forgotten; a crash between the two sends an event
-again, and `poster_id` tells its readers.
+A poster is marked when the broker has acknowledged its event, so none is left out; a crash between the two sends an event
+again, which readers recognise by its `poster_id`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Announcer(Protocol):
     """Where events go."""
 
     def send(self, events: Iterable[PosterPublished]) -> None:
-        """Returns when all are acknowledged.
+        """Send all and return when all are acknowledged.
 
         Raises:
             ServerUnavailable: the broker is away.
@@ -34,11 +34,11 @@ class Announcer(Protocol):
 
 
 def announce(ledger: Ledger, run: NightRun, announcer: Announcer) -> int:
-    """Send an event for each poster of the run that nobody has been told of; how many."""
+    """Send an event for each poster of the run that is not announced yet; returns how many."""
     if run.manifest_key is None:
         return 0
     sent = 0
-    while posters := ledger.unannounced(run.run_id):
+    while posters := ledger.read_unannounced(run.run_id):
         at = datetime.now(UTC)
         announcer.send(
             PosterPublished(
@@ -55,7 +55,7 @@ def announce(ledger: Ledger, run: NightRun, announcer: Announcer) -> int:
             for poster in posters
         )
         reach("announced")
-        ledger.announced([poster.poster_id for poster in posters], at)
+        ledger.mark_announced([poster.poster_id for poster in posters], at)
         sent += len(posters)
     return sent
 

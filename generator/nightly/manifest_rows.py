@@ -1,22 +1,26 @@
-"""What the night's manifest holds: tonight's posters and those of earlier nights that stay, with near-duplicates withheld."""
+"""The posters in the night's manifest: tonight's, and those of earlier nights that stay current.
+
+Near-duplicates of another user's poster are withheld.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
 
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
+from generator.nightly.rows import ManifestRow, PosterRow
 from generator.nightly.select import COPY_OF_OTHER_USER, ImageHash, OtherUsersArt, propensities
 from schemas.settings import NightSettings
 from schemas.tables import Poster
 
 # The posters that are current for each (user, item): of the latest night, this one included, that drew them or found them
-# unchanged. Users to be forgotten and deleted items are left out. The order is the manifest's.
+# unchanged. Users to be erased and deleted items are left out. The order is the manifest's.
 _CURRENT = text("""
 WITH confirmed AS (
     SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, r.logical_date, true AS drawn
@@ -30,7 +34,7 @@ WITH confirmed AS (
 ), latest AS (
     SELECT DISTINCT ON (user_id, item_id) * FROM confirmed ORDER BY user_id, item_id, logical_date DESC
 )
-SELECT p.*, p.run_id AS drawn_by_run, l.drawn AND l.logical_date = :logical_date AS tonight
+SELECT p.*, l.drawn AND l.logical_date = :logical_date AS tonight
 FROM latest l
 JOIN posters p USING (user_id, item_id, input_fingerprint, model_version)
 JOIN items i USING (item_id)
@@ -40,51 +44,72 @@ ORDER BY p.user_id COLLATE "C", p.item_id COLLATE "C", p.variant
 """)
 
 
+# A float4 column and a float of ours are the same propensity up to this.
+SAME_PROPENSITY = 1e-6
+
+
 @dataclass(frozen=True)
 class ManifestRows:
-    """Rows of the manifest, and how they came about."""
+    """Posters of the manifest in its order, and how many of tonight's are not in it."""
 
-    rows: list[dict[str, Any]]
-    drawn: int
-    carried: int
+    rows: tuple[ManifestRow, ...]
     withheld: int
+
+    @property
+    def drawn(self) -> int:
+        """Posters drawn tonight."""
+        return sum(row.tonight for row in self.rows)
+
+    @property
+    def carried(self) -> int:
+        """Posters of earlier nights."""
+        return len(self.rows) - self.drawn
 
 
 def select_manifest_rows(ledger: Ledger, run_id: str, logical_date: date, settings: NightSettings) -> ManifestRows:
-    """Decide what is in the manifest, and record what is withheld. The same tasks give the same answer every time."""
+    """Decide what is in the manifest and record what is withheld; repeating it changes nothing."""
     with ledger.writing() as session:
-        rows = [
-            dict(row) for row in session.execute(_CURRENT, {"run_id": run_id, "logical_date": logical_date}).mappings()
-        ]
-        carried = [row for row in rows if not row["tonight"] and row["withheld"] is None]
-        tonight = [row for row in rows if row["tonight"]]
-        _judge(session, carried, tonight, settings)
-    kept = [row for row in rows if row["withheld"] is None]
-    drawn = sum(row["tonight"] for row in kept)
-    return ManifestRows(kept, drawn, len(kept) - drawn, len(tonight) - drawn)
+        found = session.execute(_CURRENT, {"run_id": run_id, "logical_date": logical_date}).mappings()
+        before = [ManifestRow(PosterRow.parse(dict(row)), row["tonight"], row["withheld"]) for row in found]
+        after = withhold_copies(before, settings)
+        _record(session, before, after)
+    kept = tuple(row for row in after if row.withheld is None)
+    return ManifestRows(kept, sum(row.tonight and row.withheld is not None for row in after))
 
 
-def _judge(
-    session: Session, carried: list[dict[str, Any]], tonight: list[dict[str, Any]], settings: NightSettings
-) -> None:
-    """Withhold tonight's posters that look like another user's of the same item; carried ones have precedence."""
+def withhold_copies(rows: Sequence[ManifestRow], settings: NightSettings) -> list[ManifestRow]:
+    """The rows, tonight's withheld where they look like another user's of the same item.
+
+    Carried ones have precedence, then the order of the rows. The propensities of what is left of a task add up to 1 again.
+    """
     others = OtherUsersArt(settings.near_duplicate_distance)
-    for row in carried:
-        others.remember(row["item_id"], row["user_id"], ImageHash.parse(row["look"]))
-    tasks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in tonight:
-        tasks[row["user_id"], row["item_id"]].append(row)
-    for variants in tasks.values():
-        for row in variants:
-            granted = others.grant(row["item_id"], row["user_id"], ImageHash.parse(row["look"]))
-            _change(session, row, "withheld", None if granted else COPY_OF_OTHER_USER)
-        shown = [row for row in variants if row["withheld"] is None]
-        for row, propensity in zip(shown, propensities([r["score"] for r in shown], settings.exploration), strict=True):
-            if abs(row["propensity"] - propensity) > 1e-6:
-                _change(session, row, "propensity", propensity)
+    for row in rows:
+        if not row.tonight and row.withheld is None:
+            others.add(row.poster.item_id, row.poster.user_id, ImageHash.parse(row.poster.look))
+    decided = [row if not row.tonight else _admit(others, row) for row in rows]
+    shown: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, row in enumerate(decided):
+        if row.tonight and row.withheld is None:
+            shown[row.poster.user_id, row.poster.item_id].append(place)
+    for places in shown.values():
+        scores = [decided[place].poster.score for place in places]
+        for place, propensity in zip(places, propensities(scores, settings.exploration), strict=True):
+            poster = decided[place].poster
+            if abs(poster.propensity - propensity) > SAME_PROPENSITY:
+                decided[place] = replace(decided[place], poster=replace(poster, propensity=propensity))
+    return decided
 
 
-def _change(session: Session, row: dict[str, Any], column: str, value: Any) -> None:
-    if row[column] != value:
-        row[column] = value
-        session.execute(update(Poster).where(Poster.poster_id == row["poster_id"]).values({column: value}))
+def _admit(others: OtherUsersArt, row: ManifestRow) -> ManifestRow:
+    admitted = others.admit(row.poster.item_id, row.poster.user_id, ImageHash.parse(row.poster.look))
+    return replace(row, withheld=None if admitted else COPY_OF_OTHER_USER)
+
+
+def _record(session: Session, before: Sequence[ManifestRow], after: Sequence[ManifestRow]) -> None:
+    changed = [
+        {"poster_id": new.poster.poster_id, "withheld": new.withheld, "propensity": new.poster.propensity}
+        for old, new in zip(before, after, strict=True)
+        if new != old
+    ]
+    if changed:
+        session.execute(update(Poster), changed)

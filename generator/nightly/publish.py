@@ -1,4 +1,4 @@
-"""Publishing: manifest and items, report, then the pointer's flip. A reader sees the old set or the new one, whole."""
+"""Publishing: manifest and items, then the pointer's flip; readers see the old set or the new one."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FLIP_ATTEMPTS = 10
 
 
 def store_manifest(store: Store, ledger: Ledger, run: NightRun, manifest_rows: ManifestRows) -> ManifestRef:
-    """Write the set of `run` without leading anybody to it."""
+    """Write the set of `run`; no pointer leads to it yet."""
     day = run.logical_date.isoformat()
     about = {"run_id": run.run_id, "logical_date": day}
-    manifest = to_parquet(manifest_rows.rows, POSTER_SCHEMA, **about)
+    manifest = to_parquet((row.columns() for row in manifest_rows.rows), POSTER_SCHEMA, **about)
     items = to_parquet(_items(ledger), ITEM_SCHEMA, **about)
     return ManifestRef(
         run_id=run.run_id,
@@ -49,9 +49,10 @@ def store_manifest(store: Store, ledger: Ledger, run: NightRun, manifest_rows: M
 
 
 def create_revision(store: Store, key: str, body: bytes) -> str:
-    """Store Parquet under `key`, or beside it under the name of its content when `key` holds something else; the key used.
+    """Store Parquet under `key`, or beside it where `key` has other content; returns the key used.
 
-    Something else is there when an attempt died before its pointer and the catalogue or an erasure has changed the set since.
+    Other content is there when an attempt died before its pointer and the catalogue or an erasure has changed the set since;
+    the file beside it is named by its own content.
     """
     try:
         store.create(key, body, PARQUET)
@@ -81,9 +82,15 @@ def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
 
 
 def replace_pointer(store: Store, ledger: Ledger, change: Callable[[Pointer | None], Pointer | None]) -> Pointer | None:
-    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it. Returns what is there now.
+    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it.
 
-    The lease is checked between reading the tag and writing: a replaced leader is stopped by the one or by the other.
+    Returns what `change` returned last. The lease is checked between reading the tag and writing: a replaced leader is
+    stopped by the one or by the other.
+
+    Raises:
+        InputError: the pointer is not readable.
+        LockHeld: another process has taken the night over.
+        ServerUnavailable: S3 or Postgres is away, or others keep changing the pointer.
     """
     for _ in range(FLIP_ATTEMPTS):
         stored = store.get(POINTER_KEY)
@@ -103,7 +110,7 @@ def replace_pointer(store: Store, ledger: Ledger, change: Callable[[Pointer | No
 
 
 def _items(ledger: Ledger) -> list[dict[str, Any]]:
-    """The catalogue's own pictures, the last rung of the reader's ladder."""
+    """The catalogue's own images, the reader's last fallback."""
     with ledger.reading() as session:
         rows = session.execute(
             select(Item.item_id, Item.image_uri).where(Item.deleted_at.is_(None)).order_by(Item.item_id.collate("C"))

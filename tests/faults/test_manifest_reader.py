@@ -1,4 +1,4 @@
-"""Faults 13 and 14 on a real store: readers meet half-written, missing and damaged sets, and two publishers race."""
+"""Faults 13 and 14 on a real store: readers of missing and damaged sets, publishers that race."""
 
 from __future__ import annotations
 
@@ -59,22 +59,22 @@ def test_a_missing_or_damaged_set_falls_back_to_the_one_before(two_nights: Store
     assert tonight.source == "tonight"
     stored = store.get(current.manifest_key)
     assert stored
-    heard: list[tuple[str, str]] = []
+    alarms: list[tuple[str, str]] = []
     for damage, alarm in ((None, "manifest_missing"), (stored.body[:-100], "manifest_corrupt")):
         store.delete(current.manifest_key)
         if damage:
             store.put(current.manifest_key, damage, "application/octet-stream")
-        heard.clear()
+        alarms.clear()
         reader = PosterManifest.open(
-            bucket=store.bucket, client=store.s3, on_alarm=lambda name, detail: heard.append((name, detail))
+            bucket=store.bucket, client=store.s3, on_alarm=lambda name, detail: alarms.append((name, detail))
         )
         choice = reader.poster_for("u0", "item8")
         assert choice
         assert choice.source == "last_good"
         assert choice.poster_id != tonight.poster_id
         assert reader.alarms == {alarm: 1}
-        assert heard[0][0] == alarm
-        assert current.manifest_key in heard[0][1]
+        assert alarms[0][0] == alarm
+        assert current.manifest_key in alarms[0][1]
     # Who had read the set before keeps it: its own refresh asks for the pointer only, which has not changed.
     before.refresh()
     assert before.poster_for("u0", "item8") == tonight

@@ -1,4 +1,7 @@
-"""Faults 10, 13 and 14 on real Postgres and S3: the night is killed at named points; its model is a test double."""
+"""Faults 10, 13 and 14 on real Postgres and S3: the night is killed at named points.
+
+Its model is a test double.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def manifest(settings: Settings) -> tuple[bytes, bytes]:
 
 
 def run_and_die(settings: Settings, point: str, count: int) -> bool:
-    """A night in its own process, killed at the COUNT-th passage of the point; False when it got through."""
+    """Run a night in its own process that dies at the COUNT-th passage of the point; whether it died."""
     secret = settings.s3.secret_access_key
     environment = {
         "PIGEON_STATE_DIR": str(settings.state_dir),  # its env file has the other addresses
@@ -84,7 +87,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
 def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     settings: Settings, elsewhere: Settings, tmp_path: Path
 ) -> None:
-    """Faults 10 and 13. Killed once at each named point in turn, one night; readers meanwhile see nothing or all of it."""
+    """One night, killed once at each named point: readers see nothing or all of it (faults 10, 13)."""
     print(f"seed {SEED}")  # noqa: T201 - a failure is reproduced by it
     rng = random.Random(SEED)
     art = tmp_path / "art"
@@ -110,12 +113,12 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
             assert all(store.exists(row["image_key"]) for row in rows)
     assert deaths == list(POINTS)
 
-    told = Announcements()
-    night(settings, announcements=told).resume()
+    announced = Announcements()
+    night(settings, announcements=announced).resume()
     assert manifest(settings) == unbroken
     rows = PosterManifest.open(bucket=store.bucket, client=store.s3).rows().to_pylist()
-    # The last death was between the broker's word and ours, so the events come again, once each.
-    assert sorted(event.poster_id for event in told.events) == sorted(row["poster_id"] for row in rows)
+    # The last death was between the broker's acknowledgement and our mark, so the events come again, once each.
+    assert sorted(event.poster_id for event in announced.events) == sorted(row["poster_id"] for row in rows)
     again = Announcements()
     night(settings, announcements=again).resume()
     assert again.events == []
