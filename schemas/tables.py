@@ -9,7 +9,17 @@ from datetime import date, datetime
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, MetaData, Text, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -196,16 +206,21 @@ class ImageFeature(Base):
 
 
 class NightRun(Base):
-    """One night, keyed by its logical date.
+    """One night, keyed by its logical date and scope.
 
-    Its plan's inputs are frozen in `settings`, its outcome is in `figures`.
+    `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it.
+    The plan's inputs are frozen in `settings`, the outcome is in `figures`.
     """
 
     __tablename__ = "night_runs"
-    __table_args__ = (CheckConstraint("status in ('planned', 'running', 'published', 'failed')", name="status"),)
+    __table_args__ = (
+        CheckConstraint("status in ('planned', 'running', 'published', 'failed', 'cancelled')", name="status"),
+        UniqueConstraint("logical_date", "scope"),
+    )
 
     run_id: Mapped[Key]
-    logical_date: Mapped[date] = mapped_column(unique=True)
+    logical_date: Mapped[date]
+    scope: Mapped[str] = mapped_column(server_default="all")
     status: Mapped[str]
     model_version: Mapped[str]
     settings: Mapped[Object]
@@ -222,6 +237,7 @@ class NightRun(Base):
 class NightTask(Base):
     """One (user, item) to draw; all that its pictures depend on is frozen here at plan time.
 
+    `weights` is the hash of the base checkpoint and the adapter that answer (`model_version` is only their name).
     `prompt` names the pictures and texts (generator/nightly/frozen_prompt.py); their visual tokens join it when it is drawn.
     `candidates` is a JSON array of every picture drawn with its scores and, when it was not kept, why.
     """
@@ -241,6 +257,7 @@ class NightTask(Base):
     reason: Mapped[str | None]
     input_fingerprint: Mapped[str]
     model_version: Mapped[str]
+    weights: Mapped[str] = mapped_column(server_default="")
     adapter_version: Mapped[int]
     seed: Mapped[int]
     prompt: Mapped[Object]
@@ -266,9 +283,11 @@ class NightSkip(Base):
 
 
 class Poster(Base):
-    """A drawn and kept variant.
+    """A variant that a user can be shown.
 
-    Its id is derived from (user, item, model, variant, input), so a redraw is the same row.
+    Its id is derived from (user, item, model, variant, input, picture), so doing it again gives the same row.
+    `picture_key` names the picture, which other users may share (none in rows of the release before); `explored` tells a
+    variant that was chosen to learn from apart from the best one, `choice_propensity` with which probability it was chosen.
 
     `look` is what near-duplicates are found by (generator/nightly/select.py); `renditions` lists further sizes
     ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest.
@@ -278,6 +297,9 @@ class Poster(Base):
     __table_args__ = (
         Index("ix_posters_user_id_item_id", "user_id", "item_id"),
         Index("ix_posters_run_id", "run_id"),
+        Index("ix_posters_picture_key", "picture_key"),
+        Index("ix_posters_image_key", "image_key"),
+        Index("ix_posters_art_key", "art_key"),
     )
 
     poster_id: Mapped[Key]
@@ -290,6 +312,10 @@ class Poster(Base):
     alpha: Mapped[float]
     seed: Mapped[int]
     tokens: Mapped[Ints]
+    weights: Mapped[str] = mapped_column(server_default="")
+    picture_key: Mapped[str | None]
+    explored: Mapped[bool] = mapped_column(server_default=text("false"))
+    choice_propensity: Mapped[float] = mapped_column(server_default=text("1"))
     art_key: Mapped[str]
     art_sha256: Mapped[str]
     image_key: Mapped[str]
@@ -308,6 +334,164 @@ class Poster(Base):
     withheld: Mapped[str | None]
     created_at: Mapped[Now]
     announced_at: Mapped[datetime | None]
+
+
+class AnswerSet(Base):
+    """The answers that were sampled for a task, packed by schemas/answers.py, for as long as retraining looks back."""
+
+    __tablename__ = "answer_sets"
+    __table_args__ = (Index("ix_answer_sets_created_at", "created_at"),)
+
+    user_id: Mapped[Key]
+    item_id: Mapped[Key]
+    input_fingerprint: Mapped[Key]
+    weights: Mapped[Key]
+    answers: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[Now]
+
+
+class Picture(Base):
+    """A picture drawn from an answer's codes, for all users and items that have this answer. `picture_key` names no user and no item.
+
+    A row is claimed before it is drawn: `claim_token` fences the claimant, `claimed_until` frees the row of a dead one.
+    `reason` says why a refused picture is shown to nobody; `look` is what near-duplicates are found by.
+    """
+
+    __tablename__ = "pictures"
+    __table_args__ = (
+        CheckConstraint("status in ('claimed', 'drawn', 'refused')", name="status"),
+        Index("ix_pictures_last_used_at", "last_used_at"),
+        Index("ix_pictures_art_key", "art_key"),
+    )
+
+    picture_key: Mapped[Key]
+    drawing_version: Mapped[str]
+    tokens: Mapped[Ints]
+    status: Mapped[str]
+    claim_owner: Mapped[str | None]
+    claim_token: Mapped[int] = mapped_column(server_default=text("0"))
+    claimed_until: Mapped[datetime | None]
+    art_key: Mapped[str | None]
+    art_sha256: Mapped[str | None]
+    look: Mapped[str | None]
+    embedding: Mapped[Floats | None]
+    reason: Mapped[str | None]
+    safety: Mapped[str] = mapped_column(server_default="unchecked")
+    unsafe_score: Mapped[float | None]
+    created_at: Mapped[Now]
+    last_used_at: Mapped[Now]
+
+
+class Composition(Base):
+    """A poster file: a picture with a title at a size, made once for everybody. `reason` says why there is none."""
+
+    __tablename__ = "compositions"
+    __table_args__ = (
+        Index("ix_compositions_picture_key", "picture_key"),
+        Index("ix_compositions_last_used_at", "last_used_at"),
+        Index("ix_compositions_image_key", "image_key"),
+    )
+
+    composition_key: Mapped[Key]
+    picture_key: Mapped[str]
+    image_key: Mapped[str | None]
+    image_sha256: Mapped[str | None]
+    width: Mapped[int]
+    height: Mapped[int]
+    reason: Mapped[str | None]
+    created_at: Mapped[Now]
+    last_used_at: Mapped[Now]
+
+
+class CurrentPosters(Base):
+    """Which task's posters a user is shown for an item: the latest that was done. What the manifest is written from."""
+
+    __tablename__ = "current_posters"
+    __table_args__ = (Index("ix_current_posters_logical_date", "logical_date"),)
+
+    user_id: Mapped[Key]
+    item_id: Mapped[Key]
+    input_fingerprint: Mapped[str]
+    model_version: Mapped[str]
+    weights: Mapped[str]
+    run_id: Mapped[str]
+    logical_date: Mapped[date]
+
+
+class PlannedUser(Base):
+    """What a user's last plan was made from, so that an unchanged user costs no row and no download."""
+
+    __tablename__ = "planned_users"
+
+    user_id: Mapped[Key]
+    history_fingerprint: Mapped[str]
+    targets_fingerprint: Mapped[str]
+    drawing_fingerprint: Mapped[str]
+    planned_at: Mapped[Timestamp]
+
+
+class CatalogImage(Base):
+    """What is known of the picture at an address, so that a night asks only whether it has changed.
+
+    `changed_at` is when its bytes last became others; `problem` why it cannot be used (a property of the picture, never an outage).
+    """
+
+    __tablename__ = "catalog_images"
+    __table_args__ = (Index("ix_catalog_images_changed_at", "changed_at"),)
+
+    uri: Mapped[Key]
+    sha256: Mapped[str | None]
+    etag: Mapped[str | None]
+    last_modified: Mapped[str | None]
+    problem: Mapped[str | None]
+    checked_at: Mapped[Timestamp]
+    changed_at: Mapped[Timestamp]
+
+
+class ScheduleMoment(Base):
+    """A moment at which a job was due: done when its work is done, else tried again within the deadline."""
+
+    __tablename__ = "schedule_moments"
+    __table_args__ = (CheckConstraint("status in ('running', 'waiting', 'done', 'gave_up')", name="status"),)
+
+    job: Mapped[Key]
+    moment: Mapped[Key]
+    status: Mapped[str]
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    due_at: Mapped[Timestamp]
+    next_try_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+    token: Mapped[int]
+    updated_at: Mapped[Now]
+
+
+class Withdrawal(Base):
+    """What an operator took back: no reader shows it and no later night publishes it until it is lifted."""
+
+    __tablename__ = "withdrawals"
+    __table_args__ = (
+        CheckConstraint("kind in ('poster', 'picture', 'item', 'user')", name="kind"),
+        Index("ix_withdrawals_kind_subject", "kind", "subject"),
+    )
+
+    withdrawal_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    reason: Mapped[str]
+    actor: Mapped[str]
+    at: Mapped[Now]
+    lifted_at: Mapped[datetime | None]
+
+
+class UserObjection(Base):
+    """A user who objects to drawn posters (or no longer does); an objection is not an erasure."""
+
+    __tablename__ = "user_objections"
+
+    user_id: Mapped[Key]
+    objects: Mapped[bool]
+    occurred_at: Mapped[Timestamp]
+    updated_at: Mapped[Now]
 
 
 class Lease(Base):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import PigeonError
 from schemas.preferences import PromptSnapshot
+
+PreviewKind = Literal["sketch", "conditions"]
+"""Space of preview embeddings: the image scorer's, of a sketch of the picture; or the token decoder's, of its conditions."""
 
 
 class InferenceError(PigeonError):
@@ -64,6 +67,64 @@ class DrawnImage:
     """(D,), unit length: the image scorer's, of `image`."""
 
 
+@dataclass(frozen=True)
+class AnswerRequest:
+    """One (user, item): an answer is sampled for each (α, temperature), all behind one prefill."""
+
+    task_id: str
+    prompt: PromptSnapshot
+    alphas: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    """One per α; 0 is greedy. Where the checkpoint's codes have roles it is the temperature of the codes of taste."""
+    seed: int
+    """The task's seed: it masks the history, and answer i is sampled with (seed, i)."""
+    adapter_version: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A sampled answer, not drawn."""
+
+    alpha: float
+    temperature: float
+    tokens: tuple[int, ...]
+    """Visual codes 0..K-1."""
+    logprob: float
+    """Natural log-probability under the model at temperature 1, over the ids that an answer may hold, end included."""
+    sampling_logprob: float
+    """The same under the rule that it was sampled by; 0 for a greedy answer."""
+    preview: npt.NDArray[np.float32]
+    """(D,), unit length: the image scorer's of a sketch of the picture, or of its conditions (`Answers.preview_kind`)."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to one request, in its order."""
+
+    answers: tuple[Answer, ...]
+    preview_kind: PreviewKind
+    history_previews: npt.NDArray[np.float32]
+    """(H, D), unit rows: the history's pictures in the space of the previews."""
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """What is drawn: codes, and the seed of the noise that drawing starts from (`picture_seed`)."""
+
+    tokens: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture; its bytes depend on its own request alone."""
+
+    image: npt.NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    embedding: npt.NDArray[np.float32]
+    """(D,), unit length: the image scorer's, of `image`."""
+
+
 class ServedPigeon(Protocol):
     """The served model.
 
@@ -79,6 +140,22 @@ class ServedPigeon(Protocol):
     def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
         """One candidate per α, in the order of `request.alphas`."""
 
+    def answer(self, request: AnswerRequest, *, deadline_seconds: float | None = None) -> Answers:
+        """An answer per (α, temperature), in the request's order, with its preview."""
+
+    def draw_pictures(
+        self, requests: Sequence[PictureRequest], *, deadline_seconds: float | None = None
+    ) -> list[Picture]:
+        """A picture per request, in order."""
+
     @property
     def tokenizer_version(self) -> str:
         """Changes when tokens or embeddings would; the cache key of `image_features`."""
+
+    @property
+    def drawing_version(self) -> str:
+        """Hash of what turns codes into pixels: token decoder, UNet, VAE, schedule, steps, guidance; part of a picture's key."""
+
+    @property
+    def base_weights(self) -> str:
+        """Hash of the checkpoint that answers, without a retrained adapter."""
