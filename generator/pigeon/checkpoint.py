@@ -94,7 +94,7 @@ def load_model(
 ) -> PigeonModel:
     """A whole checkpoint in evaluation mode; float32 on the CPU if `placement` does not say otherwise.
 
-    config: what the checkpoint must be (`PigeonConfig.preset("lavit-7b")`). A folder's own config.json is what is built, and
+    config: what the checkpoint must be (`presets.preset("lavit-7b")`). A folder's own config.json is what is built, and
     must bear the same name; LaVIT's published folder has none, and is built as this says.
     pigeon: the folder of Pigeon's parts when it is not `folder/pigeon`.
 
@@ -152,7 +152,7 @@ def _load_config(folder: Path, wanted: PigeonConfig | None) -> PigeonConfig:
     else:
         raise ModelError(
             f"{folder}: no config.json there; give the folder of a Pigeon checkpoint "
-            "(for LaVIT's published folder, write PigeonConfig.preset('lavit-7b').to_json() to it)"
+            "(for LaVIT's published folder, write generator.pigeon.presets.preset('lavit-7b').to_json() to it)"
         )
     path = folder / WORDING
     if not path.is_file():

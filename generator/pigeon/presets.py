@@ -190,3 +190,14 @@ def tiny() -> PigeonConfig:
 
 
 PRESETS: Mapping[str, Callable[[], PigeonConfig]] = {"nano": nano, "lavit-7b": lavit_7b}
+
+
+def preset(name: str) -> PigeonConfig:
+    """The configuration of one of `PRESETS`.
+
+    Raises:
+        ValueError: any other name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: unknown name {name!r}; choose one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()

@@ -69,9 +69,9 @@ def export(
 
 
 def _run(start: Path | None) -> NanoRun:
-    from generator.pigeon.config import PigeonConfig
+    from generator.pigeon.presets import preset
     from generator.training.nano.recipe import NanoRun
     from schemas.settings import load_settings
 
     state = load_settings().state_dir
-    return NanoRun(state / "training" / "nano", state / "cache", PigeonConfig.preset("nano"), start)
+    return NanoRun(state / "training" / "nano", state / "cache", preset("nano"), start)
