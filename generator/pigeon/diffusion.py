@@ -66,13 +66,6 @@ class Diffusion(nn.Module):
         ).sample
         return out
 
-    def encode_pictures(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """RGB (B, 3, S, S) in -1..1 -> scaled latents (B, 4, h, w); the mean, or a sample if a generator is given."""
-        distribution = self.vae.encode(images).latent_dist
-        latents: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
-        scaled: Tensor = (latents - self._shift) * float(self.vae.config["scaling_factor"])
-        return scaled
-
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> RGB (B, 3, S, S) about -1..1, in float32."""
         latents = latents.to(self.vae.decoder.conv_in.weight)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,7 +16,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.llama_step import LlamaStep, LoraMatrices
 from generator.pigeon.masking import MaskOutput, MutualMaskGenerator
-from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, REFERENCE, MaskInputs, PromptBatch
+from generator.pigeon.prompt import EMBEDDING, REFERENCE, MaskInputs, PromptBatch
 from generator.pigeon.sampling import AnswerSampler, answer_codes
 
 
@@ -38,7 +37,7 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What `Personalizer.forward` needs; `from_arrays` makes it from `prompt`'s arrays."""
+    """Prompts with answers, not masked yet, and the mask generator's rows; made from `prompt`'s arrays by `from_arrays`."""
 
     tokens: Tensor  # (B, T) unmasked ids and EMBEDDING
     attention: Tensor  # (B, T)
@@ -61,20 +60,11 @@ class TrainingBatch:
         return TrainingBatch(*(value[part] for value in vars(self).values()))
 
 
-@dataclass(frozen=True)
-class PersonalizerOutput:
-    loss: Tensor  # (), mean cross-entropy over the answers' tokens
-    answer_logprobs: Tensor  # (B,), sum over the answer's tokens: DPO's input
-    mask: MaskOutput
-
-
 class Personalizer(nn.Module):
     """History, reference and texts -> the answer's tokens.
 
-    Training (stage 1): `out = personalizer.train()(TrainingBatch.from_arrays(prompt, mask), ratio, noise=...)`, with
-    `ratio` (B,) drawn uniformly from 0..1; `out.loss.backward()` reaches LoRA, mask generator and adapter.
-    Pretraining LLaMA itself: `personalizer.set_trainable(llama=True)`.
-    DPO: `answer_logprobs` of chosen and rejected batches; run the mask generator in inference form with `invert_reference=False`.
+    `generate` answers. Training builds LLaMA's inputs from `masks`, `reference_embedding` and `input_embeddings`, through all
+    of which gradients pass; what then learns and from which loss is `generator.training`'s.
     """
 
     def __init__(self, config: PigeonConfig, llama: LlamaForCausalLM, code_decoder: CodeDecoder) -> None:
@@ -85,13 +75,16 @@ class Personalizer(nn.Module):
         width = config.language.width
         self.mask_generator = MutualMaskGenerator(width, config.mask)
         self.adapter = Adapter(config.decoder.prompt_width, config.adapter.mlp_width, width, config.adapter.dropout)
-        self.code_decoder = code_decoder.requires_grad_(False)
+        self.code_decoder = code_decoder
         self.set_trainable()
 
-    def set_trainable(self, *, llama: bool = False) -> None:
-        """LoRA, mask generator and adapter learn; with `llama` LLaMA's own weights do too. The code decoder never."""
+    def set_trainable(self) -> None:
+        """Let LoRA, mask generator and adapter learn, and neither LLaMA's own weights nor the code decoder."""
+        self.code_decoder.requires_grad_(False)
+        for part in (self.mask_generator, self.adapter):
+            part.requires_grad_(True)
         for name, parameter in self.llama.named_parameters():
-            parameter.requires_grad_(llama or "lora_" in name)
+            parameter.requires_grad_("lora_" in name)
 
     def token_embeddings(self, tokens: Tensor) -> Tensor:
         """Ids (B, T), negative markers allowed -> (B, T, C); zero vectors at the markers."""
@@ -141,37 +134,6 @@ class Personalizer(nn.Module):
         factor = torch.where(mask_column >= 0, gathered, torch.ones_like(gathered))
         place = (tokens == EMBEDDING)[..., None].to(embeds.dtype)
         return embeds * factor[..., None] + place * reference.to(embeds.dtype)[:, None]
-
-    def forward(
-        self,
-        batch: TrainingBatch,
-        alpha: Tensor | float,
-        *,
-        invert_reference: bool = True,
-        noise: Tensor | None = None,
-    ) -> PersonalizerOutput:
-        """ratio: α_r (B,) or one number; noise (B, N): Gumbel noise for the masks, none = deterministic."""
-        mask = self.masks(
-            batch.mask_tokens,
-            batch.mask_positions,
-            batch.mask_types,
-            alpha,
-            invert_reference=invert_reference,
-            noise=noise,
-        )
-        reference = self.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
-        embeds = self.input_embeddings(batch, mask.keep, reference)
-        logits = self.logits(embeds, batch.attention)
-        logprobs = token_logprobs(logits, batch.labels)
-        counted = (batch.labels[:, 1:] != IGNORED_LABEL).sum().to(logprobs.device)
-        return PersonalizerOutput(-logprobs.sum() / counted.clamp(min=1), logprobs.sum(dim=1), mask)
-
-    def logits(self, embeds: Tensor, attention: Tensor) -> Tensor:
-        """(B, T, C), (B, T) left-padded -> (B, T, V)."""
-        attention = attention.to(embeds.device)
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        out: Tensor = self.llama(inputs_embeds=embeds, attention_mask=attention, position_ids=positions).logits
-        return out
 
     def lora(self) -> LoraMatrices:
         """The active adapter as plain tensors."""
@@ -229,15 +191,6 @@ class Personalizer(nn.Module):
             tail = self.token_embeddings(torch.from_numpy(drawn)[:, None])
         rows = [answer_codes(row, ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
         return [rows[start : start + variants] for start in range(0, len(rows), variants)]
-
-
-def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits (B, T, V), labels (B, T) with IGNORED_LABEL -> log-probability of each next label (B, T - 1), 0 where ignored."""
-    targets = labels[:, 1:].to(logits.device)
-    flat = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-    )
-    return -flat.view(targets.shape)
 
 
 def with_lora(llama: LlamaForCausalLM, config: PigeonConfig) -> PeftModel:

@@ -14,7 +14,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
 from generator.training.nano.decoder import build_decoder_task
 from generator.training.nano.diffusion import DiffusionTask
-from generator.training.nano.language import learning_alignment, learning_language
+from generator.training.nano.language import learning_language
 from generator.training.nano.scorer import build_scorer_task
 from generator.training.nano.tokenizer import build_task
 from generator.training.nano.vae import UNIT
@@ -45,7 +45,8 @@ def assemble_model(
     if (root / "language/state.pt").exists():
         trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
     if (root / "alignment/state.pt").exists():
-        trained["alignment"] = load_averaged(learning_alignment(model.personalizer), root / "alignment")
+        model.personalizer.set_trainable()
+        trained["alignment"] = load_averaged(model.personalizer, root / "alignment")
     adapter = root / "preference/adapter"
     if preference and adapter.exists():
         load_adapter(model.personalizer, adapter)

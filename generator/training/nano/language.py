@@ -7,26 +7,24 @@ next. Later steps use the real prompt (five history pictures, one reference, one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from generator.datasets.captions import facts_of, with_article
 from generator.datasets.movies import load_movielens
 from generator.pigeon.decoder import pad_codes
-from generator.pigeon.masking import draw_noise
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
 from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, assemble, mask_inputs, prompt_text_ids
+from generator.training.logprobs import Answers, label_logprobs
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.world import Indices, World
-from generator.training.trainer import Part, Trainer, TrainerConfig
+from generator.training.reconstruction import mask_draws, masked_logprobs, train_reconstruction
+from generator.training.trainer import Trainer, TrainerConfig
 
 SAME_LOOK_SHARE = 0.3
 """Share of references that are already drawn in the user's style and palette."""
@@ -194,27 +192,6 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
     return Packed(tokens, wanted, references)
 
 
-def answer_logprobs(
-    personalizer: Personalizer,
-    embeds: Tensor,
-    attention: Tensor | None,
-    labels: Tensor,
-) -> Tensor:
-    """Log-probability of each label (n,) in row order, and nothing else: the vocabulary's matrix is a third of the cost.
-
-    embeds (B, T, C), attention (B, T) left-padded, or none for right-padded rows; labels (B, T).
-    """
-    positions = None if attention is None else (attention.cumsum(dim=1) - 1).clamp(min=0)
-    base: Any = personalizer.llama.get_base_model()
-    hidden = base.model(
-        inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False
-    ).last_hidden_state
-    wanted = labels[:, 1:]
-    place = wanted != IGNORED_LABEL
-    logits = base.lm_head(hidden[:, :-1][place])
-    return -F.cross_entropy(logits.float(), wanted[place], reduction="none")
-
-
 def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.Generator) -> Tensor:
     """(n,): half of the references are given whole, the others lose a random share of their codes."""
     codes, lengths = pad_codes([torch.tensor(row) for row in packed.references], max(map(len, packed.references)))
@@ -225,31 +202,7 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
         condition = personalizer.code_decoder.decode_kept(codes, torch.from_numpy(kept).float()).mean(dim=1)
     embeds = personalizer.token_embeddings(packed.tokens)
     embeds = embeds.masked_scatter((packed.tokens == EMBEDDING)[..., None], personalizer.adapter(condition))
-    return answer_logprobs(personalizer, embeds, None, packed.labels)
-
-
-def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A masking ratio per row (B,) and Gumbel noise (B, N) (PIGEON.md section 5)."""
-    alpha = torch.from_numpy(rng.random(len(batch.tokens)))
-    return alpha, draw_noise(batch.mask_types, None, alpha.float())
-
-
-def masked_logprobs(
-    personalizer: Personalizer, batch: TrainingBatch, draws: tuple[Tensor, Tensor], *, invert_reference: bool = True
-) -> Tensor:
-    """(n,): masked preference reconstruction's, at the drawn ratios and noise."""
-    alpha, noise = draws
-    mask = personalizer.masks(
-        batch.mask_tokens,
-        batch.mask_positions,
-        batch.mask_types,
-        alpha,
-        invert_reference=invert_reference,
-        noise=noise,
-    )
-    reference = personalizer.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
-    embeds = personalizer.input_embeddings(batch, mask.keep, reference)
-    return answer_logprobs(personalizer, embeds, batch.attention, batch.labels)
+    return label_logprobs(personalizer, Answers(embeds, packed.labels))
 
 
 def learning_language(personalizer: Personalizer) -> Personalizer:
@@ -258,14 +211,6 @@ def learning_language(personalizer: Personalizer) -> Personalizer:
     personalizer.code_decoder.requires_grad_(False)
     for name, parameter in personalizer.llama.named_parameters():
         parameter.requires_grad_("lora_" not in name)
-    return personalizer
-
-
-def learning_alignment(personalizer: Personalizer) -> Personalizer:
-    """Sets what stage `alignment` trains: LoRA, mask generator and adapter."""
-    personalizer.requires_grad_(True)
-    personalizer.code_decoder.requires_grad_(False)
-    personalizer.set_trainable()
     return personalizer
 
 
@@ -295,19 +240,9 @@ def train_language(
 def train_alignment(
     folder: Path, prompts: Prompts, config: TrainerConfig, rows: int = 8, part_rows: int | None = None
 ) -> None:
-    """Stage 1 of the paper: masked preference reconstruction; LoRA, mask generator and adapter learn.
+    """Stage `alignment`: `train_reconstruction` on `rows` real prompts a step.
 
-    part_rows: at most so many rows at once (gradient accumulation). `accelerate launch` splits the rows over its processes.
+    part_rows: at most so many rows at once.
     """
-    personalizer = learning_alignment(prompts.model.personalizer)
-
-    def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
-        batch = prompts.batch(rows, rng)
-        alpha, noise = mask_draws(batch, rng)
-        counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
-        for part in trainer.group.parts(rows, part_rows):
-            logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
-            yield -logprobs.sum() / counted, {}
-
-    trainer = Trainer(personalizer, loss, folder, config)
-    trainer.run()
+    personalizer = prompts.model.personalizer
+    train_reconstruction(folder, personalizer, lambda _, rng: prompts.batch(rows, rng), config, part_rows)
