@@ -9,6 +9,7 @@ import numpy as np
 
 from generator.training.evaluation.bootstrap import Values
 from generator.training.evaluation.extractors import Encoded, Extractor, ImageArrays, Own, as_pixels
+from generator.training.evaluation.gallery import Advance, Gallery
 from generator.training.evaluation.metrics import (
     Vectors,
     cosines,
@@ -19,9 +20,7 @@ from generator.training.evaluation.metrics import (
     ranks,
     ssim,
 )
-from generator.training.nano.gallery import Advance, Gallery
-from generator.training.nano.samples import Sample, as_rgb
-from generator.training.nano.world import World
+from generator.training.evaluation.samples import Sample, Samples, Truth
 
 AT_ONCE = 4
 """Samples that are encoded together: about a hundred pictures."""
@@ -78,12 +77,12 @@ class _Chunk:
 class Judge:
     """Measures rows of pictures against what each sample asked for."""
 
-    def __init__(self, world: World, gallery: Gallery, extractors: Sequence[Extractor], own: Own) -> None:
+    def __init__(self, samples: Samples, gallery: Gallery, extractors: Sequence[Extractor], own: Own) -> None:
         """`own` selects candidates, whether it is among the reported extractors or not."""
-        self._world, self._gallery, self._own = world, gallery, own
+        self._samples, self._gallery, self._own = samples, gallery, own
         self._reported = {extractor.name for extractor in extractors}
         self._extractors = [own, *(extractor for extractor in extractors if extractor.name != own.name)]
-        self._shown = np.flatnonzero(world.shown)
+        self._shown = samples.shown
 
     def measure(self, chosen: Sequence[Sample], rows: Mapping[str, ImageArrays], advance: Advance) -> Measured:
         """rows: name -> pictures (n, S, S, 3), of the drawings' size; advance is called with samples done."""
@@ -100,9 +99,9 @@ class Judge:
                 for chunk, figures in zip(chunks, found, strict=True):
                     figures.update(self._likeness(extractor, encoded, chunk))
                     features[extractor.name].append(encoded.vectors[chunk.rows])
-                    truths[extractor.name].append(encoded.vectors[chunk.styles][chunk.sample.target[1]])
+                    truths[extractor.name].append(encoded.vectors[chunk.styles][chunk.sample.target.style])
                     if extractor.name in self._reported:
-                        style, palette = chunk.sample.target[1:].tolist()
+                        _, style, palette = chunk.sample.target
                         key = extractor.name, style, palette
                         if key not in slabs:
                             slabs[key] = self._gallery.slab(extractor, style, palette)
@@ -125,15 +124,15 @@ class Judge:
         images: list[ImageArrays] = []
         chunks = []
         for number, sample in enumerate(part):
-            concept, style, palette = sample.target.tolist()
+            concept, style, palette = sample.target
             first = len(images)
             images += [row[number] for row in rows.values()]
             reference = len(images)
             images += [sample.task.reference.image, *(item.image for item in sample.task.history)]
             styles = len(images)
-            images += [as_rgb(self._world.draw(concept, s, palette)) for s in range(len(self._world.styles))]
+            images += [self._samples.draw(Truth(concept, s, palette)) for s in range(len(self._samples.styles))]
             palettes = len(images)
-            images += [as_rgb(self._world.draw(concept, style, p)) for p in range(len(self._world.palettes))]
+            images += [self._samples.draw(Truth(concept, style, p)) for p in range(len(self._samples.palettes))]
             chunks.append(
                 _Chunk(
                     sample,
@@ -149,7 +148,7 @@ class Judge:
     def _of_images(self, images: ImageArrays, chunk: _Chunk) -> dict[str, Values]:
         ours = as_pixels(images[chunk.rows])  # (R, 3, S, S)
         past = as_pixels(images[chunk.history])
-        truth = as_pixels(images[chunk.styles][chunk.sample.target[1]][None])
+        truth = as_pixels(images[chunk.styles][chunk.sample.target.style][None])
         rows, items = len(ours), len(past)
         left, right = ours.repeat_interleave(items, dim=0), past.repeat(rows, 1, 1, 1)
         return {
@@ -161,7 +160,7 @@ class Judge:
     def _likeness(self, extractor: Extractor, encoded: Encoded, chunk: _Chunk) -> dict[str, Values]:
         vectors, name = encoded.vectors, extractor.name
         ours = vectors[chunk.rows]
-        truth = vectors[chunk.styles][chunk.sample.target[1]][None]
+        truth = vectors[chunk.styles][chunk.sample.target.style][None]
         figures = {
             f"{name}.reference": cosines(ours, vectors[chunk.reference][None])[:, 0],
             f"{name}.history": cosines(ours, vectors[chunk.history]).mean(axis=1),
@@ -177,7 +176,7 @@ class Judge:
         return {figure: numbers.astype(np.float64) for figure, numbers in figures.items()}
 
     def _truth(self, name: str, vectors: Vectors, slab: Vectors, chunk: _Chunk) -> dict[str, Values]:
-        concept, style, palette = chunk.sample.target.tolist()
+        concept, style, palette = chunk.sample.target
         ours = vectors[chunk.rows]
         apart = distances(ours, slab)  # (R, concepts)
         of_all = ranks(apart, concept)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from generator.pigeon.pipeline import ImageArray
 from generator.training.evaluation.extractors import Extractor, ImageArrays, Own, Pixels
 from generator.training.evaluation.rows import PIGEON
 from generator.training.evaluation.run import Evaluation
-from generator.training.nano.samples import ImageArray
 
 SHEET_ROWS = 16
+"""Number of users on a contact sheet."""
 GAP, HEAD = 6, 14
+"""Pixels between groups of pictures, and of the line of titles above them."""
+SHEET_BYTES = 150_000
+"""Size of a contact sheet, at most, in bytes: it is kept with the figures and shown in their card."""
 
 
 def plot_alphas(evaluation: Evaluation, folder: Path) -> None:
@@ -76,7 +81,19 @@ def contact_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) ->
         block: ImageArray = np.concatenate([np.concatenate(list(line), axis=1) for line in images], axis=0)
         sheet.paste(Image.fromarray(block), (left, HEAD))
         left += block.shape[1] + GAP
-    sheet.save(path)
+    path.write_bytes(webp(sheet))
+
+
+def webp(image: Image.Image, limit: int = SHEET_BYTES) -> bytes:
+    """The image as WebP, as good as fits into `limit` bytes; at quality 10 whatever its size."""
+    found = b""
+    for quality in range(95, 5, -5):
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=quality, method=6)
+        found = buffer.getvalue()
+        if len(found) <= limit:
+            break
+    return found
 
 
 SHORT = {"no-personalization": "no history", "random-mask": "rand. mask"}

@@ -113,7 +113,7 @@ def markdown(evaluation: Evaluation) -> str:
     pairs = "held-out" if request.held_out else "trained"
     head = (
         f"{request.count} simulated users (seed {request.seed}), {pairs} (concept, style) pairs of the concepts that films show.\n"
-        "Four of a user's five history pictures are in the style and palette that the user likes; the reference is in another style.\n"
+        f"{evaluation.about}\n"
         "± is half of a 95 % bootstrap interval over users (for none or all of n, which it gives as ±0, it is up to 3/n).\n"
         "The own scorer also selects the candidates, so its figures flatter the model; the other extractors are independent of it.\n"
     )
@@ -128,7 +128,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "checkpoint": str(request.checkpoint),
         "compare": None if request.compare is None else str(request.compare),
         "count": request.count,
-        "distinct_pairs": len({tuple(sample.target[:2].tolist()) for sample in evaluation.samples}),
+        "distinct_pairs": len({sample.target[:2] for sample in evaluation.samples}),
         "pairs": "held-out" if request.held_out else "trained",
         "seed": request.seed,
         "ratios": list(request.alphas),

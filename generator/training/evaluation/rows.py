@@ -13,11 +13,10 @@ from torch import Tensor
 
 from generator.pigeon.masking import MutualMaskGenerator
 from generator.pigeon.model import PigeonModel
-from generator.pigeon.pipeline import PigeonPipeline, Task
+from generator.pigeon.pipeline import ImageArray, PigeonPipeline, Task
 from generator.pigeon.sampling import noise_image
 from generator.training.evaluation.extractors import ImageArrays
-from generator.training.nano.samples import ImageArray, Sample, as_rgb
-from generator.training.nano.world import World
+from generator.training.evaluation.samples import Sample, Samples
 
 BATCH = 12
 """Tasks that are drawn at once."""
@@ -52,7 +51,7 @@ class Grid:
         return {self.row_name(alpha): images[:, number] for number, alpha in enumerate(self.alphas)}
 
 
-def baselines(world: World, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
+def baselines(samples: Samples, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
     """By the name that the command line has for them. `ratio`: α_r of the row without the mutual mask."""
     pipeline = PigeonPipeline(model)
 
@@ -71,7 +70,7 @@ def baselines(world: World, model: PigeonModel, alpha: float, seed: int) -> dict
         return np.stack([s.task.reference.image for s in chosen])
 
     def truth(chosen: Sequence[Sample]) -> ImageArrays:
-        return np.stack([as_rgb(world.draw(*s.target.tolist())) for s in chosen])
+        return np.stack([samples.draw(s.target) for s in chosen])
 
     def redrawn(chosen: Sequence[Sample]) -> ImageArrays:
         codes = [row.tolist() for row in model.tokenizer.encode(pipeline.pixels(list(truth(chosen))))]

@@ -19,6 +19,7 @@ from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, Tas
 from generator.pigeon.sampling import noise_image
 from generator.training.dpo import DpoConfig, DpoResult, train_dpo
 from generator.training.nano.language import Prompts
+from generator.training.nano.samples import as_rgb
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
@@ -44,7 +45,7 @@ def tasks(prompts: Prompts, count: int, seed: int = 0) -> Iterator[Task]:
         rng = np.random.default_rng([seed, number])
         taste = prompts.taste(rng, history)
         rows = [*taste.history, taste.reference]
-        images = [(world.draw(*row.tolist()) * 255).round().astype(np.uint8).transpose(1, 2, 0) for row in rows]
+        images = [as_rgb(world.draw(*row.tolist())) for row in rows]
         concept = int(taste.target[0])
         past = [
             Item(prompts.title(int(row[0]), rng), image) for row, image in zip(taste.history, images[:-1], strict=True)
