@@ -25,7 +25,7 @@ from generator.datasets.icons import ICON_SIZE, STYLE_LICENCES, STYLE_NAMES, STY
 from generator.datasets.movies import Interaction, Movie, MovieLens, load_movielens
 from generator.datasets.palettes import PALETTES, POSTER_PALETTES
 from generator.datasets.posters import PosterSpec, attributes, draw, spec_for, sticker_spec
-from generator.datasets.splits import is_held_out_pair, is_held_out_user, split_pairs, stable_hash
+from generator.datasets.splits import is_held_out_pair, stable_hash
 from generator.datasets.stickers import StickerUser, simulate_sticker_users
 from generator.datasets.titles import ConceptFinder, main_genre
 
@@ -53,13 +53,11 @@ __all__ = [
     "draw",
     "facts_of",
     "is_held_out_pair",
-    "is_held_out_user",
     "load_icons",
     "load_movielens",
     "main_genre",
     "simulate_sticker_users",
     "spec_for",
-    "split_pairs",
     "stable_hash",
     "sticker_spec",
     "with_article",

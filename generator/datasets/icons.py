@@ -63,11 +63,6 @@ class Concept:
     emoji: str
     icons: tuple[str, ...]
 
-    @property
-    def pictorial(self) -> bool:
-        """Whether it depicts something, unlike arrows, signs and lettered buttons."""
-        return self.group != "symbols"
-
 
 class IconArt:
     """The drawn concepts. `pixels` is uint8 [concepts, styles, 64, 64, 4], straight-alpha RGBA, memory-mapped."""

@@ -28,11 +28,6 @@ class LoraMatrices:
     b: Tensor  # (L, 2, C, r)
 
     @classmethod
-    def zeros(cls, layers: int, rank: int, width: int) -> LoraMatrices:
-        """An adapter that changes nothing."""
-        return cls(torch.zeros(layers, 2, rank, width), torch.zeros(layers, 2, width, rank))
-
-    @classmethod
     def from_state(cls, state: dict[str, Tensor], layers: int, scaling: float) -> LoraMatrices:
         """state: PEFT's names (`...layers.0.self_attn.q_proj.lora_A.weight`), as in adapter_model.safetensors.
 

@@ -237,8 +237,3 @@ def fingerprint(image: ImageArray) -> bytes:
     """Equal for equal pictures."""
     shape = f"{image.dtype} {image.shape} ".encode()
     return hashlib.sha256(shape + image.tobytes()).digest()
-
-
-def best(result: TaskResult, variants: int = 1) -> list[Candidate]:
-    """The best-scored candidates, best first; ties go to the earlier alpha."""
-    return sorted(result.candidates, key=lambda candidate: -(candidate.score or 0.0))[:variants]

@@ -79,11 +79,7 @@ class Trainer:
         self.group = ProcessGroup.join()
         self._figures: dict[str, list[float]] = {}  # since the last line
 
-    def run(
-        self,
-        on_save: Callable[[], None] | None = None,
-        on_step: Callable[[dict[str, float]], None] | None = None,
-    ) -> None:
+    def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> None:
         """Train until `steps` or the budget is reached; resumes from the folder's state when there is one.
 
         on_step: called after each step with its loss, grad_norm and figures. SIGTERM saves and exits (main thread only).
@@ -117,13 +113,9 @@ class Trainer:
             if now - saved >= self.config.save_every_seconds:
                 self.save()
                 saved = now
-                if on_save is not None:
-                    on_save()
         signal.signal(signal.SIGTERM, before)
         self._log_line()
         self.save()
-        if on_save is not None:
-            on_save()
         self.group.wait()
         if stop:
             raise SystemExit(143)

@@ -25,12 +25,11 @@ PIGEON, OTHER = "pigeon", "other"
 
 @dataclass(frozen=True)
 class Row:
-    """`draw(samples)` -> a picture for each, (B, S, S, 3); `pictures`: how many it pays diffusion for per sample."""
+    """A row of the tables: `draw(samples)` gives an image for each, (B, S, S, 3)."""
 
     name: str
     title: str
     draw: Callable[[Sequence[Sample]], ImageArrays]
-    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ def baselines(samples: Samples, model: PigeonModel, alpha: float, seed: int) -> 
         return rendered(pipeline, codes, [(s.task.seed, 0) for s in chosen])
 
     rows = (
-        Row("no-personalization", "no history (α_r 0)", without_history, 1),
-        Row("random-mask", f"random mask (α_r {alpha:g})", randomly_masked, 1),
+        Row("no-personalization", "no history (α_r 0)", without_history),
+        Row("random-mask", f"random mask (α_r {alpha:g})", randomly_masked),
         Row("reference-copied", "reference copied", copied),
         Row("random-history", "random history picture", past),
-        Row("redrawn", "true codes drawn again", redrawn, 1),
+        Row("redrawn", "true codes drawn again", redrawn),
         Row("truth", "the true drawing", truth),
     )
     return {row.name: row for row in rows}

@@ -83,14 +83,12 @@ def fill(
     shape: tuple[int, ...],
     dtype: str,
     make: Callable[[Tensor], Tensor],
-    part: tuple[int, int] = (0, 1),
     every: bool = False,
 ) -> npt.NDArray[np.generic]:
-    """Make `<folder>/<name>.npy`, (concepts, styles, palettes, *shape), of every picture that films show, or that there is.
+    """Make `<folder>/<name>.npy`, (concepts, styles, palettes, *shape): a row of numbers for every picture.
 
-    The other concepts stay zero. `part` (i, n): do only the i-th n-th.
-
-    make: pixels (B, 3, S, S) in [0, 1] -> (B, *shape). The parts of one array may be filled by several processes at once.
+    make: pixels (B, 3, S, S) in [0, 1] -> (B, *shape).
+    every: of all concepts; else of those that films show, and the others stay zero.
     """
     full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,13 +102,13 @@ def fill(
     array: npt.NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r+")
     flat = array.reshape(-1, *shape)
     triples = np.stack(np.unravel_index(np.arange(len(flat)), full[:3]), axis=1)
-    mine = np.array_split(np.flatnonzero(world.shown[triples[:, 0]] | every), part[1])[part[0]]
+    wanted = np.flatnonzero(world.shown[triples[:, 0]] | every)
     with torch.no_grad():
-        for number, start in enumerate(range(0, len(mine), CHUNK)):
-            places = mine[start : start + CHUNK]
+        for number, start in enumerate(range(0, len(wanted), CHUNK)):
+            places = wanted[start : start + CHUNK]
             pixels = torch.from_numpy(world.images(*triples[places].T))
             flat[places] = make(pixels).numpy().astype(dtype)
             if number % 100 == 0:
-                log.info("%s: %d of %d", name, start, len(mine))
+                log.info("%s: %d of %d", name, start, len(wanted))
     np.lib.format.open_memmap(path, mode="r+").flush()
     return array
