@@ -1,4 +1,6 @@
-"""Checkpoint directories: LaVIT-7B-v2's layout with Pigeon's parts beside it (PIGEON.md section 7), for every preset.
+"""Checkpoint directories of every preset: LaVIT-7B-v2's layout, Pigeon's parts beside it.
+
+PIGEON.md section 7.
 
     config.json                         PigeonConfig; LaVIT's own folder has none, then the caller gives it
     wording.json                        PromptWording (optional: the prompt's sentences, instead of config.json's)
@@ -166,7 +168,10 @@ def _load_config(folder: Path, wanted: PigeonConfig | None) -> PigeonConfig:
 
 
 def _empty(make: Callable[[], AnyModule], device: torch.device) -> AnyModule:
-    """A module whose numbers are yet to be read: drawing a billion of them at random first takes longer than reading them."""
+    """A module whose weights are yet to be read.
+
+    Drawing a billion of them at random first takes longer than reading them.
+    """
     with torch.device("meta"):
         module = make()
     return module.to_empty(device=device)

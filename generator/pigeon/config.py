@@ -1,4 +1,6 @@
-"""Every dimension and every default of the network, as plain frozen data. No torch here, so it is cheap to import.
+"""Every dimension and every default of the network, as plain frozen data.
+
+No torch here, so it is cheap to import.
 
 A checkpoint's `config.json` is `PigeonConfig` as JSON; code never holds a vocabulary size or a width of its own.
 """
@@ -146,7 +148,10 @@ class ScorerConfig(_Frozen):
 
 
 class PigeonConfig(_Frozen):
-    """The whole network. Made by `presets.preset("nano")` or `PigeonConfig.from_json(folder / "config.json")`."""
+    """The whole network.
+
+    Made by `presets.preset("nano")` or `PigeonConfig.from_json(folder / "config.json")`.
+    """
 
     name: str
     format_version: Literal[1] = 1

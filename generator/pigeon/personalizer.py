@@ -1,4 +1,7 @@
-"""The personalization module: LLaMA with LoRA, the mask generator and the reference condition (PIGEON.md section 3)."""
+"""The personalization module: LLaMA with LoRA, mask generator and reference condition.
+
+PIGEON.md section 3.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Prompts with answers, not masked yet, and the mask generator's rows; made from `prompt`'s arrays by `from_arrays`."""
+    """Prompts with answers, not masked yet, and the mask generator's rows; `from_arrays` makes it."""
 
     tokens: Tensor  # (B, T) unmasked ids and EMBEDDING
     attention: Tensor  # (B, T)
@@ -49,7 +52,7 @@ class TrainingBatch:
 
     @classmethod
     def from_arrays(cls, prompt: PromptBatch, mask: MaskInputs) -> TrainingBatch:
-        """prompt must be assembled from *unmasked* images: the masks are applied here, with their gradients."""
+        """Make one from arrays; `prompt` is of unmasked images, because masks are applied later."""
         return cls(
             *(torch.from_numpy(a) for a in (prompt.tokens, prompt.attention, prompt.labels, prompt.mask_column)),
             *(torch.from_numpy(a) for a in (mask.tokens, mask.positions, mask.types)),
@@ -68,7 +71,7 @@ class Personalizer(nn.Module):
     """
 
     def __init__(self, config: PigeonConfig, llama: LlamaForCausalLM, code_decoder: CodeDecoder) -> None:
-        """code_decoder: frozen here; gradients pass through it."""
+        """Put LoRA on `llama`; the code decoder is frozen, and gradients pass through it."""
         super().__init__()
         self.config = config
         self.llama = with_lora(llama, config)
@@ -127,7 +130,10 @@ class Personalizer(nn.Module):
         return out
 
     def input_embeddings(self, batch: TrainingBatch, keep: Tensor, reference: Tensor) -> Tensor:
-        """keep (B, N), reference (B, C) -> LLaMA's inputs (B, T, C): masked history zero, reference at its place."""
+        """keep (B, N), reference (B, C) -> LLaMA's inputs (B, T, C).
+
+        Masked history is zero vectors, the reference stands at its place.
+        """
         embeds = self.token_embeddings(batch.tokens)
         tokens, mask_column = batch.tokens.to(embeds.device), batch.mask_column.to(embeds.device)
         gathered = keep.to(embeds.dtype).gather(1, mask_column.clamp(min=0))
@@ -142,7 +148,7 @@ class Personalizer(nn.Module):
         return LoraMatrices.from_state(state, language.depth, language.lora_alpha / language.lora_rank)
 
     def step(self) -> LlamaStep:
-        """The language model without its adapter, in the form that generation and export use; shares the weights."""
+        """The language model without its adapter, as generation and export use it; shares the weights."""
         base = self.llama.get_base_model()
         assert isinstance(base, LlamaForCausalLM)  # noqa: S101 -- __init__ took nothing else; for the type checker
         return LlamaStep(base)

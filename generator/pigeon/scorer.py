@@ -1,4 +1,7 @@
-"""A CLIP-like dual encoder (Radford et al., arXiv 2103.00020) that scores candidates against texts and pictures."""
+"""A CLIP-like dual encoder that scores candidates against texts and pictures.
+
+Radford et al., arXiv 2103.00020.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The dynamic visual tokenizer: an image -> a variable number of discrete codes (LaVIT, arXiv 2309.04669, section 3.1).
+"""The dynamic visual tokenizer: an image -> a variable number of discrete codes.
+
+LaVIT, arXiv 2309.04669, section 3.1.
 
 Encoder (a ViT) -> keep decision per patch -> merger (kept tokens take in what the dropped ones held) -> quantizer.
 Modules bear the published weight names, so that published weights load as they are.

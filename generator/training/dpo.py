@@ -31,17 +31,19 @@ from schemas.errors import InputError
 from schemas.preferences import PreferencePair
 
 DpoProgress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, loss)."""
+"""Callback that takes (steps done, steps in all, loss)."""
 
 SCORE_BATCH = 16
 SAVE_EVERY_SECONDS = 10.0
 KL_PAIRS = 48
-"""The first so many training pairs estimate the result's KL; the gate measures it on held-out ones."""
+"""Number of training pairs, the first ones, that estimate the result's KL; the gate measures it on held-out ones."""
 
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """The paper's values (PIGEON.md section 5). One epoch sees each pair once, in an order drawn from the seed.
+    """Settings of a training; the defaults are the paper's (PIGEON.md section 5).
+
+    One epoch sees each pair once, in an order drawn from the seed.
 
     `part_size`: at most so many pairs at once (gradient accumulation); it changes memory and not the result.
     """
@@ -57,7 +59,7 @@ class DpoConfig:
 
 @dataclass(frozen=True)
 class DpoLoss:
-    """All (B,)."""
+    """A batch's losses and rewards, all (B,)."""
 
     losses: Tensor
     chosen_rewards: Tensor
@@ -66,7 +68,10 @@ class DpoLoss:
 
 @dataclass(frozen=True)
 class DpoResult:
-    """Per step: mean loss, share of pairs ranked as preferred, mean reward margin; at the end: KL from the reference."""
+    """Figures per step, the KL divergence from the reference at the end, and where the adapter is.
+
+    Per step: mean loss, share of pairs ranked as preferred, mean reward margin.
+    """
 
     losses: list[float]
     accuracies: list[float]
@@ -80,9 +85,9 @@ class PairMargins:
     """How an adapter ranks pairs against a reference adapter."""
 
     margins: list[float]
-    """Per pair β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
+    """Margin per pair, β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
     kls: list[float]
-    """Per pair Σ_t KL(π ‖ π_ref) in nats over the next token, along the logged answers, mean of the two answers."""
+    """Divergence per pair, Σ_t KL(π ‖ π_ref) in nats over the next token, along the logged answers, mean of the two answers."""
 
     @property
     def accuracy(self) -> float:
@@ -101,7 +106,10 @@ class PairMargins:
 def dpo_loss(
     policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
 ) -> DpoLoss:
-    """-log σ(β[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]), equation 7; all arguments and results (B,)."""
+    """The loss of direct preference optimization, equation 7 of the paper; all arguments and results (B,).
+
+    -log σ(β[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)])
+    """
     chosen = beta * (policy_chosen - reference_chosen)
     rejected = beta * (policy_rejected - reference_rejected)
     return DpoLoss(-F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())
@@ -109,7 +117,9 @@ def dpo_loss(
 
 @torch.no_grad()
 def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
-    """2B rows: all chosen answers, then all rejected ones, behind the masks and the reference condition of the night.
+    """Prompts and answers of the pairs in 2B rows: all chosen answers, then all rejected ones.
+
+    Masks and the reference condition are the night's.
 
     Raises:
         InputError: a pair holds a code that this model's codebook does not have.
@@ -175,7 +185,10 @@ class Learning(nn.Module):
 
 
 def load_policy(checkpoint_dir: Path, adapter_dir: Path | None) -> PigeonModel:
-    """The checkpoint with an adapter (none: its own); no dropout, so that policy and reference agree at the first step."""
+    """The checkpoint with an adapter (none: its own).
+
+    No dropout, so that policy and reference agree at the first step.
+    """
     model = load_model(checkpoint_dir)
     if adapter_dir is not None:
         load_adapter(model.personalizer, adapter_dir)
@@ -190,7 +203,9 @@ def train_dpo(
     config: DpoConfig | None = None,
     progress: DpoProgress | None = None,
 ) -> DpoResult:
-    """Train on the pairs, resuming what is in `out_dir`; the new adapter is `out_dir/adapter`, in full precision.
+    """Train on the pairs, resuming what is in `out_dir`.
+
+    The new adapter is `out_dir/adapter`, in full precision.
 
     Under `accelerate launch` the processes share each batch's pairs; all get the result.
 
@@ -238,7 +253,7 @@ def train_dpo(
 
 
 class Objective:
-    """The loss of a step, as `Trainer` calls it: DPO of the pairs against the adapter that the model has at the start."""
+    """DPO's loss of a step, as `Trainer` calls it, against the adapter that the model has at the start."""
 
     def __init__(
         self, model: PigeonModel, pairs: Sequence[PreferencePair], config: DpoConfig, group: ProcessGroup
@@ -252,7 +267,7 @@ class Objective:
         self.steps = self._steps_per_epoch * config.epochs
 
     def __call__(self, step: int, rng: np.random.Generator) -> Iterator[Part]:
-        """The step's pairs in parts; their order within an epoch is drawn from the seed, and `rng` is not used."""
+        """The step's pairs in parts, in an order that is drawn per epoch from the seed; `rng` is not used."""
         config = self._config
         epoch, number = divmod(step, self._steps_per_epoch)
         order = np.random.default_rng([config.seed, epoch]).permutation(len(self._pairs))
@@ -269,7 +284,7 @@ class Objective:
             )
 
     def _logprobs(self, pairs: Sequence[PreferencePair]) -> Tensor:
-        """(2, B): of the chosen and of the rejected answers."""
+        """Log-probabilities (2, B) of the chosen and of the rejected answers."""
         return answer_logprobs(self._model.personalizer, prepare(self._model, pairs)).view(2, -1)
 
 
@@ -295,7 +310,7 @@ def measure_pairs(
 
 
 AdapterWeights = dict[str, Tensor]
-"""By its name in the personalizer, every weight of LoRA, mask generator and reference adapter."""
+"""Weights of LoRA, mask generator and reference adapter by their names in the personalizer."""
 
 
 def adapter_weights(model: PigeonModel) -> AdapterWeights:
@@ -313,7 +328,10 @@ def compare_adapters(
     pairs: Sequence[PreferencePair],
     beta: float,
 ) -> PairMargins:
-    """Margins and KL of one adapter against another, in a model that both fit; it is left with the reference."""
+    """Margins and KL of one adapter against another, in a model that both fit.
+
+    It is left with the reference.
+    """
     margins: list[float] = []
     kls: list[float] = []
     for part in _parts(pairs):

@@ -1,4 +1,4 @@
-"""Log-probabilities of answers: what pretraining, stage 1 and DPO of the language model are all made of."""
+"""Log-probabilities of answers, from which pretraining, stage 1 and DPO make their losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from generator.pigeon.prompt import IGNORED_LABEL
 
 @dataclass(frozen=True)
 class Answers:
-    """Prompts with their answers, ready for LLaMA; a label is the token at its own place, predicted from the places before."""
+    """Prompts with their answers, ready for LLaMA.
+
+    A label is the token at its own place; it is predicted from the places before.
+    """
 
     embeds: Tensor
     """Input embeddings (B, T, C)."""

@@ -1,4 +1,6 @@
-"""Masked preference reconstruction, the paper's stage 1 (PIGEON.md section 5), on any batches of prompts and answers.
+"""Masked preference reconstruction, the paper's stage 1, on any batches of prompts and answers.
+
+PIGEON.md section 5.
 
 A random share of the reference is masked, least preference-like tokens first, and the answer is to be reconstructed from what
 is left and from the history. LoRA, mask generator and reference adapter learn.
@@ -20,16 +22,20 @@ from generator.training.logprobs import Answers, label_logprobs
 from generator.training.trainer import Part, Trainer, TrainerConfig
 
 Batches = Callable[[int, np.random.Generator], TrainingBatch]
-"""(step, generator) -> the step's whole batch, of any number of rows. What is random in it must come from the generator, which is
-seeded by the step: then a resumed training sees the same batches, and every process of a group the same one."""
+"""Function of (step, generator) that gives the step's whole batch, of any number of rows.
+
+What is random in it must come from the generator, which is seeded by the step: then a resumed training sees the same batches, and
+every process of a group the same one."""
 MaskDraws = tuple[Tensor, Tensor]
-"""Masking ratio per row (B,) in 0..1, and Gumbel noise (B, N)."""
+"""Masking ratios (B,) in 0..1, and Gumbel noise (B, N)."""
 
 
 def train_reconstruction(
     folder: Path, personalizer: Personalizer, batches: Batches, config: TrainerConfig, part_rows: int | None = None
 ) -> None:
-    """Train `personalizer` in `folder`, resuming what is there; `trainer.load_averaged` then loads what was learned.
+    """Train LoRA, mask generator and adapter in `folder`, resuming what is there.
+
+    `trainer.load_averaged` then loads what was learned into a personalizer of the same checkpoint.
 
     part_rows: at most so many rows at once (gradient accumulation). Neither it nor the number of processes that
     `accelerate launch` splits a batch over changes the result but for rounding.

@@ -1,4 +1,7 @@
-"""Vectors of real drawings, computed once: those of all concepts in one style and palette are a slab, a file each."""
+"""Vectors of real drawings, computed once and kept in files.
+
+The vectors of all concepts in one style and palette are a slab, a file each.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from generator.training.evaluation.metrics import Vectors
 from generator.training.evaluation.samples import Samples, Truth
 
 Slab = tuple[int, int]
-"""(style, palette)"""
+"""Numbers of a style and a palette."""
 Advance = Callable[[int], None]
-"""Called with a number of images that are done."""
+"""Callback that takes the number of images that were done since its last call."""
 CHUNK = 64
 """Number of drawings that are encoded at once."""
 
@@ -64,7 +67,10 @@ class Gallery:
 
 
 def art_key(samples: Samples) -> str:
-    """Twelve hex digits that change with the drawings: of three concepts in all styles and palettes, and of all names."""
+    """Twelve hex digits that change with the drawings.
+
+    They hash three concepts in all styles and palettes, and all names.
+    """
     digest = hashlib.sha256("\n".join(samples.concepts).encode())
     for concept in np.linspace(0, len(samples.concepts) - 1, 3).astype(int).tolist():
         for style in range(len(samples.styles)):

@@ -1,4 +1,4 @@
-"""One encoder pass over everything that was drawn and everything that it is held against -> figures per row and sample."""
+"""Figures per row and sample, from one encoder pass over all images that they compare."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from generator.training.evaluation.metrics import (
 from generator.training.evaluation.samples import Sample, Samples, Truth
 
 AT_ONCE = 4
-"""Samples that are encoded together: about a hundred pictures."""
+"""Number of samples that are encoded together: about a hundred images."""
 RECALL = (1, 5)
 SCORE = "score"
-"""0.5 * CS with the description + 0.5 * CIS with the history, both the own scorer's: what selects a candidate."""
+"""Name of the figure that selects a candidate: 0.5 * CS with the description + 0.5 * CIS with the history, by the own scorer."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`values`: row -> figure -> (n,), one number per sample; `features`: extractor -> row -> (n, D); `truths`: extractor -> (n, D).
+    """The figures of all rows, and the vectors that whole-row distances need.
+
+    `values`: row -> figure -> (n,), one number per sample; `features`: extractor -> row -> (n, D); `truths`: extractor -> (n, D).
 
     Figures, with X an extractor's name: `X.style`, `X.palette`, `X.concept@1`, `X.concept@5` (of the concepts that films show),
     `X.all@1`, `X.all@5` (of all concepts), 0 or 1; `X.reference`, `X.history`, `X.truth`, 100 * cosine; `X.distance`, feature distance
@@ -44,7 +46,7 @@ class Measured:
     truths: dict[str, Vectors]
 
     def choose(self, name: str, among: Sequence[str]) -> list[int]:
-        """Adds the row that holds for each sample the best-scored of the rows `among`; -> which it was, per sample."""
+        """Add the row `name`: for each sample the best-scored of the rows `among`; return which it was."""
         scores = np.stack([self.values[row][SCORE] for row in among])  # (A, n)
         best = scores.argmax(axis=0)  # ties: the earlier
         places = np.arange(len(best))
@@ -64,7 +66,10 @@ class Measured:
 
 @dataclass
 class _Chunk:
-    """Where a sample's pictures are among those of its chunk: rows, then reference, history, six styles, all palettes."""
+    """Where a sample's images are among those of its chunk.
+
+    Rows come first, then reference, history, the concept in all styles, and on all palettes.
+    """
 
     sample: Sample
     rows: slice
@@ -85,7 +90,10 @@ class Judge:
         self._shown = samples.shown
 
     def measure(self, chosen: Sequence[Sample], rows: Mapping[str, ImageArrays], advance: Advance) -> Measured:
-        """rows: name -> pictures (n, S, S, 3), of the drawings' size; advance is called with samples done."""
+        """Measure all samples, a few at a time.
+
+        rows: name -> images (n, S, S, 3), of the drawings' size; advance: called with the number of samples done.
+        """
         values: dict[str, dict[str, Values]] = {row: {} for row in rows}
         features: dict[str, list[Vectors]] = {extractor.name: [] for extractor in self._extractors}
         truths: dict[str, list[Vectors]] = {extractor.name: [] for extractor in self._extractors}
@@ -193,10 +201,10 @@ class Judge:
     def _descriptions(self, vectors: Vectors, chunk: _Chunk) -> dict[str, Values]:
         task = chunk.sample.task
         words = self._own.texts([item.description for item in (task.reference, *task.history)])
-        told = cosines(vectors[chunk.rows], words).astype(np.float64)  # (R, 1 + H)
+        text_scores = cosines(vectors[chunk.rows], words).astype(np.float64)  # (R, 1 + H)
         past = cosines(vectors[chunk.rows], vectors[chunk.history]).mean(axis=1)
         return {
-            "cs.reference": told[:, 0],
-            "cs.history": told[:, 1:].mean(axis=1),
-            SCORE: 0.5 * told[:, 0] + 0.5 * past.astype(np.float64),
+            "cs.reference": text_scores[:, 0],
+            "cs.history": text_scores[:, 1:].mean(axis=1),
+            SCORE: 0.5 * text_scores[:, 0] + 0.5 * past.astype(np.float64),
         }

@@ -23,7 +23,10 @@ SHEET_BYTES = 150_000
 
 
 def plot_alphas(evaluation: Evaluation, folder: Path) -> None:
-    """folder/alpha.svg and alpha.png: per extractor likeness to the history over likeness to the reference, a point per α_r."""
+    """Plot the α_r sweep as folder/alpha.svg and alpha.png: a point per α_r, a panel per extractor.
+
+    Likeness to the history is drawn over likeness to the reference.
+    """
     from matplotlib.figure import Figure
 
     seen: Sequence[Extractor] = [e for e in evaluation.extractors if e.name != Pixels.name] or evaluation.extractors
@@ -54,7 +57,10 @@ def plot_alphas(evaluation: Evaluation, folder: Path) -> None:
 
 
 def contact_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) -> None:
-    """A line per sample: history | reference | a candidate per α_r | their best and the baselines' pictures | the true drawing."""
+    """Write a contact sheet as WebP, a line per sample.
+
+    history | reference | a candidate per α_r | their best and the baselines' images | the true drawing
+    """
     chosen = evaluation.samples[:rows]
     own = evaluation.grids[PIGEON]
     others = [name for name in evaluation.grids if name != PIGEON]
@@ -97,7 +103,7 @@ def webp(image: Image.Image, limit: int = SHEET_BYTES) -> bytes:
 
 
 SHORT = {"no-personalization": "no history", "random-mask": "rand. mask"}
-"""Heads that fit over a picture of 64 pixels."""
+"""Titles that fit over a picture of 64 pixels."""
 
 
 def _column(evaluation: Evaluation, row: str, count: int) -> ImageArrays:

@@ -1,4 +1,4 @@
-"""What is said of an evaluation: tables for a terminal and for a model card, and everything as JSON."""
+"""Reports of an evaluation: tables for a terminal and for a model card, and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ TRADED = ("reference", "history")
 
 @dataclass(frozen=True)
 class Figure:
-    """A column: `key` as `measure.Measured` names it; `digits` behind the point, or none for a share in percent."""
+    """A column of a table.
+
+    `key` is as `measure.Measured` names it; `digits` behind the point, or none for a share in percent.
+    """
 
     key: str
     head: str
@@ -108,7 +111,7 @@ def tables(evaluation: Evaluation) -> list[Text]:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """What a model card can take as it is."""
+    """The report as Markdown, which a model card can take as it is."""
     request = evaluation.request
     pairs = "held-out" if request.held_out else "trained"
     head = (
@@ -121,7 +124,7 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything that was measured; figures are named as `measure.Measured` says."""
+    """The report as JSON: everything that was measured, by the names of `measure.Measured`."""
     request = evaluation.request
     return {
         "format_version": FORMAT_VERSION,
@@ -153,7 +156,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def chance(evaluation: Evaluation) -> dict[str, float]:
-    """What a blind guess gets, in the order of `truth_figures`."""
+    """Share that a blind guess gets right, in the order of `truth_figures`."""
     styles, palettes = evaluation.looks
     shown, every = evaluation.concepts
     return {
@@ -179,7 +182,7 @@ def _known_truth(evaluation: Evaluation, extractor: Extractor, rows: Sequence[Ro
 
 
 def _reference(evaluation: Evaluation, rows: Sequence[RowReport]) -> Text:
-    """With the Fréchet distances, which are of whole rows."""
+    """The table of likeness to the reference, with the Fréchet distances, which are of whole rows."""
     extractors = evaluation.extractors
     note = (
         "CS, CIS and similarities are 100·cosine. Fréchet distances are between extractor features of the row and of the true drawings; "

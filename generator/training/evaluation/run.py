@@ -21,7 +21,7 @@ from generator.training.evaluation.samples import Sample, Samples
 from schemas.errors import InputError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, units done, units in all)."""
+"""Callback that takes (what is being done, units done, units in all)."""
 ALPHAS = (0.0, 0.3, 0.6, 0.9)
 """Grid of masking ratios, where none is asked for."""
 ALL_BASELINES = ("no-personalization", "random-mask", "reference-copied", "random-history", "redrawn", "truth")
@@ -29,7 +29,7 @@ ALL_BASELINES = ("no-personalization", "random-mask", "reference-copied", "rando
 
 @dataclass(frozen=True)
 class Request:
-    """What `pigeon evaluate` was asked for."""
+    """What is to be evaluated, as `pigeon evaluate` is asked."""
 
     checkpoint: Path
     count: int = 100
@@ -60,7 +60,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`grids`: names of the rows that are the scorer's choice over an α_r grid, each with its rows per ratio."""
+    """What an evaluation found.
+
+    `grids`: names of the rows that are the scorer's choice over an α_r grid, each with its rows per ratio.
+    """
 
     request: Request
     extractors: Sequence[Extractor]
@@ -76,7 +79,11 @@ class Evaluation:
 
 
 def check(request: Request) -> None:
-    """Raises InputError for what can be known to be wrong before anything is loaded."""
+    """Check what can be known to be wrong before anything is loaded.
+
+    Raises:
+        InputError: a field of the request is wrong.
+    """
     if request.count < 1:
         raise InputError(f"count: {request.count} is too few; draw 1 or more")
     if not request.alphas or any(not 0 <= alpha <= 1 for alpha in request.alphas):
@@ -154,7 +161,10 @@ def _grids(request: Request, model: PigeonModel) -> list[Grid]:
 
 
 def _choose_best(grid: Grid, measured: Measured, images: dict[str, ImageArrays]) -> dict[str, str]:
-    """Add to `measured` and `images` the row of the scorer's choice over the grid; return the titles of the grid's rows."""
+    """Add the row of the scorer's choice over the grid to `measured` and `images`.
+
+    Returns the titles of the grid's rows, by name.
+    """
     names = [grid.row_name(alpha) for alpha in grid.alphas]
     best = measured.choose(grid.name, names)
     images[grid.name] = np.stack([images[name] for name in names])[best, np.arange(len(best))]
@@ -175,7 +185,7 @@ def _compared(request: Request, grid: Grid, middle: float) -> list[tuple[str, st
 def draw(
     chosen: Sequence[Sample], grids: Sequence[Grid], wanted: Sequence[Row], progress: Progress
 ) -> dict[str, ImageArrays]:
-    """-> pictures (n, S, S, 3) by row, at the side of the real drawings."""
+    """Draw all rows: images (n, S, S, 3) by row name, at the side of the real drawings."""
     side = chosen[0].task.reference.image.shape[0]
     parts: dict[str, list[ImageArrays]] = {}
     for start in range(0, len(chosen), BATCH):
@@ -201,7 +211,7 @@ def _difference(left: str, right: str, measured: Measured, bootstrap: Bootstrap)
 
 
 class Counted:
-    """Turns "so many more" into a progress of (what, done, in all)."""
+    """A progress callback of (what, done, in all) as one that takes how many more are done."""
 
     def __init__(self, progress: Progress, what: str, total: int) -> None:
         self._progress, self._what, self._total, self._done = progress, what, total, 0
@@ -212,7 +222,7 @@ class Counted:
 
 
 class Clock:
-    """`with clock("draw")`: wall-clock seconds by step."""
+    """Wall-clock seconds by step, measured by `with clock("draw")`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -52,10 +52,17 @@ class Samples(Protocol):
         """A sentence on how a user's history and reference relate to the target, for readers of the tables."""
 
     def check(self) -> None:
-        """Raises InputError when the data is not there; loads nothing."""
+        """Check that the data is there, without loading it.
+
+        Raises:
+            InputError: it is not.
+        """
 
     def choose(self, count: int, seed: int, alphas: Sequence[float], *, held_out: bool) -> Sequence[Sample]:
-        """The same users for the same arguments; `held_out`: targets that training never drew, else ones that it drew."""
+        """Choose users, the same for the same arguments.
+
+        `held_out`: with targets that training never drew, else with ones that it drew.
+        """
 
     def draw(self, truth: Truth) -> ImageArray:
         """The real drawing, RGB (S, S, 3) uint8, of one size for all."""

@@ -1,4 +1,4 @@
-"""Stages `language` and `alignment`: LLaMA learns to draw in codes, then in a user's taste.
+"""Stages `language` and `alignment`: LLaMA learns to answer in codes, then in a user's taste.
 
 Pretraining packs several drawings into one sequence, all in one user's taste: a short history, then reference text and
 embedding and the codes of the picture in that taste, again and again. Every drawing is supervised and is history to the
@@ -36,7 +36,7 @@ NOISE_SHARE = 0.12
 
 @dataclass(frozen=True)
 class Taste:
-    """One simulated user's prompt: history pictures, a reference picture, and the answer; (concept, style, palette) rows."""
+    """One simulated user's prompt and its answer, as (concept, style, palette) rows."""
 
     history: Indices  # (H, 3)
     reference: Indices  # (3,)
@@ -100,7 +100,7 @@ class Prompts:
         return self.titles[rng.integers(len(self.titles))]
 
     def brief(self, concept: int, rng: np.random.Generator) -> tuple[str, str]:
-        """Title and description, most often without what says nothing of the picture."""
+        """Title and description, most often reduced to what describes the picture."""
         if rng.random() < 0.25:
             return self.title(concept, rng), self.description(concept, rng)
         return "", f"A poster with {with_article(self.world.concepts[concept].label)}."
@@ -110,12 +110,12 @@ class Prompts:
         return sentence if rng.random() < 0.2 else f"{self.facts[rng.integers(len(self.facts))]}. {sentence}"
 
     def image_codes(self, rows: Indices) -> list[list[int]]:
-        """(N, 3) -> what the tokenizer says of each."""
+        """Codes by the tokenizer of the pictures (N, 3)."""
         found: list[list[int]] = self.codes.codes[tuple(rows.T)].tolist()
         return found
 
     def answer(self, row: Indices) -> list[int]:
-        """(3,) -> the codes that the language model is to draw it with."""
+        """Codes that the language model is to answer for the picture (3,)."""
         codes: list[int] = self.codes.answers[tuple(row)].tolist()
         return codes
 
@@ -145,7 +145,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Packed:
-    """Several drawings per row: tokens (B, T) right-padded, labels (B, T); references: their codes, row by row."""
+    """Several drawings per row: tokens (B, T) and labels (B, T), padded behind.
+
+    references: codes of the references, row by row.
+    """
 
     tokens: Tensor
     labels: Tensor
@@ -153,7 +156,10 @@ class Packed:
 
 
 def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng: np.random.Generator) -> Packed:
-    """A short history, then `drawings` times "reference text, embedding, response mark, picture", all in one taste."""
+    """Rows of a short history and `drawings` references with their answers, all in one taste.
+
+    A reference is "reference text, embedding, response mark", its answer a picture.
+    """
     config = prompts.model.config
     ids, wording = config.ids, config.wording
     head = len(prompts.encode(wording.instruction)) + (ids.bos_id is not None)
@@ -193,7 +199,10 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
 
 
 def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.Generator) -> Tensor:
-    """(n,): half of the references are given whole, the others lose a random share of their codes."""
+    """Log-probability of each label (n,).
+
+    Half of the references are given whole, the others lose a random share of their codes.
+    """
     codes, lengths = pad_codes([torch.tensor(row) for row in packed.references], max(map(len, packed.references)))
     kept = np.arange(codes.shape[1])[None] < lengths.numpy()[:, None]
     share = np.where(rng.random(len(kept)) < 0.5, 1.0, rng.random(len(kept)))
@@ -206,7 +215,7 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
 
 
 def learning_language(personalizer: Personalizer) -> Personalizer:
-    """Sets what stage `language` trains: LLaMA without LoRA, and the adapter (and the mask generator, a little)."""
+    """Let learn what stage `language` trains: all but LoRA and the code decoder; return the personalizer."""
     personalizer.requires_grad_(True)
     personalizer.code_decoder.requires_grad_(False)
     for name, parameter in personalizer.llama.named_parameters():
@@ -221,7 +230,10 @@ def train_language(
     rows: int = 8,
     packed_share: float = 0.65,
 ) -> None:
-    """Pretrain LLaMA and the adapter: packed drawings first, then (from `packed_share` of the way on) also real prompts."""
+    """Pretrain LLaMA and the adapter on packed drawings and, later, also on real prompts.
+
+    `packed_share` of the way is packed alone.
+    """
     personalizer = learning_language(prompts.model.personalizer)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:

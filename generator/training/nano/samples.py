@@ -1,4 +1,4 @@
-"""The icon world as `evaluation.samples.Samples`: simulated users with a known taste, and what each should get."""
+"""The icon world's users and drawings, as `evaluation.samples.Samples`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class IconSample(Sample):
 
 
 class IconSamples:
-    """Users who like one style and one palette, and every icon on every poster; `cache` is the folder of the data sets."""
+    """Users who like one style and one palette, and every icon on every poster.
+
+    `cache` is the folder of the data sets.
+    """
 
     about = (
         "Four of a user's five history pictures are in the style and palette that the user likes; "
