@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from generator.pigeon.config import PigeonConfig
 from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.diffusion import Diffusion, cells
+from generator.pigeon.model import PigeonModel
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import Critic, Critique, Latents
 from generator.training.nano.world import World
@@ -59,22 +59,21 @@ def training_alphas(scheduler: dict[str, object]) -> Tensor:
 def train_diffusion(
     folder: Path,
     world: World,
-    model: PigeonConfig,
-    diffusion: Diffusion,
-    decoder: CodeDecoder,
+    model: PigeonModel,
     codes: CodeCache,
     latents: Latents,
     imputed: Latents,
     critic: Critic,
     config: TrainerConfig,
     batch: int = 16,
-) -> DiffusionTask:
+) -> None:
     """Train the UNet by v-prediction on cached latents (concepts, styles, palettes, 4, h, w).
 
     Half of the sketches are `imputed`, of the latents' shape, which is also what is drawn of drawings that may not be seen; a tenth of
     the conditions are dropped (zero). The critic compares the picture that a prediction under conditions means with the drawing, and with
     the concept's drawings in other styles: squares alone are content with a blur.
     """
+    diffusion, decoder = model.diffusion, model.code_decoder
     task = DiffusionTask(diffusion, decoder)
     critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join()
     alphas = training_alphas(dict(diffusion.scheduler))
@@ -113,4 +112,3 @@ def train_diffusion(
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
     Trainer(task, loss, folder, config).run()
-    return task

@@ -261,11 +261,10 @@ def _refiner(run: NanoRun, config: TrainerConfig | None) -> None:
 
 
 def _decoder(run: NanoRun, config: TrainerConfig | None) -> None:
-    model = run.assembled()
     train_decoder(
         run.root / "decoder",
         run.world,
-        model,
+        run.assembled(),
         run.codes(),
         run.latents(),
         run.imputed(),
@@ -274,13 +273,10 @@ def _decoder(run: NanoRun, config: TrainerConfig | None) -> None:
 
 
 def _diffusion(run: NanoRun, config: TrainerConfig | None) -> None:
-    model = run.assembled()
     train_diffusion(
         run.root / "diffusion",
         run.world,
-        run.config,
-        model.diffusion,
-        model.code_decoder,
+        run.assembled(),
         run.codes(),
         run.latents(),
         run.imputed(),
