@@ -36,7 +36,6 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.training.nano.commands",
-    "generator.training.evaluation.commands",
 )
 
 # Where the extra `lavit` is installed, these warn at every import of kernels and types that a machine without CUDA lacks.
