@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from typer.testing import CliRunner
 
-from generator.cli import app
+from generator.cli import build_app
 from generator.datasets.fetch import versions_key
 from generator.datasets.icons import STYLES, Concept
 from generator.pigeon.checkpoint import save_model
@@ -275,7 +275,7 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
     output = tmp_path / "out"
     asked = ["evaluate", str(tmp_path / "stage2"), "--compare", str(tmp_path / "stage1"), "--output", str(output)]
     asked += ["--count", "2", "--extractor", "own", "--extractor", "pixels", "--ratio", "0", "--ratio", "0.5"]
-    result = CliRunner().invoke(app, asked, catch_exceptions=False)
+    result = CliRunner().invoke(build_app(), asked, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "Known truth by softened pixels" in result.output
     assert "Seconds per sample: draw " in result.output
@@ -313,7 +313,7 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
 
     # Once more: real drawings come from the cache, and figures are the same.
     before = sorted(path.stat().st_mtime_ns for path in (state / "cache/evaluation").rglob("*.npy"))
-    CliRunner().invoke(app, [*asked, "--baselines", "none"], catch_exceptions=False)
+    CliRunner().invoke(build_app(), [*asked, "--baselines", "none"], catch_exceptions=False)
     assert before == sorted(path.stat().st_mtime_ns for path in (state / "cache/evaluation").rglob("*.npy"))
     second = json.loads((output / "evaluation.json").read_text())
     assert list(second["rows"]) == grids
@@ -339,12 +339,12 @@ def test_what_is_wrong_is_named_before_anything_is_loaded(fields: dict, message:
 def test_missing_data_and_checkpoints_are_named(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIGEON_STATE_DIR", str(tmp_path))
     asked = ["evaluate", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, asked)
+    result = CliRunner().invoke(build_app(), asked)
     assert isinstance(result.exception, InputError)
     assert "pigeon train stage text" in str(result.exception)
     monkeypatch.setenv("PIGEON_STATE_DIR", str(state))
-    assert isinstance(CliRunner().invoke(app, asked).exception, ModelError)
+    assert isinstance(CliRunner().invoke(build_app(), asked).exception, ModelError)
     (tmp_path / "file").touch()
-    blocked = CliRunner().invoke(app, ["evaluate", "--output", str(tmp_path / "file/out")])
+    blocked = CliRunner().invoke(build_app(), ["evaluate", "--output", str(tmp_path / "file/out")])
     assert isinstance(blocked.exception, InputError)
     assert str(blocked.exception).startswith("output: ")
