@@ -102,7 +102,9 @@ def _set_up_logging(debug: bool) -> None:
 
 
 def part_missing(error: ModuleNotFoundError, arguments: Sequence[str]) -> PartMissing | None:
-    """What to tell the user about a missing module; None when it is one of ours, which is a mistake in the code."""
+    """What to tell the user about a missing module.
+
+    None when it is one of ours, which is a mistake in the code."""
     module = (error.name or "").partition(".")[0]
     if not module or module in OWN_PACKAGES:
         return None

@@ -1,4 +1,6 @@
-"""What is installed: the wheel holds code and no weights, every extra what its commands import, and a missing part is named."""
+"""What is installed: a wheel without weights, extras that bring what their commands import.
+
+A missing part is named."""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ BEGINNINGS = {
     "train": ("generator.feedback.commands", "generator.training.nano.commands"),
     "local": ("deploy.local.commands",),
     "demo": ("deploy.local.demo.commands",),
-    "evaluate": ("generator.training.evaluation.commands",),
+    "evaluate": (
+        *(f"generator.training.evaluation.{name}" for name in ("run", "report", "plots")),
+        "generator.training.nano.samples",
+    ),
 }
 # Imported inside functions that name the extra to install when it is not there.
 NAMED_WHEN_MISSING = {
@@ -52,7 +57,9 @@ def _normal(name: str) -> str:
 
 @cache
 def requirements(extra: str) -> frozenset[str]:
-    """Names of the distributions that an extra lists, with those of the extras it includes; "" is the base install."""
+    """Names of the distributions that an extra lists, with those of the extras it includes.
+
+    "" is the base install."""
     project = PYPROJECT["project"]
     found: set[str] = set()
     for line in project["optional-dependencies"][extra] if extra else project["dependencies"]:
@@ -66,7 +73,9 @@ def requirements(extra: str) -> frozenset[str]:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """Every module that one of ours imports, inside functions too, leaving out what only the type checker reads."""
+    """Every module that one of ours imports, inside functions too.
+
+    What only the type checker reads is left out."""
     base = CHECKOUT / Path(*module.split("."))
     path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
     if not path.exists():  # a function or class of `from package import name`
@@ -88,7 +97,7 @@ def _imports(module: str) -> frozenset[str]:
 
 
 def distributions(beginnings: Iterable[str]) -> set[str]:
-    """Names of the distributions whose modules are imported by the beginnings or by anything of ours that they import."""
+    """Names of the distributions that the beginnings import, or anything of ours that they import."""
     owners = packages_distributions()
     found: set[str] = set()
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Stage 1 on any batches: its loss by the formula, an exact resume, and nano's stage, which is the same."""
+"""Stage 1 on any batches: its loss by the formula, an exact resume, and nano's stage."""
 
 from __future__ import annotations
 

@@ -108,7 +108,9 @@ def evaluate(
     ] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="Of the users, their pictures and the intervals.")] = 7,
 ) -> None:
-    """Draw for simulated users whose taste is known, and measure it: style, concept, likeness, baselines, α_r sweep.
+    """Draw for simulated users whose taste is known, and measure it.
+
+    Style, concept, likeness, baselines, α_r sweep.
 
     The first run encodes thousands of real drawings, which are kept under the state folder; later ones are quicker.
     """
