@@ -21,7 +21,7 @@ from pathlib import Path
 from generator.datasets.errors import DatasetError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, units done, units in all)."""
+"""Callback that takes (what is being done, units done, units in all)."""
 
 ICON_PACKAGES: dict[str, str] = {
     "noto": "@iconify-json/noto@1.2.9",

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Part = tuple[torch.Tensor, dict[str, float]]
 LossFunction = Callable[[int, np.random.Generator], Part | Iterator[Part]]
-"""(step, generator) -> the step's loss and figures to log, or an iterator of parts that add up to them. A part is
+"""Function of (step, generator) that gives the step's loss and figures to log, or an iterator of parts that add up to them. A part is
 backpropagated before the next one is asked for, so parts cost time and not memory. Each process of a group gives its own."""
 
 
@@ -61,7 +61,7 @@ class TrainerConfig:
     save_every_seconds: float = 120.0
     log_every_seconds: float = 20.0
     budget_seconds: float | None = None
-    """Wall-clock limit over all resumed runs: the cool-down then ends here, and a resume is exact only up to timing."""
+    """Wall-clock limit in seconds over all resumed runs: the cool-down then ends here, and a resume is exact only up to timing."""
 
 
 class Trainer:
