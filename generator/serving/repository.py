@@ -127,11 +127,12 @@ def file_hash(path: Path) -> str:
 
 
 def tree_hashes(folder: Path) -> dict[str, str]:
-    """Path below `folder` (POSIX) -> SHA-256, of every file but documentation."""
+    """Path below `folder` (POSIX) -> SHA-256, of every file but what only documents it: texts, pictures, an evaluation."""
+    files = [(path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
-        path.relative_to(folder).as_posix(): file_hash(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in {".md", ".pyc"}
+        relative.as_posix(): file_hash(path)
+        for relative, path in files
+        if relative.parts[0] != "evaluation" and path.suffix not in {".md", ".pyc", ".png", ".webp", ".svg"}
     }
 
 
