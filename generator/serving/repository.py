@@ -127,7 +127,10 @@ def file_hash(path: Path) -> str:
 
 
 def tree_hashes(folder: Path) -> dict[str, str]:
-    """Path below `folder` (POSIX) -> SHA-256, of every file but what only documents it: texts, pictures, an evaluation."""
+    """Path below `folder` (POSIX) -> SHA-256, of every file but what only documents it.
+
+    Texts, pictures and an evaluation are left out.
+    """
     files = [(path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         relative.as_posix(): file_hash(path)
