@@ -61,6 +61,6 @@ class Steps:
                 typer.echo(f"        {line}", err=True)
             raise StepFailed(
                 f"`{shown}` ended with exit code {child.returncode}; `pigeon --debug ...` shows more. If an earlier demo of other "
-                "options is in the way, `pigeon demo --fresh` begins anew"
+                "options is in the way, `pigeon demo --fresh` starts again"
             )
         return step
