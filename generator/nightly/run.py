@@ -17,7 +17,7 @@ from generator.nightly.generate import Generator, Tally
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_rows import select_manifest_rows
-from generator.nightly.plan import Planner, Scope
+from generator.nightly.plan import Chunk, Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
@@ -59,8 +59,7 @@ class Night:
         self._date = logical_date
         self._engine = connect(self._settings.database)
         self._store = Store(self._settings.s3)
-        cache = self._settings.state_dir / "cache" / "pictures"
-        self._images = CatalogImages(self._settings.night, self._store, cache)
+        self._images = CatalogImages(self._engine, self._settings)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
         """Count what a night would draw and skip; nothing is written but the picture cache."""
@@ -69,7 +68,7 @@ class Night:
             planner = self._planner(session)
             tasks = users = 0
             skips: dict[str, int] = {}
-            for chunk in planner.chunks(scope):
+            for chunk in self._chunks(planner, scope):
                 tasks += len(chunk.tasks)
                 users += len({task["user_id"] for task in chunk.tasks})
                 for skip in chunk.skips:
@@ -126,9 +125,15 @@ class Night:
         finally:
             self._engine.dispose()
             self._store.s3.close()
+            self._images.close()
 
     def _planner(self, session: Any) -> Planner:
         return Planner(session, self._settings, self._images, self._parts.model().tokenizer_version, self._date)
+
+    def _chunks(self, planner: Planner, scope: Scope) -> Iterator[Chunk]:
+        """The plan; refused as a whole when too many of its pictures could not be had, because their hosts are away."""
+        yield from planner.chunks(scope)
+        self._images.check_outages()
 
     def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
         start = time.monotonic()
@@ -136,7 +141,7 @@ class Night:
             planner = self._planner(session)
             frozen = {"scope": scope.json(), "recipe": drawing_settings(self._settings.night)}
             version = planner.drawers.champion.version
-            tasks, skips = ledger.save_plan(self._date, version, frozen, planner.chunks(scope))
+            tasks, skips = ledger.save_plan(self._date, version, frozen, self._chunks(planner, scope))
         reach("planned")
         run = ledger.run(self._date)
         assert run is not None  # noqa: S101 - just written
