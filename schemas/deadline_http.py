@@ -65,7 +65,7 @@ def remaining() -> float:
     """
     left: float = _clock.end - time.monotonic()
     if left <= 0:
-        raise DeadlinePassed("the deadline for one picture has passed (setting night.image_timeout_seconds)")
+        raise DeadlinePassed("the deadline has passed")
     return left
 
 
@@ -202,10 +202,9 @@ def judged(error: Exception) -> Exception:
         inner = deeper
     if isinstance(inner, ImageProblem):
         return inner
-    if isinstance(inner, DeadlinePassed):
-        return TryAgain(str(inner))
-    if isinstance(inner, TimeoutError):
-        return TryAgain("does not answer in time (setting night.image_timeout_seconds)")
+    if isinstance(inner, TimeoutError):  # ours says where the time went
+        where = f": {inner}" if isinstance(inner, DeadlinePassed) else ""
+        return TryAgain(f"not answered in time (setting night.image_timeout_seconds){where}")
     return TryAgain(one_line(f"{type(inner).__name__}: {inner}"))
 
 

@@ -154,6 +154,7 @@ class Fetcher:
             self._rules.check(address)
             if isinstance(address, FileAddress):
                 return read_file(address.path, self._limit, known)
+            self._prepare(address)
             with self._slot(host), deadline(self._seconds):
                 return self._patiently(address, host, known or Known())
         except (ImageProblem, HostUnavailable):
@@ -177,6 +178,14 @@ class Fetcher:
             slot = self._slots.setdefault(host, threading.BoundedSemaphore(self._images.per_host))
         with slot:
             yield
+
+    def _prepare(self, address: WebAddress | BucketAddress) -> None:
+        """Import and make what a first fetch needs, so that it does not come out of a picture's time."""
+        if isinstance(address, WebAddress):
+            self._pool("web")
+            return
+        self._pool("s3")
+        self._signer(self._s3.region)
 
     def _patiently(self, address: WebAddress | BucketAddress, host: str, known: Known) -> Fetched | NotModified:
         wait = FIRST_WAIT_SECONDS
@@ -303,10 +312,7 @@ class Fetcher:
 
     def _signed(self, address: BucketAddress, region: str) -> str:
         """An address that carries our signature, so that objects are read under the same limits as other pictures."""
-        with self._lock:
-            if region not in self._signers:
-                self._signers[region] = self._signer(region)
-            signer = self._signers[region]
+        signer = self._signer(region)
         from botocore.exceptions import BotoCoreError
 
         try:
@@ -322,14 +328,17 @@ class Fetcher:
         from botocore.config import Config
 
         secret = self._s3.secret_access_key
-        return boto3.client(
-            "s3",
-            endpoint_url=self._s3.endpoint_url,
-            region_name=region,
-            aws_access_key_id=self._s3.access_key_id,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            config=Config(signature_version="s3v4"),
-        )
+        with self._lock:
+            if region not in self._signers:
+                self._signers[region] = boto3.client(
+                    "s3",
+                    endpoint_url=self._s3.endpoint_url,
+                    region_name=region,
+                    aws_access_key_id=self._s3.access_key_id,
+                    aws_secret_access_key=secret.get_secret_value() if secret else None,
+                    config=Config(signature_version="s3v4"),
+                )
+            return self._signers[region]
 
 
 def read_file(path: str | os.PathLike[str], limit: int, known: Known | None = None) -> Fetched | NotModified:

@@ -114,7 +114,7 @@ def _read(data: bytes) -> Decoded:
     except UnidentifiedImageError:
         raise ImageProblem(f"not a picture of a format that is taken ({', '.join(FORMATS)}){_hint(data)}") from None
     except Image.DecompressionBombError:
-        raise ImageProblem(f"has more than {MAX_PIXELS} pixels") from None
+        raise ImageProblem(f"the number of its pixels is out of range ({MAX_PIXELS} at most)") from None
     with image:
         kind = image.format or ""
         if kind not in FORMATS:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import Engine, case, delete, exists, func, select
@@ -27,9 +27,12 @@ from generator.nightly.image_hosts import HostOutage, ImageHosts, Outage
 from generator.storage.postgres import plain_errors
 from schemas.deadline_http import one_line
 from schemas.fetch import LOCAL_FILES, Fetched, Fetcher, HostUnavailable, Known, NotModified
-from schemas.images import RULE_VERSION, ImageProblem, Pixels, decode, read
+from schemas.images import RULE_VERSION, ImageProblem, decode, read
 from schemas.settings import Settings
 from schemas.tables import CatalogImage, Item
+
+if TYPE_CHECKING:
+    from schemas.images import Pixels
 
 __all__ = ["CatalogImages", "ImageAway", "Probe", "UnreadableImage", "decode", "features_version"]
 
@@ -325,7 +328,10 @@ class CatalogImages:
             age,
         ).where(CatalogImage.uri.in_(uris))
         with plain_errors(self._engine), Session(self._engine) as session:
-            return {uri: _Row(*rest[:-1], float(rest[-1])) for uri, *rest in session.execute(query)}
+            return {
+                uri: _Row(sha256, etag, last_modified, problem, float(seconds))
+                for uri, sha256, etag, last_modified, problem, seconds in session.execute(query)
+            }
 
     def _store(self, seen: dict[str, _Seen]) -> None:
         if not seen:
