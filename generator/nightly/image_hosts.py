@@ -27,6 +27,10 @@ TRY_AGAIN_SECONDS = 30.0
 """Seconds after which a host that is not asked any more is asked by one caller again."""
 
 
+class AddressInTrouble(HostUnavailable):
+    """The host answers for others, but fails for this address again and again: a broken picture, or bad luck."""
+
+
 class HostOutage(ServerUnavailable):
     """Hosts of many pictures that were never seen are away for longer than the night waits."""
 
@@ -94,7 +98,9 @@ class ImageHosts:
         """As `ask`, again and again until the host has been away for night.outage_seconds, or answers for others only.
 
         Raises:
-            HostUnavailable: it is away still (`is_away`), or only this question fails.
+            HostUnavailable: it is away still.
+            AddressInTrouble: only this question fails.
+            ImageProblem: as `work`.
         """
         began = time.monotonic()
         wait = FIRST_WAIT_SECONDS
@@ -111,18 +117,14 @@ class ImageHosts:
                     answers = state.answers if answers is None else answers
                     since = state.away_since if state.away_since is not None else began
                     left = min(since, began) + self._outage_seconds - time.monotonic()
-                    if attempts >= OWN_ATTEMPTS or left <= 0:
+                    if attempts >= OWN_ATTEMPTS or (attempts and left <= 0):
+                        raise AddressInTrouble(host, error.reason) from error
+                    if left <= 0:
                         raise
                 pause = max(wait * random.uniform(0.5, 1), error.retry_after or 0.0)
                 if self.stopping.wait(min(pause, left)):
                     raise
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-
-    def is_away(self, host: str) -> bool:
-        """Whether the host has answered nobody since it last failed."""
-        with self._lock:
-            state = self._hosts.get(host)
-            return state is not None and state.away_since is not None
 
     def count(self, host: str, uri: str, *, known: bool) -> None:
         """Note an address that could not be asked about."""

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.image_cache import ImageCache
-from generator.nightly.image_hosts import HostOutage, ImageHosts, Outage
+from generator.nightly.image_hosts import AddressInTrouble, HostOutage, ImageHosts, Outage
 from generator.storage.postgres import plain_errors
 from schemas.deadline_http import one_line
 from schemas.fetch import LOCAL_FILES, Fetched, Fetcher, HostUnavailable, Known, NotModified
@@ -44,7 +44,7 @@ PAGE = 500
 
 
 class ImageAway(ImageProblem):
-    """The host of a picture whose bytes are needed is away; the text names it. Nothing is known against the picture."""
+    """The host of a picture whose bytes are needed does not give them; the text names it. Nothing is known against the picture."""
 
 
 @dataclass(frozen=True)
@@ -289,11 +289,9 @@ class CatalogImages:
         return named_by_content or row.age_seconds < self._settings.fresh_seconds
 
     def _missed(self, uri: str, error: HostUnavailable) -> Probe:
-        host = self._fetcher.host(uri)
-        if not self._hosts.is_away(host):
-            # The host answers for others: this address is in trouble tonight, which says nothing for ever.
-            return Probe(None, str(error))
-        self._hosts.count(host, uri, known=False)
+        if isinstance(error, AddressInTrouble):  # not remembered: tomorrow it may be there
+            return Probe(None, f"the host fails for this picture: {error}")
+        self._hosts.count(self._fetcher.host(uri), uri, known=False)
         return Probe(None, f"picture host is away: {error}", away=True)
 
     # --- drawing ---
@@ -311,7 +309,8 @@ class CatalogImages:
         try:
             answer = self._hosts.ask_patiently(self._fetcher.host(uri), lambda: self._fetcher.fetch(uri))
         except HostUnavailable as error:
-            raise ImageAway(f"picture host is away: {error}") from error
+            words = "the host fails for this picture" if isinstance(error, AddressInTrouble) else "picture host is away"
+            raise ImageAway(f"{words}: {error}") from error
         assert isinstance(answer, Fetched)  # noqa: S101 - asked without a condition
         return answer.body
 
