@@ -62,7 +62,7 @@ class Night:
         self._images = CatalogImages(self._engine, self._settings)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
-        """Count what a night would draw and skip; nothing is written but the picture cache."""
+        """Count what a night would draw and skip; nothing is written but what is learned of pictures."""
         ledger = Ledger(self._engine)
         with ledger.reading() as session:
             planner = self._planner(session)
