@@ -128,6 +128,8 @@ def _importer(topic: str) -> Callable[..., None]:
         hidden = sum(report.skipped.values()) - len(report.first)
         if hidden > 0:
             typer.echo(f"{file}: and {hidden} more", err=True)
+        for line, oddity in sorted(report.warnings):
+            typer.echo(f"{file}: line {line}: {oddity}: sent all the same", err=True)
         typer.echo(f"{file.name}: {report.line()}" + (" (dry run: nothing was sent)" if dry_run else f" -> {topic}"))
 
     command.__doc__ = f"Send a file's rows to {topic}; each bad row is named and skipped."

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
@@ -171,8 +172,12 @@ class NightSettings(_Group):
     )
     webp_quality: int = Field(88, ge=1, le=100)
     font: Path | None = Field(None, description="TrueType font of the titles; empty = DejaVu Sans Bold.")
-    max_image_bytes: int = Field(20 * 2**20, ge=1_024, description="A larger catalogue picture is unreadable.")
-    image_timeout_seconds: Seconds = 10.0
+    max_image_bytes: int = Field(
+        20 * 2**20, ge=1_024, description="A larger catalogue picture is unreadable, for import and night alike."
+    )
+    image_timeout_seconds: Seconds = Field(
+        10.0, description="For one picture as a whole: name lookup, redirects, retries and the last byte."
+    )
     outage_seconds: float = Field(
         120.0, gt=0, description="A model server away for longer stops the night; its tasks stay pending."
     )
@@ -188,6 +193,59 @@ class NightSettings(_Group):
             if not (width.isdigit() and height.isdigit() and 64 <= int(width) <= 4096 and 64 <= int(height) <= 4096):
                 raise ValueError(f"{size!r} is not WIDTHxHEIGHT with 64..4096 each, for example 400x600")
         return sizes
+
+
+class ImageSettings(_Group):
+    """Catalogue pictures: where they may come from, and what is remembered of them."""
+
+    allowed_schemes: tuple[Literal["http", "https", "s3", "file"], ...] = Field(
+        ("http", "https", "s3"),
+        description="file also lets the night open paths of its own machine; imports read paths anyway.",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts of http(s) pictures, for example img.example.com or *.example.com; empty or * = any with a public "
+        "address. A host that is named may have a private address.",
+    )
+    allowed_buckets: tuple[str, ...] = Field(
+        (), description="Buckets beside s3.bucket that s3:// pictures are read from, with the keys of s3; * = any."
+    )
+    allowed_networks: tuple[str, ...] = Field(
+        (),
+        description="Private networks whose hosts may be asked, for example 10.0.0.0/8. Link-local and metadata addresses are "
+        "refused even so.",
+    )
+    proxy: str | None = Field(
+        None, description="http://host:port that http(s) pictures are fetched through; needs allowed_hosts."
+    )
+    per_host: int = Field(4, ge=1, le=64, description="Pictures fetched from one host at a time, per process.")
+    attempts: int = Field(3, ge=1, description="Times that a busy or failing host is asked for one picture.")
+    fresh_seconds: float = Field(
+        12 * 3600.0, ge=0, description="A good picture that was looked at this recently is not asked for again."
+    )
+    cache_mib: int = Field(
+        2_048, ge=1, description="Pictures kept in state_dir/cache/pictures; the least recently used go first."
+    )
+    away_share: Share = Field(
+        0.1,
+        description="Share of a night's addresses that were never seen and whose hosts are away, past which the night stops "
+        "instead of going on without them.",
+    )
+
+    @field_validator("allowed_networks")
+    @classmethod
+    def _networks_parse(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)
+        return networks
+
+    @model_validator(mode="after")
+    def _a_proxy_needs_the_hosts(self) -> Self:
+        if self.proxy and not set(self.allowed_hosts) - {"*"}:
+            raise ValueError(
+                "images.proxy needs images.allowed_hosts: behind a proxy we cannot see which addresses are private"
+            )
+        return self
 
 
 class RetrainSettings(_Group):
@@ -251,6 +309,7 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     consumer: ConsumerSettings = ConsumerSettings()
     night: NightSettings = NightSettings()
+    images: ImageSettings = ImageSettings()
     retrain: RetrainSettings = RetrainSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     models: ModelSettings = ModelSettings()

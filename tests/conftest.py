@@ -7,6 +7,7 @@ Fixtures: `stack` (the servers), `database_url` (migrated, empty), `bucket`, `to
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from schemas.settings import DatabaseSettings, Settings, load_settings
 
 CHECKOUT = Path(__file__).parents[1]
 TEMPLATE = "pigeon_template"
+IMAGE_SCHEMES = ("http", "https", "s3", "file")  # the catalogues of the tests are files of this machine
 _numbers = itertools.count(1)
 
 
@@ -146,6 +148,7 @@ def settings(stack: Stack, database_url: str, bucket: str, topic_prefix: str) ->
         s3={"bucket": bucket},
         # Half of a session's time is what joining takes here.
         kafka={"topic_prefix": topic_prefix, "group_id": f"{topic_prefix}pigeon", "session_timeout_ms": 2_000},
+        images={"allowed_schemes": IMAGE_SCHEMES},
     )
 
 
@@ -166,6 +169,7 @@ def pigeon(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str]
         "PIGEON_S3__BUCKET": settings.s3.bucket,
         "PIGEON_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
         "PIGEON_KAFKA__GROUP_ID": settings.kafka.group_id,
+        "PIGEON_IMAGES__ALLOWED_SCHEMES": json.dumps(IMAGE_SCHEMES),
     }
 
     def run(*arguments: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:

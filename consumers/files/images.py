@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from PIL import Image, UnidentifiedImageError
 
 from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
+from schemas.fetch import Fetched, HostUnavailable, read_file
+from schemas.images import FORMATS, FileKind, ImageProblem, read
 from schemas.settings import S3Settings
-
-MAX_BYTES = 32 * 2**20
-EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
-
-
-class UnreadableImage(Exception):
-    """A row's picture cannot be used; the text gives the reason."""
 
 
 def local_path(uri: str, base: Path) -> Path | None:
     """The file that a URI means, relative to `base`; None when it is not a local file.
 
     Raises:
-        UnreadableImage: the scheme is not one of file, http, https and s3.
+        ImageProblem: the scheme is not one of file, http, https and s3.
     """
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https", "s3"):
@@ -35,41 +28,32 @@ def local_path(uri: str, base: Path) -> Path | None:
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     if parts.scheme and "://" in uri:
-        raise UnreadableImage(f"image_uri {uri!r}: {parts.scheme}:// is not supported; use a path, http(s):// or s3://")
+        raise ImageProblem(f"image_uri {uri!r}: {parts.scheme}:// is not supported; use a path, http(s):// or s3://")
     return base / uri
 
 
-def check(path: Path) -> tuple[bytes, str]:
-    """A picture file's bytes and format, decoded once to be sure that it can be.
+@dataclass(frozen=True)
+class CheckedImage:
+    """A picture file's bytes, what kind of file it is, and whether it has one colour only."""
+
+    content: bytes
+    kind: FileKind
+    blank: bool
+
+
+def check(path: Path, limit_bytes: int) -> CheckedImage:
+    """Read a picture file and decode it once by the rule that the night has, to be sure that it can be used.
 
     Raises:
-        UnreadableImage: it is missing, too large, damaged, or no picture.
+        ImageProblem: it is missing, too large, damaged, or no picture.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UnreadableImage(f"image {path}: {path.stat().st_size} bytes, at most {MAX_BYTES} are taken")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"image {path}: {error.strerror}") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                kind = image.format or ""
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"image {path}: not a picture that can be read") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        raise UnreadableImage(f"image {path}: damaged: {error}") from None
-    if kind not in EXTENSIONS:
-        raise UnreadableImage(f"image {path}: {kind or 'unknown format'}; use {', '.join(EXTENSIONS)}")
-    return content, kind
+        answer = read_file(path, limit_bytes)
+        assert isinstance(answer, Fetched)  # noqa: S101 - asked without a condition
+        decoded = read(answer.body)
+    except (ImageProblem, HostUnavailable) as error:
+        raise ImageProblem(f"image {path}: {error}") from None
+    return CheckedImage(answer.body, FORMATS[decoded.format], decoded.blank)
 
 
 class Uploader:
@@ -80,19 +64,17 @@ class Uploader:
         self._client = s3_client(**s3_options(settings))
         self.uploaded = 0
 
-    def upload(self, content: bytes, kind: str) -> str:
-        """Store a picture unless its content is there already; returns its s3:// URI.
-
-        May be called from several threads.
+    def upload(self, content: bytes, kind: FileKind) -> str:
+        """Store a picture unless its content is there already; returns its s3:// URI. May be called from several threads.
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.
             ServerUnavailable: the store does not answer.
         """
-        key = f"catalog/{hashlib.sha256(content).hexdigest()}.{EXTENSIONS[kind]}"
+        key = f"catalog/{hashlib.sha256(content).hexdigest()}.{kind.extension}"
         bucket = self._settings.bucket
         try:
-            self._client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=Image.MIME[kind], IfNoneMatch="*")
+            self._client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=kind.media_type, IfNoneMatch="*")
             self.uploaded += 1
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -23,6 +23,7 @@ from consumers.files.produce import Producer
 from consumers.kafka import clients
 from schemas.errors import InputError
 from schemas.events import CATALOG, CONSUMED, FEEDBACK, INTERACTIONS, Event
+from schemas.images import ImageProblem
 from schemas.settings import Settings
 
 # CSV columns with more than one value, and the separator of each.
@@ -40,6 +41,8 @@ class Report:
     uploaded: int = 0
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
     first: list[tuple[int, str]] = field(default_factory=list)  # the first of them: line, what is wrong
+    warned: Counter[str] = field(default_factory=Counter)  # reason -> rows that were sent all the same
+    warnings: list[tuple[int, str]] = field(default_factory=list)  # the first of them: line, what is odd
 
     def skip(self, line: int, reason: str, detail: str) -> None:
         """Count a row that was not sent."""
@@ -47,13 +50,21 @@ class Report:
         if len(self.first) < 20:
             self.first.append((line, detail))
 
+    def warn(self, line: int, reason: str, detail: str) -> None:
+        """Count a row that is sent, but may not be what was meant."""
+        self.warned[reason] += 1
+        if len(self.warnings) < 20:
+            self.warnings.append((line, detail))
+
     def line(self) -> str:
         """One line for people."""
         text = f"{self.sent} rows"
         if self.uploaded:
             text += f", {self.uploaded} pictures uploaded"
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.skipped.items()))
-        return text + (f"; {sum(self.skipped.values())} skipped ({reasons})" if reasons else "; 0 skipped")
+        text += f"; {sum(self.skipped.values())} skipped ({reasons})" if reasons else "; 0 skipped"
+        odd = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.warned.items()))
+        return text + (f"; to look at: {odd}" if odd else "")
 
 
 class _BadRow(Exception):
@@ -170,34 +181,40 @@ def _windows(events: Iterable[tuple[int, Event]], size: int) -> Iterator[list[tu
 
 
 def _with_images(
-    events: Iterable[tuple[int, Event]], base: Path, uploader: images.Uploader | None, report: Report
+    events: Iterable[tuple[int, Event]],
+    base: Path,
+    uploader: images.Uploader | None,
+    report: Report,
+    max_image_bytes: int,
 ) -> Iterator[tuple[int, Event]]:
     """Catalogue rows with their local pictures in S3; without an uploader the pictures are only checked."""
 
-    def resolve(event: Event) -> Event | images.UnreadableImage:
+    def resolve(event: Event) -> tuple[Event | ImageProblem, bool]:
+        """The event, or what is wrong with its picture; and whether the picture is blank."""
         uri: str | None = getattr(event, "image_uri", None)
         if not uri:
-            return images.UnreadableImage(
-                "image_uri: is missing: an item without a picture cannot be drawn from; add it"
-            )
+            return ImageProblem("image_uri: is missing: an item without a picture cannot be drawn from; add it"), False
         try:
             path = images.local_path(uri, base)
             if path is None:
-                return event
-            content, kind = images.check(path)
-        except images.UnreadableImage as error:
-            return error
-        stored = uploader.upload(content, kind) if uploader else uri
-        return event.model_copy(update={"image_uri": stored})
+                return event, False
+            checked = images.check(path, max_image_bytes)
+        except ImageProblem as problem:
+            return problem, False
+        stored = uploader.upload(checked.content, checked.kind) if uploader else uri
+        return event.model_copy(update={"image_uri": stored}), checked.blank
 
     with ThreadPoolExecutor(8, thread_name_prefix="pigeon-images") as pool:
         for window in _windows(events, WINDOW_ROWS):
-            for (line, _), resolved in zip(window, pool.map(resolve, [event for _, event in window]), strict=True):
-                if isinstance(resolved, images.UnreadableImage):
+            outcomes = pool.map(resolve, [event for _, event in window])
+            for (line, event), (resolved, blank) in zip(window, outcomes, strict=True):
+                if isinstance(resolved, ImageProblem):
                     missing = str(resolved).startswith("image_uri: is missing")
                     report.skip(line, "no picture" if missing else "unreadable picture", str(resolved))
-                else:
-                    yield line, resolved
+                    continue
+                if blank:
+                    report.warn(line, "blank picture", f"image {getattr(event, 'image_uri', '')}: has one colour only")
+                yield line, resolved
 
 
 def run(
@@ -253,4 +270,6 @@ def _source(
     settings: Settings, topic: str, path: Path, uploader: images.Uploader | None, report: Report
 ) -> Iterator[tuple[int, Event]]:
     events = _events(path, topic, report)
-    return _with_images(events, path.resolve().parent, uploader, report) if topic == CATALOG else events
+    if topic != CATALOG:
+        return events
+    return _with_images(events, path.resolve().parent, uploader, report, settings.night.max_image_bytes)

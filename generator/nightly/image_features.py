@@ -1,4 +1,4 @@
-"""Visual tokens and embeddings of catalogue images, computed once per (image, tokenizer)."""
+"""Visual tokens and embeddings of catalogue images, once per (image, tokenizer, decoding rule)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.nightly.images import CatalogImages, UnreadableImage
+from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage, features_version
 from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, ServedPigeon
 from generator.storage.postgres import plain_errors
 from schemas.tables import ImageFeature
@@ -24,6 +24,8 @@ class Missing:
     """Why an image has no features."""
 
     reason: str
+    away: bool = False
+    """Its host is away: worth asking again for a later task."""
 
 
 class ImageFeatureCache:
@@ -60,7 +62,11 @@ class ImageFeatureCache:
             new = sorted(set(uris) - set(self._known))
             for start in range(0, len(new), BATCH):
                 self._compute([(sha, uris[sha]) for sha in new[start : start + BATCH]])
-            return {sha: self._known[sha] for sha in uris}
+            found = {sha: self._known[sha] for sha in uris}
+            for sha, features in found.items():
+                if isinstance(features, Missing) and features.away:
+                    del self._known[sha]
+            return found
 
     def _load(self, hashes: list[str]) -> None:
         if not hashes:
@@ -69,7 +75,7 @@ class ImageFeatureCache:
             rows = session.scalars(
                 select(ImageFeature).where(
                     ImageFeature.image_sha256.in_(hashes),
-                    ImageFeature.tokenizer_version == self._model.tokenizer_version,
+                    ImageFeature.tokenizer_version == features_version(self._model.tokenizer_version),
                 )
             )
             for row in rows:
@@ -83,7 +89,7 @@ class ImageFeatureCache:
             try:
                 pixels[sha] = self._images.pixels(uri, sha)
             except UnreadableImage as error:
-                self._known[sha] = Missing(str(error))
+                self._known[sha] = Missing(str(error), away=isinstance(error, ImageAway))
         if not pixels:
             return
         try:
@@ -104,7 +110,7 @@ class ImageFeatureCache:
         rows = [
             {
                 "image_sha256": sha,
-                "tokenizer_version": self._model.tokenizer_version,
+                "tokenizer_version": features_version(self._model.tokenizer_version),
                 "tokens": list(features.tokens),
                 "embedding": [float(value) for value in features.embedding],
             }

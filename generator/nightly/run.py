@@ -19,6 +19,7 @@ from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
+from generator.nightly.rows import Chunk
 from generator.nightly.wording import counted
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
@@ -60,17 +61,16 @@ class Night:
         self._date = logical_date
         self._engine = connect(self._settings.database)
         self._store = Store(self._settings.s3)
-        cache = self._settings.state_dir / "cache" / "pictures"
-        self._images = CatalogImages(self._settings.night, self._store, cache)
+        self._images = CatalogImages(self._engine, self._settings)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
-        """Count what a night would draw and skip; nothing is written but the image cache."""
+        """Count what a night would draw and skip; nothing is written but what is learned of images."""
         ledger = Ledger(self._engine)
         with ledger.reading() as session:
             planner = self._planner(session)
             tasks = users = 0
             skips: dict[str, int] = {}
-            for chunk in planner.chunks(scope):
+            for chunk in self._chunks(planner, scope):
                 tasks += len(chunk.tasks)
                 users += len({task.user_id for task in chunk.tasks})
                 for skip in chunk.skips:
@@ -130,9 +130,15 @@ class Night:
         finally:
             self._engine.dispose()
             self._store.s3.close()
+            self._images.close()
 
     def _planner(self, session: Any) -> Planner:
         return Planner(session, self._settings, self._images, self._context.model().tokenizer_version, self._date)
+
+    def _chunks(self, planner: Planner, scope: Scope) -> Iterator[Chunk]:
+        """Yield the plan; refuse it as a whole when the hosts of too many of its images are away."""
+        yield from planner.chunks(scope)
+        self._images.check_outages()
 
     def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
         start = time.monotonic()
@@ -140,7 +146,7 @@ class Night:
             planner = self._planner(session)
             planned_with = {"scope": scope.json(), "recipe": drawing_settings(self._settings.night)}
             version = planner.drawers.champion.version
-            tasks, skips = ledger.save_plan(self._date, version, planned_with, planner.chunks(scope))
+            tasks, skips = ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope))
         reach("planned")
         run = ledger.get_run(self._date)
         assert run is not None  # noqa: S101 - just written

@@ -5,6 +5,7 @@ Its model is a test double.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -68,6 +69,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
         "PIGEON_STATE_DIR": str(settings.state_dir),  # its env file has the other addresses
         "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
         "PIGEON_S3__BUCKET": settings.s3.bucket,
+        "PIGEON_IMAGES__ALLOWED_SCHEMES": json.dumps(settings.images.allowed_schemes),
     }
     assert secret
     done = subprocess.run(

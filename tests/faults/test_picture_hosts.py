@@ -1,0 +1,106 @@
+"""Picture hosts that are away while a night is planned or drawn, on real Postgres and S3; the model is a test double."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from generator.nightly.image_hosts import HostOutage
+from generator.nightly.ledger import Ledger
+from generator.nightly.plan import Scope
+from generator.storage.postgres import connect
+from schemas.settings import Settings
+from schemas.tables import Item, NightRun
+from tests.support.fake_pigeon import FakePigeon
+from tests.support.night_world import NIGHT, build, night
+from tests.support.picture_host import PictureHost
+
+pytestmark = [pytest.mark.integration, pytest.mark.faults]
+TOMORROW = date(2026, 3, 2)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generator.nightly.image_hosts.FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("generator.nightly.image_hosts.LONGEST_WAIT_SECONDS", 0.2)
+
+
+@pytest.fixture
+def host() -> Iterator[PictureHost]:
+    with PictureHost() as made:
+        yield made
+
+
+@pytest.fixture
+def served(settings: Settings, host: PictureHost, tmp_path: Path) -> Settings:
+    """A catalogue of which all pictures are on the host."""
+    build(settings, tmp_path / "art", users=3, targets=2)
+    for path in (tmp_path / "art").iterdir():
+        host.pictures[f"/{path.name}"] = path.read_bytes()
+    engine = connect(settings.database)
+    with Session(engine) as session, session.begin():
+        for item in session.scalars(select(Item)):
+            item.image_uri = host.url(f"/{item.item_id}.png")
+    engine.dispose()
+    data = settings.model_dump()
+    data["state_dir"] = tmp_path / "state"
+    data["night"] |= {"outage_seconds": 0.5, "image_timeout_seconds": 2.0}
+    data["images"] |= {"allowed_networks": ("127.0.0.0/8",), "fresh_seconds": 0.0, "attempts": 1}
+    return Settings.model_validate(data)
+
+
+def runs(settings: Settings) -> dict[date, str]:
+    engine = connect(settings.database)
+    with Session(engine) as session:
+        found = {run.logical_date: run.status for run in session.scalars(select(NightRun))}
+    engine.dispose()
+    return found
+
+
+def skips(settings: Settings, run_id: str) -> dict[str, int]:
+    engine = connect(settings.database)
+    found = Ledger(engine).skips(run_id)
+    engine.dispose()
+    return found
+
+
+def test_a_host_that_was_never_seen_and_is_away_publishes_no_empty_night(served: Settings, host: PictureHost) -> None:
+    """FLAWS F4, first half."""
+    host.down = True
+    with pytest.raises(HostOutage, match=f"127.0.0.1:{host.port}"):
+        night(served).run(Scope())
+    assert runs(served) == {}
+    host.down = False
+    model = FakePigeon()
+    night(served, model).run(Scope())
+    assert runs(served) == {NIGHT: "published"}
+    assert len(model.draws) == 6
+
+
+def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after(
+    served: Settings, host: PictureHost
+) -> None:
+    """FLAWS F4, second half: history pictures stay the same ones."""
+    night(served).run(Scope())
+    for day, down in ((TOMORROW, True), (date(2026, 3, 3), False)):
+        host.down = down
+        model = FakePigeon()
+        night(served, model, on=day).run(Scope())
+        assert model.draws == []
+        assert skips(served, f"night-{day:%Y%m%d}").get("unreadable image") is None
+    host.down = False
+
+
+def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Settings, host: PictureHost) -> None:
+    plan = night(served)
+    plan.dry_run(Scope())
+    host.down = True
+    model = FakePigeon()
+    night(served, model).run(Scope())
+    assert len(model.draws) == 6
+    assert runs(served) == {NIGHT: "published"}
