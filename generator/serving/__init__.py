@@ -2,8 +2,10 @@
 
     api         what the night asks of the served model, as plain types
     client      `TritonPigeon`, that contract over gRPC, and model control
+    tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves
     repository  the Triton repository: layout, manifest, build, check
+    versions    what a checkpoint's parts are known by
     configs     each model's config.pbtxt
     export      checkpoint -> ONNX graphs, each compared with PyTorch
     llama       LLaMA's step as a graph with a key/value cache and LoRA matrices as inputs

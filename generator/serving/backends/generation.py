@@ -57,13 +57,15 @@ class AnswerGenerator:
         condition: Floats,
         streams: Sequence[tuple[int, int]],
         checkpoint: Callable[[], None] = lambda: None,
-    ) -> list[list[int]]:
+        temperatures: Sequence[float] | None = None,
+    ) -> AnswerSampler:
         """prompts (N, T) ids, -1 masked, -2 the reference embedding; condition (N, E); streams: (seed, variant) per row.
 
-        -> per row the ids drawn, without the end token. `checkpoint` is called before every step and may raise.
+        temperatures: per row, 0 is greedy; the checkpoint's own by default. `checkpoint` is called before every step and may
+        raise. -> the sampler, all of whose rows are finished.
 
         Raises:
-            BadInput: no row, or a prompt that does not fit the model's positions.
+            BadInput: no row, temperatures that do not fit, or a prompt that does not fit the model's positions.
             BadAnswer: logits that are not finite.
         """
         rows, length = prompts.shape
@@ -83,7 +85,10 @@ class AnswerGenerator:
             _, cache = self._run(prompts[:1, :prefix], condition[:1], cache)
         cache = {name: np.repeat(value, rows, axis=1) for name, value in cache.items()}
         logits, cache = self._run(prompts[:, prefix:], condition, cache)
-        sampler = AnswerSampler(self._config, streams, self._end_id, logits.shape[1])
+        try:
+            sampler = AnswerSampler(self._config, streams, self._end_id, logits.shape[1], temperatures)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
         while True:
             checkpoint()
             try:
@@ -91,7 +96,7 @@ class AnswerGenerator:
             except ValueError as error:
                 raise BadAnswer(str(error)) from error
             if sampler.done:
-                return sampler.rows
+                return sampler
             logits, cache = self._run(ids[:, None], condition, cache)
 
     def _run(
