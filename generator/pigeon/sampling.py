@@ -148,6 +148,11 @@ class AnswerSampler:
         return bool(self._finished.all()) or self._steps >= self._config.max_new_tokens
 
     @property
+    def finished(self) -> NDArray[np.bool_]:
+        """Which rows have met their end token (B,)."""
+        return self._finished.copy()
+
+    @property
     def rows(self) -> list[list[int]]:
         """What was drawn so far, per row, the end token not included."""
         return [list(row) for row in self._rows]

@@ -18,7 +18,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.serving import adapters, export
 from generator.serving.backends import graph as graphs
-from generator.serving.backends.generation import shared_prefix
+from generator.serving.backends.generation import AnswerGenerator, merged, shared_prefix
 from generator.serving.backends.graph import BadAnswer, BadInput, Graph
 from generator.serving.backends.masks import keep_top
 from generator.serving.backends.task import Prompt, TaskConfig, draw
@@ -155,6 +155,46 @@ def test_a_shared_prefix_ends_before_what_differs() -> None:
     assert shared_prefix(np.array([[5, 6, 8], [5, 9, 8]])) == 1
     assert shared_prefix(np.array([[5, 6, 8], [5, 6, 8]])) == 2, "the last token is always computed with all rows"
     assert shared_prefix(np.array([[-2]])) == 0
+
+
+def test_answers_that_agree_so_far_are_one_row_of_the_language_model(world) -> None:
+    """And are the answers that each would be alone."""
+    model, repository, _, _ = world
+    step = Graph(repository / "personalizer" / "graph" / "model.onnx")
+    lora = model.personalizer.lora()
+    rows: list[int] = []
+
+    class Counted:
+        inputs = step.inputs
+
+        def __call__(self, feeds):
+            rows.append(len(feeds["input_ids"]))
+            return step(feeds)
+
+    generator = AnswerGenerator(
+        Counted(),
+        {"lora_a": lora.a.detach().numpy(), "lora_b": lora.b.detach().numpy()},
+        model.config.generation,
+        model.config.ids.image_end,
+        model.config.language.max_positions,
+    )
+    prompts = np.repeat(np.array([[1, 5, 6, -2, 7, 8]]), 6, axis=0)
+    condition = np.random.default_rng(0).normal(size=(2, model.config.decoder.prompt_width)).astype(np.float32)
+    condition = condition[[0, 0, 0, 0, 1, 1]]
+    streams = [(3, variant) for variant in range(6)]
+    temperatures = [0.0, 0.0, 1.3, 1.3, 0.0, 2.0]
+    together = generator.generate(prompts, condition, streams, temperatures=temperatures)
+    assert rows[:2] == [1, 2], "one prefix, two conditions"
+    assert max(rows) <= 5, "two greedy answers are one"
+    assert together.rows[0] == together.rows[1] != together.rows[2]
+    assert together.logprobs[0] == together.logprobs[1]
+    for row in range(6):
+        own = slice(row, row + 1)
+        alone = generator.generate(prompts[own], condition[own], streams[own], temperatures=temperatures[own])
+        assert alone.rows[0] == together.rows[row]
+        assert alone.logprobs[0] == pytest.approx(together.logprobs[row], abs=1e-4)
+    firsts, group = merged(["b", "a", "b", "c", "a"])
+    assert (firsts, group.tolist()) == ([0, 1, 3], [0, 1, 0, 2, 1])
 
 
 def test_graphs_refuse_what_does_not_fit(world, monkeypatch) -> None:
