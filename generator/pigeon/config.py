@@ -167,6 +167,16 @@ class PigeonConfig(_Frozen):
     scorer: ScorerConfig | None = None
     wording: PromptWording
 
+    @property
+    def preview_kind(self) -> Literal["sketch", "conditions"]:
+        """Space in which answers are compared before they are drawn: the scorer's, of a sketch, or the mean condition's."""
+        return "sketch" if self.diffusion.sketched and self.scorer is not None else "conditions"
+
+    @property
+    def preview_width(self) -> int:
+        """Length of a preview."""
+        return self.scorer.feature_width if self.preview_kind == "sketch" and self.scorer else self.decoder.prompt_width
+
     @model_validator(mode="after")
     def _agree(self) -> PigeonConfig:
         if self.ids.codebook_size != self.tokenizer.codebook_size:

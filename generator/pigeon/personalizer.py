@@ -20,7 +20,7 @@ from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.llama_step import LlamaStep, LoraMatrices
 from generator.pigeon.masking import MaskOutput, MutualMaskGenerator
 from generator.pigeon.prompt import EMBEDDING, REFERENCE, MaskInputs, PromptBatch
-from generator.pigeon.sampling import AnswerSampler, answer_codes
+from generator.pigeon.sampling import AnswerSampler, GenerationConfig, answer_codes
 
 
 class Adapter(nn.Module):
@@ -153,7 +153,6 @@ class Personalizer(nn.Module):
         assert isinstance(base, LlamaForCausalLM)  # noqa: S101 -- __init__ took nothing else; for the type checker
         return LlamaStep(base)
 
-    @torch.no_grad()
     def generate(
         self,
         prompt: PromptBatch,
@@ -161,11 +160,32 @@ class Personalizer(nn.Module):
         streams: Sequence[Sequence[tuple[int, int]]],
         temperature: float | None = None,
     ) -> list[list[list[int]]]:
-        """Samples answers for each task and each of its variants.
+        """Samples answers for each task and each of its variants, as `sample` does.
+
+        temperature: in the place of the checkpoint's. Returns codes 0..K-1, [task][variant].
+        """
+        sampling = self.config.generation
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        sampler = self.sample(prompt, references, streams, sampling)
+        variants = references.shape[1]
+        rows = [answer_codes(row, self.config.ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
+        return [rows[start : start + variants] for start in range(0, len(rows), variants)]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: PromptBatch,
+        references: Tensor,
+        streams: Sequence[Sequence[tuple[int, int]]],
+        sampling: GenerationConfig,
+        temperatures: Sequence[float] | None = None,
+    ) -> AnswerSampler:
+        """Runs the language model until every answer has ended; returns the sampler, which holds them row by row.
 
         prompt: B assembled rows without answers, history already masked; references (B, A, C): an embedding per variant;
-        streams: per task and variant (seed, variant); temperature: in the place of the checkpoint's. The part of the prompt before
-        `<emb>` is computed once per task. Returns codes 0..K-1, [task][variant]. Leaves the module in evaluation mode.
+        streams: per task and variant (seed, variant); temperatures: per row, B * A. The part of the prompt before
+        `<emb>` is computed once per task. Leaves the module in evaluation mode.
         """
         self.eval()
         variants = references.shape[1]
@@ -183,20 +203,16 @@ class Personalizer(nn.Module):
         past, current = (part.repeat_interleave(variants, dim=0) for part in (attention[:, :cut], attention[:, cut:]))
         tail = embeds[:, cut:].repeat_interleave(variants, dim=0)
         tail[:, 0] = references.flatten(0, 1).to(tail)
-        ids, sampling = self.config.ids, self.config.generation
-        if temperature is not None:
-            sampling = replace(sampling, temperature=temperature)
-        sampler = AnswerSampler(sampling, [s for row in streams for s in row], ids.image_end, ids.vocab_size)
+        ids, rows = self.config.ids, [stream for row in streams for stream in row]
+        sampler = AnswerSampler(sampling, rows, ids.image_end, ids.vocab_size, temperatures)
         while True:
             logits, keys, values = step(tail, current, past, keys, values, lora_a, lora_b)
             drawn = sampler.step(logits.float().cpu().numpy())
             if sampler.done:
-                break
+                return sampler
             past = torch.cat([past, current], dim=1)
             current = torch.ones_like(past[:, :1])
             tail = self.token_embeddings(torch.from_numpy(drawn)[:, None])
-        rows = [answer_codes(row, ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
-        return [rows[start : start + variants] for start in range(0, len(rows), variants)]
 
 
 def with_lora(llama: LlamaForCausalLM, config: PigeonConfig) -> PeftModel:

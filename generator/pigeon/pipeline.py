@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from generator.pigeon.decoder import pad_codes
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.preprocessing import prepare_pixels
-from generator.pigeon.prompt import assemble, mask_inputs, masked, prompt_text_ids
-from generator.pigeon.sampling import gumbel_row, noise_image
+from generator.pigeon.prompt import PromptBatch, assemble, mask_inputs, masked, prompt_text_ids
+from generator.pigeon.sampling import answer_codes, gumbel_row, noise_image
 from generator.pigeon.scorer import pad_texts
 
 ImageArray = NDArray[np.uint8]
@@ -70,6 +71,26 @@ class TaskResult:
     history_codes: list[list[int]]
     reference_codes: list[int]
     candidates: list[Candidate] = field(default_factory=list)  # in the order of the alphas
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """An answer that is not drawn."""
+
+    alpha: float
+    temperature: float  # 0: greedy
+    codes: list[int]
+    logprob: float  # natural logarithm, at temperature 1 over the ids that an answer may hold
+    sampling_logprob: float  # under the rule it was sampled by; 0 for a greedy answer
+    preview: NDArray[np.float32]  # (D,), unit length
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """The answers to one task, in the order of its alphas and temperatures."""
+
+    answers: list[SampledAnswer]
+    history_previews: NDArray[np.float32]  # (H, D), unit rows
 
 
 class PigeonPipeline:
@@ -188,6 +209,50 @@ class PigeonPipeline:
         temperature: float | None = None,
     ) -> list[list[list[int]]]:
         """Answer codes [task][variant]; `temperature` in the place of the checkpoint's."""
+        streams = [[(task.seed, variant) for variant in range(len(task.alphas))] for task in tasks]
+        prompt = self._prompt(tasks, history, keeps)
+        return self.model.personalizer.generate(prompt, embeddings, streams, temperature)
+
+    @torch.no_grad()
+    def answer(self, task: Task, alphas: Sequence[float], temperatures: Sequence[float]) -> TaskAnswers:
+        """Sample an answer per (alpha, temperature), without drawing it; `task.alphas` do not count.
+
+        Answer i is sampled with (seed, i).
+
+        Raises:
+            ValueError: as for a call, or temperatures that do not fit.
+        """
+        task = replace(task, alphas=tuple(alphas))
+        self.check_inputs([task])
+        history, references = self.encode([task])
+        keeps, embeddings = self.mask([task], history, references)
+        sampler = self.model.personalizer.sample(
+            self._prompt([task], history, keeps),
+            embeddings,
+            [[(task.seed, variant) for variant in range(len(alphas))]],
+            self.config.generation,
+            temperatures,
+        )
+        codes = [answer_codes(row, self.config.ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
+        values = (sampler.logprobs.tolist(), sampler.sampling_logprobs.tolist(), self.previews(codes))
+        answers = [SampledAnswer(*row) for row in zip(alphas, temperatures, codes, *values, strict=True)]
+        return TaskAnswers(answers, self.previews(history[0]))
+
+    @torch.no_grad()
+    def previews(self, codes: list[list[int]]) -> NDArray[np.float32]:
+        """What the picture of each row of codes will be like, without drawing it: (B, D), unit rows.
+
+        The scorer's features of the conditions' sketch, or where there is none (`config.preview_kind`) the mean condition.
+        """
+        prompt_embeds, _ = self.decode(codes)
+        if self.config.preview_kind == "conditions" or self.model.scorer is None:
+            return F.normalize(prompt_embeds.float().mean(dim=1), dim=-1).cpu().numpy()
+        sketches = self.model.diffusion.preview(prompt_embeds)
+        features: NDArray[np.float32] = self.model.scorer.image(self.pixels(list(sketches), scoring=True)).cpu().numpy()
+        return features
+
+    def _prompt(self, tasks: Sequence[Task], history: list[list[list[int]]], keeps: Tensor) -> PromptBatch:
+        """The tasks' prompts with the history masked."""
         ids = self.config.ids
         texts = [
             prompt_text_ids(
@@ -202,9 +267,7 @@ class PigeonPipeline:
         ]
         images = [[ids.image(codes) for codes in row] for row in history]
         room = self.config.language.max_positions - self.config.generation.max_new_tokens
-        prompt = masked(assemble(texts, images, ids, max_tokens=room), keeps.numpy())
-        streams = [[(task.seed, variant) for variant in range(len(task.alphas))] for task in tasks]
-        return self.model.personalizer.generate(prompt, embeddings, streams, temperature)
+        return masked(assemble(texts, images, ids, max_tokens=room), keeps.numpy())
 
     def decode(self, codes: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Codes per picture -> prompt_embeds (B, Q, E), pooled (B, p)."""

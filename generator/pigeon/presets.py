@@ -90,7 +90,12 @@ def nano() -> PigeonConfig:
         adapter=AdapterConfig(mlp_width=128),
         decoder=decoder,
         generation=GenerationConfig(
-            min_new_tokens=16, max_new_tokens=17, top_k=8, temperature=0.7, suppressed=((0, 2049),)
+            min_new_tokens=16,
+            max_new_tokens=17,
+            top_k=8,
+            temperature=0.7,
+            suppressed=((0, 2049),),
+            taste_positions=((0, 4),),  # two codes of the palette, two of the style (decision 11)
         ),
         diffusion=DiffusionConfig(
             steps=12,

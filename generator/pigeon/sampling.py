@@ -15,16 +15,25 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
+LEAST_TEMPERATURE = 0.01
+MOST_TEMPERATURE = 100.0
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How an answer is sampled. `suppressed`: half-open ranges of ids that an answer may not hold."""
+    """How an answer is sampled. `suppressed`: half-open ranges of ids that an answer may not hold.
+
+    `taste_positions`: half-open ranges of places in an answer (0 is its first token) whose codes say what taste decides. A
+    temperature above the checkpoint's own applies to them alone; without any it applies to the whole answer.
+    """
 
     min_new_tokens: int = 20
     max_new_tokens: int = 300
     top_k: int = 50
     temperature: float = 1.0
     suppressed: tuple[tuple[int, int], ...] = ()
+    taste_positions: tuple[tuple[int, int], ...] = ()
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -36,6 +45,17 @@ class GenerationConfig:
             raise ValueError(f"top_k {self.top_k} must be at least 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature} must be above 0")
+        for first, stop in self.taste_positions:
+            if not 0 <= first < stop <= self.max_new_tokens:
+                raise ValueError(
+                    f"taste_positions {first}..{stop} must be a range within max_new_tokens {self.max_new_tokens}"
+                )
+
+    def temperature_at(self, place: int, asked: float) -> float:
+        """The temperature of one place of an answer for which `asked` was asked; 0 is greedy, at every place."""
+        if not self.taste_positions or any(first <= place < stop for first, stop in self.taste_positions):
+            return asked
+        return min(asked, self.temperature)
 
 
 def row_stream(seed: int, variant: int) -> np.random.Generator:
@@ -56,20 +76,34 @@ def noise_image(seed: int, variant: int, shape: Sequence[int]) -> NDArray[np.flo
 
 
 def sample_tokens(
-    logits: NDArray[np.float32], uniforms: NDArray[np.float64], top_k: int, temperature: float
-) -> NDArray[np.int64]:
-    """Top-k sampling by inverse distribution function: logits (B, V), uniforms (B,) in [0, 1) -> ids (B,).
+    logits: Floats, uniforms: NDArray[np.float64], top_k: int, temperatures: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Top-k sampling by inverse distribution function: logits (B, V), uniforms (B,) in [0, 1), temperatures (B,).
 
-    -inf logits are never drawn; ties go to the lower id.
+    -> ids (B,) and their natural log-probabilities (B,) under this very rule. Temperature 0 takes the likeliest id, with
+    log-probability 0. -inf logits are never drawn; ties go to the lower id.
     """
     count = min(top_k, logits.shape[1])
     candidates = np.argsort(-logits, axis=1, kind="stable")[:, :count]  # (B, k), most likely first
-    scores = np.take_along_axis(logits, candidates, axis=1).astype(np.float64) / temperature
+    greedy = temperatures == 0
+    scores = np.take_along_axis(logits, candidates, axis=1).astype(np.float64)
+    scores /= np.where(greedy, 1.0, temperatures)[:, None]
     weights = np.exp(scores - scores[:, :1])
     cumulative = np.cumsum(weights, axis=1)
     target = uniforms[:, None] * cumulative[:, -1:]
-    place = np.minimum((cumulative <= target).sum(axis=1), count - 1)
-    return np.take_along_axis(candidates, place[:, None], axis=1)[:, 0].astype(np.int64)
+    place = np.where(greedy, 0, np.minimum((cumulative <= target).sum(axis=1), count - 1))[:, None]
+    share = np.take_along_axis(weights, place, axis=1) / cumulative[:, -1:]
+    ids = np.take_along_axis(candidates, place, axis=1)[:, 0].astype(np.int64)
+    return ids, np.where(greedy, 0.0, np.log(share[:, 0]))
+
+
+def token_logprobs(logits: Floats, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """logits (B, V), -inf where an id is not allowed, ids (B,) -> natural log-probabilities (B,) at temperature 1."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    chosen = np.take_along_axis(scores, ids[:, None], axis=1)[:, 0]
+    out: NDArray[np.float64] = chosen - np.log(np.exp(scores).sum(axis=1))
+    return out
 
 
 class AnswerSampler:
@@ -79,10 +113,27 @@ class AnswerSampler:
     """
 
     def __init__(
-        self, config: GenerationConfig, streams: Sequence[tuple[int, int]], end_id: int, vocab_size: int
+        self,
+        config: GenerationConfig,
+        streams: Sequence[tuple[int, int]],
+        end_id: int,
+        vocab_size: int,
+        temperatures: Sequence[float] | None = None,
     ) -> None:
-        """streams: (seed, variant) per row; end_id: image end."""
+        """streams: (seed, variant) per row; end_id: image end; temperatures: per row, 0 is greedy; the checkpoint's by default.
+
+        Raises:
+            ValueError: another number of temperatures than of streams, or one that is neither 0 nor in 0.01..100.
+        """
+        asked = [config.temperature] * len(streams) if temperatures is None else list(temperatures)
+        if len(asked) != len(streams):
+            raise ValueError(f"temperatures: {len(asked)} for {len(streams)} answers; give one per answer")
+        if temperatures is not None and not all(t == 0 or LEAST_TEMPERATURE <= t <= MOST_TEMPERATURE for t in asked):
+            raise ValueError(
+                f"temperatures: {asked} must each be 0 (greedy) or lie in {LEAST_TEMPERATURE}..{MOST_TEMPERATURE}"
+            )
         self._config = config
+        self._asked = asked
         self._end_id = end_id
         self._uniforms = np.stack([row_stream(*stream).random(config.max_new_tokens) for stream in streams])
         self._forbidden = np.zeros(vocab_size, dtype=bool)
@@ -90,6 +141,8 @@ class AnswerSampler:
             self._forbidden[first:stop] = True
         self._rows: list[list[int]] = [[] for _ in streams]
         self._finished = np.zeros(len(streams), dtype=bool)
+        self._logprobs = np.zeros(len(streams))
+        self._sampling_logprobs = np.zeros(len(streams))
         self._steps = 0
 
     @property
@@ -97,11 +150,29 @@ class AnswerSampler:
         return bool(self._finished.all()) or self._steps >= self._config.max_new_tokens
 
     @property
+    def finished(self) -> NDArray[np.bool_]:
+        """Which rows have met their end token (B,)."""
+        return self._finished.copy()
+
+    @property
     def rows(self) -> list[list[int]]:
         """What was drawn so far, per row, the end token not included."""
         return [list(row) for row in self._rows]
 
-    def step(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    @property
+    def logprobs(self) -> NDArray[np.float64]:
+        """Natural log-probability of what each row has drawn (B,): the model's at temperature 1, over the allowed ids.
+
+        The end token counts, top-k does not.
+        """
+        return self._logprobs.copy()
+
+    @property
+    def sampling_logprobs(self) -> NDArray[np.float64]:
+        """The same under the rule that drew it (B,): temperatures and top-k; 0 for a greedy row."""
+        return self._sampling_logprobs.copy()
+
+    def step(self, logits: Floats) -> NDArray[np.int64]:
         """logits (B, V) of the next token -> ids (B,); finished rows get the end token again.
 
         Raises:
@@ -114,7 +185,10 @@ class AnswerSampler:
         allowed = np.where(self._forbidden, -np.inf, logits).astype(np.float32)
         if self._steps < self._config.min_new_tokens:
             allowed[:, self._end_id] = -np.inf
-        drawn = sample_tokens(allowed, self._uniforms[:, self._steps], self._config.top_k, self._config.temperature)
+        temperatures = np.array([self._config.temperature_at(self._steps, asked) for asked in self._asked])
+        drawn, rule = sample_tokens(allowed, self._uniforms[:, self._steps], self._config.top_k, temperatures)
+        self._logprobs += np.where(self._finished, 0.0, token_logprobs(allowed, drawn))
+        self._sampling_logprobs += np.where(self._finished, 0.0, rule)
         drawn[self._finished] = self._end_id
         self._finished |= drawn == self._end_id
         for row, token, finished in zip(self._rows, drawn, self._finished, strict=True):

@@ -3,8 +3,10 @@
     commands    `pigeon models build`, `check` and `load`
     api         what night and loop ask of the served model, as plain types
     client      `TritonPigeon`, that contract over gRPC, and model control
+    tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves
     repository  the Triton repository on disk: its manifest, and whether it fits
+    versions    what a checkpoint's parts are known by
     configs     each model's config.pbtxt
     build       checkpoint -> a complete repository
     export      checkpoint -> ONNX graphs, each compared with PyTorch

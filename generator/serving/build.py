@@ -19,19 +19,21 @@ from generator.serving import adapters
 from generator.serving.configs import ModelSpec, model_specs
 from generator.serving.repository import (
     BUILD_PARAMETER,
+    DRAWING_PARAMETER,
     MANIFEST,
     TOKENIZER_PARAMETER,
+    WEIGHTS_PARAMETER,
     AgreementEntry,
     ModelEntry,
     RepositoryManifest,
     TensorShape,
-    below,
     check_repository,
     combined_hash,
     file_hash,
     read_manifest,
     tree_hashes,
 )
+from generator.serving.versions import checkpoint_versions
 from schemas.errors import LockHeld, ModelError
 
 if TYPE_CHECKING:
@@ -41,10 +43,19 @@ Target = Literal["onnx", "tensorrt"]
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
 # What a backend may import; copied under the same names, so that one import line works here and there.
 PIGEON_FILES = ("prompt.py", "sampling.py", "ddim.py")
-BACKEND_FILES = ("graph.py", "generation.py", "masks.py", "task.py", "triton.py")
-# What decides over tokens and embeddings of a picture, for the night's cache.
-TOKENIZER_FILES = ("visual_tokenizer/eva_vitg_psz14", "visual_tokenizer/tokenizer_encoder", "image_scorer/")
-ADAPTER_BASE_FILES = ("language_model/", "visual_tokenizer/", "pigeon/mask_generator", "pigeon/adapter")
+BACKEND_FILES = (
+    "answers.py",
+    "generation.py",
+    "graph.py",
+    "masks.py",
+    "pictures.py",
+    "previews.py",
+    "task.py",
+    "triton.py",
+)
+# Models that read the checkpoint's configuration, and those of them that read texts.
+CONFIGURED = {"answers", "image_scorer", "pictures", "pigeon", adapters.PERSONALIZER}
+READING = {"answers", "image_scorer", "pigeon"}
 SOURCE = Path(generator.__file__).parent
 
 
@@ -95,7 +106,10 @@ def _build_key(hashes: dict[str, str], preset: str) -> str:
     sources = [
         *sorted((SOURCE / "pigeon").glob("*.py")),
         *sorted((SOURCE / "serving" / "backends").glob("*.py")),
-        *(SOURCE / "serving" / name for name in ("build.py", "configs.py", "export.py", "repository.py")),
+        *(
+            SOURCE / "serving" / name
+            for name in ("build.py", "configs.py", "export.py", "repository.py", "versions.py")
+        ),
     ]
     code = {path.relative_to(SOURCE).as_posix(): file_hash(path) for path in sources}
     return combined_hash([hashes, code, _libraries(), preset])
@@ -147,18 +161,16 @@ def _write(
             f"{network.title:<22} max |ONNX - PyTorch| = {found.max_abs_diff:.1e} at values up to {found.scale:.3g}"
             + (f", decisions differing {found.flipped_share:.2%}" if found.decisions else "")
         )
-    base = combined_hash([below(hashes, ADAPTER_BASE_FILES), config.language.model_dump()])
-    tokenizer_version = combined_hash(
-        [
-            below(hashes, (*TOKENIZER_FILES, "language_model/tokenizer")),
-            config.tokenizer.model_dump(),
-            config.scorer.model_dump() if config.scorer else None,
-        ]
-    )
-    parameters = {BUILD_PARAMETER: key, TOKENIZER_PARAMETER: tokenizer_version}
+    versions = checkpoint_versions(hashes, pigeon)
+    parameters = {
+        BUILD_PARAMETER: key,
+        TOKENIZER_PARAMETER: versions.tokenizer_version,
+        DRAWING_PARAMETER: versions.drawing_version,
+        WEIGHTS_PARAMETER: versions.base_weights,
+    }
     entries = {}
     for spec in model_specs(config, pigeon.diffusion.latent_shape):
-        _write_model(staging / spec.name, spec, checkpoint, pigeon, parameters, base)
+        _write_model(staging / spec.name, spec, checkpoint, pigeon, parameters, versions.adapter_base)
         entries[spec.name] = _entry(staging / spec.name, spec)
     return RepositoryManifest(
         build=key,
@@ -166,8 +178,10 @@ def _write(
         target="onnx",
         runtime="Triton's Python backend with ONNX Runtime, CPUExecutionProvider",
         checkpoint_hash=combined_hash(hashes),
-        adapter_base=base,
-        tokenizer_version=tokenizer_version,
+        adapter_base=versions.adapter_base,
+        tokenizer_version=versions.tokenizer_version,
+        drawing_version=versions.drawing_version,
+        base_weights=versions.base_weights,
         libraries=_libraries(),
         models=entries,
         agreement=agreement,
@@ -194,11 +208,11 @@ def _write_model(
             shutil.copyfile(SOURCE / package / name, target / name)
     for package in ("", "pigeon", "serving", "serving/backends"):
         shutil.copyfile(SOURCE / package / "__init__.py", one / "generator" / package / "__init__.py")
-    if spec.name in {"pigeon", "image_scorer", adapters.PERSONALIZER}:
+    if spec.name in CONFIGURED:
         (one / "config.json").write_text(
             json.dumps(_backend_config(pigeon.config, pigeon, checkpoint), indent=2) + "\n", encoding="utf-8"
         )
-    if spec.name in {"pigeon", "image_scorer"}:
+    if spec.name in READING:
         shutil.copyfile(checkpoint / "language_model" / "tokenizer.json", one / "tokenizer.json")
     if spec.name == adapters.PERSONALIZER:
         lora = pigeon.personalizer.lora()
@@ -212,6 +226,7 @@ def _backend_config(config: PigeonConfig, pigeon: PigeonModel, checkpoint: Path)
         **config.model_dump(mode="json"),
         "scheduler": pigeon.diffusion.scheduler,
         "latent_shape": list(pigeon.diffusion.latent_shape),
+        "preview_kind": config.preview_kind,
         "served_parts": {
             name: adapters.part_hash(checkpoint / "pigeon" / name) for name in ("mask_generator", "adapter")
         },

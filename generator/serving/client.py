@@ -5,8 +5,7 @@ The server's word is checked again here: it lets a wrong type, a missing output 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,25 +14,41 @@ from typing import Any, Self
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from generator.serving.api import (
+    Answer,
+    AnswerRequest,
+    Answers,
     DrawnImage,
     DrawRequest,
     ImageFeatures,
     InferenceCorrupt,
-    InferenceError,
     InferenceRejected,
-    InferenceUnavailable,
+    Picture,
+    PictureRequest,
 )
 from generator.serving.repository import (
     BUILD_PARAMETER,
+    DRAWING_PARAMETER,
     MODELS,
     TOKENIZER_PARAMETER,
+    WEIGHTS_PARAMETER,
     RepositoryManifest,
     check_repository,
     repository_folder,
+)
+from generator.serving.tensors import (
+    TRITON_TYPES,
+    Arrays,
+    as_inference_error,
+    code_rows,
+    expect,
+    fitted,
+    logprob_rows,
+    one_line,
+    preview_kind,
+    unit_rows,
 )
 from schemas.errors import ModelError, ServerUnavailable
 from schemas.settings import Settings
@@ -41,18 +56,16 @@ from schemas.settings import Settings
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 BATCH = 16
 """Pictures or texts per request; the server computes each alone, a batch only saves round trips."""
-UNIT_TOLERANCE = 1e-3
 
-# What a status asks of the caller. The backends choose theirs by this table (backends/triton.py).
-STATUS_ERRORS: Mapping[str, type[InferenceError]] = {
-    "StatusCode.INVALID_ARGUMENT": InferenceRejected,
-    "StatusCode.UNIMPLEMENTED": InferenceRejected,
-    "StatusCode.OUT_OF_RANGE": InferenceRejected,
-    "StatusCode.UNKNOWN": InferenceCorrupt,
-    "StatusCode.DATA_LOSS": InferenceCorrupt,
-}
-
-Arrays = Mapping[str, NDArray[Any]]
+ANSWER_OUTPUTS = (
+    "tokens",
+    "counts",
+    "logprobs",
+    "sampling_logprobs",
+    "previews",
+    "history_previews",
+    "preview_kind",
+)
 
 
 class TritonPigeon:
@@ -91,16 +104,16 @@ class TritonPigeon:
             InferenceUnavailable, InferenceCorrupt: as the names say.
         """
         size = self._image_size
-        fitted = [_fit(image, number, size) for number, image in enumerate(images)]
+        ready = [fitted(image, number, size) for number, image in enumerate(images)]
         out: list[ImageFeatures] = []
-        for start in range(0, len(fitted), BATCH):
-            batch = np.stack(fitted[start : start + BATCH])
+        for start in range(0, len(ready), BATCH):
+            batch = np.stack(ready[start : start + BATCH])
             rows = len(batch)
             coded = self._infer("visual_tokenizer", {"images": batch}, ["code_ids", "keep"])
-            ids = _expect(coded, "code_ids", np.int64, (rows, None))
-            keep = _expect(coded, "keep", np.bool_, ids.shape)
+            ids = expect(coded, "code_ids", np.int64, (rows, None))
+            keep = expect(coded, "keep", np.bool_, ids.shape)
             scored = self._infer("image_scorer", {"images": batch}, ["image_embeddings"])
-            embeddings = _unit_rows(scored, "image_embeddings", rows)
+            embeddings = unit_rows(scored, "image_embeddings", rows)
             out.extend(
                 ImageFeatures(tuple(int(code) for code in row[kept]), embedding)
                 for row, kept, embedding in zip(ids, keep, embeddings, strict=True)
@@ -119,7 +132,7 @@ class TritonPigeon:
         for start in range(0, len(texts), BATCH):
             batch = np.array([text.encode("utf-8") for text in texts[start : start + BATCH]], dtype=np.object_)
             answer = self._infer("image_scorer", {"texts": batch}, ["text_embeddings"])
-            parts.append(_unit_rows(answer, "text_embeddings", len(batch)))
+            parts.append(unit_rows(answer, "text_embeddings", len(batch)))
         return np.concatenate(parts)
 
     def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
@@ -128,12 +141,7 @@ class TritonPigeon:
         Raises:
             InferenceError: as `image_features`; Unavailable also while `adapter_version` is not loaded.
         """
-        inputs = {
-            "prompt": np.array([request.prompt.model_dump_json().encode()], dtype=np.object_),
-            "alphas": np.array(request.alphas, dtype=np.float64),
-            "seed": np.array([request.seed], dtype=np.uint64),
-            "adapter_version": np.array([request.adapter_version], dtype=np.int64),
-        }
+        inputs = _task_inputs(request)
         answer = self._infer(
             "pigeon",
             inputs,
@@ -142,19 +150,70 @@ class TritonPigeon:
             request_id=request.task_id,
         )
         rows = len(request.alphas)
-        images = _expect(answer, "images", np.uint8, (rows, None, None, 3))
-        tokens = _expect(answer, "tokens", np.int64, (rows, None))
-        counts = _expect(answer, "counts", np.int64, (rows,))
-        alphas = _expect(answer, "alphas", np.float64, (rows,))
-        embeddings = _unit_rows(answer, "embeddings", rows)
+        images = expect(answer, "images", np.uint8, (rows, None, None, 3))
+        codes = code_rows(answer, "pigeon", rows)
+        alphas = expect(answer, "alphas", np.float64, (rows,))
+        embeddings = unit_rows(answer, "embeddings", rows)
         if not np.array_equal(alphas, inputs["alphas"]):
             raise InferenceCorrupt(f"pigeon: asked for alphas {list(request.alphas)}, answered {alphas.tolist()}")
-        if (counts < 0).any() or (counts > tokens.shape[1]).any():
-            raise InferenceCorrupt(f"pigeon: counts {counts.tolist()} do not fit {tokens.shape[1]} tokens")
-        codes = [tuple(int(code) for code in row[:count]) for row, count in zip(tokens, counts, strict=True)]
-        if any(code < 0 for row in codes for code in row):
-            raise InferenceCorrupt("pigeon: tokens hold a negative code inside their count")
         return [DrawnImage(*values) for values in zip(request.alphas, codes, images, embeddings, strict=True)]
+
+    def answer(self, request: AnswerRequest, *, deadline_seconds: float | None = None) -> Answers:
+        """An answer per (α, temperature), in the request's order, with its preview.
+
+        Raises:
+            InferenceError: as `draw`.
+        """
+        inputs = {**_task_inputs(request), "temperatures": np.array(request.temperatures, dtype=np.float64)}
+        answer = self._infer(
+            "answers",
+            inputs,
+            ANSWER_OUTPUTS,
+            timeout_seconds=deadline_seconds,
+            request_id=request.task_id,
+        )
+        rows = len(request.alphas)
+        previews = unit_rows(answer, "previews", rows)
+        history = unit_rows(answer, "history_previews", len(request.prompt.history_tokens))
+        if history.shape[1] != previews.shape[1]:
+            raise InferenceCorrupt(
+                f"answers: history_previews are {history.shape[1]} wide, previews {previews.shape[1]}"
+            )
+        values = zip(
+            request.alphas,
+            request.temperatures,
+            code_rows(answer, "answers", rows),
+            logprob_rows(answer, "logprobs", rows).tolist(),
+            logprob_rows(answer, "sampling_logprobs", rows).tolist(),
+            previews,
+            strict=True,
+        )
+        return Answers(tuple(Answer(*row) for row in values), preview_kind(answer, "answers"), history)
+
+    def draw_pictures(
+        self, requests: Sequence[PictureRequest], *, deadline_seconds: float | None = None
+    ) -> list[Picture]:
+        """A picture per request, in order; all in one call, one after the other.
+
+        Raises:
+            InferenceError: as `draw`.
+        """
+        if not requests:
+            return []
+        counts = np.array([len(request.tokens) for request in requests], dtype=np.int64)
+        tokens = np.full((len(requests), max(1, int(counts.max()))), -1, dtype=np.int64)
+        for row, request in zip(tokens, requests, strict=True):
+            row[: len(request.tokens)] = request.tokens
+        seeds = np.array([request.seed for request in requests], dtype=np.uint64)
+        answer = self._infer(
+            "pictures",
+            {"tokens": tokens, "counts": counts, "seeds": seeds},
+            ["images", "embeddings"],
+            timeout_seconds=deadline_seconds,
+        )
+        images = expect(answer, "images", np.uint8, (len(requests), None, None, 3))
+        embeddings = unit_rows(answer, "embeddings", len(requests))
+        return [Picture(*values) for values in zip(images, embeddings, strict=True)]
 
     @cached_property
     def tokenizer_version(self) -> str:
@@ -164,6 +223,24 @@ class TritonPigeon:
             ServerUnavailable, ModelError: Triton cannot be asked, or serves something that we did not build.
         """
         return self._parameter("visual_tokenizer", TOKENIZER_PARAMETER)
+
+    @cached_property
+    def drawing_version(self) -> str:
+        """Hash of what turns codes into pixels; part of a picture's key.
+
+        Raises:
+            ServerUnavailable, ModelError: as `tokenizer_version`.
+        """
+        return self._parameter("pictures", DRAWING_PARAMETER)
+
+    @cached_property
+    def base_weights(self) -> str:
+        """Hash of the checkpoint that answers, without a retrained adapter.
+
+        Raises:
+            ServerUnavailable, ModelError: as `tokenizer_version`.
+        """
+        return self._parameter("answers", WEIGHTS_PARAMETER)
 
     # Model control; needs `triton.admin_key` where the server guards it.
 
@@ -248,7 +325,7 @@ class TritonPigeon:
 
     @cached_property
     def _image_size(self) -> int:
-        with _as_inference_error("visual_tokenizer"):
+        with as_inference_error("visual_tokenizer"):
             metadata = self._client.get_model_metadata(
                 "visual_tokenizer", client_timeout=self._triton.network_timeout_seconds
             )
@@ -273,7 +350,7 @@ class TritonPigeon:
         try:
             return work()
         except InferenceServerException as error:
-            reason = _one_line(error)
+            reason = one_line(error)
             if error.status() in {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.NOT_FOUND"}:
                 raise ModelError(f"Triton at {self._triton.url}: cannot {what}: {reason}") from error
             raise ServerUnavailable(
@@ -292,11 +369,11 @@ class TritonPigeon:
     ) -> dict[str, NDArray[Any]]:
         tensors = []
         for name, value in inputs.items():
-            kind = _TRITON_TYPES[value.dtype]
+            kind = TRITON_TYPES[value.dtype]
             tensor = triton.InferInput(name, list(value.shape), kind)
             tensor.set_data_from_numpy(np.ascontiguousarray(value))
             tensors.append(tensor)
-        with _as_inference_error(model):
+        with as_inference_error(model):
             answer = self._client.infer(
                 model,
                 tensors,
@@ -310,54 +387,10 @@ class TritonPigeon:
         return out
 
 
-_TRITON_TYPES = {
-    np.dtype(np.uint8): "UINT8",
-    np.dtype(np.int64): "INT64",
-    np.dtype(np.uint64): "UINT64",
-    np.dtype(np.float64): "FP64",
-    np.dtype(np.object_): "BYTES",
-}
-
-
-def _fit(image: NDArray[np.uint8], number: int, size: int) -> NDArray[np.uint8]:
-    """Resize to (size, size, 3), bicubic, as generator.pigeon.preprocessing does before normalising."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise InferenceRejected(f"picture {number}: is {image.dtype} {image.shape}; give RGB uint8 (height, width, 3)")
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _expect(answer: Arrays, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> NDArray[Any]:
-    value = answer[name]
-    fits = value.ndim == len(shape) and all(
-        want is None or want == have for want, have in zip(shape, value.shape, strict=True)
-    )
-    if value.dtype != dtype or not fits:
-        wanted = ", ".join("any" if dim is None else str(dim) for dim in shape)
-        raise InferenceCorrupt(
-            f"{name}: is {value.dtype}{list(value.shape)}, expected {np.dtype(dtype).name}[{wanted}]"
-        )
-    return value
-
-
-def _unit_rows(answer: Arrays, name: str, rows: int) -> NDArray[np.float32]:
-    value: NDArray[np.float32] = _expect(answer, name, np.float32, (rows, None))
-    if not np.isfinite(value).all():
-        raise InferenceCorrupt(f"{name}: holds NaN or infinity")
-    if (np.abs(np.linalg.norm(value, axis=1) - 1) > UNIT_TOLERANCE).any():
-        raise InferenceCorrupt(f"{name}: rows are not of unit length")
-    return value
-
-
-@contextmanager
-def _as_inference_error(model: str) -> Iterator[None]:
-    try:
-        yield
-    except InferenceServerException as error:
-        failure = STATUS_ERRORS.get(error.status() or "", InferenceUnavailable)
-        raise failure(f"{model}: {_one_line(error)}") from error
-
-
-def _one_line(error: InferenceServerException) -> str:
-    return " ".join((error.message() or str(error)).split())
+def _task_inputs(request: DrawRequest | AnswerRequest) -> dict[str, NDArray[Any]]:
+    return {
+        "prompt": np.array([request.prompt.model_dump_json().encode()], dtype=np.object_),
+        "alphas": np.array(request.alphas, dtype=np.float64),
+        "seed": np.array([request.seed], dtype=np.uint64),
+        "adapter_version": np.array([request.adapter_version], dtype=np.int64),
+    }

@@ -61,7 +61,7 @@ def _tensor(kind: str, tensor: TensorSpec) -> str:
 
 
 def model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tuple[ModelSpec, ...]:
-    """The models of a repository in the order of loading: `pigeon`, which calls the others, is last."""
+    """The models of a repository in the order of loading: those that call others are last."""
     scorer = config.scorer
     if scorer is None:
         raise ValueError("scorer: the checkpoint has none")
@@ -69,6 +69,8 @@ def model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tup
     patches, codes = config.tokenizer.vision.patches, config.decoder.max_tokens
     queries, width, pooled = config.decoder.queries, config.decoder.prompt_width, config.decoder.pooled_width
     features = scorer.feature_width
+    prompt, seed = TensorSpec("prompt", "TYPE_STRING", (1,)), TensorSpec("seed", "TYPE_UINT64", (1,))
+    adapter = TensorSpec("adapter_version", "TYPE_INT64", (1,))
     single = {"rows": "single"}
     # The heavy ones have an instance per core of a small machine; the others are a few milliseconds per task.
     return (
@@ -114,10 +116,13 @@ def model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tup
                 TensorSpec("condition", "TYPE_FP32", (-1, width)),
                 TensorSpec("seed", "TYPE_UINT64", (1,)),
                 TensorSpec("variants", "TYPE_INT64", (-1,)),
+                TensorSpec("temperatures", "TYPE_FP64", (-1,), optional=True),
             ),
             (
                 TensorSpec("tokens", "TYPE_INT64", (-1, config.generation.max_new_tokens)),
                 TensorSpec("counts", "TYPE_INT64", (-1,)),
+                TensorSpec("logprobs", "TYPE_FP64", (-1,)),
+                TensorSpec("sampling_logprobs", "TYPE_FP64", (-1,)),
             ),
             "personalizer_model.py",
             instances=2,
@@ -141,13 +146,43 @@ def model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tup
             "component_model.py",
         ),
         ModelSpec(
-            "pigeon",
+            "answers",
             (
-                TensorSpec("prompt", "TYPE_STRING", (1,)),
+                prompt,
                 TensorSpec("alphas", "TYPE_FP64", (-1,)),
-                TensorSpec("seed", "TYPE_UINT64", (1,)),
-                TensorSpec("adapter_version", "TYPE_INT64", (1,)),
+                TensorSpec("temperatures", "TYPE_FP64", (-1,)),
+                seed,
+                adapter,
             ),
+            (
+                TensorSpec("tokens", "TYPE_INT64", (-1, codes)),
+                TensorSpec("counts", "TYPE_INT64", (-1,)),
+                TensorSpec("logprobs", "TYPE_FP64", (-1,)),
+                TensorSpec("sampling_logprobs", "TYPE_FP64", (-1,)),
+                TensorSpec("previews", "TYPE_FP32", (-1, config.preview_width)),
+                TensorSpec("history_previews", "TYPE_FP32", (-1, config.preview_width)),
+                TensorSpec("preview_kind", "TYPE_STRING", (1,)),
+            ),
+            "answers_model.py",
+            instances=2,
+        ),
+        ModelSpec(
+            "pictures",
+            (
+                TensorSpec("tokens", "TYPE_INT64", (-1, -1)),
+                TensorSpec("counts", "TYPE_INT64", (-1,)),
+                TensorSpec("seeds", "TYPE_UINT64", (-1,)),
+            ),
+            (
+                TensorSpec("images", "TYPE_UINT8", (-1, drawn, drawn, 3)),
+                TensorSpec("embeddings", "TYPE_FP32", (-1, features)),
+            ),
+            "pictures_model.py",
+            instances=2,
+        ),
+        ModelSpec(
+            "pigeon",
+            (prompt, TensorSpec("alphas", "TYPE_FP64", (-1,)), seed, adapter),
             (
                 TensorSpec("images", "TYPE_UINT8", (-1, drawn, drawn, 3)),
                 TensorSpec("tokens", "TYPE_INT64", (-1, codes)),

@@ -25,6 +25,8 @@ from schemas.settings import Settings
 MANIFEST = "manifest.json"
 BUILD_PARAMETER = "build"
 TOKENIZER_PARAMETER = "tokenizer_version"
+DRAWING_PARAMETER = "drawing_version"
+WEIGHTS_PARAMETER = "base_weights"
 MODELS = (
     "visual_tokenizer",
     "image_scorer",
@@ -33,9 +35,11 @@ MODELS = (
     "personalizer",
     "unet",
     "vae_decoder",
+    "answers",
+    "pictures",
     "pigeon",
 )
-"""In the order in which they are loaded: `pigeon`, which calls the others, is last."""
+"""In the order in which they are loaded: `answers`, `pictures` and `pigeon`, which call the others, are last."""
 
 
 class _Frozen(BaseModel):
@@ -82,6 +86,10 @@ class RepositoryManifest(_Frozen):
     adapter_base: str
     """Hash of what an adapter is trained for; an adapter for another base does not fit."""
     tokenizer_version: str
+    drawing_version: str = ""
+    """Hash of what turns codes into pixels. Empty in a repository of a release that had none; it cannot be served."""
+    base_weights: str = ""
+    """Hash of what decides over answers and their previews, without a retrained adapter. Empty likewise."""
     libraries: dict[str, str]
     models: dict[str, ModelEntry]
     agreement: dict[str, AgreementEntry]
@@ -182,6 +190,11 @@ def check_repository(repository: Path, preset: str, checkpoint: Path | None = No
         raise ModelError(
             f"model repository {repository}: built for preset {manifest.preset}, the settings say {preset}; "
             "run `pigeon models build` or change PIGEON_MODELS__PRESET"
+        )
+    if not manifest.drawing_version or not manifest.base_weights:
+        raise ModelError(
+            f"model repository {repository}: built by an earlier release, without drawing_version and base_weights; "
+            "run `pigeon models build`"
         )
     if missing := [name for name in MODELS if name not in manifest.models]:
         raise ModelError(f"model repository {repository}: no model {', '.join(missing)}; run `pigeon models build`")

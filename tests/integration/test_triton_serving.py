@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,16 @@ from safetensors.numpy import load_file, save_file
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.serving import adapters
-from generator.serving.api import DrawRequest, InferenceCorrupt, InferenceRejected, InferenceUnavailable
+from generator.serving.api import (
+    AnswerRequest,
+    Answers,
+    DrawRequest,
+    InferenceCorrupt,
+    InferenceRejected,
+    InferenceUnavailable,
+    Picture,
+    PictureRequest,
+)
 from generator.serving.client import TritonPigeon
 from generator.serving.repository import check_repository, repository_folder
 from schemas.errors import InputError, ModelError, ServerUnavailable
@@ -104,6 +114,103 @@ def test_answers_are_those_of_pytorch(model: TritonPigeon, checkpoint: Path) -> 
         )
 
 
+GRID = (0.0, 0.5, 1.0, 0.0, 0.5, 1.0, 0.3, 0.6)
+TEMPERATURES = (0.0, 0.7, 0.7, 1.0, 1.3, 1.6, 2.0, 2.0)
+
+
+def answers_request(number: int, prompt: PromptSnapshot, adapter: int = 1) -> AnswerRequest:
+    return AnswerRequest(str(number), prompt, GRID, TEMPERATURES, number, adapter)
+
+
+def same_answers(left: Answers, right: Answers) -> bool:
+    return np.array_equal(left.history_previews, right.history_previews) and all(
+        (a.tokens, a.logprob, a.sampling_logprob) == (b.tokens, b.logprob, b.sampling_logprob)
+        and np.array_equal(a.preview, b.preview)
+        for a, b in zip(left.answers, right.answers, strict=True)
+    )
+
+
+def test_sampled_answers_are_those_of_pytorch(model: TritonPigeon, checkpoint: Path) -> None:
+    pipeline = PigeonPipeline(load_model(checkpoint))
+    items = [Item(f"w{n}", image(n, (40, 32 + n)), "w5 w9") for n in range(3)]
+    task = Task(items[:2], items[2], 11)
+    wanted = pipeline.answer(task, GRID, TEMPERATURES)
+    history, references = pipeline.encode([task])
+    snapshot = PromptSnapshot(
+        history_titles=("w0", "w1"),
+        history_tokens=tuple(tuple(codes) for codes in history[0]),
+        title="w2",
+        description="w5 w9",
+        reference_tokens=tuple(references[0]),
+    )
+    found = model.answer(answers_request(11, snapshot))
+    assert found.preview_kind == "sketch"
+    np.testing.assert_allclose(found.history_previews, wanted.history_previews, atol=0.02)
+    assert len({answer.tokens for answer in found.answers}) > 4
+    for answer, expected, alpha, temperature in zip(found.answers, wanted.answers, GRID, TEMPERATURES, strict=True):
+        assert (answer.alpha, answer.temperature) == (alpha, temperature)
+        assert list(answer.tokens) == expected.codes
+        assert answer.logprob == pytest.approx(expected.logprob, abs=1e-4)
+        assert answer.sampling_logprob == pytest.approx(expected.sampling_logprob, abs=1e-4)
+        np.testing.assert_allclose(answer.preview, expected.preview, atol=0.02)
+    assert found.answers[0].sampling_logprob == 0
+
+
+def test_answers_and_pictures_do_not_depend_on_their_neighbours(model: TritonPigeon) -> None:
+    """N pictures in a request are N requests of one, bit for bit, while answers are sampled beside them."""
+    asked = [answers_request(n, prompt(n, model)) for n in range(4)]
+    alone = [model.answer(request) for request in asked]
+    codes = sorted({answer.tokens for answers in alone for answer in answers.answers})[:7]
+    drawn = [PictureRequest(tokens, 2**64 - 1 - n) for n, tokens in enumerate((*codes, ()))]
+    pictures = [model.draw_pictures([request])[0] for request in drawn]
+
+    def equal(left: list[Picture], right: list[Picture]) -> bool:
+        return all(
+            np.array_equal(a.image, b.image) and np.array_equal(a.embedding, b.embedding)
+            for a, b in zip(left, right, strict=True)
+        )
+
+    assert equal(model.draw_pictures(drawn), pictures)
+    assert equal(model.draw_pictures(drawn[::-1]), pictures[::-1])
+    assert len({picture.image.tobytes() for picture in pictures}) == len(drawn)
+    with ThreadPoolExecutor(6) as pool:
+        answering = [pool.submit(model.answer, request) for request in asked * 2]
+        drawing = [pool.submit(model.draw_pictures, part) for part in (drawn[:3], drawn[3:], drawn)]
+        assert all(same_answers(one.result(), alone[n % 4]) for n, one in enumerate(answering))
+        assert equal([*drawing[0].result(), *drawing[1].result()], pictures)
+        assert equal(drawing[2].result(), pictures)
+
+
+def test_the_server_says_what_draws_and_what_answers(served: Settings, model: TritonPigeon, checkpoint: Path) -> None:
+    manifest = check_repository(served.triton.model_repository, "nano", checkpoint)
+    assert model.drawing_version == manifest.drawing_version
+    assert model.base_weights == manifest.base_weights
+    assert model.tokenizer_version == manifest.tokenizer_version
+
+
+def test_a_wrong_request_for_answers_or_pictures_is_rejected(model: TritonPigeon) -> None:
+    request = answers_request(1, prompt(1, model))
+    assert model.answer(request)
+    for change, message in (
+        ({"temperatures": (0.5,)}, "1 for 8 alphas"),
+        ({"temperatures": (-1.0,) * 8}, "must each be 0"),
+        ({"temperatures": (float("nan"),) * 8}, "must each be 0"),
+        ({"alphas": (2.0,) * 8}, "alphas"),
+        ({"prompt": request.prompt.model_copy(update={"reference_tokens": (32,)})}, "reference_tokens holds a value"),
+    ):
+        with pytest.raises(InferenceRejected, match=message):
+            model.answer(replace(request, **change))
+    with pytest.raises(InferenceUnavailable, match="personalizer version 9 is not loaded"):
+        model.answer(replace(request, adapter_version=9))
+    with pytest.raises(InferenceRejected, match=r"tokens of row 1 must be at most 16 values in 0\.\.31"):
+        model.draw_pictures([PictureRequest((1,), 1), PictureRequest((32,), 1)])
+    with pytest.raises(InferenceRejected, match="tokens of row 0"):
+        model.draw_pictures([PictureRequest((1,) * 17, 1)])
+    with pytest.raises(InferenceUnavailable):
+        model.draw_pictures([PictureRequest((1,), 1)] * 50, deadline_seconds=0.05)
+    assert model.draw_pictures([PictureRequest((1,), 1)])
+
+
 def test_a_task_does_not_depend_on_its_neighbours(model: TritonPigeon) -> None:
     requests = [DrawRequest(str(n), prompt(n, model), ALPHAS, n, 1) for n in range(6)]
     alone = [model.draw(request) for request in requests]
@@ -175,6 +282,8 @@ def test_an_adapter_beside_the_one_that_serves(
             assert model.loaded_versions("personalizer") == (1, 2)
             assert adapters.probe(served, 2).image.shape == (32, 32, 3)
             challenger = model.draw(second)
+            asked = answers_request(4, request.prompt)
+            assert not same_answers(model.answer(asked), model.answer(replace(asked, adapter_version=2)))
             adapters.install_adapter(served, 2, adapter)  # again: nothing happens
             with pytest.raises(InputError, match="taken by another adapter"):
                 adapters.install_adapter(served, 2, other_adapter(checkpoint, tmp_path / "three", scale=0.7))
@@ -258,5 +367,5 @@ def test_the_commands_say_what_is_served(
         commands.check()
     lines = capsys.readouterr().out.splitlines()
     assert "unchanged" in lines[0]
-    assert "8 models of build" in lines[1]
+    assert "10 models of build" in lines[1]
     assert "serves this build, adapters 1" in lines[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,33 @@ def test_another_seed_is_another_poster(model: PigeonModel) -> None:
     first, second, third = (pipeline([t])[0].candidates[1] for t in (task, again, other))
     assert (first.image == second.image).all()
     assert (first.image != third.image).any()
+
+
+def test_answers_are_sampled_like_candidates_and_not_drawn(model: PigeonModel) -> None:
+    pipeline = PigeonPipeline(model)
+    drawn: list[int] = []
+    counter = model.diffusion.unet.register_forward_hook(lambda _m, _i, out: drawn.append(1))
+    try:
+        for task in tasks():
+            own = model.config.generation.temperature
+            found = pipeline.answer(task, task.alphas, [own] * 3)
+            assert not drawn
+            (result,) = pipeline([task])
+            drawn.clear()
+            assert [answer.codes for answer in found.answers] == [candidate.codes for candidate in result.candidates]
+            assert found.history_previews.shape == (len(result.history_codes), model.config.preview_width)
+            np.testing.assert_allclose(found.history_previews, pipeline.previews(result.history_codes), atol=1e-6)
+            greedy = [pipeline.answer(replace(task, seed=task.seed + n), (1.0,), (0.0,)).answers[0] for n in (0, 0)]
+            assert greedy[0].codes == greedy[1].codes
+            assert greedy[0].sampling_logprob == 0.0
+            assert greedy[0].logprob < 0
+            assert np.linalg.norm(greedy[0].preview) == pytest.approx(1, abs=1e-5)
+    finally:
+        counter.remove()
+    with pytest.raises(ValueError, match="temperatures: 1 for 2 answers"):
+        pipeline.answer(tasks()[0], (0.0, 0.5), (0.0,))
+    with pytest.raises(ValueError, match="task 0: alpha 2"):
+        pipeline.answer(tasks()[0], (2.0,), (0.0,))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from generator.pigeon.personalizer import new_llama
 from generator.pigeon.preprocessing import prepare_pixels
 from generator.pigeon.presets import preset
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
+from generator.training.nano.tokenizer import PALETTE_CODES, STYLE_CODES
 
 PACKAGE = Path(generator.pigeon.__file__).parent
 
@@ -61,6 +62,12 @@ def test_config_survives_json(name: str, tmp_path: Path) -> None:
     [
         ("ids", "codebook_size", 9, "ids.codebook_size 9 differs from tokenizer.codebook_size 512"),
         ("generation", "temperature", 0, "generation: Value error, temperature 0.0 must be above 0"),
+        (
+            "generation",
+            "taste_positions",
+            [[2, 40]],
+            "generation: Value error, taste_positions 2..40 must be a range within max_new_tokens 17",
+        ),
         ("wording", "response", "x", "wording: Value error, response must end with its only <img>"),
         ("ids", "colour", 1, "ids.colour: Unexpected keyword argument"),
     ],
@@ -72,6 +79,15 @@ def test_a_wrong_field_is_named(section: str, field: str, value: object, message
     path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=message):
         PigeonConfig.from_json(path)
+
+
+def test_nanos_codes_of_taste_are_those_that_its_tokenizer_learns() -> None:
+    committed = PACKAGE.parents[1] / "deploy" / "models" / "nano" / "config.json"
+    config = PigeonConfig.from_json(committed)
+    assert config == PigeonConfig.preset("nano")
+    assert config.generation.taste_positions == ((0, PALETTE_CODES + STYLE_CODES),)
+    assert config.preview_kind == "sketch"
+    assert PigeonConfig.preset("lavit-7b").preview_kind == "conditions"
 
 
 def test_unknown_preset() -> None:

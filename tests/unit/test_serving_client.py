@@ -9,10 +9,12 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from generator.serving.api import (
+    AnswerRequest,
     DrawRequest,
     InferenceCorrupt,
     InferenceRejected,
     InferenceUnavailable,
+    PictureRequest,
 )
 from generator.serving.client import TritonPigeon
 from schemas.errors import ModelError, ServerUnavailable
@@ -35,6 +37,26 @@ def good_answer() -> dict[str, np.ndarray]:
     }
 
 
+ANSWER_REQUEST = AnswerRequest("task-2", PROMPT, (0.0, 0.9), (0.0, 1.3), 5, 1)
+PICTURES = [PictureRequest((4, 5), 2**64 - 1), PictureRequest((6,), 7), PictureRequest((), 8)]
+
+
+def good_answers() -> dict[str, np.ndarray]:
+    return {
+        "tokens": np.array([[4, 5, -1], [6, -1, -1]]),
+        "counts": np.array([2, 1]),
+        "logprobs": np.array([-1.5, -4.0]),
+        "sampling_logprobs": np.array([0.0, -2.0]),
+        "previews": np.eye(2, 4, dtype=np.float32),
+        "history_previews": np.eye(1, 4, dtype=np.float32),
+        "preview_kind": np.array([b"sketch"], dtype=np.object_),
+    }
+
+
+def good_pictures() -> dict[str, np.ndarray]:
+    return {"images": np.zeros((3, 8, 8, 3), np.uint8), "embeddings": np.eye(3, 4, dtype=np.float32)}
+
+
 class FakeServer:
     """A test double of tritonclient's InferenceServerClient."""
 
@@ -43,7 +65,8 @@ class FakeServer:
         self.asked: list[dict] = []
 
     def infer(self, model, inputs, **options):
-        self.asked.append({"model": model, "inputs": [i.name() for i in inputs], **options})
+        shapes = {i.name(): tuple(i.shape()) for i in inputs}
+        self.asked.append({"model": model, "inputs": [i.name() for i in inputs], "shapes": shapes, **options})
         if isinstance(self.answer, InferenceServerException):
             raise self.answer
         return SimpleNamespace(as_numpy=self.answer.get)
@@ -112,6 +135,73 @@ def test_an_invalid_answer_is_corrupt(name, value, message) -> None:
         model.draw(REQUEST)
 
 
+def test_good_answers() -> None:
+    model, server = client(good_answers())
+    found = model.answer(ANSWER_REQUEST, deadline_seconds=3)
+    first, second = found.answers
+    assert (first.alpha, first.temperature, first.tokens) == (0.0, 0.0, (4, 5))
+    assert (first.logprob, first.sampling_logprob) == (-1.5, 0.0)
+    assert (second.alpha, second.temperature, second.tokens) == (0.9, 1.3, (6,))
+    assert second.preview.tolist() == [0, 1, 0, 0]
+    assert found.preview_kind == "sketch"
+    assert found.history_previews.shape == (1, 4)
+    (asked,) = server.asked
+    assert (asked["model"], asked["client_timeout"], asked["request_id"]) == ("answers", 3, "task-2")
+    assert set(asked["inputs"]) == {"prompt", "alphas", "temperatures", "seed", "adapter_version"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("logprobs", np.array([-1.0, np.nan]), "logprobs: holds NaN"),
+        ("logprobs", np.array([-1.0, 0.5]), "not logarithms of probabilities"),
+        ("logprobs", np.array([-1.0]), r"logprobs: is float64\[1\], expected float64\[2\]"),
+        ("sampling_logprobs", np.array([0.0, -np.inf]), "sampling_logprobs: holds NaN or infinity"),
+        ("sampling_logprobs", np.array([0, -1]), "sampling_logprobs: is int64"),
+        ("previews", np.full((2, 4), np.nan, np.float32), "previews: holds NaN"),
+        ("previews", np.ones((2, 4), np.float32), "previews: rows are not of unit length"),
+        ("history_previews", np.eye(2, 4, dtype=np.float32), r"history_previews: .* expected float32\[1, any\]"),
+        ("history_previews", np.eye(1, 5, dtype=np.float32), "history_previews are 5 wide, previews 4"),
+        ("counts", np.array([2, 4]), "answers: counts .* do not fit 3 tokens"),
+        ("counts", np.array([3, 1]), "answers: tokens hold a negative code"),
+        ("preview_kind", np.array([b"smell"], dtype=np.object_), "answers: preview_kind 'smell' is unknown"),
+        ("tokens", None, "answers: answered without tokens"),
+    ],
+)
+def test_invalid_answers_are_corrupt(name, value, message) -> None:
+    model, _ = client({**good_answers(), name: value})
+    with pytest.raises(InferenceCorrupt, match=message):
+        model.answer(ANSWER_REQUEST)
+
+
+def test_good_pictures() -> None:
+    model, server = client(good_pictures())
+    pictures = model.draw_pictures(PICTURES, deadline_seconds=4)
+    assert [picture.image.shape for picture in pictures] == [(8, 8, 3)] * 3
+    assert pictures[1].embedding.tolist() == [0, 1, 0, 0]
+    (asked,) = server.asked
+    assert (asked["model"], asked["client_timeout"]) == ("pictures", 4)
+    assert asked["shapes"] == {"tokens": (3, 2), "counts": (3,), "seeds": (3,)}
+    assert model.draw_pictures([]) == []
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("images", np.zeros((2, 8, 8, 3), np.uint8), r"images: is uint8\[2, 8, 8, 3\], expected uint8\[3, any"),
+        ("images", np.zeros((3, 8, 8, 3), np.float32), "images: is float32"),
+        ("embeddings", np.full((3, 4), np.nan, np.float32), "embeddings: holds NaN"),
+        ("embeddings", np.ones((3, 4), np.float32), "not of unit length"),
+        ("images", None, "pictures: answered without images"),
+    ],
+)
+def test_invalid_pictures_are_corrupt(name, value, message) -> None:
+    model, _ = client({**good_pictures(), name: value})
+    with pytest.raises(InferenceCorrupt, match=message):
+        model.draw_pictures(PICTURES)
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -129,9 +219,14 @@ def test_an_invalid_answer_is_corrupt(name, value, message) -> None:
 def test_the_status_says_what_to_do(status, kind) -> None:
     error = InferenceServerException(msg="two\nlines", status=status and f"StatusCode.{status}")
     model, _ = client(error)
-    with pytest.raises(kind, match="pigeon: two lines") as caught:
-        model.draw(REQUEST)
-    assert type(caught.value) is kind
+    for name, call in (
+        ("pigeon", lambda: model.draw(REQUEST)),
+        ("answers", lambda: model.answer(ANSWER_REQUEST)),
+        ("pictures", lambda: model.draw_pictures(PICTURES)),
+    ):
+        with pytest.raises(kind, match=f"{name}: two lines") as caught:
+            call()
+        assert type(caught.value) is kind
 
 
 def test_pictures_are_checked_and_fitted_before_they_are_sent() -> None:
@@ -158,3 +253,7 @@ def test_control_errors_name_the_cure() -> None:
     model, _ = client(good_answer())
     with pytest.raises(ModelError, match="visual_tokenizer has no parameter tokenizer_version, so it is not ours"):
         _ = model.tokenizer_version
+    with pytest.raises(ModelError, match="pictures has no parameter drawing_version, so it is not ours"):
+        _ = model.drawing_version
+    with pytest.raises(ModelError, match="answers has no parameter base_weights, so it is not ours"):
+        _ = model.base_weights

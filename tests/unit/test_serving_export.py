@@ -18,11 +18,12 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.serving import adapters, export
 from generator.serving.backends import graph as graphs
-from generator.serving.backends.generation import AnswerGenerator, shared_prefix
+from generator.serving.backends.generation import AnswerGenerator, merged, shared_prefix
 from generator.serving.backends.graph import BadAnswer, BadInput, Graph
 from generator.serving.backends.masks import keep_top
 from generator.serving.backends.task import Prompt, TaskConfig, draw
 from generator.serving.build import Built, _backend_config
+from tests.support.served_networks import ServedNetworks, graph_path
 from tests.support.tiny_serving import tiny_build
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -37,16 +38,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[PigeonModel, Path, 
     return load_model(checkpoint), folder / "models", built, checkpoint
 
 
-def _graph_path(repository: Path, network: export.Network) -> Path:
-    return repository / network.model / ("graph" if network.model == "personalizer" else "1") / network.file
-
-
 def test_every_graph_agrees_with_pytorch(world) -> None:
     model, repository, built, _ = world
     networks = export.networks(model)
     assert {network.title for network in networks} == set(built.manifest.agreement)
     for network in networks:
-        found = export.compare(network, _graph_path(repository, network))
+        found = export.compare(network, graph_path(repository, network))
         assert found.max_abs_diff < 1e-4, network.title
         assert found.flipped_share == 0, network.title
         assert found.decisions > 0 or found.scale > 0.01, f"{network.title}: nothing was compared"
@@ -59,7 +56,7 @@ def test_a_graph_of_other_weights_is_noticed(world, tmp_path) -> None:
         bias = model.code_decoder.decoder.unet_proj_1.bias
         bias += 1
         try:
-            found = export.compare(network, _graph_path(repository, network))
+            found = export.compare(network, graph_path(repository, network))
         finally:
             bias -= 1
     assert not found.within
@@ -107,49 +104,29 @@ def _image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
-def test_a_task_in_numpy_is_the_pytorch_pipeline(world) -> None:
-    model, repository, _, checkpoint = world
-    networks = {name: Graph(repository / name / "1" / "model.onnx") for name in ("mask_generator", "token_decoder")}
-    networks |= {name: Graph(repository / name / "1" / "model.onnx") for name in ("unet", "vae_decoder")}
-    scorer = Graph(repository / "image_scorer" / "1" / "image.onnx")
-    stored = np.load(repository / "personalizer" / "1" / "adapter.npz")
-    config = _backend_config(model.config, model, checkpoint)
-    answers = AnswerGenerator(
-        Graph(repository / "personalizer" / "graph" / "model.onnx"),
-        {name: stored[name] for name in ("lora_a", "lora_b")},
-        model.config.generation,
-        model.config.ids.image_end,
-        model.config.language.max_positions,
-    )
-    versions = []
+@pytest.fixture(scope="module")
+def served(world) -> ServedNetworks:
+    model, repository, _, _ = world
+    return ServedNetworks.exported(model, repository)
 
-    def call(name, inputs, outputs, version=-1):
-        if name == "image_scorer":
-            return {"image_embeddings": scorer({"images": inputs["images"]})["features"]}
-        if name == "personalizer":
-            versions.append(version)
-            streams = [(int(inputs["seed"][0]), int(v)) for v in inputs["variants"]]
-            rows = answers.generate(inputs["prompt_ids"], inputs["condition"], streams)
-            tokens = np.full((len(rows), 9), -1)
-            for number, row in enumerate(rows):
-                tokens[number, : len(row)] = row
-            return {"tokens": tokens, "counts": np.array([len(row) for row in rows])}
-        return networks[name](inputs)
 
+def test_a_task_in_numpy_is_the_pytorch_pipeline(world, served: ServedNetworks) -> None:
+    model, _, _, checkpoint = world
+    config = TaskConfig.from_json(_backend_config(model.config, model, checkpoint))
     pipeline = PigeonPipeline(model)
+    served.versions.clear()
     for seed in (3, 2**63 + 1):
         items = [Item(f"w{n} w{n + 1}", _image(seed % 100 + n), "w5 w9") for n in range(3)]
-        task = Task(items[:2], items[2], seed, ALPHAS)
-        wanted = pipeline([task])[0]
+        wanted = pipeline([Task(items[:2], items[2], seed, ALPHAS)])[0]
         prompt = Prompt(
             [i.title for i in items[:2]], wanted.history_codes, items[2].title, "w5 w9", wanted.reference_codes
         )
-        drawn = draw(TaskConfig.from_json(config), prompt, ALPHAS, seed, 7, model.encode_text, call)
+        drawn = draw(config, prompt, ALPHAS, seed, 7, model.encode_text, served)
         assert drawn.codes == [candidate.codes for candidate in wanted.candidates]
         for image, candidate in zip(drawn.images, wanted.candidates, strict=True):
             assert np.abs(image.astype(int) - candidate.image).max() <= 1, "rounding may move a pixel by one"
         assert np.allclose(np.linalg.norm(drawn.embeddings, axis=1), 1, atol=1e-5)
-    assert versions == [7, 7]
+    assert served.versions == [7, 7]
 
 
 @given(
@@ -178,6 +155,46 @@ def test_a_shared_prefix_ends_before_what_differs() -> None:
     assert shared_prefix(np.array([[5, 6, 8], [5, 9, 8]])) == 1
     assert shared_prefix(np.array([[5, 6, 8], [5, 6, 8]])) == 2, "the last token is always computed with all rows"
     assert shared_prefix(np.array([[-2]])) == 0
+
+
+def test_answers_that_agree_so_far_are_one_row_of_the_language_model(world) -> None:
+    """And are the answers that each would be alone."""
+    model, repository, _, _ = world
+    step = Graph(repository / "personalizer" / "graph" / "model.onnx")
+    lora = model.personalizer.lora()
+    rows: list[int] = []
+
+    class Counted:
+        inputs = step.inputs
+
+        def __call__(self, feeds):
+            rows.append(len(feeds["input_ids"]))
+            return step(feeds)
+
+    generator = AnswerGenerator(
+        Counted(),
+        {"lora_a": lora.a.detach().numpy(), "lora_b": lora.b.detach().numpy()},
+        model.config.generation,
+        model.config.ids.image_end,
+        model.config.language.max_positions,
+    )
+    prompts = np.repeat(np.array([[1, 5, 6, -2, 7, 8]]), 6, axis=0)
+    condition = np.random.default_rng(0).normal(size=(2, model.config.decoder.prompt_width)).astype(np.float32)
+    condition = condition[[0, 0, 0, 0, 1, 1]]
+    streams = [(3, variant) for variant in range(6)]
+    temperatures = [0.0, 0.0, 1.3, 1.3, 0.0, 2.0]
+    together = generator.generate(prompts, condition, streams, temperatures=temperatures)
+    assert rows[:2] == [1, 2], "one prefix, two conditions"
+    assert max(rows) <= 5, "two greedy answers are one"
+    assert together.rows[0] == together.rows[1] != together.rows[2]
+    assert together.logprobs[0] == together.logprobs[1]
+    for row in range(6):
+        own = slice(row, row + 1)
+        alone = generator.generate(prompts[own], condition[own], streams[own], temperatures=temperatures[own])
+        assert alone.rows[0] == together.rows[row]
+        assert alone.logprobs[0] == pytest.approx(together.logprobs[row], abs=1e-4)
+    firsts, group = merged(["b", "a", "b", "c", "a"])
+    assert (firsts, group.tolist()) == ([0, 1, 3], [0, 1, 0, 2, 1])
 
 
 def test_graphs_refuse_what_does_not_fit(world, monkeypatch) -> None:

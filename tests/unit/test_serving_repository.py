@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from generator.pigeon.checkpoint import load_model
 from generator.serving import adapters, build
 from generator.serving.repository import (
     MODELS,
@@ -18,7 +20,9 @@ from generator.serving.repository import (
     default_checkpoint,
     read_manifest,
     repository_folder,
+    tree_hashes,
 )
+from generator.serving.versions import Versions, checkpoint_versions
 from schemas.errors import InputError, LockHeld, ModelError
 from schemas.settings import Settings
 from tests.support.tiny_serving import other_adapter, tiny_build
@@ -67,6 +71,9 @@ def test_the_manifest_says_what_is_there(world) -> None:
         text = (repository / name / "config.pbtxt").read_text()
         assert f'name: "{name}"' in text
         assert manifest.build in text
+        for version in (manifest.tokenizer_version, manifest.drawing_version, manifest.base_weights):
+            assert len(version) == 16
+            assert version in text
         assert "dynamic_batching" not in text, "a task's result must not depend on its neighbours"
         assert "queue_policy" not in text
 
@@ -79,6 +86,11 @@ def test_the_manifest_says_what_is_there(world) -> None:
         (lambda r: (r / "unet" / "1" / "model.onnx").unlink(), "unet/1/model.onnx is missing"),
         (lambda r: (r / "pigeon" / "1" / "model.py").write_text("#"), "pigeon/1/model.py was changed"),
         (lambda r: _edit(r, lambda m: m["models"].pop("vae_decoder")), "no model vae_decoder"),
+        (lambda r: _edit(r, lambda m: m["models"].pop("pictures")), "no model pictures"),
+        (
+            lambda r: _edit(r, lambda m: (m.pop("drawing_version"), m.pop("base_weights"))),
+            "built by an earlier release, .*; run `pigeon models build`",
+        ),
         (lambda r: _edit(r, lambda m: m.update(preset="lavit-7b")), "built for preset lavit-7b, the settings say nano"),
         (lambda r: _edit(r, lambda m: m.update(checkpoint_hash="0")), "built from another checkpoint"),
     ],
@@ -95,6 +107,73 @@ def _edit(repository: Path, change) -> None:
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
+
+
+def _versions(checkpoint: Path) -> Versions:
+    return checkpoint_versions(tree_hashes(checkpoint), load_model(checkpoint))
+
+
+def _edit_config(checkpoint: Path, section: str, **fields: object) -> None:
+    path = checkpoint / "config.json"
+    value = json.loads(path.read_text())
+    value[section] |= fields
+    path.write_text(json.dumps(value))
+
+
+def _edit_weight(name: str, part: str) -> Callable[[Path], None]:
+    def edit(checkpoint: Path) -> None:
+        path = checkpoint / name
+        state = load_file(path)
+        key = next(key for key in state if part in key)
+        save_file({**state, key: state[key] * np.float32(1.5)}, path)
+
+    return edit
+
+
+DECODER = "visual_tokenizer/highres_tokenizer_decoder.safetensors"
+PIXELS = "highres_pixel_decoding"
+
+
+@pytest.mark.parametrize(
+    ("change", "versions"),
+    [
+        (lambda c: (c / "README.md").write_text("a model card"), set()),
+        (lambda c: _edit_config(c, "diffusion", steps=4), {"drawing_version"}),
+        (lambda c: _edit_config(c, "diffusion", guidance=1.0), {"drawing_version"}),
+        (_edit_weight(f"{PIXELS}/unet/diffusion_pytorch_model.safetensors", "conv_out"), {"drawing_version"}),
+        (lambda c: _edit_scheduler(c, timestep_spacing="leading"), {"drawing_version"}),
+        (
+            _edit_weight(f"{PIXELS}/vae/diffusion_pytorch_model.safetensors", "decoder.conv_out"),
+            {"drawing_version", "base_weights"},
+        ),
+        (_edit_weight(DECODER, "pos_embed"), {"drawing_version", "base_weights", "adapter_base"}),
+        (
+            _edit_weight("visual_tokenizer/tokenizer_encoder.safetensors", "quantize.embedding"),
+            {"drawing_version", "base_weights", "adapter_base", "tokenizer_version"},
+        ),
+        (
+            _edit_weight("visual_tokenizer/eva_vitg_psz14.safetensors", "pos_embed"),
+            {"base_weights", "adapter_base", "tokenizer_version"},
+        ),
+        (_edit_weight("language_model/model.safetensors", "lm_head"), {"base_weights", "adapter_base"}),
+        (_edit_weight("pigeon/llama/adapter_model.safetensors", "lora_B"), {"base_weights"}),
+        (_edit_weight("pigeon/adapter/model.safetensors", "encoder"), {"base_weights", "adapter_base"}),
+        (_edit_weight("image_scorer/model.safetensors", "image"), {"base_weights", "tokenizer_version"}),
+        (lambda c: _edit_config(c, "generation", temperature=0.9), {"base_weights"}),
+        (lambda c: _edit_config(c, "generation", taste_positions=[]), {"base_weights"}),
+    ],
+)
+def test_a_version_changes_with_what_it_stands_for_and_nothing_else(world, change, versions: set[str]) -> None:
+    checkpoint, _ = world
+    before = _versions(checkpoint)
+    change(checkpoint)
+    after = _versions(checkpoint)
+    assert {name for name, value in vars(before).items() if vars(after)[name] != value} == versions
+
+
+def _edit_scheduler(checkpoint: Path, **fields: object) -> None:
+    path = checkpoint / PIXELS / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def place_adapter(repository: Path, number: int, base: str) -> None:

@@ -1,8 +1,11 @@
-"""The personalizer's answers for a grid of variants: one shared prefill, then one step per token."""
+"""The personalizer's answers for a grid of variants: one shared prefill, then one step per token.
+
+Answers that agree so far are one row of the language model: most of a task's answers begin alike, many never part.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,13 @@ def shared_prefix(prompts: Ints) -> int:
     differs = (prompts != prompts[:1]).any(axis=0) | (prompts == EMBEDDING).any(axis=0)
     first = int(differs.argmax()) if differs.any() else prompts.shape[1]
     return min(first, int(prompts.shape[1]) - 1)
+
+
+def merged(keys: Sequence[Hashable]) -> tuple[list[int], Ints]:
+    """The first index of each different key, in order, and for each key (N,) which of them it equals."""
+    groups: dict[Hashable, int] = {}
+    group = np.array([groups.setdefault(key, len(groups)) for key in keys], dtype=np.int64)
+    return [int((group == number).argmax()) for number in range(len(groups))], group
 
 
 class AnswerGenerator:
@@ -62,14 +72,16 @@ class AnswerGenerator:
         condition: Floats,
         streams: Sequence[tuple[int, int]],
         checkpoint: Callable[[], None] = lambda: None,
-    ) -> list[list[int]]:
-        """Sample an answer per prompt: its ids, without the end token.
+        temperatures: Sequence[float] | None = None,
+    ) -> AnswerSampler:
+        """Sample an answer per prompt; returns the sampler, all of whose rows are finished.
 
         prompts (N, T) ids, -1 masked, -2 the reference embedding; condition (N, E); streams: (seed, variant) per row.
+        temperatures: per row, 0 is greedy; the checkpoint's own by default.
         `checkpoint` is called before every step and may raise.
 
         Raises:
-            BadInput: no row, or a prompt that does not fit the model's positions.
+            BadInput: no row, temperatures that do not fit, or a prompt that does not fit the model's positions.
             BadAnswer: logits that are not finite.
         """
         rows, length = prompts.shape
@@ -87,18 +99,32 @@ class AnswerGenerator:
         prefix = shared_prefix(prompts)
         if prefix:
             _, cache = self._run(prompts[:1, :prefix], condition[:1], cache)
-        cache = {name: np.repeat(value, rows, axis=1) for name, value in cache.items()}
-        logits, cache = self._run(prompts[:, prefix:], condition, cache)
-        sampler = AnswerSampler(self._config, streams, self._end_id, logits.shape[1])
+        firsts, group = merged(
+            [(prompt.tobytes(), own.tobytes()) for prompt, own in zip(prompts, condition, strict=True)]
+        )
+        cache = {name: np.repeat(value, len(firsts), axis=1) for name, value in cache.items()}
+        logits, cache = self._run(prompts[firsts, prefix:], condition[firsts], cache)
+        try:
+            sampler = AnswerSampler(self._config, streams, self._end_id, logits.shape[1], temperatures)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
         while True:
             checkpoint()
             try:
-                ids = sampler.step(logits)
+                ids = sampler.step(logits[group])
             except ValueError as error:
                 raise BadAnswer(str(error)) from error
             if sampler.done:
-                return sampler.rows
-            logits, cache = self._run(ids[:, None], condition, cache)
+                return sampler
+            going = np.flatnonzero(~sampler.finished)
+            firsts, parts = merged([(int(group[row]), int(ids[row])) for row in going])
+            alive = going[firsts]  # one answer of each that differ
+            parents = group[alive]
+            if not np.array_equal(parents, np.arange(len(logits))):  # a copy of the cache costs as much as a step
+                cache = {name: np.take(value, parents, axis=1) for name, value in cache.items()}
+            logits, cache = self._run(ids[alive, None], condition[alive], cache)
+            group = np.zeros_like(group)  # a finished answer's logits do not count
+            group[going] = parts
 
     def _run(
         self, ids: Ints, condition: Floats, cache: dict[str, NDArray[Any]]

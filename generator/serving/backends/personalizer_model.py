@@ -12,13 +12,21 @@ from generator.pigeon.prompt import TokenIds
 from generator.pigeon.sampling import GenerationConfig
 from generator.serving.backends.generation import AnswerGenerator
 from generator.serving.backends.graph import Arrays, Graph
-from generator.serving.backends.triton import answer, inputs_of, model_folder, parameter, stop_if_cancelled
+from generator.serving.backends.triton import (
+    answer,
+    inputs_of,
+    model_folder,
+    padded_tokens,
+    parameter,
+    stop_if_cancelled,
+)
 
 
 class TritonPythonModel:
     """Answers for a grid of prompts.
 
     prompt_ids (N, T), condition (N, E), seed (1,), variants (N,) -> tokens (N, max_new), -1 behind, and counts (N,).
+    Optional: temperatures (N,), 0 is greedy. Further outputs: logprobs (N,), sampling_logprobs (N,), natural logarithms.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -42,12 +50,13 @@ class TritonPythonModel:
 
     def _run(self, request: Any) -> Arrays:
         inputs = inputs_of(request)
-
         streams = [(int(inputs["seed"][0]), int(variant)) for variant in inputs["variants"]]
-        rows = self._generator.generate(
-            inputs["prompt_ids"], inputs["condition"], streams, partial(stop_if_cancelled, request)
+        temperatures = inputs["temperatures"].tolist() if "temperatures" in inputs else None
+        sampler = self._generator.generate(
+            inputs["prompt_ids"], inputs["condition"], streams, partial(stop_if_cancelled, request), temperatures
         )
-        tokens = np.full((len(rows), self._width), -1, dtype=np.int64)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = row
-        return {"tokens": tokens, "counts": np.array([len(row) for row in rows], dtype=np.int64)}
+        return {
+            **padded_tokens(sampler.rows, self._width),
+            "logprobs": sampler.logprobs,
+            "sampling_logprobs": sampler.sampling_logprobs,
+        }

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
-
-from generator.serving.backends.graph import Arrays, BadInput
-from generator.serving.backends.task import Prompt, TaskConfig, draw
-from generator.serving.backends.triton import answer, call, inputs_of, model_folder
+from generator.serving.backends.graph import Arrays
+from generator.serving.backends.task import TaskServer, draw
+from generator.serving.backends.triton import answer, call, inputs_of, model_folder, padded_tokens
 
 
 class TritonPythonModel:
@@ -22,37 +18,27 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        folder = model_folder(args)
-        self._config = TaskConfig.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._server = TaskServer.from_folder(model_folder(args))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [answer(request, self._run) for request in requests]
 
     def _run(self, request: Any) -> Arrays:
         inputs = inputs_of(request)
-        config = self._config
-        try:
-            value = json.loads(inputs["prompt"][0])
-        except ValueError as error:
-            raise BadInput(f"prompt: not valid JSON ({error})") from error
+        config = self._server.config
         alphas = inputs["alphas"]
         drawn = draw(
             config,
-            Prompt.from_json(value, config.ids.codebook_size),
+            self._server.prompt(inputs["prompt"]),
             [float(alpha) for alpha in alphas],
             int(inputs["seed"][0]),
             int(inputs["adapter_version"][0]),
-            lambda text: self._tokenizer.encode(text, add_special_tokens=False).ids,
+            self._server.encode,
             partial(call, request),
         )
-        tokens = np.full((len(drawn.codes), config.max_codes), -1, dtype=np.int64)
-        for number, codes in enumerate(drawn.codes):
-            tokens[number, : len(codes)] = codes
         return {
             "images": drawn.images,
-            "tokens": tokens,
-            "counts": np.array([len(codes) for codes in drawn.codes], dtype=np.int64),
+            **padded_tokens(drawn.codes, config.max_codes),
             "alphas": alphas,
             "embeddings": drawn.embeddings,
         }

@@ -7,12 +7,15 @@ The networks are reached through a function, so that the same code runs behind T
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from generator.pigeon.ddim import DdimSchedule, guide, to_uint8
 from generator.pigeon.prompt import (
@@ -53,10 +56,16 @@ class TaskConfig:
     schedule: DdimSchedule
     guidance: float
     latent_shape: tuple[int, int, int]
+    preview_kind: str
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> TaskConfig:
+        """Of a model's version folder."""
+        return cls.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> TaskConfig:
-        """config: the checkpoint's config.json with `scheduler` and `latent_shape` added by the build."""
+        """config: the checkpoint's config.json with `scheduler`, `latent_shape` and `preview_kind` added by the build."""
         diffusion = config["diffusion"]
         channels, height, width = config["latent_shape"]
         return cls(
@@ -68,6 +77,7 @@ class TaskConfig:
             schedule=DdimSchedule.from_config(config["scheduler"], int(diffusion["steps"])),
             guidance=float(diffusion["guidance"]),
             latent_shape=(int(channels), int(height), int(width)),
+            preview_kind=str(config["preview_kind"]),
         )
 
 
@@ -110,6 +120,36 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class TaskServer:
+    """What a model that takes prompts holds: its configuration and the text tokenizer."""
+
+    config: TaskConfig
+    tokenizer: Tokenizer
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> TaskServer:
+        """Of a model's version folder."""
+        return cls(TaskConfig.from_folder(folder), Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+    def prompt(self, tensor: NDArray[np.object_]) -> Prompt:
+        """The request's `prompt` (1,), JSON.
+
+        Raises:
+            BadInput: not JSON, or not a prompt.
+        """
+        try:
+            value = json.loads(tensor[0])
+        except ValueError as error:
+            raise BadInput(f"prompt: not valid JSON ({error})") from error
+        return Prompt.from_json(value, self.config.ids.codebook_size)
+
+    def encode(self, text: str) -> list[int]:
+        """Text ids, without special tokens."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+@dataclass(frozen=True)
 class Drawn:
     """N candidates, one per α."""
 
@@ -132,15 +172,22 @@ def draw(
     Raises:
         BadInput: an α outside 0..1, a negative seed, or a prompt that is too long.
     """
-    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
-        raise BadInput(f"alphas: {list(alphas)} must be one or more numbers in 0..1")
-    if seed < 0:
-        raise BadInput(f"seed: {seed} must not be negative")
+    check_grid(alphas, seed)
     prompts, references = condition(config, prompt, alphas, seed, encode, call)
     codes = personalize(config, prompts, references, seed, adapter_version, call)
     images = paint(config, codes, seed, call)
     embeddings = call("image_scorer", {"images": images}, ["image_embeddings"])["image_embeddings"]
     return Drawn(codes, images, embeddings)
+
+
+def check_grid(alphas: Sequence[float], seed: int) -> None:
+    """Raises:
+    BadInput: no α, one outside 0..1, or a negative seed.
+    """
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
+        raise BadInput(f"alphas: {list(alphas)} must be one or more numbers in 0..1")
+    if seed < 0:
+        raise BadInput(f"seed: {seed} must not be negative")
 
 
 def condition(
@@ -177,28 +224,35 @@ def personalize(
     call: Call,
 ) -> list[list[int]]:
     """prompts (N, T) and kept reference codes -> per row the codes of the answer."""
-    embeds = call("token_decoder", _padded(references, config.max_codes), ["prompt_embeds"])["prompt_embeds"]
-    answer = call(
-        "personalizer",
-        {
-            "prompt_ids": prompts,
-            "condition": embeds.mean(axis=1),
-            "seed": np.array([seed], dtype=np.uint64),
-            "variants": np.arange(len(references), dtype=np.int64),
-        },
-        ["tokens", "counts"],
-        version=adapter_version,
-    )
+    inputs = personalizer_inputs(config, prompts, references, seed, call)
+    return answered_codes(config, call("personalizer", inputs, ["tokens", "counts"], version=adapter_version))
+
+
+def personalizer_inputs(
+    config: TaskConfig, prompts: NDArray[np.int64], references: list[list[int]], seed: int, call: Call
+) -> Arrays:
+    """The personalizer's request: answer i is sampled with (seed, i)."""
+    embeds = call("token_decoder", padded_codes(references, config.max_codes), ["prompt_embeds"])["prompt_embeds"]
+    return {
+        "prompt_ids": prompts,
+        "condition": embeds.mean(axis=1),
+        "seed": np.array([seed], dtype=np.uint64),
+        "variants": np.arange(len(references), dtype=np.int64),
+    }
+
+
+def answered_codes(config: TaskConfig, answers: Arrays) -> list[list[int]]:
+    """The personalizer's `tokens` (N, max_new) and `counts` (N,) -> visual codes 0..K-1 per row."""
     return [
         answer_codes([int(token) for token in tokens[:count]], config.ids.code_offset, config.max_codes)
-        for tokens, count in zip(answer["tokens"], answer["counts"], strict=True)
+        for tokens, count in zip(answers["tokens"], answers["counts"], strict=True)
     ]
 
 
 def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> NDArray[np.uint8]:
     """Codes per row -> images (N, S, S, 3) by DDIM with guidance; the negative prompt is zeros."""
     rows = len(codes)
-    decoded = call("token_decoder", _padded(codes, config.max_codes), ["prompt_embeds", "pooled"])
+    decoded = call("token_decoder", padded_codes(codes, config.max_codes), ["prompt_embeds", "pooled"])
     guided = config.guidance != 1.0
     if guided:
         decoded = {name: np.concatenate([np.zeros_like(value), value]) for name, value in decoded.items()}
@@ -216,8 +270,8 @@ def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> 
     return to_uint8(call("vae_decoder", {"latents": latents}, ["decoded"])["decoded"])
 
 
-def _padded(rows: list[list[int]], width: int) -> Arrays:
-    """Codes per row -> codes (N, width) with zeros behind, lengths (N,)."""
+def padded_codes(rows: Sequence[Sequence[int]], width: int) -> Arrays:
+    """Codes per row -> the token decoder's request: codes (N, width) with zeros behind, lengths (N,)."""
     codes = np.zeros((len(rows), width), dtype=np.int64)
     for number, row in enumerate(rows):
         codes[number, : len(row)] = row[:width]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ def parameter(args: Mapping[str, str], name: str, default: str) -> str:
 
 def inputs_of(request: Any) -> Arrays:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def padded_tokens(rows: Sequence[Sequence[int]], width: int) -> Arrays:
+    """Values per row, at most `width` -> what is answered: tokens (N, width) with -1 behind, counts (N,)."""
+    tokens = np.full((len(rows), width), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
+    return {"tokens": tokens, "counts": np.array([len(row) for row in rows], dtype=np.int64)}
 
 
 def stop_if_cancelled(request: Any) -> None:

@@ -1,0 +1,58 @@
+"""Previews: what the picture of some codes will be like, without drawing it. The one place that knows what a preview is.
+
+    sketch       the first numbers of each condition sketch the latents; the VAE decodes them and the scorer looks at them
+    conditions   where nothing is sketched: the mean of the token decoder's conditions, of unit length
+
+`TaskConfig.preview_kind` says which. Previews of one checkpoint are compared by their cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from generator.pigeon.ddim import to_uint8
+from generator.serving.backends.graph import BadAnswer
+from generator.serving.backends.task import Call, TaskConfig, padded_codes
+
+Floats = NDArray[np.float32]
+
+
+def preview_rows(config: TaskConfig, codes: Sequence[Sequence[int]], call: Call) -> Floats:
+    """Codes per picture -> (N, D), unit rows. Equal codes are computed once, and each row alone: it depends on its codes only.
+
+    Raises:
+        BadAnswer: a mean condition is zero.
+    """
+    found: dict[tuple[int, ...], Floats] = {}
+    for row in codes:
+        key = tuple(row[: config.max_codes])
+        if key not in found:
+            found[key] = _preview(config, key, call)
+    return np.stack([found[tuple(row[: config.max_codes])] for row in codes])
+
+
+def _preview(config: TaskConfig, codes: tuple[int, ...], call: Call) -> Floats:
+    embeds = call("token_decoder", padded_codes([codes], config.max_codes), ["prompt_embeds"])["prompt_embeds"]
+    if config.preview_kind == "conditions":
+        mean = embeds[0].mean(axis=0)
+        length = float(np.linalg.norm(mean))
+        if length == 0:
+            raise BadAnswer("token_decoder: the mean condition is zero, so answers cannot be compared by it")
+        unit: Floats = (mean / np.float32(length)).astype(np.float32)
+        return unit
+    channels, size, _ = config.latent_shape
+    decoded = call("vae_decoder", {"latents": sketch(embeds, channels, size)}, ["decoded"])["decoded"]
+    features = call("image_scorer", {"images": to_uint8(decoded)}, ["image_embeddings"])["image_embeddings"]
+    out: Floats = features[0]
+    return out
+
+
+def sketch(prompt_embeds: Floats, channels: int, size: int) -> Floats:
+    """prompt_embeds (B, Q, E) -> latents (B, channels, size, size), as `generator.pigeon.diffusion.sketch` lays them out."""
+    side = round(prompt_embeds.shape[1] ** 0.5)
+    cell = size // side
+    cells = prompt_embeds[..., : channels * cell * cell].reshape(-1, side, side, channels, cell, cell)
+    return np.ascontiguousarray(cells.transpose(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size))
