@@ -13,7 +13,7 @@ SHELL       := /bin/bash
 define install
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[$(1)]' | sed -unE \
 		-e 's/^ *Downloading ([^ ]+)-([0-9][^-]*)-[^ ]*\.whl \(([0-9.]+ [MG]B)\)$$/  downloading \1 \2, \3/p' \
-		-e 's/^Installing collected packages: .*/  unpacking/p'
+		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
 endef
 
 .PHONY: help demo test check faults bench format clean
@@ -23,13 +23,13 @@ help: ## Show this list
 
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pigeon needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@echo "installing what the demo runs into $(VENV), once: 95 packages of 530 MB in all"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing what the demo runs into $(VENV), once: about 480 MB in 90 packages"
 	$(call install,demo)
 	@touch $@
 
 $(TEST): $(DEMO)
-	@echo "adding what tests and gates need: about 110 MB in 45 packages"
+	@echo "adding what tests and gates need: 35 more packages, 100 MB"
 	$(call install,demo,evaluate,lavit,dev)
 	@touch $@
 
