@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 # What is installed: `demo` runs, `test` adds the tests' and the gates' tools to it and takes nothing away.
 DEMO   := $(VENV)/.installed-demo
 TEST   := $(VENV)/.installed-test
+WITH_TOOLS := demo,evaluate,lavit,dev
 
-SHELL       := /bin/bash
+SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
 # $(call install,EXTRAS): of pip's hundreds of lines only those that take time, each as it begins; errors come as they are.
@@ -30,7 +31,7 @@ $(DEMO): pyproject.toml constraints.txt
 
 $(TEST): $(DEMO)
 	@echo "adding what tests and gates need: 35 more packages, 100 MB"
-	$(call install,demo,evaluate,lavit,dev)
+	$(call install,$(WITH_TOOLS))
 	@touch $@
 
 demo: $(DEMO) ## Real clicks through Kafka, Postgres, Triton and S3, a retrain, and a page to look at

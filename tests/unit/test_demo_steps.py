@@ -20,7 +20,9 @@ def test_a_step_prints_its_label_then_its_lines_then_its_time(capfd: pytest.Capt
 
 def test_a_long_argument_is_cut_and_a_failure_names_the_command(capfd: pytest.CaptureFixture[str]) -> None:
     steps = Steps(total=2)
-    with pytest.raises(StepFailed, match=r"`pigeon night run --users u1,u1,.*\.\.\. --date tomorrow` ended with exit code 2"):
+    with pytest.raises(
+        StepFailed, match=r"`pigeon night run --users u1,u1,.*\.\.\. --date tomorrow` ended with exit code 2"
+    ):
         steps.run("night", "run", "--users", ",".join(["u1"] * 99), "--date", "tomorrow")
     assert len(steps.done[0].command) < 100
     assert "tomorrow" in capfd.readouterr().err
