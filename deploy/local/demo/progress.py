@@ -33,7 +33,7 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _lines() -> Callable[[str, int, int], None]:
-    """Writes a stage's end, and before it where it is whenever that much time has passed since the last line."""
+    """Writes a stage's end, and before it how far it is, with that much time between lines."""
     finished: set[str] = set()
     written = time.monotonic()
 

@@ -56,7 +56,7 @@ class Steps:
         return step
 
     def run(self, *arguments: str, allowed: Sequence[int] = (0,)) -> Step:
-        """Run `pigeon ARGUMENTS`; what it prints is passed on as it comes, the last line of stdout is the outcome.
+        """Run `pigeon ARGUMENTS`, passing on what it prints; the last line of stdout is the outcome.
 
         Raises:
             StepFailed: the exit code is not among `allowed`.
@@ -85,7 +85,9 @@ def _shown(argument: str) -> str:
 
 
 def _run(arguments: Sequence[str], *, refusals_are_outcomes: bool) -> tuple[str, int]:
-    """Last line and exit code. Progress (stderr) is on the terminal's own, unless the outcome may be a line of it."""
+    """Run a command; its last line and exit code.
+
+    Progress (stderr) is on the terminal's own, unless the outcome may be a line of it."""
     outcome = ""
     with subprocess.Popen(
         [sys.executable, "-m", "generator.cli", *arguments],
