@@ -5,15 +5,16 @@ BIN    := $(VENV)/bin
 # What is installed: `demo` runs, `test` adds the tests' and the gates' tools to it and takes nothing away.
 DEMO   := $(VENV)/.installed-demo
 TEST   := $(VENV)/.installed-test
+WITH_TOOLS := demo,evaluate,lavit,dev
 
-SHELL       := /bin/bash
+SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
 
 # $(call install,EXTRAS): of pip's hundreds of lines only those that take time, each as it begins; errors come as they are.
 define install
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[$(1)]' | sed -unE \
 		-e 's/^ *Downloading ([^ ]+)-([0-9][^-]*)-[^ ]*\.whl \(([0-9.]+ [MG]B)\)$$/  downloading \1 \2, \3/p' \
-		-e 's/^Installing collected packages: .*/  unpacking/p'
+		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
 endef
 
 .PHONY: help demo test check faults bench format clean
@@ -23,14 +24,14 @@ help: ## Show this list
 
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pigeon needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@echo "installing what the demo runs into $(VENV), once: 95 packages of 530 MB in all"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing what the demo runs into $(VENV), once: about 480 MB in 90 packages"
 	$(call install,demo)
 	@touch $@
 
 $(TEST): $(DEMO)
-	@echo "adding what tests and gates need: about 110 MB in 45 packages"
-	$(call install,demo,evaluate,lavit,dev)
+	@echo "adding what tests and gates need: 35 more packages, 100 MB"
+	$(call install,$(WITH_TOOLS))
 	@touch $@
 
 demo: $(DEMO) ## Real clicks through Kafka, Postgres, Triton and S3, a retrain, and a page to look at

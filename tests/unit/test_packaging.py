@@ -177,6 +177,16 @@ def test_the_wheel_holds_code_and_templates_and_no_weights(tmp_path: Path) -> No
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
+def test_the_makefile_installs_the_demo_first_and_adds_the_tools(tmp_path: Path) -> None:
+    def planned(target: str) -> list[str]:
+        command = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
+        done = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
+        return re.findall(r"-e '\.\[(.+?)\]'", done.stdout)
+
+    assert planned("demo") == ["demo"]
+    assert planned("test") == planned("check") == ["demo", "demo,evaluate,lavit,dev"]
+
+
 def run_without(folder: Path, modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`pigeon ARGUMENTS` in an empty folder, where the modules (separated by commas) are not installed."""
     code = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(','))); from generator.cli import main; main()"
