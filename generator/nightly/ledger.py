@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.plan import Chunk
+from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.postgres import plain_errors
 from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
@@ -231,6 +232,7 @@ class Ledger:
                         Poster.announced_at.is_(None),
                         Poster.withheld.is_(None),
                         Poster.user_id.not_in(self.pending_erasures()),
+                        text(not_taken_back("posters", "night_tasks.run_id")),
                     )
                     .order_by(Poster.user_id, Poster.item_id, Poster.variant)
                     .limit(page)

@@ -1,90 +1,183 @@
-"""What the night's manifest holds: tonight's posters and those of earlier nights that stay, with near-duplicates withheld."""
+"""What the night's manifest holds: the current posters of every user and item, tonight's or an earlier night's that still hold.
+
+`current_posters` names the task whose posters are shown. The rows are read in its order, page by page in one snapshot, so that
+neither memory nor any one statement grows with the users.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import groupby
 from typing import Any
 
-from sqlalchemy import text, update
+import pyarrow as pa
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.select import COPY_OF_OTHER_USER, ImageHash, OtherUsersArt, propensities
-from schemas.settings import NightSettings
-from schemas.tables import Poster
+from generator.nightly.select import propensities
+from generator.nightly.taken_back import not_taken_back
+from schemas.manifest import ITEM_SCHEMA, POSTER_SCHEMA
+from schemas.tables import Item
 
-# The posters that are current for each (user, item): of the latest night, this one included, that drew them or found them
-# unchanged. Users to be forgotten and deleted items are left out. The order is the manifest's.
-_CURRENT = text("""
-WITH confirmed AS (
-    SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, r.logical_date, true AS drawn
-    FROM night_tasks t JOIN night_runs r USING (run_id)
-    WHERE t.status = 'done' AND (r.run_id = :run_id OR (r.status = 'published' AND r.logical_date < :logical_date))
-    UNION ALL
-    SELECT s.user_id, s.item_id, s.input_fingerprint, s.model_version, r.logical_date, false
-    FROM night_skips s JOIN night_runs r USING (run_id)
-    WHERE s.input_fingerprint IS NOT NULL
-      AND (r.run_id = :run_id OR (r.status = 'published' AND r.logical_date < :logical_date))
-), latest AS (
-    SELECT DISTINCT ON (user_id, item_id) * FROM confirmed ORDER BY user_id, item_id, logical_date DESC
-)
-SELECT p.*, p.run_id AS drawn_by_run, l.drawn AND l.logical_date = :logical_date AS tonight
-FROM latest l
-JOIN posters p USING (user_id, item_id, input_fingerprint, model_version)
-JOIN items i USING (item_id)
-WHERE i.deleted_at IS NULL
-  AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.user_id = l.user_id AND e.completed_at IS NULL)
-ORDER BY p.user_id COLLATE "C", p.item_id COLLATE "C", p.variant
+PAGE_PAIRS = 10_000
+"""Users' items read at once; some kilobytes each."""
+PAGE_ITEMS = 50_000
+
+Pair = tuple[str, str]
+
+# Only a task of the same or a later date replaces what is current: a night of the past turns nothing back.
+_DRAWN = text("""
+INSERT INTO current_posters AS c (user_id, item_id, input_fingerprint, model_version, weights, run_id, logical_date)
+SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, t.weights, t.run_id, :logical_date
+FROM night_tasks t
+WHERE t.run_id = :run_id AND t.status = 'done'
+  AND (t.user_id, t.item_id) > (:after_user, :after_item)
+  AND (:is_last OR (t.user_id, t.item_id) <= (:until_user, :until_item))
+ON CONFLICT (user_id, item_id) DO UPDATE SET
+  input_fingerprint = excluded.input_fingerprint, model_version = excluded.model_version, weights = excluded.weights,
+  run_id = excluded.run_id, logical_date = excluded.logical_date
+WHERE c.logical_date <= excluded.logical_date
 """)
+# A plan that found a user's earlier posters to be right again (the input is what it was then) makes them current again.
+_FOUND_AGAIN = text("""
+UPDATE current_posters c
+SET input_fingerprint = s.input_fingerprint, model_version = s.model_version, weights = t.weights, run_id = t.run_id,
+    logical_date = :logical_date
+FROM night_skips s CROSS JOIN LATERAL (
+    SELECT t.weights, t.run_id FROM night_tasks t JOIN night_runs r USING (run_id)
+    WHERE t.user_id = s.user_id AND t.item_id = s.item_id AND t.input_fingerprint = s.input_fingerprint
+      AND t.model_version = s.model_version AND t.status = 'done' AND r.status = 'published'
+    ORDER BY r.logical_date DESC LIMIT 1
+) t
+WHERE s.run_id = :run_id AND s.input_fingerprint IS NOT NULL
+  AND c.user_id = s.user_id AND c.item_id = s.item_id AND c.logical_date <= :logical_date
+  AND (c.input_fingerprint, c.model_version) <> (s.input_fingerprint, s.model_version)
+""")
+_PAGE_END = {
+    "night_tasks": "SELECT user_id, item_id FROM night_tasks WHERE run_id = :run_id AND (user_id, item_id) > (:u, :i) "
+    "ORDER BY user_id, item_id OFFSET :page - 1 LIMIT 1",
+    "current_posters": "SELECT user_id, item_id FROM current_posters WHERE (user_id, item_id) > (:u, :i) "
+    "ORDER BY user_id, item_id OFFSET :page - 1 LIMIT 1",
+}
+_COLUMNS = [name for name in POSTER_SCHEMA.names if name != "drawn_by_run"]
+# A task that was chosen for again has earlier variants under the same numbers: its own run's come first, then the newest.
+# The page's bounds stand in both tables' conditions, else the join reads the other table from its start.
+_ROWS = text(f"""
+SELECT DISTINCT ON (c.user_id, c.item_id, p.variant)
+  {", ".join(f"p.{name}" for name in _COLUMNS)}, c.run_id AS drawn_by_run, p.withheld
+FROM current_posters c
+JOIN posters p ON p.user_id = c.user_id AND p.item_id = c.item_id AND p.input_fingerprint = c.input_fingerprint
+  AND p.model_version = c.model_version AND p.weights = c.weights
+JOIN items i ON i.item_id = c.item_id
+WHERE i.deleted_at IS NULL
+  AND (c.user_id, c.item_id) > (:after_user, :after_item) AND (p.user_id, p.item_id) > (:after_user, :after_item)
+  AND (:is_last OR ((c.user_id, c.item_id) <= (:until_user, :until_item)
+                    AND (p.user_id, p.item_id) <= (:until_user, :until_item)))
+  AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.user_id = c.user_id AND e.completed_at IS NULL)
+  AND {not_taken_back("p", "c.run_id")}
+ORDER BY c.user_id, c.item_id, p.variant, (p.run_id = c.run_id) DESC, p.created_at DESC
+""")  # noqa: S608 - made of our own names
+_SHARE = text("UPDATE posters SET propensity = :propensity WHERE poster_id = :poster_id")
 
 
-@dataclass(frozen=True)
-class ManifestRows:
-    """Rows of the manifest, and how they came about."""
+@dataclass
+class ManifestCounts:
+    """How the rows of a manifest came about."""
 
-    rows: list[dict[str, Any]]
-    drawn: int
-    carried: int
-    withheld: int
+    drawn: int = 0
+    carried: int = 0
+    withheld: int = 0
+    """Tonight's that are in no manifest."""
 
 
-def select_manifest_rows(ledger: Ledger, run_id: str, logical_date: date, settings: NightSettings) -> ManifestRows:
-    """Decide what is in the manifest, and record what is withheld. The same tasks give the same answer every time."""
+def make_current(ledger: Ledger, run_id: str, logical_date: date) -> None:
+    """Make a run's posters the current ones of their users and items, in one transaction; repeating it changes nothing."""
     with ledger.writing() as session:
-        rows = [
-            dict(row) for row in session.execute(_CURRENT, {"run_id": run_id, "logical_date": logical_date}).mappings()
-        ]
-        carried = [row for row in rows if not row["tonight"] and row["withheld"] is None]
-        tonight = [row for row in rows if row["tonight"]]
-        _judge(session, carried, tonight, settings)
-    kept = [row for row in rows if row["withheld"] is None]
-    drawn = sum(row["tonight"] for row in kept)
-    return ManifestRows(kept, drawn, len(kept) - drawn, len(tonight) - drawn)
+        for bounds in _ranges(session, "night_tasks", {"run_id": run_id}):
+            session.execute(_DRAWN, {**bounds, "run_id": run_id, "logical_date": logical_date})
+        session.execute(_FOUND_AGAIN, {"run_id": run_id, "logical_date": logical_date})
 
 
-def _judge(
-    session: Session, carried: list[dict[str, Any]], tonight: list[dict[str, Any]], settings: NightSettings
-) -> None:
-    """Withhold tonight's posters that look like another user's of the same item; carried ones have precedence."""
-    others = OtherUsersArt(settings.near_duplicate_distance)
-    for row in carried:
-        others.remember(row["item_id"], row["user_id"], ImageHash.parse(row["look"]))
-    tasks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in tonight:
-        tasks[row["user_id"], row["item_id"]].append(row)
-    for variants in tasks.values():
-        for row in variants:
-            granted = others.grant(row["item_id"], row["user_id"], ImageHash.parse(row["look"]))
-            _change(session, row, "withheld", None if granted else COPY_OF_OTHER_USER)
-        shown = [row for row in variants if row["withheld"] is None]
-        for row, propensity in zip(shown, propensities([r["score"] for r in shown], settings.exploration), strict=True):
-            if abs(row["propensity"] - propensity) > 1e-6:
-                _change(session, row, "propensity", propensity)
+def count_pairs(session: Session) -> int:
+    """Users' items that have current posters, shown or not."""
+    return int(session.execute(text("SELECT count(*) FROM current_posters")).scalar_one())
 
 
-def _change(session: Session, row: dict[str, Any], column: str, value: Any) -> None:
-    if row[column] != value:
-        row[column] = value
-        session.execute(update(Poster).where(Poster.poster_id == row["poster_id"]).values({column: value}))
+def manifest_pages(
+    session: Session, ledger: Ledger, run_id: str, exploration: float, counts: ManifestCounts
+) -> Iterator[pa.Table]:
+    """The manifest's rows as tables of POSTER_SCHEMA, in the session's snapshot; `counts` is added to.
+
+    Where a variant of a task is no longer shown, the others' propensities are worked out, and stored, again.
+    """
+    for bounds in _ranges(session, "current_posters", {}):
+        rows = session.execute(_ROWS, bounds).mappings().all()
+        tonight = sum(row["drawn_by_run"] == run_id for row in rows)
+        shown = [row for row in rows if row["withheld"] is None]
+        drawn = sum(row["drawn_by_run"] == run_id for row in shown)
+        counts.drawn += drawn
+        counts.withheld += tonight - drawn
+        counts.carried += len(shown) - drawn
+        shares = [row["propensity"] for row in shown]
+        changed = _shared_again(shown, shares, exploration)
+        if changed:
+            with ledger.writing() as writing:
+                writing.execute(_SHARE, changed)
+        columns = {name: [row[name] for row in shown] for name in POSTER_SCHEMA.names}
+        yield pa.table({**columns, "propensity": shares}, schema=POSTER_SCHEMA)
+
+
+def item_pages(session: Session) -> Iterator[pa.Table]:
+    """The catalogue's own pictures, the last rung of the reader's ladder, as tables of ITEM_SCHEMA."""
+    after = ""
+    while True:
+        rows = session.execute(
+            select(Item.item_id, Item.image_uri)
+            .where(Item.deleted_at.is_(None), Item.item_id > after)
+            .order_by(Item.item_id)
+            .limit(PAGE_ITEMS)
+        ).all()
+        if not rows:
+            return
+        yield pa.table({"item_id": [r.item_id for r in rows], "image_uri": [r.image_uri for r in rows]}, ITEM_SCHEMA)
+        after = rows[-1].item_id
+
+
+def _shared_again(
+    rows: Sequence[Mapping[Any, Any]], shares: list[float], exploration: float
+) -> list[dict[str, str | float]]:
+    """Correct `shares` where those of a task do not sum to 1; the new ones by poster."""
+    changed: list[dict[str, str | float]] = []
+    numbered = enumerate(rows)
+    for _, task in groupby(numbered, key=lambda one: (one[1]["user_id"], one[1]["item_id"])):
+        variants = list(task)
+        if abs(sum(shares[number] for number, _ in variants) - 1) < 1e-5:
+            continue
+        wanted = propensities([row["score"] for _, row in variants], exploration)
+        for (number, row), share in zip(variants, wanted, strict=True):
+            if abs(shares[number] - share) > 1e-6:
+                shares[number] = share
+                changed.append({"poster_id": row["poster_id"], "propensity": share})
+    return changed
+
+
+def _ranges(session: Session, table: str, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Bounds of consecutive pages of (user, item)."""
+    after: Pair = ("", "")
+    while True:
+        given = {**values, "u": after[0], "i": after[1], "page": PAGE_PAIRS}
+        end = session.execute(text(_PAGE_END[table]), given).one_or_none()
+        until: Pair = (end.user_id, end.item_id) if end else ("", "")
+        yield {
+            "after_user": after[0],
+            "after_item": after[1],
+            "until_user": until[0],
+            "until_item": until[1],
+            "is_last": end is None,
+        }
+        if end is None:
+            return
+        after = until

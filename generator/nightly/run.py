@@ -16,11 +16,13 @@ from generator.nightly.frozen_prompt import drawing_settings, frozen
 from generator.nightly.generate import Generator, Tally
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
-from generator.nightly.manifest_rows import select_manifest_rows
+from generator.nightly.manifest_rows import ManifestCounts, make_current
+from generator.nightly.online_store import export
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
+from generator.nightly.withdraw import sync_withdrawn
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
 from generator.storage.objects import Store
@@ -195,14 +197,16 @@ class Night:
         return generator
 
     def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> dict[str, Any]:
-        manifest_rows = select_manifest_rows(ledger, run.run_id, self._date, self._settings.night)
+        make_current(ledger, run.run_id, self._date)
         reach("judged")
-        ref = store_manifest(self._store, ledger, run, manifest_rows)
+        stored = store_manifest(self._store, ledger, run, self._settings)
+        ref, counts = stored.ref, stored.counts
         reach("manifest stored")
-        figures = self._figures(
-            ledger, run, manifest_rows.drawn, manifest_rows.carried, manifest_rows.withheld, generator, seconds
-        )
+        figures = self._figures(ledger, run, counts, generator, seconds)
         report = write_report(self._store, ledger, run, figures)
+        sync_withdrawn(self._store, self._engine)
+        if self._settings.online.redis_url:
+            self._say(export(self._settings, ref))
         led = flip(self._store, ledger, ref, run.fencing_token)
         ledger.published(
             run.run_id,
@@ -226,8 +230,8 @@ class Night:
             ) from error
         finally:
             self._say(
-                f"night of {self._date}: {manifest_rows.drawn} posters drawn, {manifest_rows.carried} carried over, "
-                f"{manifest_rows.withheld} withheld, {announced}; {tally.finished} tasks in {seconds:.1f} s "
+                f"night of {self._date}: {counts.drawn} posters drawn, {counts.carried} carried over, "
+                f"{counts.withheld} withheld, {announced}; {tally.finished} tasks in {seconds:.1f} s "
                 f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
                 f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
             )
@@ -246,9 +250,7 @@ class Night:
         self,
         ledger: Ledger,
         run: NightRun,
-        drawn: int,
-        carried: int,
-        withheld: int,
+        counts: ManifestCounts,
         generator: Generator | None,
         seconds: float,
     ) -> dict[str, Any]:
@@ -256,9 +258,9 @@ class Night:
             "tasks": ledger.counts(run.run_id),
             "reasons": ledger.reasons(run.run_id),
             "skips": ledger.skips(run.run_id),
-            "posters_drawn": drawn,
-            "posters_carried": carried,
-            "posters_withheld": withheld,
+            "posters_drawn": counts.drawn,
+            "posters_carried": counts.carried,
+            "posters_withheld": counts.withheld,
         }
         if generator:
             tally = generator.tally

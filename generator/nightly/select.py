@@ -25,7 +25,6 @@ BLANK = "blank"
 OFF_REFERENCE = "off_reference"
 COPY_OF_REFERENCE = "near_duplicate_of_reference"
 COPY_OF_VARIANT = "near_duplicate_of_kept_variant"
-COPY_OF_OTHER_USER = "near_duplicate_of_other_user"
 OUTSCORED = "outscored"
 
 
@@ -164,24 +163,3 @@ def propensities(scores: Sequence[float], exploration: float) -> list[float]:
         return []
     best = max(range(len(scores)), key=lambda i: (scores[i], -i))
     return [exploration / len(scores) + (1 - exploration) * (i == best) for i in range(len(scores))]
-
-
-class OtherUsersArt:
-    """Looks of pictures already granted, by item; the first user in the manifest's order keeps a picture."""
-
-    def __init__(self, distance: int) -> None:
-        self._distance = distance
-        self._granted: dict[str, list[tuple[str, ImageHash]]] = {}
-
-    def remember(self, item_id: str, user_id: str, look: ImageHash) -> None:
-        """A picture that is granted already."""
-        self._granted.setdefault(item_id, []).append((user_id, look))
-
-    def grant(self, item_id: str, user_id: str, look: ImageHash) -> bool:
-        """True, and remembered, unless another user has nearly the same picture of this item."""
-        if any(
-            user != user_id and look.is_near(other, self._distance) for user, other in self._granted.get(item_id, ())
-        ):
-            return False
-        self.remember(item_id, user_id, look)
-        return True

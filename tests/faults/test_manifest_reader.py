@@ -28,7 +28,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 @pytest.fixture
 def two_nights(settings: Settings, tmp_path: Path) -> Iterator[Store]:
-    """Two published nights; u0 was drawn for in both."""
+    """Two published nights; u0 was drawn for in both. Readers of the test have a cache of their own."""
+    global cache
+    cache = tmp_path / "cache"
     build(settings, tmp_path / "art", users=2, targets=1)
     night(settings).run(Scope())
     engine = connect(settings.database)

@@ -15,7 +15,6 @@ from generator.nightly.select import (
     OFF_REFERENCE,
     OUTSCORED,
     ImageHash,
-    OtherUsersArt,
     choose,
     image_hash,
     propensities,
@@ -108,14 +107,6 @@ def test_a_look_sees_shapes_and_colours() -> None:
     assert image_hash(image).is_near(image_hash(image), 0)
     assert not image_hash(image).is_near(image_hash(recoloured), 64)  # same shapes, another palette
     assert not image_hash(image).is_near(image_hash(drawing(6)), 2)
-
-
-def test_the_first_user_keeps_a_picture_and_only_of_the_same_item() -> None:
-    art, look = OtherUsersArt(2), image_hash(drawing(1))
-    assert art.grant("item", "ann", look)
-    assert art.grant("item", "ann", look)
-    assert not art.grant("item", "bob", look)
-    assert art.grant("other", "bob", look)
 
 
 @pytest.mark.parametrize(
