@@ -232,7 +232,8 @@ class PosterManifest:
             return []
         shard, start, end = loaded.posters_of(user_id)
         places = places_of(shard, start, end, {item_id}, withdrawn).get(item_id, [])
-        found: list[dict[str, Any]] = shard.rows.select(POSTER_SCHEMA.names).take(places).to_pylist()
+        mine = shard.rows.select(POSTER_SCHEMA.names).take(pa.array(places, pa.int64()))
+        found: list[dict[str, Any]] = mine.to_pylist()
         return found
 
     def rows(self) -> pa.Table:

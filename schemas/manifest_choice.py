@@ -47,8 +47,9 @@ def choose(
         return {}
     chosen: dict[str, int] = {}
     propensities = []
+    mine = shard.propensities[start:end].tolist()
     for item_id, places in places_of(shard, start, end, set(item_ids), withdrawn).items():
-        shares = [float(shard.propensities[place]) for place in places]
+        shares = [mine[place - start] for place in places]
         number = pick(shares, f"{user_id}\x1f{item_id}\x1f{turn}")
         chosen[item_id] = places[number]
         total = sum(shares)

@@ -62,12 +62,17 @@ def with_hashes(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def write_shard(rows: pa.Table, path: Path, **about: str) -> None:
     """Sort rows of SHARD_SCHEMA or ITEM_SHARD_SCHEMA and write them as a shard. `about` joins the file's metadata."""
     keys = [name for name in (USER_HASH, "user_id", ITEM_HASH, "item_id", "variant") if name in rows.column_names]
-    rows = rows.combine_chunks()
-    rows = rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in keys])).combine_chunks()
+    order = pc.sort_indices(rows.select(keys).combine_chunks(), sort_keys=[(name, "ascending") for name in keys])
     schema = rows.schema.with_metadata({**about, **(rows.schema.metadata or {})})
+    # Column by column: no more than one of them is in memory twice.
+    columns = [_contiguous(rows[name]).take(order) for name in schema.names]
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in rows.to_batches():
-            writer.write_batch(batch)
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def _contiguous(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
 
 
 class Shard:

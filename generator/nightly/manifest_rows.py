@@ -41,7 +41,8 @@ ON CONFLICT (user_id, item_id) DO UPDATE SET
   run_id = excluded.run_id, logical_date = excluded.logical_date
 WHERE c.logical_date <= excluded.logical_date
 """)
-# A plan that found a user's earlier posters to be right again (the input is what it was then) makes them current again.
+# A plan that found a user's earlier posters to be right again (the input is what it was then) makes them current again, unless
+# their night was rolled back.
 _FOUND_AGAIN = text("""
 UPDATE current_posters c
 SET input_fingerprint = s.input_fingerprint, model_version = s.model_version, weights = t.weights, run_id = t.run_id,
@@ -50,6 +51,7 @@ FROM night_skips s CROSS JOIN LATERAL (
     SELECT t.weights, t.run_id FROM night_tasks t JOIN night_runs r USING (run_id)
     WHERE t.user_id = s.user_id AND t.item_id = s.item_id AND t.input_fingerprint = s.input_fingerprint
       AND t.model_version = s.model_version AND t.status = 'done' AND r.status = 'published'
+      AND NOT EXISTS (SELECT 1 FROM withdrawals w WHERE w.kind = 'night' AND w.subject = t.run_id AND w.lifted_at IS NULL)
     ORDER BY r.logical_date DESC LIMIT 1
 ) t
 WHERE s.run_id = :run_id AND s.input_fingerprint IS NOT NULL

@@ -103,7 +103,11 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
             assert POINTS.index(point) < POINTS.index("pointer flipped")
         else:  # whoever sees the pointer sees the whole set, and every picture in it
             assert manifest(settings) == unbroken
-            rows = PosterManifest.open(bucket=store.bucket, client=store.s3, cache_dir=tmp_path / "cache").rows().to_pylist()
+            rows = (
+                PosterManifest.open(bucket=store.bucket, client=store.s3, cache_dir=tmp_path / "cache")
+                .rows()
+                .to_pylist()
+            )
             assert rows
             assert all(store.exists(row["image_key"]) for row in rows)
     assert deaths == list(POINTS)
