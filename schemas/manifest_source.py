@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 18
 ATTEMPTS = 3
+PAUSE_SECONDS = 1e-4
+"""Seconds between two shards in which other threads get the interpreter: callers wait for a shard's mapping at most."""
 
 
 class ObjectMissing(Exception):
@@ -129,7 +132,11 @@ class ManifestSource:
         for number, shard in enumerate(wanted):
             # Empty shards are alike: each keeps its place.
             name = f"{number}/{_name(shard.sha256, ref.version)}"
-            shards[name] = have[name] if name in have else self._shard(shard.key, shard.sha256, ref.version)
+            if name in have:
+                shards[name] = have[name]
+                continue
+            shards[name] = self._shard(shard.key, shard.sha256, ref.version)
+            time.sleep(PAUSE_SECONDS)
         return ManifestSet(ref, shards, is_previous=is_previous, etag=etag)
 
     def shards(self, ref: ManifestRef) -> Iterator[Shard]:

@@ -6,12 +6,12 @@ neither memory nor any one statement grows with the users.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
@@ -64,12 +64,18 @@ _PAGE_END = {
     "current_posters": "SELECT user_id, item_id FROM current_posters WHERE (user_id, item_id) > (:u, :i) "
     "ORDER BY user_id, item_id OFFSET :page - 1 LIMIT 1",
 }
-_COLUMNS = [name for name in POSTER_SCHEMA.names if name != "drawn_by_run"]
+_SELECTED = {name: f"p.{name}" for name in POSTER_SCHEMA.names} | {
+    "drawn_by_run": "c.run_id",
+    # Most have none: an empty list is not worth parsing.
+    "renditions": "CASE WHEN jsonb_array_length(p.renditions) = 0 THEN NULL ELSE p.renditions END",
+    "withheld": "p.withheld",
+}
+_NAMES = list(_SELECTED)
 # A task that was chosen for again has earlier variants under the same numbers: its own run's come first, then the newest.
 # The page's bounds stand in both tables' conditions, else the join reads the other table from its start.
 _ROWS = text(f"""
 SELECT DISTINCT ON (c.user_id, c.item_id, p.variant)
-  {", ".join(f"p.{name}" for name in _COLUMNS)}, c.run_id AS drawn_by_run, p.withheld
+  {", ".join(f"{column} AS {name}" for name, column in _SELECTED.items())}
 FROM current_posters c
 JOIN posters p ON p.user_id = c.user_id AND p.item_id = c.item_id AND p.input_fingerprint = c.input_fingerprint
   AND p.model_version = c.model_version AND p.weights = c.weights
@@ -116,20 +122,23 @@ def manifest_pages(
     Where a variant of a task is no longer shown, the others' propensities are worked out, and stored, again.
     """
     for bounds in _ranges(session, "current_posters", {}):
-        rows = session.execute(_ROWS, bounds).mappings().all()
-        tonight = sum(row["drawn_by_run"] == run_id for row in rows)
-        shown = [row for row in rows if row["withheld"] is None]
-        drawn = sum(row["drawn_by_run"] == run_id for row in shown)
+        rows = session.execute(_ROWS, bounds).all()
+        tonight = sum(row.drawn_by_run == run_id for row in rows)
+        if any(row.withheld is not None for row in rows):
+            rows = [row for row in rows if row.withheld is None]
+        drawn = sum(row.drawn_by_run == run_id for row in rows)
         counts.drawn += drawn
         counts.withheld += tonight - drawn
-        counts.carried += len(shown) - drawn
-        shares = [row["propensity"] for row in shown]
-        changed = _shared_again(shown, shares, exploration)
+        counts.carried += len(rows) - drawn
+        columns: dict[str, list[Any]] = {}
+        if rows:
+            columns = {name: list(values) for name, values in zip(_NAMES, zip(*rows, strict=True), strict=True)}
+            columns["renditions"] = [others or [] for others in columns["renditions"]]
+        changed = _share_again(columns, exploration) if columns else []
         if changed:
             with ledger.writing() as writing:
                 writing.execute(_SHARE, changed)
-        columns = {name: [row[name] for row in shown] for name in POSTER_SCHEMA.names}
-        yield pa.table({**columns, "propensity": shares}, schema=POSTER_SCHEMA)
+        yield pa.table({name: columns.get(name, []) for name in POSTER_SCHEMA.names}, schema=POSTER_SCHEMA)
 
 
 def item_pages(session: Session) -> Iterator[pa.Table]:
@@ -148,21 +157,20 @@ def item_pages(session: Session) -> Iterator[pa.Table]:
         after = rows[-1].item_id
 
 
-def _shared_again(
-    rows: Sequence[Mapping[Any, Any]], shares: list[float], exploration: float
-) -> list[dict[str, str | float]]:
-    """Correct `shares` where those of a task do not sum to 1; the new ones by poster."""
+def _share_again(columns: dict[str, list[Any]], exploration: float) -> list[dict[str, str | float]]:
+    """Correct the propensities of tasks where they do not sum to 1; the new ones by poster."""
+    pairs = list(zip(columns["user_id"], columns["item_id"], strict=True))
+    starts = [0, *(n for n in range(1, len(pairs)) if pairs[n] != pairs[n - 1])]
+    shares = columns["propensity"]
+    sums = np.add.reduceat(np.array(shares), starts)
     changed: list[dict[str, str | float]] = []
-    numbered = enumerate(rows)
-    for _, task in groupby(numbered, key=lambda one: (one[1]["user_id"], one[1]["item_id"])):
-        variants = list(task)
-        if abs(sum(shares[number] for number, _ in variants) - 1) < 1e-5:
-            continue
-        wanted = propensities([row["score"] for _, row in variants], exploration)
-        for (number, row), share in zip(variants, wanted, strict=True):
-            if abs(shares[number] - share) > 1e-6:
-                shares[number] = share
-                changed.append({"poster_id": row["poster_id"], "propensity": share})
+    for task in np.flatnonzero(abs(sums - 1) > 1e-5).tolist():
+        place = slice(starts[task], starts[task + 1] if task + 1 < len(starts) else len(pairs))
+        wanted = propensities(columns["score"][place], exploration)
+        for poster_id, share, before in zip(columns["poster_id"][place], wanted, shares[place], strict=True):
+            if abs(share - before) > 1e-6:
+                changed.append({"poster_id": poster_id, "propensity": share})
+        shares[place] = wanted
     return changed
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -257,7 +258,9 @@ def test_a_forked_process_refreshes_for_itself(two_nights: Store, open_reader: O
     reader = open_reader(refresh_seconds=0.05)
     was = reader.poster_for("u0", "item8")
     back, front = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():  # Python 3.12 warns of what is tested here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:  # no pytest in here
         code = 1
         try:
