@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # What is installed: `demo` runs, `test` adds the tests' and the gates' tools to it and takes nothing away.
 DEMO   := $(VENV)/.installed-demo
 TEST   := $(VENV)/.installed-test
-WITH_TOOLS := demo,evaluate,lavit,dev
+WITH_TOOLS := demo,evaluate,lavit,redis,dev
 
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c

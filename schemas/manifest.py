@@ -3,37 +3,38 @@
     from schemas.manifest import PosterManifest
 
     posters = PosterManifest.open(bucket="pigeon", endpoint_url="https://s3.example.org")
-    choice = posters.poster_for("u42", "m7")
-    if choice and choice.image_key:
-        show(choice.image_key, choice.poster_id, choice.propensity)   # send the last two back with the feedback
+    for item_id, choice in posters.posters_for("u42", page).items():
+        show(item_id, choice.image_key or choice.image_uri)
+        remember(choice.poster_id, choice.propensity)   # send both back with the feedback
 
 What is where in the bucket: schemas/manifest_files.py, whose names are given again here.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
-import time
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from schemas.connections import s3_client
 from schemas.errors import InputError, ServerUnavailable
-from schemas.hashing import unit_interval
+from schemas.manifest_cache import FileCache, default_folder
+from schemas.manifest_choice import PosterChoice, Source, choose, places_of, without
 from schemas.manifest_files import (
     ITEM_SCHEMA,
     MANIFEST_VERSION,
     POINTER_KEY,
     POSTER_SCHEMA,
+    WITHDRAWN_KEY,
     ManifestRef,
     Pointer,
+    ShardRef,
     art_key,
     from_parquet,
     items_key,
@@ -42,6 +43,9 @@ from schemas.manifest_files import (
     report_key,
     to_parquet,
 )
+from schemas.manifest_refresh import Refresher
+from schemas.manifest_source import ManifestSet, ManifestSource, ObjectCorrupt, ObjectMissing
+from schemas.manifest_withdrawn import Withdrawn
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -51,12 +55,16 @@ __all__ = [
     "MANIFEST_VERSION",
     "POINTER_KEY",
     "POSTER_SCHEMA",
+    "WITHDRAWN_KEY",
     "Alarm",
     "ManifestRef",
     "Pointer",
     "PosterChoice",
     "PosterManifest",
+    "Rotation",
+    "ShardRef",
     "Source",
+    "Withdrawn",
     "art_key",
     "from_parquet",
     "items_key",
@@ -66,58 +74,28 @@ __all__ = [
     "to_parquet",
 ]
 
-Source = Literal["tonight", "last_good", "item"]
+Rotation = Literal["day", "session", "request"]
 Alarm = Literal[
     "pointer_unreadable",
     "manifest_missing",
     "manifest_corrupt",
     "items_missing",
     "items_corrupt",
+    "withdrawn_unreadable",
     "refresh_failed",
     "nothing_published",
 ]
-
-
-@dataclass(frozen=True)
-class PosterChoice:
-    """What to show for (user, item).
-
-    `source` is the rung of the ladder: "tonight" (drawn by the night of the manifest), "last_good" (by an earlier one that
-    still holds, or read from the set before because the newest cannot be read), "item" (the catalogue's own picture: then
-    only `image_uri` is set). Send `poster_id` and `propensity` back with the feedback.
-    """
-
-    source: Source
-    poster_id: str | None = None
-    image_key: str | None = None
-    image_uri: str | None = None
-    variant: int | None = None
-    propensity: float | None = None
-    model_version: str | None = None
-    synthetic: bool = False
-    safety: str | None = None
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """One whole set in memory; replaced as a whole, so that a caller never sees two nights mixed."""
-
-    ref: ManifestRef
-    is_previous: bool
-    users: list[str]
-    """Sorted, one per poster, as the rows are."""
-    rows: pa.Table
-    items: dict[str, str | None]
-    etag: str
+READINGS = 3
+"""Times that the pointer is read when what it leads to has gone meanwhile."""
 
 
 class PosterManifest:
-    """The recommender's reader of the newest set; safe to use from several threads.
+    """The recommender's side. Light: pyarrow, numpy and boto3 only. Safe to use from several threads and after a fork.
 
-    Light: of libraries it imports pyarrow and boto3 only.
-
-    Looks for a new night at most every `refresh_seconds`, by the pointer's ETag. Whatever goes wrong after the first
-    reading, `poster_for` answers from the last whole set that was read; `alarms` counts what went wrong, and `on_alarm` is told.
+    Shards are downloaded into a cache folder that the processes of a machine share, and memory-mapped. A thread of its own
+    looks for a new night every `refresh_seconds`, by the pointer's ETag; no caller waits for it. It begins with a process's first
+    question. Whatever goes wrong after the first reading, answers come from the last whole set that was read; `alarms` counts
+    what went wrong, and `on_alarm` is told, in that thread.
     """
 
     def __init__(
@@ -127,14 +105,21 @@ class PosterManifest:
         *,
         refresh_seconds: float = 60.0,
         on_alarm: Callable[[Alarm, str], None] | None = None,
+        cache_dir: Path | str | None = None,
+        rotation: Rotation = "day",
+        reconnect: Callable[[], S3Client] | None = None,
     ) -> None:
-        self._s3 = s3
-        self._bucket = bucket
-        self._refresh_seconds = refresh_seconds
+        """`open` reads the newest set, too. `reconnect` makes a forked process' own client; without, its connections are new."""
+        place = hashlib.sha256(s3.meta.endpoint_url.encode()).hexdigest()[:8]
+        folder = Path(cache_dir) if cache_dir else default_folder()
+        self._source = ManifestSource(s3, bucket, FileCache(folder / f"{bucket}-{place}"), reconnect)
         self._on_alarm = on_alarm
+        self._rotation = rotation
+        self._loaded: ManifestSet | None = None
+        self._withdrawn = Withdrawn()
+        self._withdrawn_etag: str | None = None
         self._lock = threading.Lock()
-        self._loaded: _Loaded | None = None
-        self._looked_at = float("-inf")
+        self._refresher = Refresher(self, refresh_seconds)
         self.alarms: Counter[Alarm] = Counter()
 
     @classmethod
@@ -149,26 +134,34 @@ class PosterManifest:
         client: S3Client | None = None,
         refresh_seconds: float = 60.0,
         on_alarm: Callable[[Alarm, str], None] | None = None,
+        cache_dir: Path | str | None = None,
+        rotation: Rotation = "day",
     ) -> PosterManifest:
-        """Connect and read the newest set.
+        """Connect and read the newest set. Keys that are not given come from where boto3 looks (environment, profile, role).
 
-        Keys that are not given come from where boto3 looks (environment, profile, role).
+        `refresh_seconds` of infinity looks only when `refresh` is called. `cache_dir` needs room for two sets; without, it is
+        in the user's cache folder. `rotation` says for how long a user sees one variant of an item: a day, or as long as the
+        `key` given to `posters_for` stays the same (a session's id, or a request's).
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.
             ServerUnavailable: the store cannot be reached.
+            OSError: the cache folder cannot be written.
         """
+        connect = None
         if client is None:
-            client = s3_client(
-                endpoint_url=endpoint_url,
-                region=region or "us-east-1",
-                access_key_id=access_key_id,
-                secret_access_key=secret_access_key,
-                max_attempts=4,
-            )
-        reader = cls(client, bucket, refresh_seconds=refresh_seconds, on_alarm=on_alarm)
+            connect = functools.partial(_connect, endpoint_url, region, access_key_id, secret_access_key)
+            client = connect()
+        reader = cls(
+            client,
+            bucket,
+            refresh_seconds=refresh_seconds,
+            on_alarm=on_alarm,
+            cache_dir=cache_dir,
+            rotation=rotation,
+            reconnect=connect,
+        )
         reader._load()
-        reader._looked_at = time.monotonic()
         return reader
 
     @property
@@ -176,144 +169,185 @@ class PosterManifest:
         """The set that answers now; None while nothing has been published."""
         return self._loaded.ref if self._loaded else None
 
-    def refresh(self) -> bool:
-        """Look for a newer set now; True when there was one.
+    @property
+    def withdrawn(self) -> Withdrawn:
+        """What is taken back, as of the last reading."""
+        return self._withdrawn
 
-        Never raises: what goes wrong is an alarm.
-        """
+    def refresh(self) -> bool:
+        """Look for a newer set now, in this thread; True when there was one. Never raises: what goes wrong is an alarm."""
         with self._lock:
-            self._looked_at = time.monotonic()
+            self._refresher.release()
             before = self._loaded
             try:
                 self._load()
-            except (InputError, ServerUnavailable) as error:
+            except (InputError, ServerUnavailable, OSError) as error:
                 self._alarm("refresh_failed", str(error))
             return self._loaded is not before
 
-    def poster_for(self, user_id: str, item_id: str, *, on: date | None = None) -> PosterChoice | None:
-        """What to show this user for this item; None when not even the item is known.
+    def close(self) -> None:
+        """Stop looking for new sets. What was read last goes on to be answered from."""
+        self._refresher.stop()
+        with self._lock:
+            self._source.close()
 
-        Variants are drawn with their propensities by a stable hash of (user, item, date), so that a user sees one variant
-        for the whole day. The date is the night's unless `on` is given.
+    def posters_for(
+        self, user_id: str, item_ids: Iterable[str], *, on: date | None = None, key: str | None = None
+    ) -> dict[str, PosterChoice]:
+        """What to show this user for these items, in their order; items of which nothing is known are left out.
+
+        Variants are drawn with their propensities by a stable hash of user, item and the date, which is the night's unless `on`
+        is given; of `key` instead of the date where `rotation` is not "day". Never waits and never raises for what is in S3.
+
+        Raises:
+            ValueError: the rotation needs a `key`.
         """
-        if time.monotonic() - self._looked_at >= self._refresh_seconds:
-            self.refresh()
-        loaded = self._loaded
+        self._refresher.start()
+        item_ids = tuple(item_ids)
+        loaded, withdrawn = self._loaded, self._withdrawn
+        turn = self._turn(loaded, on, key)
         if loaded is None:
-            return None
-        variants = self._variants(loaded, user_id, item_id)
-        if variants:
-            row = _pick(variants, f"{user_id}\x1f{item_id}\x1f{on.isoformat() if on else loaded.ref.logical_date}")
-            tonight = row["drawn_by_run"] == loaded.ref.run_id and not loaded.is_previous
-            return PosterChoice(
-                source="tonight" if tonight else "last_good",
-                poster_id=row["poster_id"],
-                image_key=row["image_key"],
-                variant=row["variant"],
-                propensity=row["propensity"],
-                model_version=row["model_version"],
-                synthetic=row["synthetic"],
-                safety=row["safety"],
-            )
-        image_uri = loaded.items.get(item_id)
-        return PosterChoice(source="item", image_uri=image_uri) if image_uri else None
+            return {}
+        chosen = {} if user_id in withdrawn.user else choose(loaded, withdrawn, user_id, item_ids, turn)
+        found = {}
+        for item_id in item_ids:
+            choice = chosen.get(item_id)
+            if choice is None:
+                image_uri = loaded.image_uri(item_id)
+                choice = PosterChoice(source="item", image_uri=image_uri) if image_uri else None
+            if choice is not None:
+                found[item_id] = choice
+        return found
+
+    def poster_for(
+        self, user_id: str, item_id: str, *, on: date | None = None, key: str | None = None
+    ) -> PosterChoice | None:
+        """As `posters_for`, of one item; None when not even the item is known."""
+        return self.posters_for(user_id, (item_id,), on=on, key=key).get(item_id)
 
     def variants_for(self, user_id: str, item_id: str) -> list[dict[str, Any]]:
         """All rows of the manifest for this user and item, in the order of their variant numbers."""
-        return self._variants(self._loaded, user_id, item_id) if self._loaded else []
+        loaded, withdrawn = self._loaded, self._withdrawn
+        if loaded is None or user_id in withdrawn.user:
+            return []
+        shard, start, end = loaded.posters_of(user_id)
+        places = places_of(shard, start, end, {item_id}, withdrawn).get(item_id, [])
+        mine = shard.rows.select(POSTER_SCHEMA.names).take(pa.array(places, pa.int64()))
+        found: list[dict[str, Any]] = mine.to_pylist()
+        return found
 
     def rows(self) -> pa.Table:
-        """The whole set, as POSTER_SCHEMA."""
-        return self._loaded.rows if self._loaded else POSTER_SCHEMA.empty_table()
+        """The whole set less what is withdrawn, as POSTER_SCHEMA, by the users' hashes. For tools: millions of rows."""
+        if self._loaded is None:
+            return POSTER_SCHEMA.empty_table()
+        batches = [shard.rows.select(POSTER_SCHEMA.names) for shard in self._loaded.shards.values()]
+        table = pa.Table.from_batches(batches).replace_schema_metadata(POSTER_SCHEMA.metadata)
+        return without(table, self._withdrawn) if self._withdrawn else table
 
-    @staticmethod
-    def _variants(loaded: _Loaded, user_id: str, item_id: str) -> list[dict[str, Any]]:
-        start = bisect_left(loaded.users, user_id)
-        stop = start
-        while stop < len(loaded.users) and loaded.users[stop] == user_id:
-            stop += 1
-        return [row for row in loaded.rows.slice(start, stop - start).to_pylist() if row["item_id"] == item_id]
+    def _turn(self, loaded: ManifestSet | None, on: date | None, key: str | None) -> str:
+        """What decides, with user and item, which variant it is."""
+        if self._rotation != "day":
+            if key is None:
+                raise ValueError(f"rotation {self._rotation!r} needs the {self._rotation}'s id as `key`")
+            return f"{self._rotation}\x1f{key}"
+        if on is not None:
+            return on.isoformat()
+        return loaded.ref.logical_date if loaded else ""
 
     def _load(self) -> None:
-        """Read the pointer and, when it has changed, the set that it leads to, else the one before."""
-        answer = self._get(POINTER_KEY, none_match=self._loaded.etag if self._loaded else None)
-        if answer is None:
-            if self._loaded is None:
-                self._alarm("nothing_published", POINTER_KEY)
-            return
-        body, etag = answer
-        if not body:  # not modified
-            return
-        try:
-            pointer = Pointer.parse(body)
-        except ValueError as error:
-            self._alarm("pointer_unreadable", str(error))
-            return
-        for ref, is_previous in ((pointer.current, False), (pointer.previous, True)):
-            rows = self._read(ref.manifest_key, ref.manifest_sha256, POSTER_SCHEMA) if ref is not None else None
-            if ref is not None and rows is not None:
-                items = self._read(ref.items_key, ref.items_sha256, ITEM_SCHEMA, "items_missing", "items_corrupt")
-                if items is None:
-                    items = ITEM_SCHEMA.empty_table()
-                uris = dict(zip(items["item_id"].to_pylist(), items["image_uri"].to_pylist(), strict=True))
-                # A set read instead of a missing one is looked at again next time: its tag is not the pointer's.
-                self._loaded = _Loaded(
-                    ref, is_previous, rows["user_id"].to_pylist(), rows, uris, "" if is_previous else etag
-                )
+        """Read what is withdrawn; then the pointer and, when it has changed, the set that it leads to, else the one before."""
+        self._load_withdrawn()
+        for reading in range(READINGS):
+            answer = self._source.get(POINTER_KEY, none_match=self._loaded.etag if self._loaded else None)
+            if answer is None:
+                if self._loaded is None:
+                    self._alarm("nothing_published", POINTER_KEY)
                 return
+            body, etag = answer
+            if not body:  # not modified
+                return
+            try:
+                pointer = Pointer.parse(body)
+            except ValueError as error:
+                self._alarm("pointer_unreadable", str(error))
+                return
+            problems: list[tuple[Alarm, str]] = []
+            if self._load_set(pointer, etag, problems):
+                break
+            # What was replaced while we read it (an erasure did) is no problem: the pointer leads elsewhere by now.
+            again = self._source.get(POINTER_KEY, none_match=etag)
+            if reading + 1 == READINGS or again is None or not again[0]:
+                break
+        for alarm, detail in problems:
+            self._alarm(alarm, detail)
 
-    def _read(
-        self,
-        key: str,
-        sha256: str,
-        schema: pa.Schema,
-        missing: Alarm = "manifest_missing",
-        corrupt: Alarm = "manifest_corrupt",
-    ) -> pa.Table | None:
-        answer = self._get(key)
+    def _load_set(self, pointer: Pointer, etag: str, problems: list[tuple[Alarm, str]]) -> bool:
+        """Take over the pointer's set, or the one before it; False when it is not the pointer's whole set."""
+        for ref, is_previous in ((pointer.current, False), (pointer.previous, True)):
+            if ref is None:
+                continue
+            try:
+                # A set read instead of a missing one is looked at again next time: its tag is not the pointer's.
+                loaded = self._source.open_set(
+                    ref, is_previous=is_previous, etag="" if is_previous else etag, known=self._loaded
+                )
+            except ObjectMissing as error:
+                problems.append(("manifest_missing", str(error)))
+                continue
+            except ObjectCorrupt as error:
+                problems.append(("manifest_corrupt", str(error)))
+                continue
+            try:
+                loaded.items = self._source.open_items(ref, self._loaded)
+            except ObjectMissing as error:
+                problems.append(("items_missing", str(error)))
+            except ObjectCorrupt as error:
+                problems.append(("items_corrupt", str(error)))
+            before, self._loaded = self._loaded, loaded
+            self._refresher.retire(before, loaded)
+            self._source.cache.clean(loaded.files)
+            return not problems
+        return False
+
+    def _load_withdrawn(self) -> None:
+        answer = self._source.get(WITHDRAWN_KEY, none_match=self._withdrawn_etag)
         if answer is None:
-            self._alarm(missing, key)
-            return None
-        if hashlib.sha256(answer[0]).hexdigest() != sha256:
-            self._alarm(corrupt, f"{key} is not what the pointer says")
-            return None
-        try:
-            return from_parquet(answer[0], schema)
-        except ValueError as error:
-            self._alarm(corrupt, f"{key}: {error}")
-            return None
-
-    def _get(self, key: str, *, none_match: str | None = None) -> tuple[bytes, str] | None:
-        """Body and ETag; an empty body when the tag still matches; None when there is no such object."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            condition = {"IfNoneMatch": none_match} if none_match else {}
-            answer = self._s3.get_object(Bucket=self._bucket, Key=key, **condition)  # type: ignore[arg-type]
-            return answer["Body"].read(), answer["ETag"]
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in {"304", "NotModified"}:
-                return b"", none_match or ""
-            if code in {"NoSuchKey", "404"}:
-                return None
-            if code in {"NoSuchBucket", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"}:
-                raise InputError(f"S3 bucket {self._bucket}: {code}; check bucket, endpoint and keys") from error
-            raise ServerUnavailable(f"S3 bucket {self._bucket}, {key}: {code}") from error
-        except BotoCoreError as error:
-            raise ServerUnavailable(f"S3 bucket {self._bucket}: {error}") from error
+            self._withdrawn, self._withdrawn_etag = Withdrawn(), None
+        elif answer[0]:
+            try:
+                self._withdrawn, self._withdrawn_etag = Withdrawn.parse(answer[0]), answer[1]
+            except ValueError as error:
+                self._alarm("withdrawn_unreadable", str(error))
 
     def _alarm(self, alarm: Alarm, detail: str) -> None:
         self.alarms[alarm] += 1
         if self._on_alarm:
             self._on_alarm(alarm, detail)
 
+    def _after_fork(self) -> None:
+        """Of a forked process: neither the thread nor whoever held the lock is here."""
+        self._lock = threading.Lock()
+        self._source.after_fork()
 
-def _pick(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """One row, with its propensity, by the hash of `key`."""
-    point = unit_interval(key) * sum(row["propensity"] for row in rows)
-    for row in rows:
-        point -= row["propensity"]
-        if point < 0:
-            return row
-    return rows[-1]
+
+def _connect(
+    endpoint_url: str | None, region: str | None, access_key_id: str | None, secret_access_key: str | None
+) -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region or "us-east-1",
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=5,
+            read_timeout=30,
+            retries={"mode": "standard", "total_max_attempts": 4},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )

@@ -248,6 +248,20 @@ class ImageSettings(_Group):
         return self
 
 
+class OnlineSettings(_Group):
+    """A store of the Redis protocol that each night's posters are exported to, for teams that read online."""
+
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://user:password@host:port/number (rediss:// for TLS); empty = no export. Extra `redis`.",
+    )
+    prefix: str = Field("pigeon", min_length=1, description="First part of every key.")
+    expire_hours: float = Field(
+        168.0, gt=0, description="Lifetime of a night's posters there; longer than nights may fail to come."
+    )
+    timeout_seconds: Seconds = 10.0
+
+
 class RetrainSettings(_Group):
     """The loop: pairs, DPO, gate, promotion."""
 
@@ -310,6 +324,7 @@ class Settings(BaseSettings):
     consumer: ConsumerSettings = ConsumerSettings()
     night: NightSettings = NightSettings()
     images: ImageSettings = ImageSettings()
+    online: OnlineSettings = OnlineSettings()
     retrain: RetrainSettings = RetrainSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     models: ModelSettings = ModelSettings()

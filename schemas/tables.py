@@ -470,7 +470,7 @@ class Withdrawal(Base):
 
     __tablename__ = "withdrawals"
     __table_args__ = (
-        CheckConstraint("kind in ('poster', 'picture', 'item', 'user')", name="kind"),
+        CheckConstraint("kind in ('poster', 'picture', 'item', 'user', 'night')", name="kind"),
         Index("ix_withdrawals_kind_subject", "kind", "subject"),
     )
 

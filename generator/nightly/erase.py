@@ -8,28 +8,29 @@ again and misses nothing.
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.publish import PARQUET, replace_pointer
+from generator.nightly.manifest_edit import remove_users, users_left
+from generator.nightly.online_store import forget
+from generator.nightly.withdraw import read_pointer, sync_withdrawn
 from generator.nightly.wording import counted
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import PigeonError
-from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, ManifestRef, Pointer, from_parquet, to_parquet
 from schemas.settings import Settings
-from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
+from schemas.tables import CurrentPosters, Erasure, NightRun, NightSkip, NightTask, Poster, Withdrawal
+
+_DATED = re.compile(r"manifests/\d{4}-\d{2}-\d{2}/")
 
 
 @dataclass
@@ -68,15 +69,21 @@ def erase_users(settings: Settings) -> str:
         if not users:
             return "erasure: no open requests"
         proofs = {user: _Proof() for user in users}
-        _clean_manifests(store, ledger, proofs)
+        work = settings.state_dir / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        for user, keys in remove_users(store, ledger, users, work).items():
+            proofs[user].manifests_rewritten += keys
+        if settings.online.redis_url:
+            forget(settings, users)
         for user, proof in proofs.items():
             _clean_reports(store, ledger, user, proof)
             _clean_images(store, ledger, user, proof)
-        left = _users_in_manifests(store) & set(users)
+        left = users_left(store, users, work)
         if left:
             raise PigeonError(f"erasure failed: still in a manifest: {counted(len(left), 'user')}; run it again")
         for user, proof in proofs.items():
             _clean_rows(ledger, user, proof)
+        sync_withdrawn(store, ledger.engine)
         images = sum(proof.pictures_deleted for proof in proofs.values())
         manifests = len({key for proof in proofs.values() for key in proof.manifests_rewritten})
         return (
@@ -91,10 +98,11 @@ def drop_old_manifests(settings: Settings) -> str:
     What the pointer leads to stays. Returns a line with the numbers.
     """
     with _leading(settings) as (store, _):
-        keys = [key for key in store.keys("manifests/") if key != POINTER_KEY]
+        # What has no date is no night's: the pointer, and the list of what was withdrawn.
+        keys = [key for key in store.keys("manifests/") if _DATED.match(key)]
         nights = sorted({key.split("/")[1] for key in keys}, reverse=True)
         old = set(nights[settings.night.keep_manifests :])
-        pointer = _pointer(store)
+        pointer = read_pointer(store)
         held = {ref.logical_date for ref in (pointer.current, pointer.previous) if ref} if pointer else set()
         doomed = [key for key in keys if key.split("/")[1] in old - held]
         for key in doomed:
@@ -102,65 +110,6 @@ def drop_old_manifests(settings: Settings) -> str:
         return (
             f"manifests: {counted(len(nights), 'night')} found, {counted(len(doomed), 'object')} of older ones deleted"
         )
-
-
-def _pointer(store: Store) -> Pointer | None:
-    stored = store.get(POINTER_KEY)
-    return Pointer.parse(stored.body) if stored else None
-
-
-def _manifests(store: Store) -> Iterator[tuple[str, pa.Table]]:
-    for key in store.keys("manifests/"):
-        if key.endswith(".parquet") and ".items." not in key:
-            stored = store.get(key)
-            if stored:
-                yield key, from_parquet(stored.body, POSTER_SCHEMA)
-
-
-def _users_in_manifests(store: Store) -> set[str]:
-    return {user for _, table in _manifests(store) for user in pc.unique(table["user_id"]).to_pylist()}
-
-
-def _clean_manifests(store: Store, ledger: Ledger, proofs: dict[str, _Proof]) -> None:
-    """Put copies without the users beside the sets that have them, flip the pointer, delete those."""
-    users = pa.array(sorted(proofs))
-    copies: dict[str, tuple[str, str, int]] = {}
-    for key, table in _manifests(store):
-        hit = pc.is_in(table["user_id"], value_set=users)
-        if not pc.any(hit).as_py():
-            continue
-        clean = table.filter(pc.invert(hit))
-        about = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
-        body = to_parquet(clean.to_pylist(), POSTER_SCHEMA, **about)
-        sha = hashlib.sha256(body).hexdigest()
-        stem = key.removesuffix(".parquet").split(".")[0]
-        copies[key] = (f"{stem}.{sha[:12]}.parquet", sha, len(clean))
-        store.create(copies[key][0], body, PARQUET)
-        for user in pc.unique(table.filter(hit)["user_id"]).to_pylist():
-            proofs[user].manifests_rewritten.append(key)
-
-    def clean_ref(ref: ManifestRef) -> ManifestRef:
-        if ref.manifest_key not in copies:
-            return ref
-        new_key, sha, posters = copies[ref.manifest_key]
-        return replace(ref, manifest_key=new_key, manifest_sha256=sha, posters=posters)
-
-    def change(old: Pointer | None) -> Pointer | None:
-        if old is None:
-            return None
-        previous = clean_ref(old.previous) if old.previous else None
-        return replace(old, current=clean_ref(old.current), previous=previous)
-
-    if copies:
-        replace_pointer(store, ledger, change)
-    for old_key, (new_key, sha, _) in copies.items():
-        with ledger.writing() as session:
-            session.execute(
-                update(NightRun)
-                .where(NightRun.manifest_key == old_key)
-                .values(manifest_key=new_key, manifest_sha256=sha)
-            )
-        store.delete(old_key)
 
 
 def _clean_reports(store: Store, ledger: Ledger, user: str, proof: _Proof) -> None:
@@ -213,7 +162,14 @@ def _keys(session: Session, *where: Any) -> set[str]:
 def _clean_rows(ledger: Ledger, user: str, proof: _Proof) -> None:
     """Delete the rows and complete the request, in one transaction."""
     with ledger.writing() as session:
-        for table in (Poster, NightTask, NightSkip):
+        theirs = select(Poster.poster_id).where(Poster.user_id == user)
+        session.execute(
+            delete(Withdrawal).where(
+                ((Withdrawal.kind == "user") & (Withdrawal.subject == user))
+                | ((Withdrawal.kind == "poster") & Withdrawal.subject.in_(theirs))
+            )
+        )
+        for table in (CurrentPosters, Poster, NightTask, NightSkip):
             gone = session.execute(delete(table).where(table.user_id == user).returning(table.user_id))
             proof.rows[table.__tablename__] = len(gone.all())
         # A night that was asked for by name keeps no names of erased users.

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.rows import Chunk, Outcome, PosterRow
+from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.postgres import plain_errors
 from schemas.manifest import ManifestRef
@@ -248,6 +249,7 @@ class Ledger:
                         Poster.announced_at.is_(None),
                         Poster.withheld.is_(None),
                         Poster.user_id.not_in(self.users_to_erase()),
+                        text(not_taken_back("posters", "night_tasks.run_id")),
                     )
                     .order_by(Poster.user_id, Poster.item_id, Poster.variant)
                     .limit(page)

@@ -1,115 +1,193 @@
-"""The posters in the night's manifest: tonight's, and those of earlier nights that stay current.
+"""What the night's manifest holds: the current posters of every user and item, tonight's or an earlier night's that still hold.
 
-Near-duplicates of another user's poster are withheld.
+`current_posters` names the task whose posters are shown. The rows are read in its order, page by page in one snapshot, so that
+neither memory nor any one statement grows with the users.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
-from sqlalchemy import text, update
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.rows import ManifestRow, PosterRow
-from generator.nightly.select import COPY_OF_OTHER_USER, ImageHash, OtherUsersArt, propensities
-from schemas.settings import NightSettings
-from schemas.tables import Poster
+from generator.nightly.select import propensities
+from generator.nightly.taken_back import not_taken_back
+from schemas.manifest import ITEM_SCHEMA, POSTER_SCHEMA
+from schemas.tables import Item
 
-# The posters that are current for each (user, item): of the latest night, this one included, that drew them or found them
-# unchanged. Users to be erased and deleted items are left out. The order is the manifest's.
-_CURRENT = text("""
-WITH confirmed AS (
-    SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, r.logical_date, true AS drawn
-    FROM night_tasks t JOIN night_runs r USING (run_id)
-    WHERE t.status = 'done' AND (r.run_id = :run_id OR (r.status = 'published' AND r.logical_date < :logical_date))
-    UNION ALL
-    SELECT s.user_id, s.item_id, s.input_fingerprint, s.model_version, r.logical_date, false
-    FROM night_skips s JOIN night_runs r USING (run_id)
-    WHERE s.input_fingerprint IS NOT NULL
-      AND (r.run_id = :run_id OR (r.status = 'published' AND r.logical_date < :logical_date))
-), latest AS (
-    SELECT DISTINCT ON (user_id, item_id) * FROM confirmed ORDER BY user_id, item_id, logical_date DESC
-)
-SELECT p.*, l.drawn AND l.logical_date = :logical_date AS tonight
-FROM latest l
-JOIN posters p USING (user_id, item_id, input_fingerprint, model_version)
-JOIN items i USING (item_id)
-WHERE i.deleted_at IS NULL
-  AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.user_id = l.user_id AND e.completed_at IS NULL)
-ORDER BY p.user_id COLLATE "C", p.item_id COLLATE "C", p.variant
+PAGE_PAIRS = 10_000
+"""Users' items read at once; some kilobytes each."""
+PAGE_ITEMS = 50_000
+
+Pair = tuple[str, str]
+
+# Only a task of the same or a later date replaces what is current: a night of the past turns nothing back.
+_DRAWN = text("""
+INSERT INTO current_posters AS c (user_id, item_id, input_fingerprint, model_version, weights, run_id, logical_date)
+SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, t.weights, t.run_id, :logical_date
+FROM night_tasks t
+WHERE t.run_id = :run_id AND t.status = 'done'
+  AND (t.user_id, t.item_id) > (:after_user, :after_item)
+  AND (:is_last OR (t.user_id, t.item_id) <= (:until_user, :until_item))
+ON CONFLICT (user_id, item_id) DO UPDATE SET
+  input_fingerprint = excluded.input_fingerprint, model_version = excluded.model_version, weights = excluded.weights,
+  run_id = excluded.run_id, logical_date = excluded.logical_date
+WHERE c.logical_date <= excluded.logical_date
 """)
+# A plan that found a user's earlier posters to be right again (the input is what it was then) makes them current again, unless
+# their night was rolled back.
+_FOUND_AGAIN = text("""
+UPDATE current_posters c
+SET input_fingerprint = s.input_fingerprint, model_version = s.model_version, weights = t.weights, run_id = t.run_id,
+    logical_date = :logical_date
+FROM night_skips s CROSS JOIN LATERAL (
+    SELECT t.weights, t.run_id FROM night_tasks t JOIN night_runs r USING (run_id)
+    WHERE t.user_id = s.user_id AND t.item_id = s.item_id AND t.input_fingerprint = s.input_fingerprint
+      AND t.model_version = s.model_version AND t.status = 'done' AND r.status = 'published'
+      AND NOT EXISTS (SELECT 1 FROM withdrawals w WHERE w.kind = 'night' AND w.subject = t.run_id AND w.lifted_at IS NULL)
+    ORDER BY r.logical_date DESC LIMIT 1
+) t
+WHERE s.run_id = :run_id AND s.input_fingerprint IS NOT NULL
+  AND c.user_id = s.user_id AND c.item_id = s.item_id AND c.logical_date <= :logical_date
+  AND (c.input_fingerprint, c.model_version) <> (s.input_fingerprint, s.model_version)
+""")
+_PAGE_END = {
+    "night_tasks": "SELECT user_id, item_id FROM night_tasks WHERE run_id = :run_id AND (user_id, item_id) > (:u, :i) "
+    "ORDER BY user_id, item_id OFFSET :page - 1 LIMIT 1",
+    "current_posters": "SELECT user_id, item_id FROM current_posters WHERE (user_id, item_id) > (:u, :i) "
+    "ORDER BY user_id, item_id OFFSET :page - 1 LIMIT 1",
+}
+_SELECTED = {name: f"p.{name}" for name in POSTER_SCHEMA.names} | {
+    "drawn_by_run": "c.run_id",
+    # Most have none: an empty list is not worth parsing.
+    "renditions": "CASE WHEN jsonb_array_length(p.renditions) = 0 THEN NULL ELSE p.renditions END",
+    "withheld": "p.withheld",
+}
+_NAMES = list(_SELECTED)
+# A task that was chosen for again has earlier variants under the same numbers: its own run's come first, then the newest.
+# The page's bounds stand in both tables' conditions, else the join reads the other table from its start.
+_ROWS = text(f"""
+SELECT DISTINCT ON (c.user_id, c.item_id, p.variant)
+  {", ".join(f"{column} AS {name}" for name, column in _SELECTED.items())}
+FROM current_posters c
+JOIN posters p ON p.user_id = c.user_id AND p.item_id = c.item_id AND p.input_fingerprint = c.input_fingerprint
+  AND p.model_version = c.model_version AND p.weights = c.weights
+JOIN items i ON i.item_id = c.item_id
+WHERE i.deleted_at IS NULL
+  AND (c.user_id, c.item_id) > (:after_user, :after_item) AND (p.user_id, p.item_id) > (:after_user, :after_item)
+  AND (:is_last OR ((c.user_id, c.item_id) <= (:until_user, :until_item)
+                    AND (p.user_id, p.item_id) <= (:until_user, :until_item)))
+  AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.user_id = c.user_id AND e.completed_at IS NULL)
+  AND {not_taken_back("p", "c.run_id")}
+ORDER BY c.user_id, c.item_id, p.variant, (p.run_id = c.run_id) DESC, p.created_at DESC
+""")  # noqa: S608 - made of our own names
+_SHARE = text("UPDATE posters SET propensity = :propensity WHERE poster_id = :poster_id")
 
 
-# A float4 column and a float of ours are the same propensity up to this.
-SAME_PROPENSITY = 1e-6
+@dataclass
+class ManifestCounts:
+    """How the rows of a manifest came about."""
+
+    drawn: int = 0
+    carried: int = 0
+    withheld: int = 0
+    """Tonight's that are in no manifest."""
 
 
-@dataclass(frozen=True)
-class ManifestRows:
-    """Posters of the manifest in its order, and how many of tonight's are not in it."""
-
-    rows: tuple[ManifestRow, ...]
-    withheld: int
-
-    @property
-    def drawn(self) -> int:
-        """Posters drawn tonight."""
-        return sum(row.tonight for row in self.rows)
-
-    @property
-    def carried(self) -> int:
-        """Posters of earlier nights."""
-        return len(self.rows) - self.drawn
-
-
-def select_manifest_rows(ledger: Ledger, run_id: str, logical_date: date, settings: NightSettings) -> ManifestRows:
-    """Decide what is in the manifest and record what is withheld; repeating it changes nothing."""
+def make_current(ledger: Ledger, run_id: str, logical_date: date) -> None:
+    """Make a run's posters the current ones of their users and items, in one transaction; repeating it changes nothing."""
     with ledger.writing() as session:
-        found = session.execute(_CURRENT, {"run_id": run_id, "logical_date": logical_date}).mappings()
-        before = [ManifestRow(PosterRow.parse(dict(row)), row["tonight"], row["withheld"]) for row in found]
-        after = withhold_copies(before, settings)
-        _record(session, before, after)
-    kept = tuple(row for row in after if row.withheld is None)
-    return ManifestRows(kept, sum(row.tonight and row.withheld is not None for row in after))
+        for bounds in _ranges(session, "night_tasks", {"run_id": run_id}):
+            session.execute(_DRAWN, {**bounds, "run_id": run_id, "logical_date": logical_date})
+        session.execute(_FOUND_AGAIN, {"run_id": run_id, "logical_date": logical_date})
 
 
-def withhold_copies(rows: Sequence[ManifestRow], settings: NightSettings) -> list[ManifestRow]:
-    """The rows, tonight's withheld where they look like another user's of the same item.
+def count_pairs(session: Session) -> int:
+    """Users' items that have current posters, shown or not."""
+    return int(session.execute(text("SELECT count(*) FROM current_posters")).scalar_one())
 
-    Carried ones have precedence, then the order of the rows. The propensities of what is left of a task add up to 1 again.
+
+def manifest_pages(
+    session: Session, ledger: Ledger, run_id: str, exploration: float, counts: ManifestCounts
+) -> Iterator[pa.Table]:
+    """The manifest's rows as tables of POSTER_SCHEMA, in the session's snapshot; `counts` is added to.
+
+    Where a variant of a task is no longer shown, the others' propensities are worked out, and stored, again.
     """
-    others = OtherUsersArt(settings.near_duplicate_distance)
-    for row in rows:
-        if not row.tonight and row.withheld is None:
-            others.add(row.poster.item_id, row.poster.user_id, ImageHash.parse(row.poster.look))
-    decided = [row if not row.tonight else _admit(others, row) for row in rows]
-    shown: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place, row in enumerate(decided):
-        if row.tonight and row.withheld is None:
-            shown[row.poster.user_id, row.poster.item_id].append(place)
-    for places in shown.values():
-        scores = [decided[place].poster.score for place in places]
-        for place, propensity in zip(places, propensities(scores, settings.exploration), strict=True):
-            poster = decided[place].poster
-            if abs(poster.propensity - propensity) > SAME_PROPENSITY:
-                decided[place] = replace(decided[place], poster=replace(poster, propensity=propensity))
-    return decided
+    for bounds in _ranges(session, "current_posters", {}):
+        rows = session.execute(_ROWS, bounds).all()
+        tonight = sum(row.drawn_by_run == run_id for row in rows)
+        if any(row.withheld is not None for row in rows):
+            rows = [row for row in rows if row.withheld is None]
+        drawn = sum(row.drawn_by_run == run_id for row in rows)
+        counts.drawn += drawn
+        counts.withheld += tonight - drawn
+        counts.carried += len(rows) - drawn
+        columns: dict[str, list[Any]] = {}
+        if rows:
+            columns = {name: list(values) for name, values in zip(_NAMES, zip(*rows, strict=True), strict=True)}
+            columns["renditions"] = [others or [] for others in columns["renditions"]]
+        changed = _share_again(columns, exploration) if columns else []
+        if changed:
+            with ledger.writing() as writing:
+                writing.execute(_SHARE, changed)
+        yield pa.table({name: columns.get(name, []) for name in POSTER_SCHEMA.names}, schema=POSTER_SCHEMA)
 
 
-def _admit(others: OtherUsersArt, row: ManifestRow) -> ManifestRow:
-    admitted = others.admit(row.poster.item_id, row.poster.user_id, ImageHash.parse(row.poster.look))
-    return replace(row, withheld=None if admitted else COPY_OF_OTHER_USER)
+def item_pages(session: Session) -> Iterator[pa.Table]:
+    """The catalogue's own pictures, the last rung of the reader's ladder, as tables of ITEM_SCHEMA."""
+    after = ""
+    while True:
+        rows = session.execute(
+            select(Item.item_id, Item.image_uri)
+            .where(Item.deleted_at.is_(None), Item.item_id > after)
+            .order_by(Item.item_id)
+            .limit(PAGE_ITEMS)
+        ).all()
+        if not rows:
+            return
+        yield pa.table({"item_id": [r.item_id for r in rows], "image_uri": [r.image_uri for r in rows]}, ITEM_SCHEMA)
+        after = rows[-1].item_id
 
 
-def _record(session: Session, before: Sequence[ManifestRow], after: Sequence[ManifestRow]) -> None:
-    changed = [
-        {"poster_id": new.poster.poster_id, "withheld": new.withheld, "propensity": new.poster.propensity}
-        for old, new in zip(before, after, strict=True)
-        if new != old
-    ]
-    if changed:
-        session.execute(update(Poster), changed)
+def _share_again(columns: dict[str, list[Any]], exploration: float) -> list[dict[str, str | float]]:
+    """Correct the propensities of tasks where they do not sum to 1; the new ones by poster."""
+    pairs = list(zip(columns["user_id"], columns["item_id"], strict=True))
+    starts = [0, *(n for n in range(1, len(pairs)) if pairs[n] != pairs[n - 1])]
+    shares = columns["propensity"]
+    sums = np.add.reduceat(np.array(shares), starts)
+    changed: list[dict[str, str | float]] = []
+    for task in np.flatnonzero(abs(sums - 1) > 1e-5).tolist():
+        place = slice(starts[task], starts[task + 1] if task + 1 < len(starts) else len(pairs))
+        wanted = propensities(columns["score"][place], exploration)
+        for poster_id, share, before in zip(columns["poster_id"][place], wanted, shares[place], strict=True):
+            if abs(share - before) > 1e-6:
+                changed.append({"poster_id": poster_id, "propensity": share})
+        shares[place] = wanted
+    return changed
+
+
+def _ranges(session: Session, table: str, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Bounds of consecutive pages of (user, item)."""
+    after: Pair = ("", "")
+    while True:
+        given = {**values, "u": after[0], "i": after[1], "page": PAGE_PAIRS}
+        end = session.execute(text(_PAGE_END[table]), given).one_or_none()
+        until: Pair = (end.user_id, end.item_id) if end else ("", "")
+        yield {
+            "after_user": after[0],
+            "after_item": after[1],
+            "until_user": until[0],
+            "until_item": until[1],
+            "is_last": end is None,
+        }
+        if end is None:
+            return
+        after = until

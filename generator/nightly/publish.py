@@ -1,65 +1,99 @@
-"""Publishing: manifest and items, then the pointer's flip; readers see the old set or the new one."""
+"""Publishing: shards and items, report, then the pointer's flip. A reader sees the old set or the new one, whole."""
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
-from sqlalchemy import select
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from generator.nightly.ledger import Ledger
-from generator.nightly.manifest_rows import ManifestRows
+from generator.nightly.manifest_images import NamedImages
+from generator.nightly.manifest_rows import ManifestCounts, count_pairs, item_pages, manifest_pages
+from generator.nightly.manifest_writer import ShardSpool, WrittenShard, shards_for, write_items
 from generator.storage.objects import Store
 from schemas.errors import InputError, ServerUnavailable
 from schemas.faultpoints import reach
-from schemas.manifest import (
-    ITEM_SCHEMA,
-    POINTER_KEY,
-    POSTER_SCHEMA,
-    ManifestRef,
-    Pointer,
-    items_key,
-    manifest_key,
-    to_parquet,
-)
-from schemas.tables import Item, NightRun
+from schemas.manifest import POINTER_KEY, ManifestRef, Pointer, ShardRef
+from schemas.manifest_files import ARROW, JSON, set_items_key, shard_key
+from schemas.settings import Settings
+from schemas.tables import NightRun
 
-PARQUET = "application/vnd.apache.parquet"
 FLIP_ATTEMPTS = 10
 
 
-def store_manifest(store: Store, ledger: Ledger, run: NightRun, manifest_rows: ManifestRows) -> ManifestRef:
-    """Write the set of `run`; no pointer leads to it yet."""
+@dataclass(frozen=True)
+class StoredManifest:
+    """A set in the bucket that nobody is led to yet."""
+
+    ref: ManifestRef
+    counts: ManifestCounts
+
+
+def store_manifest(store: Store, ledger: Ledger, run: NightRun, settings: Settings) -> StoredManifest:
+    """Write the set of `run` without leading anybody to it; the same rows give the same keys and bytes.
+
+    Files are spooled under `state_dir`, which needs room for the rows; memory is that of one shard.
+
+    Raises:
+        ImagesMissing: an image that the set names is not in the bucket.
+    """
     day = run.logical_date.isoformat()
     about = {"run_id": run.run_id, "logical_date": day}
-    manifest = to_parquet((row.columns() for row in manifest_rows.rows), POSTER_SCHEMA, **about)
-    items = to_parquet(_items(ledger), ITEM_SCHEMA, **about)
-    return ManifestRef(
-        run_id=run.run_id,
-        logical_date=day,
-        manifest_key=create_revision(store, manifest_key(day, run.run_id), manifest),
-        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
-        items_key=create_revision(store, items_key(day, run.run_id), items),
-        items_sha256=hashlib.sha256(items).hexdigest(),
-        posters=len(manifest_rows.rows),
-        model_version=run.model_version,
-    )
+    work = settings.state_dir / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix="manifest-") as name:
+        folder = Path(name)
+        spool, items, counts = _spool(store, ledger, run, settings, folder)
+
+        def stored(shard: WrittenShard, key: str) -> ShardRef:
+            store.create_file(key, shard.path, ARROW, sha256=shard.sha256)
+            return ShardRef(key, shard.sha256, shard.rows, shard.bytes)
+
+        shards = tuple(
+            stored(shard, shard_key(day, run.run_id, shard.index, spool.shards, shard.sha256))
+            for shard in spool.write(**about)
+        )
+        ref, body = ManifestRef.of_set(
+            run_id=run.run_id,
+            logical_date=day,
+            model_version=run.model_version,
+            shards=shards,
+            items=stored(items, set_items_key(day, run.run_id, items.sha256)),
+        )
+        store.create(ref.manifest_key, body, JSON)
+    return StoredManifest(ref, counts)
 
 
-def create_revision(store: Store, key: str, body: bytes) -> str:
-    """Store Parquet under `key`, or beside it where `key` has other content; returns the key used.
-
-    Other content is there when an attempt died before its pointer and the catalogue or an erasure has changed the set since;
-    the file beside it is named by its own content.
-    """
+def _spool(
+    store: Store, ledger: Ledger, run: NightRun, settings: Settings, folder: Path
+) -> tuple[ShardSpool, WrittenShard, ManifestCounts]:
+    """All rows on disk, of one snapshot of the tables, and every image that they name looked for in the bucket."""
+    counts = ManifestCounts()
+    images = NamedImages(folder)
     try:
-        store.create(key, body, PARQUET)
-    except FileExistsError:
-        key = f"{key.removesuffix('.parquet')}.{hashlib.sha256(body).hexdigest()[:12]}.parquet"
-        store.create(key, body, PARQUET)
-    return key
+        with ledger.reading() as session:
+            spool = ShardSpool(folder, shards_for(count_pairs(session) * settings.night.variants))
+            for page in manifest_pages(session, ledger, run.run_id, settings.night.exploration, counts):
+                spool.add(page)
+                images.add(image_keys(page))
+            items = write_items(
+                item_pages(session), folder, run_id=run.run_id, logical_date=run.logical_date.isoformat()
+            )
+        images.check(store)
+    finally:
+        images.close()
+    return spool, items, counts
+
+
+def image_keys(rows: pa.Table) -> set[str]:
+    """Every image that rows of POSTER_SCHEMA name."""
+    others = pc.struct_field(pc.list_flatten(rows["renditions"]), "image_key")
+    return {key for column in (rows["image_key"], others) for key in pc.unique(column).to_pylist()}
 
 
 def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
@@ -81,16 +115,13 @@ def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
     return replace_pointer(store, ledger, change) is not None
 
 
-def replace_pointer(store: Store, ledger: Ledger, change: Callable[[Pointer | None], Pointer | None]) -> Pointer | None:
-    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it.
+def replace_pointer(
+    store: Store, ledger: Ledger | None, change: Callable[[Pointer | None], Pointer | None]
+) -> Pointer | None:
+    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it. Returns what is there now.
 
-    Returns what `change` returned last. The lease is checked between reading the tag and writing: a replaced leader is
-    stopped by the one or by the other.
-
-    Raises:
-        InputError: the pointer is not readable.
-        LockHeld: another process has taken the night over.
-        ServerUnavailable: S3 or Postgres is away, or others keep changing the pointer.
+    The lease is checked between reading the tag and writing: a replaced leader is stopped by the one or by the other. Without
+    a ledger the tag alone decides.
     """
     for _ in range(FLIP_ATTEMPTS):
         stored = store.get(POINTER_KEY)
@@ -101,18 +132,10 @@ def replace_pointer(store: Store, ledger: Ledger, change: Callable[[Pointer | No
         new = change(old)
         if new is None or new == old:
             return new
-        with ledger.writing():
-            pass
+        if ledger is not None:
+            with ledger.writing():
+                pass
         if store.replace(POINTER_KEY, new.to_json(), "application/json", etag=stored.etag if stored else None):
             reach("pointer flipped")
             return new
     raise ServerUnavailable(f"s3://{store.bucket}/{POINTER_KEY} kept changing under us; try again")
-
-
-def _items(ledger: Ledger) -> list[dict[str, Any]]:
-    """The catalogue's own images, the reader's last fallback."""
-    with ledger.reading() as session:
-        rows = session.execute(
-            select(Item.item_id, Item.image_uri).where(Item.deleted_at.is_(None)).order_by(Item.item_id.collate("C"))
-        )
-        return [{"item_id": item_id, "image_uri": image_uri} for item_id, image_uri in rows]

@@ -14,12 +14,14 @@ from generator.nightly.frozen_prompt import as_planned, drawing_settings
 from generator.nightly.generate import Generator, Tally
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
-from generator.nightly.manifest_rows import ManifestRows, select_manifest_rows
+from generator.nightly.manifest_rows import ManifestCounts, make_current
+from generator.nightly.online_store import export
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
 from generator.nightly.rows import Chunk
+from generator.nightly.withdraw import sync_withdrawn
 from generator.nightly.wording import counted
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
@@ -206,12 +208,16 @@ class Night:
         return generator
 
     def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> None:
-        manifest_rows = select_manifest_rows(ledger, run.run_id, self._date, self._settings.night)
+        make_current(ledger, run.run_id, self._date)
         reach("judged")
-        ref = store_manifest(self._store, ledger, run, manifest_rows)
+        stored = store_manifest(self._store, ledger, run, self._settings)
+        ref, counts = stored.ref, stored.counts
         reach("manifest stored")
-        figures = self._figures(ledger, run, manifest_rows, generator, seconds)
+        figures = self._figures(ledger, run, counts, generator, seconds)
         report_key = write_report(self._store, ledger, run, figures)
+        sync_withdrawn(self._store, self._engine)
+        if self._settings.online.redis_url:
+            self._echo(export(self._settings, ref))
         led = flip(self._store, ledger, ref, run.fencing_token)
         ledger.mark_published(run.run_id, figures, ref, report_key)
         reach("published")
@@ -229,8 +235,8 @@ class Night:
             ) from error
         finally:
             self._echo(
-                f"night of {self._date}: {counted(manifest_rows.drawn, 'poster')} drawn, {manifest_rows.carried} carried over, "
-                f"{manifest_rows.withheld} withheld, {announced}; {counted(tally.finished, 'task')} in {seconds:.1f} s "
+                f"night of {self._date}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
+                f"{counts.withheld} withheld, {announced}; {counted(tally.finished, 'task')} in {seconds:.1f} s "
                 f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
                 f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
             )
@@ -248,7 +254,7 @@ class Night:
         self,
         ledger: Ledger,
         run: NightRun,
-        manifest_rows: ManifestRows,
+        counts: ManifestCounts,
         generator: Generator | None,
         seconds: float,
     ) -> dict[str, Any]:
@@ -256,9 +262,9 @@ class Night:
             "tasks": ledger.count_tasks(run.run_id),
             "reasons": ledger.count_reasons(run.run_id),
             "skips": ledger.count_skips(run.run_id),
-            "posters_drawn": manifest_rows.drawn,
-            "posters_carried": manifest_rows.carried,
-            "posters_withheld": manifest_rows.withheld,
+            "posters_drawn": counts.drawn,
+            "posters_carried": counts.carried,
+            "posters_withheld": counts.withheld,
         }
         if generator:
             tally = generator.tally

@@ -28,7 +28,6 @@ BLANK = "blank"
 OFF_REFERENCE = "off_reference"
 COPY_OF_REFERENCE = "near_duplicate_of_reference"
 COPY_OF_VARIANT = "near_duplicate_of_kept_variant"
-COPY_OF_OTHER_USER = "near_duplicate_of_other_user"
 OUTSCORED = "outscored"
 
 
@@ -156,23 +155,3 @@ def propensities(scores: Sequence[float], exploration: float) -> list[float]:
         return []
     best = max(range(len(scores)), key=lambda i: (scores[i], -i))
     return [exploration / len(scores) + (1 - exploration) * (i == best) for i in range(len(scores))]
-
-
-class OtherUsersArt:
-    """Hashes of the images that users have, by item; of near-duplicates the first user keeps theirs."""
-
-    def __init__(self, distance: int) -> None:
-        self._distance = distance
-        self._kept: dict[str, list[tuple[str, ImageHash]]] = {}
-
-    def add(self, item_id: str, user_id: str, found: ImageHash) -> None:
-        """Keep an image without a comparison."""
-        self._kept.setdefault(item_id, []).append((user_id, found))
-
-    def admit(self, item_id: str, user_id: str, found: ImageHash) -> bool:
-        """Keep an image unless another user has nearly the same one of this item; whether it is kept."""
-        kept = self._kept.get(item_id, ())
-        if any(user != user_id and found.is_near(other, self._distance) for user, other in kept):
-            return False
-        self.add(item_id, user_id, found)
-        return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
@@ -85,6 +86,23 @@ class Store:
             raise FileExistsError(key)
         return False
 
+    def create_file(self, key: str, path: Path, content_type: str, *, sha256: str) -> bool:
+        """As `create`, of a file of any size whose hash is known; it is not read back.
+
+        Raises:
+            FileExistsError: the key holds something else.
+        """
+        with path.open("rb") as body:
+            if self._put(key, body, content_type, IfNoneMatch="*", Metadata={"sha256": sha256}):
+                return True
+        try:
+            there = self.s3.head_object(Bucket=self.bucket, Key=key)
+        except (ClientError, BotoCoreError) as error:
+            raise self._plain(error) from error
+        if (there["ContentLength"], there["Metadata"].get("sha256")) != (path.stat().st_size, sha256):
+            raise FileExistsError(key)
+        return False
+
     def replace(self, key: str, body: bytes, content_type: str, *, etag: str | None) -> bool:
         """Put `body` if the object still has `etag` (None: if there is none); False when somebody was first."""
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
@@ -122,10 +140,12 @@ class Store:
         except (ClientError, BotoCoreError) as error:
             raise self._plain(error) from error
 
-    def _put(self, key: str, body: bytes, content_type: str, **condition: Any) -> bool:
+    def _put(self, key: str, body: bytes | BinaryIO, content_type: str, **condition: Any) -> bool:
         try:
             for attempt in self._retrying():
                 with attempt:
+                    if not isinstance(body, bytes):
+                        body.seek(0)
                     try:
                         self.s3.put_object(
                             Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, **condition

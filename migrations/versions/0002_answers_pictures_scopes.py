@@ -134,7 +134,7 @@ def upgrade() -> None:
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("lifted_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.CheckConstraint("kind in ('poster', 'picture', 'item', 'user')", name=op.f("ck_withdrawals_kind")),
+        sa.CheckConstraint("kind in ('poster', 'picture', 'item', 'user', 'night')", name=op.f("ck_withdrawals_kind")),
         sa.PrimaryKeyConstraint("withdrawal_id", name=op.f("pk_withdrawals")),
     )
     op.create_index("ix_withdrawals_kind_subject", "withdrawals", ["kind", "subject"], unique=False)

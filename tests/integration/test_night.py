@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -10,6 +9,7 @@ import os
 import re
 import signal
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Drawer, Drawers, Scope
 from generator.nightly.run import Interrupted
-from generator.serving.api import DrawnImage, DrawRequest, InferenceRejected, InferenceUnavailable
+from generator.serving.api import DrawRequest, InferenceRejected, InferenceUnavailable
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
@@ -32,7 +32,7 @@ from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
 from schemas.tables import Item, ModelVersion, NightTask, Poster
 from tests.support.fake_pigeon import FakePigeon
-from tests.support.night_world import NIGHT, Announcements, build, night, reader, set_item, set_user
+from tests.support.night_world import Announcements, build, night, reader, set_item, set_user
 
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
@@ -236,35 +236,24 @@ def test_limit_and_users_choose_whom_to_draw_for(settings: Settings, tmp_path: P
     assert Ledger(connect(settings.database)).count_skips("night-20260301") == {"user without history": 1}
 
 
-class Copycat(FakePigeon):
-    """Test double: the first candidate of every task is the same image and fits the text best."""
-
-    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
-        _, *others = super().draw(request, deadline_seconds=deadline_seconds)
-        fixed = self._candidate(dataclasses.replace(request, prompt=EMPTY, seed=7), 0, 0.0)
-        return [dataclasses.replace(fixed, embedding=self.text_embeddings([request.prompt.description])[0]), *others]
-
-
-def test_another_users_near_duplicate_is_withheld(settings: Settings, tmp_path: Path) -> None:
-    build(settings, tmp_path / "art", users=3, targets=1)
+def test_nobodys_poster_is_withheld_because_another_has_it(settings: Settings, tmp_path: Path) -> None:
+    """FLAWS F21: users of one taste get one picture by design."""
+    build(settings, tmp_path / "art", users=2, targets=1)
     with Session(connect(settings.database)) as session, session.begin():
-        set_user(session, "u1", ["item0", "item1", "item2"], ["item8"])  # as u0; u2 gets item10
-    by_text = settings.night.model_copy(update={"reference_weight": 1.0})
-    night(settings.model_copy(update={"night": by_text}), Copycat()).run(Scope())
+        set_user(session, "u1", ["item0", "item1", "item2"], ["item8"])
+
+    class OneTaste(FakePigeon):
+        def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None):  # type: ignore[no-untyped-def]
+            everybody = request.prompt.model_copy(update={"history_titles": (), "history_tokens": ()})
+            return super().draw(replace(request, prompt=everybody, seed=7), deadline_seconds=deadline_seconds)
+
+    night(settings, OneTaste()).run(Scope())
+    rows = reader(settings).rows().to_pylist()
+    pictures = {user: {row["image_key"] for row in rows if row["user_id"] == user} for user in ("u0", "u1")}
+    assert pictures["u0"] == pictures["u1"]
+    assert len(pictures["u0"]) == 2
     with Ledger(connect(settings.database)).reading() as session:
-        posters = session.scalars(select(Poster).order_by(Poster.user_id, Poster.variant)).all()
-    drawn = {(poster.user_id, poster.variant): poster for poster in posters}
-    assert len(drawn) == 6
-    assert drawn["u0", 0].art_sha256 == drawn["u1", 0].art_sha256 == drawn["u2", 0].art_sha256
-    withheld = {key: poster.withheld for key, poster in drawn.items() if poster.withheld}
-    assert withheld == {("u1", 0): "near_duplicate_of_other_user"}, "of the same item, and the first user keeps theirs"
-    rows = {(row["user_id"], row["variant"]): row for row in reader(settings).rows().to_pylist()}
-    assert set(rows) == set(drawn) - set(withheld)
-    assert rows["u1", 1]["propensity"] == 1, "what is left of the task is shown always"
-    assert rows["u0", 0]["propensity"] + rows["u0", 1]["propensity"] == pytest.approx(1)
-    run = Ledger(connect(settings.database)).get_run(NIGHT)
-    assert run
-    assert (run.figures["posters_drawn"], run.figures["posters_withheld"]) == (5, 1)
+        assert session.scalars(select(Poster.withheld).distinct()).all() == [None]
 
 
 def test_a_canary_draws_for_its_share_of_the_users_and_the_champion_for_the_others(

@@ -6,6 +6,7 @@ python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself when it
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import sys
@@ -99,7 +100,12 @@ def build(settings: Settings, folder: Path, *, users: int = 3, targets: int = 2)
 
 def reader(settings: Settings) -> PosterManifest:
     """The manifest as a recommender reads it."""
-    return PosterManifest.open(bucket=settings.s3.bucket, client=Store(settings.s3).s3, refresh_seconds=0)
+    return PosterManifest.open(
+        bucket=settings.s3.bucket,
+        client=Store(settings.s3).s3,
+        refresh_seconds=math.inf,
+        cache_dir=settings.state_dir / "cache" / "manifest",
+    )
 
 
 class Announcements:

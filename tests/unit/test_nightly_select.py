@@ -15,7 +15,6 @@ from generator.nightly.select import (
     OFF_REFERENCE,
     OUTSCORED,
     ImageHash,
-    OtherUsersArt,
     PromptFeatures,
     choose,
     image_hash,
@@ -100,14 +99,6 @@ def test_an_image_hash_sees_shapes_and_colours() -> None:
     assert image_hash(image).is_near(image_hash(image), 0)
     assert not image_hash(image).is_near(image_hash(recoloured), 64)  # same shapes, another palette
     assert not image_hash(image).is_near(image_hash(drawing(6)), 2)
-
-
-def test_the_first_user_keeps_a_picture_and_only_of_the_same_item() -> None:
-    art, image = OtherUsersArt(2), image_hash(drawing(1))
-    assert art.admit("item", "ann", image)
-    assert art.admit("item", "ann", image)
-    assert not art.admit("item", "bob", image)
-    assert art.admit("other", "bob", image)
 
 
 @pytest.mark.parametrize(

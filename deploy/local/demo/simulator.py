@@ -81,7 +81,9 @@ def simulate(settings: Settings, date: str, seed: int) -> str:
     day = _day(date)
     folder = settings.state_dir / "cache" / "demo"
     s3 = s3_client(**s3_options(settings.s3))
-    manifest = PosterManifest.open(bucket=settings.s3.bucket, client=s3)
+    manifest = PosterManifest.open(
+        bucket=settings.s3.bucket, client=s3, cache_dir=settings.state_dir / "cache" / "manifest"
+    )
     if manifest.current is None:
         raise InputError("no night has been published yet: run `pigeon night run`")
     if manifest.current.logical_date != date:
