@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 SEED = 20261123
 POINTS: tuple[str, ...] = get_args(NightPoint)
+MANY = set(POINTS[POINTS.index("answered") : POINTS.index("finished") + 1])
+"""Points that a night passes for each task, picture or file."""
 
 
 @pytest.fixture
@@ -99,9 +101,7 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     store = Store(settings.s3)
     deaths = []
     for point in POINTS:
-        if run_and_die(
-            settings, point, rng.randint(1, 2) if point in {"drawn", "intended", "stored", "finished"} else 1
-        ):
+        if run_and_die(settings, point, rng.randint(1, 2) if point in MANY else 1):
             deaths.append(point)
         pointer = store.get(POINTER_KEY)
         if pointer is None:

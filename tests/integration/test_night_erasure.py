@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.erase import drop_old_manifests, erase_users
 from generator.nightly.plan import Scope
-from generator.serving.api import DrawRequest
+from generator.serving.api import AnswerRequest
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, from_parquet
@@ -70,7 +70,7 @@ def test_a_request_during_the_night_keeps_the_user_out_of_its_manifest(settings:
     build(settings, tmp_path / "art", users=2, targets=1)
     engine = connect(settings.database)
 
-    def erased_meanwhile(request: DrawRequest, attempt: int) -> None:
+    def erased_meanwhile(request: AnswerRequest, attempt: int) -> None:
         if "/u0/" not in request.task_id:
             return
         with Session(engine) as session, session.begin():
