@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
 from generator.nightly.publish import PARQUET, replace_pointer
+from generator.nightly.unused_files import delete_file
 from generator.nightly.wording import counted
 from generator.storage.lease import lead
 from generator.storage.objects import Store
@@ -29,7 +30,7 @@ from generator.storage.postgres import connect
 from schemas.errors import PigeonError
 from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, ManifestRef, Pointer, from_parquet, to_parquet
 from schemas.settings import Settings
-from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
+from schemas.tables import AnswerSet, Erasure, NightRun, NightSkip, NightTask, Poster
 
 
 @dataclass
@@ -184,21 +185,10 @@ def _clean_reports(store: Store, ledger: Ledger, user: str, proof: _Proof) -> No
 def _clean_images(store: Store, ledger: Ledger, user: str, proof: _Proof) -> None:
     with ledger.reading() as session:
         mine = _keys(session, Poster.user_id == user)
-        shared = set()
-        for key in mine:  # the same bytes under the same key may be another user's image too
-            others = _keys(
-                session,
-                Poster.user_id != user,
-                (Poster.image_key == key) | (Poster.art_key == key) | Poster.renditions.contains([{"image_key": key}]),
-            )
-            if others:
-                shared.add(key)
-    for key in sorted(mine - shared):
-        store.delete(key)
-        if store.exists(key):
-            raise PigeonError(f"erasure failed: {key} is still there after its deletion; run it again")
-        proof.pictures_deleted += 1
-    proof.pictures_shared_with_others = len(shared)
+    for key in sorted(mine):
+        deleted = delete_file(store, ledger, key, user_id=user)
+        proof.pictures_deleted += deleted
+        proof.pictures_shared_with_others += not deleted
 
 
 def _keys(session: Session, *where: Any) -> set[str]:
@@ -213,7 +203,7 @@ def _keys(session: Session, *where: Any) -> set[str]:
 def _clean_rows(ledger: Ledger, user: str, proof: _Proof) -> None:
     """Delete the rows and complete the request, in one transaction."""
     with ledger.writing() as session:
-        for table in (Poster, NightTask, NightSkip):
+        for table in (AnswerSet, Poster, NightTask, NightSkip):
             gone = session.execute(delete(table).where(table.user_id == user).returning(table.user_id))
             proof.rows[table.__tablename__] = len(gone.all())
         # A night that was asked for by name keeps no names of erased users.
