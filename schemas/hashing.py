@@ -16,7 +16,7 @@ def unit_interval(content: str | bytes, *, bits: int = 52) -> float:
 
 
 def weights_of(base_weights: str, adapter_sha256: str | None) -> str:
-    """What a model's answers are known by: the hash of its base checkpoint and its retrained adapter, if it has one.
+    """What a model's answers are known by: a hash of its base checkpoint and its adapter, if any.
 
     A name ("nano-1") is not enough: other weights may come under the same one.
     """

@@ -72,7 +72,10 @@ def as_set(request: AnswerRequest, answers: Answers, text: npt.NDArray[np.float3
 
 
 def with_choice(found: AnswerSet, chooser: str, choices: Sequence[Choice], variants: Mapping[int, int]) -> AnswerSet:
-    """The set with who chose what: `choices` that were drawn, `variants` the variant number of each that is kept."""
+    """The set with who chose what.
+
+    `choices`: those whose pictures were asked for; `variants`: the variant number of each answer that is kept.
+    """
     chosen_with = {choice.index: choice.probability for choice in choices}
     return AnswerSet(
         tuple(

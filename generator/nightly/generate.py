@@ -54,7 +54,7 @@ TASKS_AT_ONCE = 64
 TEXTS = 4096
 """Items whose text embeddings and image hashes are kept in memory."""
 STARTS = 3
-"""Times that a task is begun again because its files were deleted meanwhile."""
+"""Times that a task starts again because its files were deleted meanwhile."""
 
 
 class Generator:

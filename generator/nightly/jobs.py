@@ -1,4 +1,4 @@
-"""A task on its way: its answers, what was chosen of them, the judged pictures, and the rows that come of it."""
+"""A task on its way: answers, choices, judged pictures, and the rows that come of it."""
 
 from __future__ import annotations
 

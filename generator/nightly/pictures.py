@@ -56,7 +56,7 @@ def picture_key(drawing_version: str, tokens: Sequence[int]) -> str:
 
 
 def picture_seed(drawing_version: str, tokens: Sequence[int]) -> int:
-    """The seed of a picture's noise, in 0..2^53-1: of the same hash as its key, so that it is the same for everybody."""
+    """The seed of a picture's noise, in 0..2^53-1: of the same hash as its key."""
     return int(_digest(drawing_version, tokens)[32:48], 16) >> 11
 
 

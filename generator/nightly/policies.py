@@ -1,4 +1,4 @@
-"""Which of a task's answers are drawn: policies that choose among distinct answers before anything is drawn.
+"""Which of a task's answers are drawn: policies that choose among distinct ones.
 
 A policy is given all stored answers and returns choices in the order in which they are wanted: the first `night.variants` of
 them are drawn, the others only in place of refused ones. A new policy is a class with `name` and `choose`, an entry in
@@ -45,7 +45,7 @@ class ChoicePolicy(Protocol):
 
 
 def distinct(answers: Sequence[StoredAnswer]) -> list[int]:
-    """Places of the answers that differ, each where it came first; one without codes cannot be drawn and is left out."""
+    """Places of the answers that differ, each where it came first; without those that have no codes."""
     first: dict[tuple[int, ...], int] = {}
     for index, answer in enumerate(answers):
         if answer.codes:

@@ -14,7 +14,10 @@ Sent = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """`work` takes an item and returns what comes of it, for any stages; nothing when the item is done or parked."""
+    """`work` takes an item and returns what comes of it, for any stages.
+
+    Nothing comes of an item that is done, or parked.
+    """
 
     name: str
     work: Callable[[Any], Iterable[Sent]]
@@ -58,9 +61,9 @@ class StagePipeline:
     def run(
         self, source: Iterable[Any], *, tick: Callable[[], Iterable[Sent]] = lambda: (), tick_seconds: float = 0.5
     ) -> None:
-        """Block until all items went through; `tick` is called every `tick_seconds` or so and may send items on.
+        """Block until all items went through.
 
-        `tick` runs in the calling thread.
+        `tick` is called in this thread, every `tick_seconds` or so, and may send items on.
         """
         threads = [threading.Thread(target=self._feed, args=(iter(source),), name="feed", daemon=True)]
         for stage in self._stages:

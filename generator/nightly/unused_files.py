@@ -1,4 +1,4 @@
-"""Deletion of poster and picture files, safe beside a night: whoever deletes and whoever uses lock the same rows."""
+"""Deletion of poster and picture files: whoever deletes and whoever uses lock the same rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.tables import Composition, Picture, Poster
 
 
 def delete_file(store: Store, ledger: Ledger, key: str, *, user_id: str) -> bool:
-    """Delete a file and the picture or composition that it is, unless other users than `user_id` have it, too.
+    """Delete a file with its picture or composition, unless other users than `user_id` have it.
 
     A task that wants the picture meanwhile waits for us and finds that it must be drawn again.
 

@@ -126,7 +126,7 @@ class NightMasks:
 
 @torch.no_grad()
 def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
-    """2B rows: all chosen answers, then all rejected ones, behind the masks and the reference condition of the night.
+    """2B rows, all chosen answers, then all rejected ones, behind the night's masks and condition.
 
     Raises:
         InputError: a pair holds a code that this model's codebook does not have.
@@ -170,7 +170,7 @@ def night_masks(model: PigeonModel, pairs: Sequence[PreferencePair]) -> NightMas
 
 
 def answered_prompts(model: PigeonModel, pairs: Sequence[PreferencePair], keep: Tensor) -> PromptBatch:
-    """2B prompts of the night, masked by `keep` (B, N), with the chosen answers, then with the rejected ones."""
+    """2B prompts of the night, masked by `keep` (B, N): with the chosen answers, then the rejected."""
     config = model.config
     ids = config.ids
     texts = [

@@ -1,4 +1,6 @@
-"""Answers, pictures and compositions apart from posters; nights by scope; what is current, due, withdrawn, objected to.
+"""Answers, pictures and compositions apart from posters; nights by scope; what is current.
+
+Also what is due, withdrawn, objected to.
 
 The previous release goes on working on it: every new column has a default, and a run that it writes is one of scope "all".
 """

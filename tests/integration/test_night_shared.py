@@ -1,4 +1,7 @@
-"""Answers, choices, pictures and compositions on real Postgres and S3: each is made once; the model is a test double."""
+"""Answers, choices, pictures and poster files, each made once, on real Postgres and S3.
+
+The model is a test double.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ RUN = "night-20260301"
 
 
 class OfOneMind(FakePigeon):
-    """Test double whose answers of an item are the same for every user: looks 0, 1, 2 ... in the order of the request."""
+    """Test double whose answers of an item are the same for every user: looks 0, 1, 2 ..."""
 
     def answer(self, request: AnswerRequest, *, deadline_seconds: float | None = None) -> Answers:
         found = super().answer(request, deadline_seconds=deadline_seconds)
