@@ -1,4 +1,4 @@
-"""The answers that were sampled for a task, as they are stored: `AnswerSet.pack` and `AnswerSet.unpack`.
+"""The answers sampled for a task, as they are stored: `AnswerSet.pack` and `AnswerSet.unpack`.
 
 One byte string per task (column `answer_sets.answers`), little endian:
 

@@ -19,9 +19,14 @@ ConsumePoint = Literal[
 """Points of the consumers' write path."""
 NightPoint = Literal[
     "planned",
+    "answered",
+    "chosen",
+    "claimed picture",
     "drawn",
     "intended",
     "stored",
+    "composed",
+    "composition stored",
     "finished",
     "judged",
     "manifest stored",
@@ -29,7 +34,11 @@ NightPoint = Literal[
     "published",
     "announced",
 ]
-"""Points of a night, in order."""
+"""Points of a night, in order.
+
+A picture is claimed, drawn, intended (its row names its file) and stored; a composition is composed (its row names its file)
+and stored.
+"""
 Point = ConsumePoint | NightPoint
 
 handler: Callable[[Point], None] | None = None

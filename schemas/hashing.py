@@ -1,4 +1,4 @@
-"""A stable number in [0, 1) of a text, the same in every process and on every machine."""
+"""Stable hashes, the same on every machine: numbers in [0, 1), and what weights are known by."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def unit_interval(content: str | bytes, *, bits: int = 52) -> float:
     """
     digest = hashlib.sha256(content.encode() if isinstance(content, str) else content).digest()
     return float((int.from_bytes(digest[:8], "big") >> (64 - bits)) / 2**bits)
+
+
+def weights_of(base_weights: str, adapter_sha256: str | None) -> str:
+    """What a model's answers are known by: a hash of its base checkpoint and its adapter, if any.
+
+    A name ("nano-1") is not enough: other weights may come under the same one.
+    """
+    return hashlib.sha256(f"weights {base_weights} {adapter_sha256 or ''}".encode()).hexdigest()[:32]

@@ -151,15 +151,32 @@ class NightSettings(_Group):
     history_length: int = Field(5, ge=1, le=20, description="Pictures given to the model (the paper's H).")
     min_history: int = Field(3, ge=1, description="Users with fewer interactions are skipped, and counted.")
     targets_per_user: int = Field(4, ge=1)
+    answers: int = Field(8, ge=1, le=256, description="Answers sampled per task; the first is the model's best.")
     alphas: tuple[Share, ...] = Field(
-        (0.0, 0.3, 0.6, 0.9), min_length=1, description="Reference mask ratios; one candidate each."
+        (0.0, 0.3, 0.6, 0.9), min_length=1, description="Reference mask ratios that the answers cycle over."
     )
-    variants: int = Field(2, ge=1, description="Candidates kept per task, so that feedback can compare them.")
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 1.3, 1.6, 2.0),
+        min_length=1,
+        description="Sampling temperatures that all answers but the first cycle over.",
+    )
+    policy: Literal["model", "paper"] = Field(
+        "model",
+        description="What chooses among a task's answers. model: its best one and others sampled by their probability; paper: by "
+        "the previews' scores.",
+    )
+    variants: int = Field(2, ge=1, description="Answers drawn and kept per task, so that feedback can compare them.")
+    max_draws: int = Field(
+        4, ge=1, description="Pictures that a task may ask for when some are refused; never fewer than variants."
+    )
+    claim_seconds: Seconds = Field(
+        60.0, description="A picture that a dead process was drawing is drawn by another one after this long."
+    )
     exploration: Share = Field(
         0.5, description="Probability mass shared evenly among the variants; the rest goes to the best."
     )
     reference_weight: Share = Field(0.5, description="Weight of CS; 1 - this is the weight of the history CIS.")
-    max_attempts: int = Field(3, ge=1, description="Per task.")
+    max_attempts: int = Field(3, ge=1, description="Per task and per picture.")
     min_reference_score: float = Field(0.0, description="CS below this is off-reference and refused (100 x cosine).")
     near_duplicate_distance: int = Field(
         2, ge=0, description="Perceptual-hash bits; closer to the reference's picture is refused."

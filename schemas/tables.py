@@ -237,9 +237,10 @@ class NightRun(Base):
 class NightTask(Base):
     """One (user, item) to draw; all that its pictures depend on is frozen here at plan time.
 
-    `weights` is the hash of the base checkpoint and the adapter that answer (`model_version` is only their name).
+    `weights` is the hash of the base checkpoint and the adapter that answer (`model_version` is only their name);
+    `answers_fingerprint` that part of the input which answers depend on: with the weights it names the task's `answer_sets`.
     `prompt` names the pictures and texts (generator/nightly/frozen_prompt.py); their visual tokens join it when it is drawn.
-    `candidates` is a JSON array of every picture drawn with its scores and, when it was not kept, why.
+    `candidates` is a JSON array of every picture that was considered with its scores and, when it was not kept, why.
     """
 
     __tablename__ = "night_tasks"
@@ -258,6 +259,7 @@ class NightTask(Base):
     input_fingerprint: Mapped[str]
     model_version: Mapped[str]
     weights: Mapped[str] = mapped_column(server_default="")
+    answers_fingerprint: Mapped[str] = mapped_column(server_default="")
     adapter_version: Mapped[int]
     seed: Mapped[int]
     prompt: Mapped[Object]
@@ -269,7 +271,7 @@ class NightTask(Base):
 class NightSkip(Base):
     """A user or target that the plan left out, with its reason: nothing is dropped without being counted.
 
-    When the reason is `unchanged`, fingerprint and model version tell which earlier posters stay current.
+    When the reason is `unchanged`, fingerprint and weights tell which earlier posters stay current.
     """
 
     __tablename__ = "night_skips"
@@ -280,6 +282,7 @@ class NightSkip(Base):
     reason: Mapped[str]
     input_fingerprint: Mapped[str | None]
     model_version: Mapped[str | None]
+    weights: Mapped[str | None]
 
 
 class Poster(Base):
@@ -337,14 +340,17 @@ class Poster(Base):
 
 
 class AnswerSet(Base):
-    """The answers that were sampled for a task, packed by schemas/answers.py, for as long as retraining looks back."""
+    """The answers that were sampled for a task, packed by schemas/answers.py, for as long as retraining looks back.
+
+    Tasks that differ only in how answers are chosen, drawn or composed share one: see `NightTask.answers_fingerprint`.
+    """
 
     __tablename__ = "answer_sets"
     __table_args__ = (Index("ix_answer_sets_created_at", "created_at"),)
 
     user_id: Mapped[Key]
     item_id: Mapped[Key]
-    input_fingerprint: Mapped[Key]
+    answers_fingerprint: Mapped[Key]
     weights: Mapped[Key]
     answers: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[Now]

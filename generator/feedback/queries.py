@@ -66,7 +66,7 @@ JOIN tally b ON b.user_id = a.user_id AND b.item_id = a.item_id AND b.run_id = a
      AND b.poster_id <> a.poster_id AND b.nth = a.nth AND a.nth = least(a.total, b.total)
 JOIN posters pa ON pa.poster_id = a.poster_id
 JOIN posters pb ON pb.poster_id = b.poster_id
-JOIN night_tasks t ON t.run_id = a.run_id AND t.user_id = a.user_id AND t.item_id = a.item_id
+JOIN night_tasks t ON t.run_id = a.run_id AND t.user_id = a.user_id AND t.item_id = a.item_id AND t.status = 'done'
 WHERE a.clicks > b.clicks AND a.clicks / a.examined > b.clicks / b.examined
   AND a.propensity > 0 AND b.propensity > 0
 ORDER BY a.user_id, a.item_id, a.run_id, chosen, rejected
@@ -89,7 +89,7 @@ SELECT a.user_id, a.item_id, a.run_id, a.poster_id AS chosen, b.poster_id AS rej
        a.tokens AS chosen_tokens, b.tokens AS rejected_tokens, a.alpha, a.seed, t.prompt -> 'snapshot' AS prompt
 FROM ranked a
 JOIN ranked b ON b.run_id = a.run_id AND b.user_id = a.user_id AND b.item_id = a.item_id AND b.worst = 1
-JOIN night_tasks t ON t.run_id = a.run_id AND t.user_id = a.user_id AND t.item_id = a.item_id
+JOIN night_tasks t ON t.run_id = a.run_id AND t.user_id = a.user_id AND t.item_id = a.item_id AND t.status = 'done'
 WHERE a.best = 1 AND a.cis_history > b.cis_history
   AND NOT (a.run_id || '/' || a.user_id || '/' || a.item_id) = ANY(:taken)
 ORDER BY md5(a.run_id || '/' || a.user_id || '/' || a.item_id)

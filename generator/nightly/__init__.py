@@ -6,13 +6,20 @@
     frozen_prompt   what a plan freezes of a task; ids and seeds
     images          catalogue images: fetched, decoded, hashed
     image_features  their visual tokens and embeddings, computed once
-    generate        drawing of the pending tasks, in stages
-    stages          stages that work at the same time, joined by bounded queues
+    generate        the pending tasks: answers, a choice among them, pictures, posters; in stages
+    stages          stages that work at the same time; items may come back, or be parked outside
     retry           retries of model calls, and outages of the model server
-    select          which candidates are kept, and with which probability they are shown
+    jobs            a task on its way, and the rows that come of it
+    answers         which answers are asked for, and as what they are stored
+    policies        which of them are drawn, and with which probability
+    pictures        each distinct picture drawn once, whoever asks for it
+    picture_rows    the table `pictures`, and the claim of the one process that draws
+    select          scores of a picture for a task, and why it is not kept
     compose         the poster around an image: title, sizes, WebP
+    compositions    each poster file composed and stored once
+    tally           a session in figures
     rows            the rows of the night's tables, as plain values
-    ledger          the night's tables: reads, and writes under the lease
+    ledger          the night's own tables: reads, and writes under the lease
     manifest_rows   which posters are in the manifest
     publish         manifest, items, and the pointer that readers follow
     announce        events of `posters.published.v1`
@@ -20,6 +27,7 @@
     progress        a bar or lines on stderr
     status          a night in figures
     wording         numbers with their nouns
+    unused_files    deletion of files that nobody else has, under the rows' locks
     erase           erasure of users, and retention of manifests
     schedule        jobs by cron, each due moment once, by one leader
 

@@ -26,6 +26,10 @@ MAX_LINES = 4
 MAX_TITLE = 240
 
 
+class NotComposable(Exception):
+    """There is no poster with this title; the text is the reason that is stored, such as `title_not_drawable`."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where things are on a poster of `width` x `height` pixels."""
@@ -65,6 +69,7 @@ def compose(
 
     Raises:
         InputError: the font cannot be read.
+        NotComposable: the title cannot be set.
     """
     width, height = size
     place = layout(width, height)

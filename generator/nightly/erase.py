@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_edit import remove_users, users_left
 from generator.nightly.online_store import forget
+from generator.nightly.unused_files import delete_file
 from generator.nightly.withdraw import read_pointer, sync_withdrawn
 from generator.nightly.wording import counted
 from generator.storage.lease import lead
@@ -28,7 +29,16 @@ from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import PigeonError
 from schemas.settings import Settings
-from schemas.tables import CurrentPosters, Erasure, NightRun, NightSkip, NightTask, Poster, Withdrawal
+from schemas.tables import (
+    AnswerSet,
+    CurrentPosters,
+    Erasure,
+    NightRun,
+    NightSkip,
+    NightTask,
+    Poster,
+    Withdrawal,
+)
 
 _DATED = re.compile(r"manifests/\d{4}-\d{2}-\d{2}/")
 
@@ -133,21 +143,10 @@ def _clean_reports(store: Store, ledger: Ledger, user: str, proof: _Proof) -> No
 def _clean_images(store: Store, ledger: Ledger, user: str, proof: _Proof) -> None:
     with ledger.reading() as session:
         mine = _keys(session, Poster.user_id == user)
-        shared = set()
-        for key in mine:  # the same bytes under the same key may be another user's image too
-            others = _keys(
-                session,
-                Poster.user_id != user,
-                (Poster.image_key == key) | (Poster.art_key == key) | Poster.renditions.contains([{"image_key": key}]),
-            )
-            if others:
-                shared.add(key)
-    for key in sorted(mine - shared):
-        store.delete(key)
-        if store.exists(key):
-            raise PigeonError(f"erasure failed: {key} is still there after its deletion; run it again")
-        proof.pictures_deleted += 1
-    proof.pictures_shared_with_others = len(shared)
+    for key in sorted(mine):
+        deleted = delete_file(store, ledger, key, user_id=user)
+        proof.pictures_deleted += deleted
+        proof.pictures_shared_with_others += not deleted
 
 
 def _keys(session: Session, *where: Any) -> set[str]:
@@ -169,7 +168,7 @@ def _clean_rows(ledger: Ledger, user: str, proof: _Proof) -> None:
                 | ((Withdrawal.kind == "poster") & Withdrawal.subject.in_(theirs))
             )
         )
-        for table in (CurrentPosters, Poster, NightTask, NightSkip):
+        for table in (AnswerSet, CurrentPosters, Poster, NightTask, NightSkip):
             gone = session.execute(delete(table).where(table.user_id == user).returning(table.user_id))
             proof.rows[table.__tablename__] = len(gone.all())
         # A night that was asked for by name keeps no names of erased users.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,8 +15,42 @@ from schemas.hashing import unit_interval
 from schemas.preferences import PromptSnapshot
 from schemas.settings import NightSettings
 
-# Part of every fingerprint: raise it when composing or selecting would give other bytes from the same input.
-RECIPE_VERSION = 1
+# Part of every fingerprint: raise it when composing or choosing would give something else from the same input.
+RECIPE_VERSION = 2
+ANSWERING = ("alphas", "answers", "temperatures")
+"""Settings that the answers depend on."""
+CHOOSING = (
+    "policy variants max_draws exploration reference_weight min_reference_score near_duplicate_distance blank_stddev "
+    "sizes webp_quality font"
+)
+"""Settings that only choosing, drawing and composing depend on."""
+
+
+@dataclass(frozen=True)
+class ServedVersions:
+    """What the served model calls its parts; a plan is made for them."""
+
+    tokenizer: str
+    drawing: str
+    base_weights: str
+
+    @classmethod
+    def of(cls, model: Served) -> ServedVersions:
+        """As the server says now."""
+        return cls(model.tokenizer_version, model.drawing_version, model.base_weights)
+
+
+class Served(Protocol):
+    """The versions of a served model (`generator.serving.api.ServedPigeon`)."""
+
+    @property
+    def tokenizer_version(self) -> str: ...
+
+    @property
+    def drawing_version(self) -> str: ...
+
+    @property
+    def base_weights(self) -> str: ...
 
 
 class FrozenImage(BaseModel):
@@ -43,14 +79,11 @@ class FrozenPrompt(BaseModel):
     snapshot: PromptSnapshot | None = None
 
 
-def drawing_settings(settings: NightSettings) -> dict[str, Any]:
-    """The settings that change what is drawn, kept or composed."""
-    names = (
-        "alphas variants exploration reference_weight min_reference_score near_duplicate_distance blank_stddev "
-        "sizes webp_quality font"
-    )
+def drawing_settings(settings: NightSettings, drawing_version: str) -> dict[str, Any]:
+    """What changes which posters come of a prompt but the model's weights: settings, and the version of what draws."""
     dumped = settings.model_dump(mode="json")
-    return {"version": RECIPE_VERSION, **{name: dumped[name] for name in names.split()}}
+    names = (*ANSWERING, *CHOOSING.split())
+    return {"version": RECIPE_VERSION, "drawing_version": drawing_version, **{name: dumped[name] for name in names}}
 
 
 def as_planned(settings: NightSettings, run_settings: dict[str, Any]) -> NightSettings:
@@ -66,31 +99,56 @@ def as_planned(settings: NightSettings, run_settings: dict[str, Any]) -> NightSe
             f"the night was planned by a release with recipe {version}, this one has {RECIPE_VERSION}: finish it with that "
             "release, or plan another --date"
         )
+    planned.pop("drawing_version")
     return NightSettings.model_validate({**settings.model_dump(), **planned})
 
 
+def check_served(served: ServedVersions, run_settings: dict[str, Any]) -> None:
+    """Refuse to draw a night with another model than it was planned for: its rows would name the wrong one.
+
+    Raises:
+        InputError: tokenizer, decoder or base weights are others now.
+    """
+    planned = run_settings.get("served", {})
+    others = [name for name, version in asdict(served).items() if planned.get(name, version) != version]
+    if others:
+        raise InputError(
+            f"the night was planned for another checkpoint than Triton serves ({', '.join(others)} differ): serve that one "
+            "again and resume, or plan another --date"
+        )
+
+
+def answers_fingerprint(prompt: FrozenPrompt, drawing: dict[str, Any]) -> str:
+    """Hash of all that a task's answers depend on but the model; equal ones share their stored answers."""
+    settings = {name: drawing[name] for name in ANSWERING}
+    return _hash("answers", json.dumps([_content(prompt, {"year", "synthetic"}), settings], sort_keys=True))[:32]
+
+
 def input_fingerprint(prompt: FrozenPrompt, drawing: dict[str, Any]) -> str:
-    """Hash of all that a task's posters depend on but the model.
+    """Hash of all that a task's posters depend on but the model's weights.
 
     Of images the bytes count, not the addresses. `drawing`: as `drawing_settings` returns them.
     """
-    content = prompt.model_dump(
-        mode="json", exclude={"snapshot": True, "reference": {"uri"}, "history": {"__all__": {"uri"}}}
-    )
-    return _hash("input", json.dumps([content, drawing], sort_keys=True))[:32]
+    return _hash("input", json.dumps([_content(prompt), drawing], sort_keys=True))[:32]
 
 
-def task_seed(user_id: str, item_id: str, model_version: str, fingerprint: str) -> int:
-    """The seed of a task; candidate i draws with (seed, i).
+def _content(prompt: FrozenPrompt, without: Iterable[str] = ()) -> dict[str, Any]:
+    left_out = {**dict.fromkeys(without, True), "snapshot": True}
+    return prompt.model_dump(mode="json", exclude={**left_out, "reference": {"uri"}, "history": {"__all__": {"uri"}}})
 
-    In 0..2^53-1, so that every JSON reader keeps it exact.
+
+def task_seed(user_id: str, item_id: str, weights: str, answers: str) -> int:
+    """The seed of a task: it masks the history, and answer i is sampled with (seed, i).
+
+    `answers`: the answers' fingerprint, so that stored answers keep their seed. In 0..2^53-1, so that every JSON reader
+    keeps it exact.
     """
-    return int(_hash("seed", user_id, item_id, model_version, fingerprint)[:16], 16) >> 11
+    return int(_hash("seed", user_id, item_id, weights, answers)[:16], 16) >> 11
 
 
-def poster_id(user_id: str, item_id: str, model_version: str, variant: int, fingerprint: str) -> str:
-    """The id of a kept variant: the same input gives the same id on any machine and any day."""
-    return _hash("poster", user_id, item_id, model_version, str(variant), fingerprint)[:32]
+def poster_id(user_id: str, item_id: str, weights: str, variant: int, fingerprint: str, picture_key: str) -> str:
+    """The id of a kept variant: the same input and picture give the same id on any machine and any day."""
+    return _hash("poster", user_id, item_id, weights, str(variant), fingerprint, picture_key)[:32]
 
 
 def share(user_id: str, purpose: str) -> float:

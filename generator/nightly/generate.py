@@ -1,70 +1,60 @@
-"""Drawing of a run's tasks: tokens, Triton, selection, composition and upload in parallel."""
+"""Drawing of a run's tasks: tokens, answers, a choice among them, each distinct picture once, posters.
+
+A task goes through the stages like this:
+
+    tokens   visual tokens of its images, for a page of tasks; answers that are stored already
+    answer   the personalizer's answers, stored
+             ... the policy chooses; pictures that are there are taken, for others the task is parked
+    draw     one picture, for all tasks that wait for it
+    finish   its pictures are judged; for a refused one the next choice is asked for; else composed, and its rows written
+"""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from generator.nightly.compose import compose, png
-from generator.nightly.frozen_prompt import FrozenImage, FrozenPrompt, poster_id
+from generator.nightly.answers import as_set, request_of, with_choice
+from generator.nightly.compose import NotComposable
+from generator.nightly.compositions import Compositions, Lettering
+from generator.nightly.frozen_prompt import FrozenImage, FrozenPrompt
 from generator.nightly.image_features import ImageFeatureCache, Missing
 from generator.nightly.images import CatalogImages, UnreadableImage
+from generator.nightly.jobs import Job
 from generator.nightly.ledger import Ledger
+from generator.nightly.picture_rows import PictureTable
+from generator.nightly.pictures import Order, PictureGone, Pictures
+from generator.nightly.policies import distinct, policy_of
 from generator.nightly.retry import ModelRetry, Stopped
-from generator.nightly.rows import Drawing, Outcome, PosterRow, Rendition
-from generator.nightly.select import ImageHash, PromptFeatures, Scored, choose, image_hash, propensities
-from generator.nightly.stages import Stage, StagePipeline
-from generator.serving.api import DrawnImage, DrawRequest, ImageFeatures, InferenceError, ServedPigeon
+from generator.nightly.rows import Outcome, PosterRow
+from generator.nightly.select import ImageHash, PromptFeatures, Vector, image_hash, judge
+from generator.nightly.stages import Sent, Stage, StagePipeline
+from generator.nightly.tally import Tally
+from generator.serving.api import ImageFeatures, InferenceError, Picture, PictureRequest, ServedPigeon
 from generator.storage.objects import Store
+from schemas.answers import AnswerSet
+from schemas.errors import PigeonError
 from schemas.faultpoints import reach
-from schemas.manifest import art_key, poster_key
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
 from schemas.tables import NightTask
 
 log = logging.getLogger("pigeon.night")
 
-# There is no safety model in this release; the verdict is data all the same, so that a reader can act on it.
-SAFETY_UNCHECKED = "unchecked"
 FINISHERS = 2
-
-
-@dataclass
-class Tally:
-    """Counts of what is done so far, for the progress line and the night's figures."""
-
-    done: int = 0
-    refused: int = 0
-    failed: int = 0
-    posters: int = 0
-    uploaded_bytes: int = 0
-    draw_seconds: float = 0.0
-
-    @property
-    def finished(self) -> int:
-        """Tasks that need nothing more."""
-        return self.done + self.refused + self.failed
-
-
-@dataclass
-class _Job:
-    task: NightTask
-    prompt: FrozenPrompt
-    snapshot: PromptSnapshot
-    reference: ImageFeatures
-    history: npt.NDArray[np.float32]
-    candidates: list[DrawnImage] | None = None
-    text: npt.NDArray[np.float32] | None = None
-    attempts: int = 0
-    seconds: float = 0.0
+PAGE = 16
+"""Tasks whose images are tokenized together."""
+TASKS_AT_ONCE = 64
+"""Tasks under way, parked ones included; for each a few KiB. More where more requests may be."""
+TEXTS = 4096
+"""Items whose text embeddings and image hashes are kept in memory."""
+STARTS = 3
+"""Times that a task starts again because its files were deleted meanwhile."""
 
 
 class Generator:
@@ -73,22 +63,34 @@ class Generator:
     def __init__(
         self, settings: Settings, ledger: Ledger, store: Store, images: CatalogImages, model: ServedPigeon, run_id: str
     ) -> None:
-        self._settings = settings
         self._night = settings.night
+        self._deadline = settings.triton.inference_timeout_seconds
         self._ledger = ledger
-        self._store = store
         self._images = images
         self._model = model
         self._run_id = run_id
-        self._sizes = [_width_and_height(size) for size in self._night.sizes]
+        self._drawing_version = model.drawing_version
+        self._policy = policy_of(settings.night)
         in_flight = settings.triton.max_in_flight
+        self._slots = threading.BoundedSemaphore(in_flight)
+        self._pictures = Pictures(
+            PictureTable(ledger, self._drawing_version, self._night.claim_seconds),
+            store,
+            self._draw_picture,
+            self._drawing_version,
+            blank_stddev=self._night.blank_stddev,
+            claim_seconds=self._night.claim_seconds,
+        )
+        self._compositions = Compositions(ledger, store, self._night, self._pictures.pixels)
         self.pipeline = StagePipeline(
             [
                 Stage("tokens", self._prepare),
+                Stage("answer", self._own(self._answer), in_flight),
                 Stage("draw", self._draw, in_flight),
-                Stage("finish", self._finish, FINISHERS, keeps=True),
+                Stage("finish", self._own(self._finish), FINISHERS, keeps=True),
             ],
-            queue_size=2 * in_flight,
+            limit=max(TASKS_AT_ONCE, 8 * in_flight),
+            parked=lambda: self._pictures.parked,
         )
         self._retry = ModelRetry(
             model,
@@ -97,20 +99,20 @@ class Generator:
             stopping=self.pipeline.stopping,
         )
         self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call)
-        self._texts: dict[str, npt.NDArray[np.float32]] = {}
-        self._hashes: dict[str, ImageHash] = {}
+        self._text = functools.lru_cache(maxsize=TEXTS)(self._text_embedding)
+        self._reference_hash = functools.lru_cache(maxsize=TEXTS)(self._image_hash)
         self._lock = threading.Lock()
-        self.tally = Tally()
+        self._tally = Tally()
 
     @property
-    def images_tokenized(self) -> int:
-        """Images that had no features before."""
-        return self._features.computed
-
-    @property
-    def retries(self) -> int:
-        """Model calls that were repeated."""
-        return self._retry.retries
+    def tally(self) -> Tally:
+        """What is done so far."""
+        counts, pictures, files = self._tally, self._pictures, self._compositions
+        counts.pictures_drawn, counts.pictures_reused = pictures.drawn, pictures.reused
+        counts.compositions_made, counts.compositions_reused = files.composed, files.reused
+        counts.uploaded_bytes = pictures.uploaded_bytes + files.uploaded_bytes
+        counts.pictures_tokenized, counts.model_retries = self._features.computed, self._retry.retries
+        return counts
 
     def run(self, tick: Callable[[Tally], None]) -> Tally:
         """Draw all pending tasks; returns early, without an error, after `pipeline.stop()`.
@@ -119,21 +121,42 @@ class Generator:
             ServerUnavailable: Triton, Postgres or S3 is away for too long; finished tasks are kept.
             LockHeld: another process has taken the night over.
         """
-        self.pipeline.run(self._pages(), tick=lambda: tick(self.tally))
+
+        def ticked() -> list[Sent]:
+            tick(self.tally)
+            orders, released = self._pictures.poll()
+            return [*(("draw", order) for order in orders), *(("finish", job) for job in released)]
+
+        self.pipeline.run(self._ledger.read_pending(self._run_id, page=PAGE), tick=ticked)
         return self.tally
 
-    def _pages(self) -> Iterator[list[NightTask]]:
-        # Pages no longer than what the queues hold, so that tokens of the next page are made while this one is drawn.
-        yield from self._ledger.read_pending(self._run_id, page=16)
+    # --- tokens ---
 
-    def _prepare(self, tasks: list[NightTask]) -> list[_Job]:
-        """Tokens of all images of a page of tasks; a task whose images cannot be had fails alone."""
-        prompts = [FrozenPrompt.model_validate(task.prompt) for task in tasks]
-        wanted = [(image.sha256, image.uri) for p in prompts for image in (*p.history, p.reference)]
+    def _prepare(self, tasks: list[NightTask]) -> list[Sent]:
+        """Tokens of all images of a page of tasks, and the answers that are stored already."""
         try:
-            known = self._features.get(wanted)
+            stored = self._ledger.read_answers(tasks)
+            jobs = self._jobs(tasks)
         except Stopped:
             return []
+        except Exception as error:
+            if _is_outage(error):
+                raise
+            if len(tasks) > 1:  # one bad task must not take its neighbours along
+                return [sent for task in tasks for sent in self._prepare([task])]
+            self._fail(tasks[0], error, 1)
+            return []
+        sent: list[Sent] = []
+        for job in jobs:
+            job.answers = _unpacked(stored.get((job.task.user_id, job.task.item_id)))
+            sent += self._own(self._choose)(job) if job.answers else [("answer", job)]
+        return sent
+
+    def _jobs(self, tasks: list[NightTask]) -> list[Job]:
+        """Tasks with the features of their images; a task whose images cannot be had fails alone."""
+        prompts = [FrozenPrompt.model_validate(task.prompt) for task in tasks]
+        wanted = [(image.sha256, image.uri) for p in prompts for image in (*p.history, p.reference)]
+        known = self._features.get(wanted)
         jobs = []
         for task, prompt in zip(tasks, prompts, strict=True):
             history = [known[image.sha256] for image in prompt.history]
@@ -151,163 +174,190 @@ class Generator:
                 description=prompt.description,
                 reference_tokens=reference.tokens,
             )
-            jobs.append(_Job(task, prompt, snapshot, reference, np.stack([f.embedding for f in readable])))
+            embeddings = np.stack([f.embedding for f in readable])
+            jobs.append(
+                Job(
+                    task=task,
+                    prompt=prompt,
+                    snapshot=snapshot,
+                    reference=reference,
+                    history=embeddings,
+                    drawing_version=self._drawing_version,
+                )
+            )
         return jobs
 
-    def _draw(self, job: _Job) -> list[_Job]:
-        task = job.task
-        request = DrawRequest(
-            task_id=f"{task.run_id}/{task.user_id}/{task.item_id}",
-            prompt=job.snapshot,
-            alphas=self._night.alphas,
-            seed=task.seed,
-            adapter_version=task.adapter_version,
-        )
-        deadline = self._settings.triton.inference_timeout_seconds
+    # --- answers ---
+
+    def _answer(self, job: Job) -> list[Sent]:
+        """Ask the personalizer, and keep what it answers before anything is chosen."""
+        request = request_of(job.task, job.snapshot, self._night)
 
         def attempted() -> None:
             job.attempts += 1
 
         start = time.monotonic()
-        try:
-            job.text = self._text(job.prompt.description or job.prompt.reference.title)
-            candidates = self._retry.call(
-                lambda: self._model.draw(request, deadline_seconds=deadline), attempted=attempted
+        with self._slots:
+            answers = self._retry.call(
+                lambda: self._model.answer(request, deadline_seconds=self._deadline), attempted=attempted
             )
+        job.answer_seconds = time.monotonic() - start
+        job.answers = as_set(request, answers, self._text(job.words))
+        self._ledger.save_answers(job.task, job.answers.pack())
+        with self._lock:
+            self._tally.answered += 1
+            self._tally.model_seconds += job.answer_seconds
+        reach("answered")
+        return self._choose(job)
+
+    def _choose(self, job: Job) -> list[Sent]:
+        assert job.answers is not None  # noqa: S101 - asked for or stored
+        answers = job.answers.answers
+        with self._lock:
+            self._tally.chosen_for += 1
+            self._tally.distinct_answers += len(distinct(answers))
+        count = max(self._night.variants, self._night.max_draws)
+        job.choices = self._policy.choose(answers, count, job.task.seed)
+        reach("chosen")
+        return self._ask(job)
+
+    def _ask(self, job: Job) -> list[Sent]:
+        """Ask for the pictures of the next choices; the task goes on at once when all are there."""
+        wanted = {job.key(choice): job.answer(choice).codes for choice in job.next_choices(self._night.variants)}
+        orders, ready = self._pictures.want(job, wanted)
+        sent: list[Sent] = [("draw", order) for order in orders]
+        return [*sent, ("finish", job)] if ready else sent
+
+    # --- pictures ---
+
+    def _draw(self, order: Order) -> list[Sent]:
+        start = time.monotonic()
+        try:
+            released = self._pictures.draw(order)
         except Stopped:
             return []
-        except InferenceError as error:
-            self._fail(task, f"{type(error).__name__}: {error}", max(1, job.attempts))
+        except Exception as error:
+            if _is_outage(error):
+                raise
+            for job in self._pictures.give_up(order.key):
+                assert isinstance(job, Job)  # noqa: S101 - no others wait
+                self._fail(job.task, error, max(1, job.attempts))
             return []
-        job.seconds = time.monotonic() - start
-        job.candidates = candidates
         with self._lock:
-            self.tally.draw_seconds += job.seconds
-        reach("drawn")
-        return [job]
+            self._tally.model_seconds += time.monotonic() - start
+        return [("finish", job) for job in released]
 
-    def _finish(self, job: _Job) -> list[Any]:
-        task = job.task
-        assert job.candidates is not None and job.text is not None  # noqa: S101, PT018 - `_draw` set them
-        if len(job.candidates) != len(self._night.alphas):
-            self._fail(task, f"{len(job.candidates)} candidates for {len(self._night.alphas)} alphas", job.attempts)
-            return []
+    def _draw_picture(self, request: PictureRequest) -> Picture:
+        with self._slots:
+            return self._retry.call(lambda: self._model.draw_pictures([request], deadline_seconds=self._deadline))[0]
+
+    # --- posters ---
+
+    def _finish(self, job: Job) -> list[Sent]:
+        """Judge the pictures; ask for more when some are refused, else write the task's posters."""
+        self._judge(job)
+        if len(job.kept) < self._night.variants and job.asked < len(job.choices):
+            return self._ask(job)
         try:
-            features = PromptFeatures(
-                job.text, job.reference.embedding, job.history, self._reference_hash(job.prompt.reference)
-            )
-        except UnreadableImage as error:
-            self._fail(task, f"picture: {error}", job.attempts)
-            return []
-        judged, kept = choose(job.candidates, features, self._night)
-        drawing = Drawing(
-            tuple(scored.row() for scored in judged),
-            job.prompt.model_copy(update={"snapshot": job.snapshot}).model_dump(mode="json"),
-            job.seconds,
-        )
-        if not kept:
-            reasons = ", ".join(sorted({scored.refused or "" for scored in judged}))
-            self._ledger.save_outcome(task, Outcome("refused", job.attempts, reasons, drawing))
-            with self._lock:
-                self.tally.refused += 1
-            return []
-        self._keep(job, kept)
-        self._ledger.save_outcome(task, Outcome("done", job.attempts, drawing=drawing))
-        with self._lock:
-            self.tally.done += 1
-            self.tally.posters += len(kept)
+            posters, outcome = self._posters(job), job.outcome()
+        except PictureGone:
+            return self._start_over(job)
+        except NotComposable as error:
+            posters, outcome = [], job.refusal(str(error))
+        variants = {one.index: number for number, one in enumerate(job.kept)} if posters else {}
+        assert job.answers is not None  # noqa: S101 - chosen among
+        answers = with_choice(job.answers, self._policy.name, job.choices[: job.asked], variants)
+        if not self._ledger.save_outcome(job.task, outcome, posters, answers.pack()):
+            return self._start_over(job)
+        self._count(outcome, len(posters))
         reach("finished")
         return []
 
-    def _keep(self, job: _Job, kept: list[Scored]) -> None:
-        """Write the rows of the kept candidates' posters, then their files."""
-        shown = propensities([scored.score for scored in kept], self._night.exploration)
-        files: dict[str, tuple[bytes, str]] = {}
-        rows = [
-            self._poster(job, number, scored, propensity, files)
-            for number, (scored, propensity) in enumerate(zip(kept, shown, strict=True))
-        ]
-        self._ledger.insert_posters(rows)
-        reach("intended")
-        for key, (body, content_type) in files.items():
-            if self._store.create(key, body, content_type):
-                with self._lock:
-                    self.tally.uploaded_bytes += len(body)
-        reach("stored")
-
-    def _poster(
-        self, job: _Job, variant: int, scored: Scored, propensity: float, files: dict[str, tuple[bytes, str]]
-    ) -> PosterRow:
-        """A row of `posters`; the files that belong to it are added to `files`."""
-        task, art = job.task, scored.candidate.image
-        image = png(art)
-        art_sha = hashlib.sha256(image).hexdigest()
-        files[art_key(art_sha)] = (image, "image/png")
-        return PosterRow(
-            poster_id=poster_id(task.user_id, task.item_id, task.model_version, variant, task.input_fingerprint),
-            run_id=task.run_id,
-            user_id=task.user_id,
-            item_id=task.item_id,
-            variant=variant,
-            input_fingerprint=task.input_fingerprint,
-            model_version=task.model_version,
-            alpha=scored.candidate.alpha,
-            seed=task.seed,
-            tokens=scored.candidate.tokens,
-            art_key=art_key(art_sha),
-            art_sha256=art_sha,
-            sizes=tuple(self._rendition(job, art, size, files) for size in self._sizes),
-            look=str(scored.image_hash),
-            cs=scored.cs,
-            cis_reference=scored.cis_reference,
-            cis_history=scored.cis_history,
-            score=scored.score,
-            propensity=propensity,
-            safety=SAFETY_UNCHECKED,
-            synthetic=job.prompt.synthetic,
+    def _judge(self, job: Job) -> None:
+        features = PromptFeatures(
+            self._text(job.words), job.reference.embedding, job.history, self._reference_hash(job.prompt.reference)
         )
+        for choice, picture in job.unjudged():
+            alpha = job.answer(choice).alpha
+            job.judged.append(judge(choice.index, alpha, picture, features, job.kept, self._night))
 
-    def _rendition(
-        self, job: _Job, art: npt.NDArray[np.uint8], size: tuple[int, int], files: dict[str, tuple[bytes, str]]
-    ) -> Rendition:
-        """One size of a poster; its file is added to `files`."""
-        body = compose(
-            art,
-            job.prompt.reference.title,
-            year=job.prompt.year,
-            size=size,
-            quality=self._night.webp_quality,
-            font=self._night.font,
-        )
-        sha = hashlib.sha256(body).hexdigest()
-        files[poster_key(sha)] = (body, "image/webp")
-        return Rendition(*size, poster_key(sha), sha)
+    def _posters(self, job: Job) -> list[PosterRow]:
+        """Rows of the kept pictures' posters; their files are in the bucket."""
+        lettering = Lettering(job.prompt.reference.title, job.prompt.year)
+        files = [self._compositions.renditions(one.picture, lettering) for one in job.kept]
+        return job.posters(files, self._night.exploration)
 
-    def _text(self, text: str) -> npt.NDArray[np.float32]:
+    def _start_over(self, job: Job) -> list[Sent]:
+        """Ask for the task's pictures again: one of its files was deleted since it was found."""
+        if job.starts == STARTS:
+            self._fail(job.task, "picture: its file keeps disappearing from the bucket", max(1, job.attempts))
+            return []
+        self._pictures.forget([job.key(choice) for choice in job.choices])
+        self._compositions.forget()
+        job.start_over()
+        return self._ask(job)
+
+    def _count(self, outcome: Outcome, posters: int = 0) -> None:
         with self._lock:
-            known = self._texts.get(text)
-        if known is None:
-            known = self._retry.call(lambda: self._model.text_embeddings([text]))[0]
-            with self._lock:
-                self._texts[text] = known
-        return known
+            self._tally.done += outcome.status == "done"
+            self._tally.refused += outcome.status == "refused"
+            self._tally.failed += outcome.status == "failed"
+            self._tally.posters += posters
 
-    def _reference_hash(self, reference: FrozenImage) -> ImageHash:
-        with self._lock:
-            known = self._hashes.get(reference.sha256)
-        if known is None:
-            known = image_hash(self._images.pixels(reference.uri, reference.sha256))
-            with self._lock:
-                self._hashes[reference.sha256] = known
-        return known
+    # --- one task's own work ---
 
-    def _fail(self, task: NightTask, reason: str, attempts: int) -> None:
+    def _own(self, work: Callable[[Job], list[Sent]]) -> Callable[[Job], list[Sent]]:
+        """`work`, whose own trouble fails its task; an outage ends the night."""
+
+        def guarded(job: Job) -> list[Sent]:
+            try:
+                return work(job)
+            except Stopped:
+                return []
+            except Exception as error:
+                if _is_outage(error):
+                    raise
+                job.failed = True
+                self._fail(job.task, error, max(1, job.attempts))
+                return []
+
+        return guarded
+
+    def _text_embedding(self, text: str) -> Vector:
+        rows = self._retry.call(lambda: self._model.text_embeddings([text]))
+        found: Vector = rows[0]
+        return found
+
+    def _image_hash(self, reference: FrozenImage) -> ImageHash:
+        return image_hash(self._images.pixels(reference.uri, reference.sha256))
+
+    def _fail(self, task: NightTask, problem: str | Exception, attempts: int) -> None:
+        reason = problem if isinstance(problem, str) else _reason(problem)
         log.warning("night: (%s, %s) failed after %d attempts: %s", task.user_id, task.item_id, attempts, reason)
-        self._ledger.save_outcome(task, Outcome("failed", attempts, reason[:500]))
-        with self._lock:
-            self.tally.failed += 1
+        if isinstance(problem, Exception) and not isinstance(problem, InferenceError | UnreadableImage):
+            log.warning("night: where it happened", exc_info=problem)
+        outcome = Outcome("failed", attempts, reason[:500])
+        self._ledger.save_outcome(task, outcome)
+        self._count(outcome)
 
 
-def _width_and_height(size: str) -> tuple[int, int]:
-    width, height = size.split("x")
-    return int(width), int(height)
+def _is_outage(error: Exception) -> bool:
+    """Not a task's own trouble: a server is away, the lease is gone, a setting is wrong."""
+    return isinstance(error, PigeonError) and not isinstance(error, InferenceError)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnreadableImage):
+        return f"picture: {error}"
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _unpacked(answers: bytes | None) -> AnswerSet | None:
+    """Stored answers; what cannot be read is asked for again."""
+    if answers is None:
+        return None
+    try:
+        return AnswerSet.unpack(answers)
+    except ValueError as error:
+        log.warning("night: %s; the personalizer is asked again", error)
+        return None

@@ -1,4 +1,4 @@
-"""The night's own tables: runs, tasks, skips and posters.
+"""The night's own tables: runs, tasks, answers, skips and posters; pictures and compositions have modules of their own.
 
 `get_`, `count_` and `read_` methods read; `save_`, `insert_`, `mark_` and `delete_` methods write. Every write checks the
 lease first, so that a replaced leader cannot write. All methods may raise ServerUnavailable (Postgres away), InputError
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, select, text, update
+from sqlalchemy import Engine, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -21,7 +21,7 @@ from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.postgres import plain_errors
 from schemas.manifest import ManifestRef
-from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
+from schemas.tables import AnswerSet, Composition, Erasure, NightRun, NightSkip, NightTask, Picture, Poster
 
 
 def run_id_of(logical_date: date) -> str:
@@ -46,12 +46,14 @@ class Ledger:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that commits only while we lead."""
-        lease = self._held_lease()
+        lease = self.lease
         with plain_errors(self.engine), Session(self.engine, expire_on_commit=False) as session, session.begin():
             lease.check(session.connection())
             yield session
 
-    def _held_lease(self) -> Lease:
+    @property
+    def lease(self) -> Lease:
+        """The lease that writes are checked against."""
         if self._lease is None:
             raise RuntimeError("this ledger was opened for reading")
         return self._lease
@@ -86,7 +88,7 @@ class Ledger:
                     status="planned",
                     model_version=model_version,
                     settings=settings,
-                    fencing_token=self._held_lease().token,
+                    fencing_token=self.lease.token,
                 )
             )
             session.flush()
@@ -109,7 +111,7 @@ class Ledger:
             session.execute(
                 update(NightRun)
                 .where(NightRun.run_id == run_id)
-                .values(status="running", error=None, fencing_token=self._held_lease().token)
+                .values(status="running", error=None, fencing_token=self.lease.token)
             )
             session.execute(
                 update(NightTask)
@@ -151,19 +153,38 @@ class Ledger:
         """Subquery of users with an open erasure request."""
         return select(Erasure.user_id).where(Erasure.completed_at.is_(None))
 
-    def insert_posters(self, posters: Sequence[PosterRow]) -> None:
-        """Write the posters' rows before their images go to the store: no image is there without a row.
+    def read_answers(self, tasks: Sequence[NightTask]) -> dict[tuple[str, str], bytes]:
+        """Stored answers of these tasks, by user and item, as AnswerSet.pack wrote them."""
+        key = tuple_(AnswerSet.user_id, AnswerSet.item_id, AnswerSet.answers_fingerprint, AnswerSet.weights)
+        wanted = [(task.user_id, task.item_id, task.answers_fingerprint, task.weights) for task in tasks]
+        with self.reading() as session:
+            rows = session.execute(
+                select(AnswerSet.user_id, AnswerSet.item_id, AnswerSet.answers).where(key.in_(wanted))
+            )
+            return {(user_id, item_id): answers for user_id, item_id, answers in rows}
 
-        A row is in effect only when its task is done. A redraw finds its own rows and leaves them.
+    def save_answers(self, task: NightTask, answers: bytes) -> None:
+        """Keep a task's answers, as AnswerSet.pack writes them, in place of an earlier choice among them."""
+        with self.writing() as session:
+            session.execute(_answers(task, answers))
+
+    def save_outcome(
+        self, task: NightTask, outcome: Outcome, posters: Sequence[PosterRow] = (), answers: bytes | None = None
+    ) -> bool:
+        """Record how a task ended, with its posters and the choice among its answers, in one transaction.
+
+        Posters that an earlier attempt at this task wrote are replaced.
+
+        Returns:
+            False, with nothing written, when a poster's picture or file has been deleted meanwhile.
         """
-        if not posters:
-            return
         with self.writing() as session:
-            session.execute(insert(Poster).on_conflict_do_nothing(), [poster.columns() for poster in posters])
-
-    def save_outcome(self, task: NightTask, outcome: Outcome) -> None:
-        """Record how a task ended."""
-        with self.writing() as session:
+            if not _files_are_there(session, posters):
+                return False
+            if posters:
+                _replace_posters(session, task, posters)
+            if answers is not None:
+                session.execute(_answers(task, answers))
             session.execute(
                 update(NightTask)
                 .where(
@@ -173,6 +194,7 @@ class Ledger:
                 )
                 .values(finished_at=func.now(), **outcome.columns())
             )
+        return True
 
     def count_tasks(self, run_id: str) -> dict[str, int]:
         """Tasks by status."""
@@ -241,7 +263,7 @@ class Ledger:
                         (NightTask.user_id == Poster.user_id)
                         & (NightTask.item_id == Poster.item_id)
                         & (NightTask.input_fingerprint == Poster.input_fingerprint)
-                        & (NightTask.model_version == Poster.model_version),
+                        & (NightTask.weights == Poster.weights),
                     )
                     .where(
                         NightTask.run_id == run_id,
@@ -265,3 +287,50 @@ class Ledger:
         """Delete a run that has nothing to draw and nothing to publish, with its skips."""
         with self.writing() as session:
             session.execute(delete(NightRun).where(NightRun.run_id == run_id))
+
+
+def _answers(task: NightTask, answers: bytes) -> Any:
+    statement = insert(AnswerSet).values(
+        user_id=task.user_id,
+        item_id=task.item_id,
+        answers_fingerprint=task.answers_fingerprint,
+        weights=task.weights,
+        answers=answers,
+    )
+    return statement.on_conflict_do_update(
+        index_elements=[AnswerSet.user_id, AnswerSet.item_id, AnswerSet.answers_fingerprint, AnswerSet.weights],
+        set_={"answers": answers, "created_at": func.now()},
+    )
+
+
+def _files_are_there(session: Session, posters: Sequence[PosterRow]) -> bool:
+    """Whether all rows that name the posters' files exist, and stay until the transaction ends."""
+    pictures = {(poster.picture_key, poster.art_sha256) for poster in posters}
+    images = {size.image_key for poster in posters for size in poster.sizes}
+    # A key share is refused while somebody deletes the row, and nothing else waits for it.
+    drawn = session.execute(
+        select(Picture.picture_key, Picture.art_sha256)
+        .where(Picture.picture_key.in_([key for key, _ in pictures]), Picture.status == "drawn")
+        .with_for_update(read=True, key_share=True)
+    )
+    composed = session.execute(
+        select(Composition.image_key)
+        .where(Composition.image_key.in_(images))
+        .with_for_update(read=True, key_share=True)
+    )
+    return {tuple(row) for row in drawn} == pictures and {key for (key,) in composed} == images
+
+
+def _replace_posters(session: Session, task: NightTask, posters: Sequence[PosterRow]) -> None:
+    rows = [poster.columns() for poster in posters]
+    session.execute(
+        delete(Poster).where(
+            Poster.run_id == task.run_id,
+            Poster.user_id == task.user_id,
+            Poster.item_id == task.item_id,
+            Poster.poster_id.not_in([row["poster_id"] for row in rows]),
+        )
+    )
+    statement = insert(Poster)
+    others = {name: statement.excluded[name] for name in rows[0] if name != "poster_id"}
+    session.execute(statement.on_conflict_do_update(index_elements=[Poster.poster_id], set_=others), rows)

@@ -1,4 +1,4 @@
-"""What the night's manifest holds: the current posters of every user and item, tonight's or an earlier night's that still hold.
+"""The rows of the night's manifest: the current posters of every user and item.
 
 `current_posters` names the task whose posters are shown. The rows are read in its order, page by page in one snapshot, so that
 neither memory nor any one statement grows with the users.
@@ -45,18 +45,18 @@ WHERE c.logical_date <= excluded.logical_date
 # their night was rolled back.
 _FOUND_AGAIN = text("""
 UPDATE current_posters c
-SET input_fingerprint = s.input_fingerprint, model_version = s.model_version, weights = t.weights, run_id = t.run_id,
+SET input_fingerprint = s.input_fingerprint, model_version = t.model_version, weights = s.weights, run_id = t.run_id,
     logical_date = :logical_date
 FROM night_skips s CROSS JOIN LATERAL (
-    SELECT t.weights, t.run_id FROM night_tasks t JOIN night_runs r USING (run_id)
+    SELECT t.model_version, t.run_id FROM night_tasks t JOIN night_runs r USING (run_id)
     WHERE t.user_id = s.user_id AND t.item_id = s.item_id AND t.input_fingerprint = s.input_fingerprint
-      AND t.model_version = s.model_version AND t.status = 'done' AND r.status = 'published'
+      AND t.weights = s.weights AND t.status = 'done' AND r.status = 'published'
       AND NOT EXISTS (SELECT 1 FROM withdrawals w WHERE w.kind = 'night' AND w.subject = t.run_id AND w.lifted_at IS NULL)
     ORDER BY r.logical_date DESC LIMIT 1
 ) t
 WHERE s.run_id = :run_id AND s.input_fingerprint IS NOT NULL
   AND c.user_id = s.user_id AND c.item_id = s.item_id AND c.logical_date <= :logical_date
-  AND (c.input_fingerprint, c.model_version) <> (s.input_fingerprint, s.model_version)
+  AND (c.input_fingerprint, c.weights) <> (s.input_fingerprint, s.weights)
 """)
 _PAGE_END = {
     "night_tasks": "SELECT user_id, item_id FROM night_tasks WHERE run_id = :run_id AND (user_id, item_id) > (:u, :i) "
@@ -78,7 +78,7 @@ SELECT DISTINCT ON (c.user_id, c.item_id, p.variant)
   {", ".join(f"{column} AS {name}" for name, column in _SELECTED.items())}
 FROM current_posters c
 JOIN posters p ON p.user_id = c.user_id AND p.item_id = c.item_id AND p.input_fingerprint = c.input_fingerprint
-  AND p.model_version = c.model_version AND p.weights = c.weights
+  AND p.weights = c.weights
 JOIN items i ON i.item_id = c.item_id
 WHERE i.deleted_at IS NULL
   AND (c.user_id, c.item_id) > (:after_user, :after_item) AND (p.user_id, p.item_id) > (:after_user, :after_item)

@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session
 from generator.nightly.frozen_prompt import (
     FrozenImage,
     FrozenPrompt,
+    ServedVersions,
+    answers_fingerprint,
     drawing_settings,
     input_fingerprint,
     share,
@@ -23,6 +25,7 @@ from generator.nightly.frozen_prompt import (
 )
 from generator.nightly.images import CatalogImages, Probe
 from generator.nightly.rows import Chunk, PlannedTask, Skip
+from schemas.hashing import weights_of
 from schemas.settings import Settings
 from schemas.tables import Erasure, Item, ModelVersion, NightRun, NightTask, Recommendation, UserHistory
 
@@ -60,10 +63,11 @@ class Scope:
 
 @dataclass(frozen=True)
 class Drawer:
-    """A model version that draws, and the number of its adapter in Triton."""
+    """A model version that draws, the number of its adapter in Triton, and what its weights are known by."""
 
     version: str
     number: int
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,21 @@ class Drawers:
         return self.champion
 
     @classmethod
-    def read(cls, session: Session, settings: Settings) -> Drawers:
-        """Read the registry; before it has versions, the checkpoint as shipped draws."""
+    def read(cls, session: Session, settings: Settings, base_weights: str) -> Drawers:
+        """Read the registry; before it has versions, the checkpoint as shipped draws.
+
+        `base_weights`: as the model server states them.
+        """
         rows = session.execute(
-            select(ModelVersion.state, ModelVersion.version, ModelVersion.number).where(
+            select(ModelVersion.state, ModelVersion.version, ModelVersion.number, ModelVersion.adapter_sha256).where(
                 ModelVersion.state.in_(("champion", "canary"))
             )
         )
-        found = {state: Drawer(version, number) for state, version, number in rows}
-        champion = found.get("champion", Drawer(f"{settings.models.preset}-1", 1))
+        found = {
+            state: Drawer(version, number, weights_of(base_weights, adapter))
+            for state, version, number, adapter in rows
+        }
+        champion = found.get("champion", Drawer(f"{settings.models.preset}-1", 1, weights_of(base_weights, None)))
         return cls(champion, found.get("canary"), settings.retrain.canary_share)
 
 
@@ -107,17 +117,17 @@ class Planner:
     """Plans one night inside one session (a snapshot)."""
 
     def __init__(
-        self, session: Session, settings: Settings, images: CatalogImages, tokenizer_version: str, logical_date: date
+        self, session: Session, settings: Settings, images: CatalogImages, served: ServedVersions, logical_date: date
     ) -> None:
         self._session = session
         self._night = settings.night
         self._images = images
-        self._tokenizer_version = tokenizer_version
+        self._tokenizer_version = served.tokenizer
         self._date = logical_date
-        self._drawing_settings = drawing_settings(settings.night)
+        self._drawing_settings = drawing_settings(settings.night, served.drawing)
         self._items: dict[str, Item | None] = {}
         self._probes: dict[str, Probe] = {}
-        self.drawers = Drawers.read(session, settings)
+        self.drawers = Drawers.read(session, settings, served.base_weights)
 
     def chunks(self, scope: Scope) -> Iterator[Chunk]:
         """Tasks and skips, users in the order of their ids."""
@@ -228,12 +238,12 @@ class Planner:
         return UNREADABLE_IMAGE if probe is not None and probe.sha256 is None else None
 
     def _drawn_before(self, user_ids: Sequence[str]) -> set[tuple[str, str, str, str]]:
-        """(user, item, fingerprint, model version) of what earlier published nights drew or refused.
+        """(user, item, fingerprint, weights) of what earlier published nights drew or refused.
 
         Drawing it again would give the same.
         """
         rows = self._session.execute(
-            select(NightTask.user_id, NightTask.item_id, NightTask.input_fingerprint, NightTask.model_version)
+            select(NightTask.user_id, NightTask.item_id, NightTask.input_fingerprint, NightTask.weights)
             .join(NightRun, NightRun.run_id == NightTask.run_id)
             .where(
                 NightTask.user_id.in_(user_ids),
@@ -242,7 +252,7 @@ class Planner:
                 NightRun.logical_date < self._date,
             )
         )
-        return {(user, item, fingerprint, version) for user, item, fingerprint, version in rows}
+        return {(user, item, fingerprint, weights) for user, item, fingerprint, weights in rows}
 
     def _plan_user(self, user: _User, drawn_before: set[tuple[str, str, str, str]]) -> Chunk:
         usable = [item for item in user.history if self._problem(item) is None][: self._night.history_length]
@@ -261,8 +271,10 @@ class Planner:
                 continue
             eligible += 1
             task = self._task(user.user_id, item_id, history)
-            if (task.user_id, item_id, task.input_fingerprint, task.model_version) in drawn_before:
-                skips.append(Skip(task.user_id, UNCHANGED, item_id, task.input_fingerprint, task.model_version))
+            if (task.user_id, item_id, task.input_fingerprint, task.weights) in drawn_before:
+                skips.append(
+                    Skip(task.user_id, UNCHANGED, item_id, task.input_fingerprint, task.model_version, task.weights)
+                )
             else:
                 tasks.append(task)
         if not eligible:
@@ -271,15 +283,17 @@ class Planner:
 
     def _task(self, user_id: str, item_id: str, history: tuple[FrozenImage, ...]) -> PlannedTask:
         prompt = self._prompt(item_id, history)
-        fingerprint = input_fingerprint(prompt, self._drawing_settings)
+        answers = answers_fingerprint(prompt, self._drawing_settings)
         drawer = self.drawers.drawer_for(user_id)
         return PlannedTask(
             user_id=user_id,
             item_id=item_id,
-            input_fingerprint=fingerprint,
+            input_fingerprint=input_fingerprint(prompt, self._drawing_settings),
+            answers_fingerprint=answers,
             model_version=drawer.version,
+            weights=drawer.weights,
             adapter_version=drawer.number,
-            seed=task_seed(user_id, item_id, drawer.version, fingerprint),
+            seed=task_seed(user_id, item_id, drawer.weights, answers),
             prompt=prompt.model_dump(mode="json"),
         )
 

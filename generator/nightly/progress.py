@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from generator.nightly.generate import Tally
+from generator.nightly.tally import Tally
 
 LINE_EVERY_SECONDS = 10.0
 

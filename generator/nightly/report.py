@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def _read(ledger: Ledger, run_id: str) -> _Data:
         (NightTask.user_id == Poster.user_id)
         & (NightTask.item_id == Poster.item_id)
         & (NightTask.input_fingerprint == Poster.input_fingerprint)
-        & (NightTask.model_version == Poster.model_version)
+        & (NightTask.weights == Poster.weights)
         & (NightTask.run_id == run_id)
         & (NightTask.status == "done")
         & Poster.withheld.is_(None)
@@ -112,6 +113,12 @@ def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
             ("seconds", f"{session['seconds']:,.1f}"),
             ("tasks per second", f"{session['tasks_per_second']:.2f}"),
             ("model seconds per task", f"{session['draw_seconds_per_task']:.2f}"),
+            ("distinct answers per task", f"{session['distinct_answers_per_task']:.2f}"),
+            ("pictures drawn", f"{session['pictures_drawn']:,}"),
+            ("pictures reused", f"{session['pictures_reused']:,}"),
+            ("pictures drawn per poster kept", f"{session['pictures_drawn_per_poster']:.2f}"),
+            ("compositions made", f"{session['compositions_made']:,}"),
+            ("compositions reused", f"{session['compositions_reused']:,}"),
             ("pictures tokenized", f"{session['pictures_tokenized']:,}"),
             ("model calls repeated", f"{session['model_retries']:,}"),
             ("MiB uploaded", f"{session['uploaded_bytes'] / 2**20:.1f}"),
@@ -121,6 +128,7 @@ def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _plots(candidates: list[CandidateRow]) -> list[str]:
     """SVGs: the trade-off that α makes, and the scores of what was kept and what was not."""
+    candidates = [row for row in candidates if math.isfinite(row.score)]
     if not candidates:
         return []
     from matplotlib.figure import Figure
@@ -153,7 +161,7 @@ def _plots(candidates: list[CandidateRow]) -> list[str]:
         color=["#7a3cff", "#d6d3d1"],
         label=["kept", "not kept"],
     )
-    axes.set(xlabel="score", ylabel="candidates", title="Scores of all candidates")
+    axes.set(xlabel="score", ylabel="pictures", title="Scores of all pictures considered")
     axes.legend(fontsize=8, frameon=False)
     return [_svg(trade), _svg(scores)]
 

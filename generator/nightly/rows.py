@@ -6,11 +6,16 @@ the steps that make them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 Json = dict[str, Any]
+_SCORES = ("cs", "cis_reference", "cis_history", "score")
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,9 @@ class PlannedTask:
     user_id: str
     item_id: str
     input_fingerprint: str
+    answers_fingerprint: str
     model_version: str
+    weights: str
     adapter_version: int
     seed: int
     prompt: Json
@@ -39,8 +46,9 @@ class Skip:
     reason: str
     item_id: str = ""
     input_fingerprint: str | None = None
-    """With `model_version`, set when unchanged: which earlier posters stay current."""
+    """With `model_version` and `weights`, set when unchanged: which earlier posters stay current."""
     model_version: str | None = None
+    weights: str | None = None
 
     def columns(self, run_id: str) -> Json:
         """The row of a run."""
@@ -57,9 +65,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """An element of `night_tasks.candidates`: the scores (100 x cosine) of one drawn image."""
+    """An element of `night_tasks.candidates`: the scores (100 x cosine) of a picture that was considered.
+
+    NaN, stored as null, where a refused picture has no embedding.
+    """
 
     index: int
+    """Place of the answer among the task's answers."""
     alpha: float
     cs: float
     cis_reference: float
@@ -70,20 +82,19 @@ class CandidateRow:
 
     def json(self) -> Json:
         """As stored; rounded, so that it reads well and compares exactly."""
+        scores = {name: getattr(self, name) for name in _SCORES}
         return {
             "index": self.index,
             "alpha": round(self.alpha, 6),
-            "cs": round(self.cs, 4),
-            "cis_reference": round(self.cis_reference, 4),
-            "cis_history": round(self.cis_history, 4),
-            "score": round(self.score, 4),
+            **{name: round(score, 4) if math.isfinite(score) else None for name, score in scores.items()},
             "refused": self.refused,
         }
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> CandidateRow:
         """Inverse of `json`; unknown keys are ignored."""
-        return cls(**{field.name: value[field.name] for field in fields(cls)})
+        values = {one.name: value[one.name] for one in fields(cls)}
+        return cls(**values | {name: math.nan for name in _SCORES if value[name] is None})
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,24 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class PictureRow:
+    """A settled row of `pictures`: drawn, or refused for everybody."""
+
+    picture_key: str
+    tokens: tuple[int, ...]
+    status: Literal["drawn", "refused"]
+    reason: str | None
+    """Why it is refused."""
+    safety: str
+    art_key: str = ""
+    art_sha256: str = ""
+    look: str = ""
+    """An `ImageHash` as text; empty, like key and hash of the file, where it is refused."""
+    embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False)
+    """(D,), unit length: the image scorer's; None where there is no image to score."""
+
+
+@dataclass(frozen=True)
 class Rendition:
     """One size of a poster, as stored under its key."""
 
@@ -138,9 +167,15 @@ class PosterRow:
     variant: int
     input_fingerprint: str
     model_version: str
+    weights: str
     alpha: float
     seed: int
     tokens: tuple[int, ...]
+    picture_key: str | None
+    """None in rows of the release before, which shared no pictures."""
+    explored: bool
+    choice_propensity: float
+    """Probability with which the answer was chosen to be drawn."""
     art_key: str
     art_sha256: str
     sizes: tuple[Rendition, ...]

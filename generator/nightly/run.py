@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
 from generator.nightly.announce import Announcer, announce
-from generator.nightly.frozen_prompt import as_planned, drawing_settings
-from generator.nightly.generate import Generator, Tally
+from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
+from generator.nightly.generate import Generator
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_rows import ManifestCounts, make_current
@@ -21,6 +21,7 @@ from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
 from generator.nightly.rows import Chunk
+from generator.nightly.tally import Tally
 from generator.nightly.withdraw import sync_withdrawn
 from generator.nightly.wording import counted
 from generator.serving.api import ServedPigeon
@@ -135,7 +136,8 @@ class Night:
             self._images.close()
 
     def _planner(self, session: Any) -> Planner:
-        return Planner(session, self._settings, self._images, self._context.model().tokenizer_version, self._date)
+        served = ServedVersions.of(self._context.model())
+        return Planner(session, self._settings, self._images, served, self._date)
 
     def _chunks(self, planner: Planner, scope: Scope) -> Iterator[Chunk]:
         """Yield the plan; refuse it as a whole when the hosts of too many of its images are away."""
@@ -146,7 +148,12 @@ class Night:
         start = time.monotonic()
         with ledger.reading() as session:
             planner = self._planner(session)
-            planned_with = {"scope": scope.json(), "recipe": drawing_settings(self._settings.night)}
+            served = ServedVersions.of(self._context.model())
+            planned_with = {
+                "scope": scope.json(),
+                "recipe": drawing_settings(self._settings.night, served.drawing),
+                "served": asdict(served),
+            }
             version = planner.drawers.champion.version
             tasks, skips = ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope))
         reach("planned")
@@ -196,7 +203,9 @@ class Night:
             )
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
-        generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
+        model = self._context.model()
+        check_served(ServedVersions.of(model), run.settings)
+        generator = Generator(self._settings, ledger, self._store, self._images, model, run.run_id)
         stopping = stop_signals(lambda _: generator.pipeline.stop(), once=True)
         with stopping as received, NightProgress(pending) as progress:
             tally = generator.run(progress.show)
@@ -238,6 +247,7 @@ class Night:
                 f"night of {self._date}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
                 f"{counts.withheld} withheld, {announced}; {counted(tally.finished, 'task')} in {seconds:.1f} s "
                 f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
+                f"{tally.words()}; "
                 f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
             )
 
@@ -267,16 +277,7 @@ class Night:
             "posters_withheld": counts.withheld,
         }
         if generator:
-            tally = generator.tally
-            figures["last_session"] = {
-                "seconds": round(seconds, 2),
-                "tasks": tally.finished,
-                "tasks_per_second": round(tally.finished / max(seconds, 1e-9), 3),
-                "draw_seconds_per_task": round(tally.draw_seconds / max(1, tally.finished), 3),
-                "pictures_tokenized": generator.images_tokenized,
-                "model_retries": generator.retries,
-                "uploaded_bytes": tally.uploaded_bytes,
-            }
+            figures["last_session"] = generator.tally.figures(seconds)
         return figures
 
 

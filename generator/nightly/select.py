@@ -1,4 +1,4 @@
-"""Which of a task's candidates are kept, and why the others are not.
+"""Which of a task's pictures are kept, and why the others are not.
 
 Pure functions of pixels, embeddings and settings. Score (PIGEON.md section 5; Xu et al., arXiv 2410.14170): 0.5 CS + 0.5
 mean CIS to the history, both 100 x cosine.
@@ -6,6 +6,7 @@ mean CIS to the history, both 100 x cosine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from generator.nightly.rows import CandidateRow
-from generator.serving.api import DrawnImage
+from generator.nightly.rows import CandidateRow, PictureRow
 from schemas.settings import NightSettings
 
 Vector = npt.NDArray[np.float32]
@@ -28,7 +28,6 @@ BLANK = "blank"
 OFF_REFERENCE = "off_reference"
 COPY_OF_REFERENCE = "near_duplicate_of_reference"
 COPY_OF_VARIANT = "near_duplicate_of_kept_variant"
-OUTSCORED = "outscored"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ImageHash:
 
     @classmethod
     def parse(cls, text: str) -> ImageHash:
-        """Inverse of `str`, as stored in `posters.look`."""
+        """Inverse of `str`, as stored in `pictures.look` and `posters.look`."""
         return cls(int(text[:16], 16), bytes.fromhex(text[16:]))
 
     def is_near(self, other: ImageHash, distance: int) -> bool:
@@ -66,28 +65,8 @@ def image_hash(pixels: npt.NDArray[np.uint8]) -> ImageHash:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A candidate with its scores (100 x cosine) and, when it is not kept, the reason."""
-
-    index: int
-    candidate: DrawnImage
-    cs: float
-    cis_reference: float
-    cis_history: float
-    score: float
-    image_hash: ImageHash
-    refused: str | None
-
-    def row(self) -> CandidateRow:
-        """As kept in `night_tasks.candidates`."""
-        return CandidateRow(
-            self.index, self.candidate.alpha, self.cs, self.cis_reference, self.cis_history, self.score, self.refused
-        )
-
-
-@dataclass(frozen=True)
 class PromptFeatures:
-    """What candidates are compared with: features of the task's prompt, unit rows."""
+    """What pictures are compared with: features of the task's prompt, unit rows."""
 
     text: Vector
     """(D,): of the description, or of the title where there is none."""
@@ -98,55 +77,61 @@ class PromptFeatures:
     reference_hash: ImageHash
 
 
-def choose(
-    candidates: Sequence[DrawnImage], features: PromptFeatures, settings: NightSettings
-) -> tuple[list[Scored], list[Scored]]:
-    """Score all candidates and keep the best `settings.variants` that pass the quality gate.
+@dataclass(frozen=True)
+class Judged:
+    """A picture of a task's answer with its scores (100 x cosine) and, when the task does not keep it, the reason."""
 
-    A candidate whose answer, its codes, is that of a better one comes after all with another answer: feedback on two
-    drawings of one answer teaches the model nothing.
+    index: int
+    """Place of the answer among the task's answers."""
+    alpha: float
+    picture: PictureRow
+    cs: float
+    cis_reference: float
+    cis_history: float
+    score: float
+    refused: str | None
 
-    Returns:
-        All candidates in their order, and the kept ones, best first but for repeated answers: place in that list = variant number.
+    def row(self) -> CandidateRow:
+        """As kept in `night_tasks.candidates`."""
+        return CandidateRow(
+            self.index, self.alpha, self.cs, self.cis_reference, self.cis_history, self.score, self.refused
+        )
+
+    @property
+    def image_hash(self) -> ImageHash:
+        """The drawn picture's."""
+        return ImageHash.parse(self.picture.look)
+
+
+def judge(
+    index: int,
+    alpha: float,
+    picture: PictureRow,
+    features: PromptFeatures,
+    kept: Sequence[Judged],
+    settings: NightSettings,
+) -> Judged:
+    """Score a picture for a task, beside the ones that the task keeps already.
+
+    What is wrong with the picture for everybody is in its row; what is wrong with it here is decided here.
     """
-    judged = [_judge(index, candidate, features, settings) for index, candidate in enumerate(candidates)]
-    kept: list[Scored] = []
-    answers: set[tuple[int, ...]] = set()
-    repeated: dict[int, bool] = {}
-    by_score = sorted(judged, key=lambda s: (-s.score, s.index))
-    for scored in by_score:
-        if not scored.refused:
-            repeated[scored.index] = scored.candidate.tokens in answers
-            answers.add(scored.candidate.tokens)
-    for scored in sorted(by_score, key=lambda s: repeated.get(s.index, False)):
-        if scored.refused:
-            continue
-        reason = None
-        if len(kept) == settings.variants:
-            reason = OUTSCORED
-        elif any(scored.image_hash.is_near(other.image_hash, settings.near_duplicate_distance) for other in kept):
-            reason = COPY_OF_VARIANT
-        if reason:
-            judged[scored.index] = replace(scored, refused=reason)
-        else:
-            kept.append(scored)
-    return judged, kept
-
-
-def _judge(index: int, candidate: DrawnImage, features: PromptFeatures, settings: NightSettings) -> Scored:
-    cs = 100 * float(candidate.embedding @ features.text)
-    cis_reference = 100 * float(candidate.embedding @ features.reference)
-    cis_history = 100 * float((features.history @ candidate.embedding).mean())
+    if picture.embedding is None:
+        return Judged(index, alpha, picture, math.nan, math.nan, math.nan, math.nan, picture.reason)
+    cs = 100 * float(picture.embedding @ features.text)
+    cis_reference = 100 * float(picture.embedding @ features.reference)
+    cis_history = 100 * float((features.history @ picture.embedding).mean())
     score = settings.reference_weight * cs + (1 - settings.reference_weight) * cis_history
-    found = image_hash(candidate.image)
-    refused = None
-    if float(candidate.image.std(axis=(0, 1)).max()) < settings.blank_stddev:
-        refused = BLANK
-    elif cs < settings.min_reference_score:
-        refused = OFF_REFERENCE
-    elif found.is_near(features.reference_hash, settings.near_duplicate_distance):
-        refused = COPY_OF_REFERENCE
-    return Scored(index, candidate, cs, cis_reference, cis_history, score, found, refused)
+    judged = Judged(index, alpha, picture, cs, cis_reference, cis_history, score, picture.reason)
+    if judged.refused:
+        return judged
+    reason = None
+    if cs < settings.min_reference_score:
+        reason = OFF_REFERENCE
+    elif judged.image_hash.is_near(features.reference_hash, settings.near_duplicate_distance):
+        reason = COPY_OF_REFERENCE
+    elif any(judged.image_hash.is_near(other.image_hash, settings.near_duplicate_distance) for other in kept):
+        reason = COPY_OF_VARIANT
+    return replace(judged, refused=reason)
 
 
 def propensities(scores: Sequence[float], exploration: float) -> list[float]:

@@ -103,6 +103,17 @@ class Store:
             raise FileExistsError(key)
         return False
 
+    def create_content(self, key: str, body: bytes, content_type: str) -> bool:
+        """Put `body` under a key that is made of its hash; False when it was there already.
+
+        Other bytes under such a key are damaged, and are replaced.
+        """
+        try:
+            return self.create(key, body, content_type)
+        except FileExistsError:
+            self.put(key, body, content_type)
+            return True
+
     def replace(self, key: str, body: bytes, content_type: str, *, etag: str | None) -> bool:
         """Put `body` if the object still has `etag` (None: if there is none); False when somebody was first."""
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}

@@ -1,4 +1,6 @@
-"""Answers, pictures and compositions apart from posters; nights by scope; what is current, due, withdrawn, objected to.
+"""Answers, pictures and compositions apart from posters; nights by scope; what is current.
+
+Also what is due, withdrawn, objected to.
 
 The previous release goes on working on it: every new column has a default, and a run that it writes is one of scope "all".
 """
@@ -22,11 +24,11 @@ def upgrade() -> None:
         "answer_sets",
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("item_id", sa.Text(), nullable=False),
-        sa.Column("input_fingerprint", sa.Text(), nullable=False),
+        sa.Column("answers_fingerprint", sa.Text(), nullable=False),
         sa.Column("weights", sa.Text(), nullable=False),
         sa.Column("answers", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("user_id", "item_id", "input_fingerprint", "weights", name=op.f("pk_answer_sets")),
+        sa.PrimaryKeyConstraint("user_id", "item_id", "answers_fingerprint", "weights", name=op.f("pk_answer_sets")),
     )
     op.create_index("ix_answer_sets_created_at", "answer_sets", ["created_at"], unique=False)
     op.create_table(
@@ -142,6 +144,8 @@ def upgrade() -> None:
     op.drop_constraint(op.f("uq_night_runs_logical_date"), "night_runs", type_="unique")
     op.create_unique_constraint(op.f("uq_night_runs_logical_date_scope"), "night_runs", ["logical_date", "scope"])
     op.add_column("night_tasks", sa.Column("weights", sa.Text(), server_default="", nullable=False))
+    op.add_column("night_tasks", sa.Column("answers_fingerprint", sa.Text(), server_default="", nullable=False))
+    op.add_column("night_skips", sa.Column("weights", sa.Text(), nullable=True))
     op.add_column("posters", sa.Column("weights", sa.Text(), server_default="", nullable=False))
     op.add_column("posters", sa.Column("picture_key", sa.Text(), nullable=True))
     op.add_column("posters", sa.Column("explored", sa.Boolean(), server_default=sa.text("false"), nullable=False))
@@ -176,6 +180,8 @@ def downgrade() -> None:
     op.drop_column("posters", "explored")
     op.drop_column("posters", "picture_key")
     op.drop_column("posters", "weights")
+    op.drop_column("night_skips", "weights")
+    op.drop_column("night_tasks", "answers_fingerprint")
     op.drop_column("night_tasks", "weights")
     op.drop_constraint(op.f("uq_night_runs_logical_date_scope"), "night_runs", type_="unique")
     op.create_unique_constraint(

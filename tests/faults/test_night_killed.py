@@ -5,29 +5,40 @@ Its model is a test double.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from consumers.postgres import postgres_connection
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
+from generator.storage.postgres import connect
 from schemas.faultpoints import NightPoint
 from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings
+from schemas.tables import Composition, Picture, Poster
+from tests.support.fake_pigeon import FakePigeon
 from tests.support.night_world import Announcements, build, night
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
 SEED = 20261123
 POINTS: tuple[str, ...] = get_args(NightPoint)
+MANY = set(POINTS[POINTS.index("answered") : POINTS.index("finished") + 1])
+"""Points that a night passes for each task, picture or file."""
 
 
 @pytest.fixture
@@ -99,9 +110,7 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     store = Store(settings.s3)
     deaths = []
     for point in POINTS:
-        if run_and_die(
-            settings, point, rng.randint(1, 2) if point in {"drawn", "intended", "stored", "finished"} else 1
-        ):
+        if run_and_die(settings, point, rng.randint(1, 2) if point in MANY else 1):
             deaths.append(point)
         pointer = store.get(POINTER_KEY)
         if pointer is None:
@@ -126,4 +135,45 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     again = Announcements()
     night(settings, announcements=again).resume()
     assert again.events == []
+    store.s3.close()
+
+
+class OtherMachine(FakePigeon):
+    """Test double whose pictures differ in a bit from those of the machine that died."""
+
+    @staticmethod
+    def _image(tokens: Sequence[int]) -> npt.NDArray[np.uint8]:
+        return FakePigeon._image(tokens) ^ np.uint8(1)
+
+
+@pytest.mark.timeout(600)
+def test_killed_and_resumed_where_pictures_come_out_otherwise(settings: Settings, tmp_path: Path) -> None:
+    """F8, fault 10: what is in the bucket under a row's key is what the row says, on whichever machine it was drawn."""
+    build(settings, tmp_path / "art", users=4, targets=2)
+    died = [point for point in POINTS if point in MANY and run_and_die(settings, point, 2)]
+    assert died == [point for point in POINTS if point in MANY]
+    night(settings, OtherMachine()).resume()
+    store = Store(settings.s3)
+    rows = PosterManifest.open(bucket=store.bucket, client=store.s3).rows().to_pylist()
+    assert len(rows) == 16
+    named = set()
+    with Session(connect(settings.database)) as session:
+        for picture in session.scalars(select(Picture)):
+            stored = store.get(picture.art_key)
+            assert stored
+            assert hashlib.sha256(stored.body).hexdigest() == picture.art_sha256
+            named.add(picture.art_key)
+        for composition in session.scalars(select(Composition)):
+            stored = store.get(composition.image_key)
+            assert stored
+            assert hashlib.sha256(stored.body).hexdigest() == composition.image_sha256
+            named.add(composition.image_key)
+        posters = {poster.poster_id: poster for poster in session.scalars(select(Poster))}
+    assert {row["poster_id"] for row in rows} == set(posters), "no poster is left of a task that was started twice"
+    for row in rows:
+        stored = store.get(row["image_key"])
+        assert stored
+        assert hashlib.sha256(stored.body).hexdigest() == row["image_sha256"]
+        assert {row["image_key"], posters[row["poster_id"]].art_key} <= named
+    assert {*store.keys("art/"), *store.keys("posters/")} == named, "no file is in the bucket that no row names"
     store.s3.close()

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 from collections import Counter
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from generator.nightly.answers import ladder
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Drawer, Drawers, Scope
 from generator.nightly.run import Interrupted
-from generator.serving.api import DrawRequest, InferenceRejected, InferenceUnavailable
+from generator.serving.api import AnswerRequest, InferenceRejected, InferenceUnavailable, PictureRequest
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
@@ -30,7 +30,7 @@ from schemas.errors import InputError, LockHeld, PartialFailure, ServerUnavailab
 from schemas.manifest import POINTER_KEY
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
-from schemas.tables import Item, ModelVersion, NightTask, Poster
+from schemas.tables import Item, ModelVersion, NightTask
 from tests.support.fake_pigeon import FakePigeon
 from tests.support.night_world import Announcements, build, night, reader, set_item, set_user
 
@@ -65,7 +65,7 @@ def test_a_night_is_drawn_published_announced_and_read(settings: Settings, tmp_p
         shares[row["user_id"], row["item_id"]] += row["propensity"]
     assert all(share == pytest.approx(1) for share in shares.values())
     assert {event.poster_id for event in announced.events} == {row["poster_id"] for row in rows}
-    assert len(model.draws) == 6
+    assert len(model.answered) == 6
     assert model.images_seen == 10  # each needed picture once, not once per user
     choice = posters.poster_for("u0", "item8")
     assert choice
@@ -83,7 +83,7 @@ def test_the_same_night_twice_draws_and_writes_nothing(settings: Settings, tmp_p
     before, echoed, announced, model = everything(settings), [], Announcements(), FakePigeon()
     night(settings, model, announced, echo=echoed.append).run(Scope())
     assert everything(settings) == before
-    assert (model.draws, announced.events) == ([], [])
+    assert (model.answered, model.drawn, announced.events) == ([], [], [])
     assert "published already" in echoed[-1]
     with pytest.raises(InputError, match="planned for all users"):
         night(settings).run(Scope(users=("u1",)))
@@ -101,7 +101,7 @@ def test_the_next_night_draws_only_what_is_new_and_carries_the_rest(settings: Se
         item.deleted_at = item.updated_at  # u2's second target is gone
     model = FakePigeon()
     night(settings, model, on=TOMORROW).run(Scope())
-    assert {request.task_id.split("/", 1)[1] for request in model.draws} == {"u1/item9", "u1/item10", "u0/item8"}
+    assert {request.task_id.split("/", 1)[1] for request in model.answered} == {"u1/item9", "u1/item10", "u0/item8"}
     rows = reader(settings).rows().to_pylist()
     carried = [row for row in rows if row["drawn_by_run"] == "night-20260301"]
     assert {(row["user_id"], row["item_id"]) for row in carried} == {("u0", "item9"), ("u2", "item10")}
@@ -153,7 +153,7 @@ def test_everything_left_out_is_counted_with_its_reason(settings: Settings, tmp_
 def test_one_bad_task_fails_alone(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=1)
 
-    def fault(request: DrawRequest, attempt: int) -> None:
+    def fault(request: AnswerRequest, attempt: int) -> None:
         if "/u0/" in request.task_id:
             raise InferenceRejected("prompt too long")
         if "/u1/" in request.task_id and attempt < 3:
@@ -162,7 +162,7 @@ def test_one_bad_task_fails_alone(settings: Settings, tmp_path: Path) -> None:
     model = FakePigeon(fault)
     with pytest.raises(PartialFailure, match="1 of 3 tasks failed: 1 failed: InferenceRejected: prompt too long"):
         night(settings, model).run(Scope())
-    attempts = Counter(request.task_id.split("/")[1] for request in model.draws)
+    attempts = Counter(request.task_id.split("/")[1] for request in model.answered)
     assert attempts == {"u0": 1, "u1": 3, "u2": 1}
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u1", "u2"}
     night(settings, on=TOMORROW).run(Scope())  # the next night tries again
@@ -172,14 +172,14 @@ def test_one_bad_task_fails_alone(settings: Settings, tmp_path: Path) -> None:
 def test_too_many_failures_publish_nothing_and_resume_mends(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=2, targets=1)
 
-    def fault(request: DrawRequest, attempt: int) -> None:
+    def fault(request: AnswerRequest, attempt: int) -> None:
         raise InferenceUnavailable("too slow")
 
     model = FakePigeon(fault)
     with pytest.raises(PartialFailure, match="nothing was published"):
         night(settings, model).run(Scope())
     assert Store(settings.s3).get(POINTER_KEY) is None
-    assert len(model.draws) == 2 * settings.night.max_attempts
+    assert len(model.answered) == 2 * settings.night.max_attempts
     night(settings).resume()
     assert len(reader(settings).rows()) == 4
 
@@ -191,7 +191,7 @@ def test_a_server_that_is_away_costs_time_not_tasks(settings: Settings, tmp_path
     night(settings, down).dry_run(Scope())
 
     def away() -> None:
-        if down.images_seen or down.draws:
+        if down.images_seen or down.answered:
             raise InferenceUnavailable("connection refused")
 
     down.alive = away
@@ -236,26 +236,6 @@ def test_limit_and_users_choose_whom_to_draw_for(settings: Settings, tmp_path: P
     assert Ledger(connect(settings.database)).count_skips("night-20260301") == {"user without history": 1}
 
 
-def test_nobodys_poster_is_withheld_because_another_has_it(settings: Settings, tmp_path: Path) -> None:
-    """FLAWS F21: users of one taste get one picture by design."""
-    build(settings, tmp_path / "art", users=2, targets=1)
-    with Session(connect(settings.database)) as session, session.begin():
-        set_user(session, "u1", ["item0", "item1", "item2"], ["item8"])
-
-    class OneTaste(FakePigeon):
-        def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None):  # type: ignore[no-untyped-def]
-            everybody = request.prompt.model_copy(update={"history_titles": (), "history_tokens": ()})
-            return super().draw(replace(request, prompt=everybody, seed=7), deadline_seconds=deadline_seconds)
-
-    night(settings, OneTaste()).run(Scope())
-    rows = reader(settings).rows().to_pylist()
-    pictures = {user: {row["image_key"] for row in rows if row["user_id"] == user} for user in ("u0", "u1")}
-    assert pictures["u0"] == pictures["u1"]
-    assert len(pictures["u0"]) == 2
-    with Ledger(connect(settings.database)).reading() as session:
-        assert session.scalars(select(Poster.withheld).distinct()).all() == [None]
-
-
 def test_a_canary_draws_for_its_share_of_the_users_and_the_champion_for_the_others(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -266,8 +246,8 @@ def test_a_canary_draws_for_its_share_of_the_users_and_the_champion_for_the_othe
     half = settings.retrain.model_copy(update={"canary_share": 0.5})
     model = FakePigeon()
     night(settings.model_copy(update={"retrain": half}), model).run(Scope())
-    drawers = Drawers(Drawer("nano-1", 1), Drawer("nano-2", 2), 0.5)
-    asked = {request.task_id.split("/")[1]: request.adapter_version for request in model.draws}
+    drawers = Drawers(Drawer("nano-1", 1, ""), Drawer("nano-2", 2, ""), 0.5)
+    asked = {request.task_id.split("/")[1]: request.adapter_version for request in model.answered}
     assert asked == {f"u{n}": drawers.drawer_for(f"u{n}").number for n in range(12)}
     assert set(asked.values()) == {1, 2}
     versions = {row["user_id"]: row["model_version"] for row in reader(settings).rows().to_pylist()}
@@ -318,30 +298,36 @@ def test_wrong_bucket_and_wrong_secret_are_named(settings: Settings) -> None:
 
 def test_sigterm_finishes_what_is_under_way_and_resume_does_the_rest(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=4, targets=2)
+    first = FakePigeon()
 
-    def fault(request: DrawRequest, attempt: int) -> None:
-        if "/u0/" in request.task_id:
-            os.kill(os.getpid(), signal.SIGTERM if "item8" in request.task_id else 0)
+    def fault(request: PictureRequest, attempt: int) -> None:
+        if len(first.drawn) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
 
+    first.picture_fault = fault
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="resume") as stopped:
-        night(settings, FakePigeon(fault)).run(Scope())
+        night(settings, first).run(Scope())
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     counts = Ledger(connect(settings.database)).count_tasks("night-20260301")
-    assert counts["done"] + counts["pending"] == 8
+    assert counts.get("done", 0) + counts["pending"] == 8
     assert counts["done"] >= 1
     assert Store(settings.s3).get(POINTER_KEY) is None
-    model = FakePigeon()
-    night(settings, model).resume()
-    assert len(model.draws) == counts["pending"]
-    assert len(reader(settings).rows()) == 16
+    second = FakePigeon()
+    night(settings, second).resume()
+    asked = [request.task_id for request in (*first.answered, *second.answered)]
+    assert len(asked) == len(set(asked)) == 8, "answers are kept, whether their pictures came to be drawn or not"
+    drawn = [request.tokens for request in (*first.drawn, *second.drawn)]
+    assert len(drawn) == len(set(drawn)), "and so are pictures"
+    assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u0", "u1", "u2", "u3"}
+    assert Ledger(connect(settings.database)).count_tasks("night-20260301") == {"done": 8}
 
 
 def test_a_resumed_night_is_drawn_as_it_was_planned(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=1, targets=1)
 
-    def fault(request: DrawRequest, attempt: int) -> None:
+    def fault(request: AnswerRequest, attempt: int) -> None:
         raise InferenceRejected("no")
 
     with pytest.raises(PartialFailure):
@@ -349,5 +335,5 @@ def test_a_resumed_night_is_drawn_as_it_was_planned(settings: Settings, tmp_path
     changed = settings.night.model_copy(update={"alphas": (0.3,), "variants": 1, "sizes": ("64x64",)})
     model = FakePigeon()
     night(settings.model_copy(update={"night": changed}), model).resume()
-    assert model.draws[0].alphas == settings.night.alphas
+    assert (model.answered[0].alphas, model.answered[0].temperatures) == ladder(settings.night)
     assert {row["width"] for row in reader(settings).rows().to_pylist()} == {400}

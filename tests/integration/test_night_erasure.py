@@ -6,17 +6,17 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from generator.nightly.erase import drop_old_manifests, erase_users
 from generator.nightly.plan import Scope
-from generator.serving.api import DrawRequest
+from generator.serving.api import AnswerRequest
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, from_parquet
 from schemas.settings import Settings
-from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
+from schemas.tables import AnswerSet, Composition, Erasure, NightRun, NightSkip, NightTask, Picture, Poster
 from tests.support.fake_pigeon import FakePigeon
 from tests.support.night_world import Announcements, build, night, reader, set_user
 
@@ -52,8 +52,11 @@ def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings:
     assert live.rows().to_pylist() == [row for row in before if row["user_id"] != "u1"]
     assert live.alarms == {}
     with Session(engine) as session:
-        for table in (Poster, NightTask, NightSkip):
+        for table in (Poster, NightTask, NightSkip, AnswerSet):
             assert session.scalars(select(table).where(table.user_id == "u1")).all() == []
+        # Pictures and posters of others stay, with their rows; no row is left of a deleted file.
+        assert {row.art_key for row in session.scalars(select(Picture))} == set(store.keys("art/"))
+        assert {row.image_key for row in session.scalars(select(Composition))} == set(store.keys("posters/"))
         erasure = session.get(Erasure, "u1")
         assert erasure
         assert erasure.completed_at
@@ -70,7 +73,7 @@ def test_a_request_during_the_night_keeps_the_user_out_of_its_manifest(settings:
     build(settings, tmp_path / "art", users=2, targets=1)
     engine = connect(settings.database)
 
-    def erased_meanwhile(request: DrawRequest, attempt: int) -> None:
+    def erased_meanwhile(request: AnswerRequest, attempt: int) -> None:
         if "/u0/" not in request.task_id:
             return
         with Session(engine) as session, session.begin():
@@ -96,3 +99,27 @@ def test_old_manifests_are_dropped_but_never_what_readers_see(settings: Settings
     nights = {key.split("/")[1] for key in Store(settings.s3).keys("manifests/") if key != POINTER_KEY}
     assert nights == {"2026-03-03", "2026-03-04"}
     assert len(reader(settings).rows()) == 2
+
+
+def test_a_picture_that_others_have_stays_when_one_of_them_is_erased(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=2, targets=1)
+    engine = connect(settings.database)
+    with Session(engine) as session, session.begin():
+        set_user(session, "u1", ["item4", "item5", "item6"], ["item8"])
+        session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC), completed_at=func.now()))
+    narrow = FakePigeon()
+    narrow.looks = 1
+    night(settings, narrow).run(Scope())
+    with Session(engine) as session, session.begin():
+        session.execute(update(Erasure).values(completed_at=None))
+    erase_users(settings)
+    store = Store(settings.s3)
+    left = reader(settings).rows().to_pylist()
+    assert {row["user_id"] for row in left} == {"u0"}
+    assert all(store.exists(row["image_key"]) for row in left)
+    with Session(engine) as session:
+        erasure = session.get(Erasure, "u1")
+        assert erasure
+        assert erasure.proof["night"]["pictures_deleted"] == 0
+        assert erasure.proof["night"]["pictures_shared_with_others"] == 2
+    engine.dispose()

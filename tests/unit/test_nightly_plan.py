@@ -6,7 +6,7 @@ import pytest
 
 from generator.nightly.plan import Drawer, Drawers
 
-CHAMPION, CANARY = Drawer("nano-1", 1), Drawer("nano-2", 2)
+CHAMPION, CANARY = Drawer("nano-1", 1, "w1"), Drawer("nano-2", 2, "w2")
 USERS = [f"user-{number}" for number in range(20_000)]
 
 
@@ -30,7 +30,7 @@ def test_the_same_users_every_night_and_more_of_them_with_a_larger_share() -> No
 
 
 def test_another_canary_gets_other_users() -> None:
-    both = canary_users(0.1) & canary_users(0.1, Drawer("nano-3", 3))
+    both = canary_users(0.1) & canary_users(0.1, Drawer("nano-3", 3, "w3"))
     assert len(both) / len(USERS) == pytest.approx(0.01, abs=0.003)
 
 

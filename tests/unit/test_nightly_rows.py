@@ -1,18 +1,14 @@
-"""Rows of the night's tables, and which of them are withheld from the manifest."""
+"""Rows of the night's tables."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
-import pytest
-
-from generator.nightly.manifest_rows import withhold_copies
-from generator.nightly.rows import CandidateRow, Drawing, ManifestRow, Outcome, PosterRow, Rendition
-from generator.nightly.select import ImageHash
-from schemas.settings import NightSettings
+from generator.nightly.rows import CandidateRow, Drawing, Outcome, PosterRow, Rendition
 from schemas.tables import Poster
 
-RED, BLUE = (str(ImageHash(shapes, bytes([colour] * 48))) for shapes, colour in ((0, 10), (2**64 - 1, 240)))
 ROW = PosterRow(
     poster_id="p",
     run_id="r",
@@ -21,13 +17,17 @@ ROW = PosterRow(
     variant=0,
     input_fingerprint="f",
     model_version="m",
+    weights="w",
     alpha=0.5,
     seed=7,
     tokens=(1, 2),
+    picture_key="q",
+    explored=True,
+    choice_propensity=0.25,
     art_key="a",
     art_sha256="b",
     sizes=(Rendition(400, 600, "k", "s"), Rendition(200, 300, "k2", "s2")),
-    look=RED,
+    look="0123",
     cs=1.0,
     cis_reference=2.0,
     cis_history=3.0,
@@ -36,12 +36,6 @@ ROW = PosterRow(
     safety="unchecked",
     synthetic=True,
 )
-
-
-def current(user: str, look: str, *, tonight: bool = True, variant: int = 0, propensity: float = 1.0) -> ManifestRow:
-    name = f"{user}-{variant}"
-    poster = replace(ROW, poster_id=name, user_id=user, look=look, variant=variant, propensity=propensity)
-    return ManifestRow(poster, tonight, None)
 
 
 def test_a_poster_row_has_the_tables_columns_and_comes_back_from_them() -> None:
@@ -67,20 +61,9 @@ def test_a_task_that_failed_keeps_what_an_earlier_drawing_left() -> None:
     assert Outcome("failed", 3, "why").columns() == {"status": "failed", "attempts": 3, "reason": "why"}
 
 
-def test_the_first_user_keeps_an_image_and_a_carried_poster_comes_before_all() -> None:
-    rows = [current("ann", RED), current("bob", RED), current("cid", BLUE)]
-    settings = NightSettings()
-    assert [bool(row.withheld) for row in withhold_copies(rows, settings)] == [False, True, False]
-    rows = [*rows, current("eve", RED, tonight=False)]
-    assert [bool(row.withheld) for row in withhold_copies(rows, settings)] == [True, True, False, False]
-    assert withhold_copies(withhold_copies(rows, settings), settings) == withhold_copies(rows, settings)
-
-
-def test_what_is_left_of_a_task_shares_the_whole_probability() -> None:
-    rows = [
-        current("ann", RED),
-        current("bob", RED, variant=0, propensity=0.75),
-        current("bob", BLUE, variant=1, propensity=0.25),
-    ]
-    left = [row for row in withhold_copies(rows, NightSettings()) if row.withheld is None]
-    assert [(row.poster.user_id, row.poster.propensity) for row in left] == [("ann", 1.0), ("bob", pytest.approx(1.0))]
+def test_scores_that_nobody_has_are_null() -> None:
+    nothing = CandidateRow(1, 0.5, math.nan, math.nan, math.nan, math.nan, "corrupt")
+    assert json.loads(json.dumps(nothing.json(), allow_nan=False))["cs"] is None
+    back = CandidateRow.parse(nothing.json())
+    assert math.isnan(back.cs)
+    assert (back.index, back.refused) == (1, "corrupt")

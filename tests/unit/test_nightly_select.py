@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from generator.nightly.rows import PictureRow
 from generator.nightly.select import (
     BLANK,
     COPY_OF_REFERENCE,
     COPY_OF_VARIANT,
     OFF_REFERENCE,
-    OUTSCORED,
     ImageHash,
     PromptFeatures,
-    choose,
     image_hash,
+    judge,
     propensities,
 )
-from generator.serving.api import DrawnImage
 from schemas.settings import NightSettings
 
 SETTINGS = NightSettings()
@@ -36,60 +36,60 @@ def unit(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     return vector / np.linalg.norm(vector)
 
 
-def candidate(seed: int, embedding: np.ndarray[Any, Any], image: Any = None) -> DrawnImage:
-    return DrawnImage(0.5, (1, seed), drawing(seed) if image is None else image, embedding)
+def picture(seed: int, embedding: np.ndarray[Any, Any] | None, image: Any = None) -> PictureRow:
+    look = str(image_hash(drawing(seed) if image is None else image))
+    return PictureRow(f"key{seed}", (1, seed), "drawn", None, "unchecked", "a", "b", look, embedding)
 
 
-def test_scores_by_hand_and_the_best_are_kept() -> None:
-    candidates = [candidate(1, unit(1, 0)), candidate(2, unit(0, 1)), candidate(3, unit(1, 1))]
-    judged, kept = choose(
-        candidates,
-        PromptFeatures(unit(1, 0), unit(0, 1), np.stack([unit(0, 1), unit(1, 0)]), image_hash(drawing(99))),
-        SETTINGS,
+def features(reference: Any = None) -> PromptFeatures:
+    return PromptFeatures(
+        unit(1, 0),
+        unit(0, 1),
+        np.stack([unit(0, 1), unit(1, 0)]),
+        image_hash(drawing(99) if reference is None else reference),
     )
-    # Candidate 0: CS 100, CIS 0 to the reference, mean CIS (0 + 100) / 2; candidate 2 is at 45 degrees to everything.
-    assert (judged[0].cs, judged[0].cis_reference, judged[0].cis_history, judged[0].score) == (100, 0, 50, 75)
-    assert judged[2].score == pytest.approx(100 / np.sqrt(2), abs=1e-4)
-    assert [scored.index for scored in kept] == [0, 2]
-    assert [scored.refused for scored in judged] == [None, OUTSCORED, None]
 
 
-def test_another_answer_is_kept_before_the_same_one_drawn_again() -> None:
-    def kept(*codes: tuple[int, ...]) -> list[int]:
-        candidates = [
-            DrawnImage(0.1 * number, tokens, drawing(number), unit(1, 0.1 * number))
-            for number, tokens in enumerate(codes)
-        ]
-        _, chosen = choose(
-            candidates,
-            PromptFeatures(unit(1, 0), unit(1, 0), np.stack([unit(1, 0)]), image_hash(drawing(99))),
-            SETTINGS,
-        )
-        return [scored.index for scored in chosen]
-
-    assert kept((1,), (1,), (2,)) == [0, 2]
-    assert kept((1,), (1,), (1,)) == [0, 1], "rather two drawings of one answer than one"
-    assert kept((1,), (2,), (2,)) == [0, 1]
+def test_scores_by_hand() -> None:
+    first = judge(0, 0.3, picture(1, unit(1, 0)), features(), [], SETTINGS)
+    # CS 100, CIS 0 to the reference, mean CIS (0 + 100) / 2.
+    assert (first.cs, first.cis_reference, first.cis_history, first.score) == (100, 0, 50, 75)
+    assert first.refused is None
+    assert first.row().json() == {
+        "index": 0,
+        "alpha": 0.3,
+        "cs": 100.0,
+        "cis_reference": 0.0,
+        "cis_history": 50.0,
+        "score": 75.0,
+        "refused": None,
+    }
+    slanted = judge(2, 0.3, picture(3, unit(1, 1)), features(), [first], SETTINGS)
+    assert slanted.score == pytest.approx(100 / np.sqrt(2), abs=1e-4), "at 45 degrees to everything"
 
 
 def test_the_gate_says_why() -> None:
-    settings = SETTINGS.model_copy(update={"min_reference_score": 10.0, "variants": 3})
-    embedding = unit(1, 0.1)
+    settings = SETTINGS.model_copy(update={"min_reference_score": 10.0})
+    good = unit(1, 0.1)
     noisy = np.clip(drawing(1).astype(int) + 2, 0, 255).astype(np.uint8)
-    candidates = [
-        candidate(0, embedding, np.full((64, 64, 3), 90, np.uint8)),
-        candidate(2, unit(-1, 1)),
-        candidate(99, embedding),
-        candidate(1, embedding),
-        candidate(1, unit(1, 0.2), noisy),
-    ]
-    judged, kept = choose(
-        candidates,
-        PromptFeatures(unit(1, 0), unit(1, 0), np.stack([unit(1, 0)]), image_hash(drawing(99))),
-        settings,
-    )
-    assert [scored.refused for scored in judged] == [BLANK, OFF_REFERENCE, COPY_OF_REFERENCE, None, COPY_OF_VARIANT]
-    assert [scored.index for scored in kept] == [3]
+    kept = [judge(0, 0.0, picture(1, good), features(), [], settings)]
+    assert kept[0].refused is None
+    for given, reason in (
+        (picture(2, unit(-1, 1)), OFF_REFERENCE),
+        (picture(99, good), COPY_OF_REFERENCE),
+        (picture(7, unit(1, 0.2), noisy), COPY_OF_VARIANT),
+    ):
+        assert judge(1, 0.0, given, features(), kept, settings).refused == reason
+    assert judge(1, 0.0, picture(2, good), features(), kept, settings).refused is None
+
+
+def test_what_is_wrong_for_everybody_is_wrong_here() -> None:
+    blank = replace(picture(1, unit(1, 0)), status="refused", reason=BLANK)
+    assert judge(0, 0.0, blank, features(), [], SETTINGS).refused == BLANK
+    broken = PictureRow("k", (1,), "refused", "corrupt", "unchecked")
+    judged = judge(0, 0.0, broken, features(), [], SETTINGS)
+    assert judged.refused == "corrupt"
+    assert np.isnan(judged.cs)
 
 
 def test_an_image_hash_sees_shapes_and_colours() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,9 @@ from PIL import Image
 from generator.nightly.frozen_prompt import (
     FrozenImage,
     FrozenPrompt,
+    ServedVersions,
+    answers_fingerprint,
+    check_served,
     drawing_settings,
     input_fingerprint,
     poster_id,
@@ -25,50 +29,109 @@ from generator.nightly.frozen_prompt import (
 )
 from generator.nightly.images import UnreadableImage, decode
 from generator.nightly.retry import ModelRetry, Stopped
-from generator.nightly.stages import Stage, StagePipeline
+from generator.nightly.stages import Sent, Stage, StagePipeline
 from generator.serving.api import InferenceCorrupt, InferenceRejected, InferenceUnavailable
-from schemas.errors import ServerUnavailable
+from schemas.errors import InputError, ServerUnavailable
+from schemas.hashing import weights_of
 from schemas.settings import NightSettings
 from tests.support.fake_pigeon import FakePigeon
-
-
-def nothing() -> None: ...
 
 
 def test_all_items_go_through_all_stages() -> None:
     seen: list[int] = []
     lock = threading.Lock()
 
-    def keep(item: int) -> list[int]:
+    def keep(item: int) -> list[Sent]:
         with lock:
             seen.append(item)
         return []
 
-    stages = [Stage("split", lambda n: [n, -n] if n % 2 else [], 2), Stage("keep", keep, 3)]
-    StagePipeline(stages, queue_size=1).run(range(100), tick=nothing, tick_seconds=0.01)
+    stages = [Stage("split", lambda n: [("keep", n), ("keep", -n)] if n % 2 else [], 2), Stage("keep", keep, 3)]
+    StagePipeline(stages, limit=1).run(range(100), tick_seconds=0.01)
     assert sorted(seen) == sorted([n for n in range(100) if n % 2] + [-n for n in range(100) if n % 2])
 
 
-@pytest.mark.parametrize("where", ["source", "first", "last"])
+def test_an_item_may_come_back_to_a_stage_until_nothing_comes_of_it() -> None:
+    done: list[int] = []
+
+    def halve(item: int) -> list[Sent]:
+        if item > 1:
+            return [("halve", item // 2)]
+        done.append(item)
+        return []
+
+    stages = [Stage("start", lambda n: [("halve", n)]), Stage("halve", halve, 2)]
+    StagePipeline(stages, limit=4).run([1, 2, 3, 1000], tick_seconds=0.01)
+    assert done == [1, 1, 1, 1]
+
+
+def test_parked_items_are_waited_for_and_sent_on_by_a_tick() -> None:
+    parked: list[int] = []
+    done: list[int] = []
+
+    def park(item: int) -> list[Sent]:
+        parked.append(item)
+        return []
+
+    def tick() -> list[Sent]:
+        return [("finish", parked.pop(0))] if parked else []
+
+    stages = [Stage("park", park), Stage("finish", lambda n: done.append(n) or [])]
+    StagePipeline(stages, limit=3, parked=lambda: len(parked)).run(range(10), tick=tick, tick_seconds=0.005)
+    assert sorted(done) == list(range(10))
+
+
+def test_the_source_is_asked_for_no_more_than_the_limit() -> None:
+    taken = 0
+    finished = 0
+    most = 0
+    lock = threading.Lock()
+
+    def source() -> Iterator[int]:
+        nonlocal taken, most
+        for number in range(60):
+            with lock:
+                taken += 1
+                most = max(most, taken - finished)
+            yield number
+
+    def work(item: int) -> list[Sent]:
+        nonlocal finished
+        time.sleep(0.001)
+        with lock:
+            finished += 1
+        return []
+
+    stages = [Stage("take", lambda n: [("work", n)]), Stage("work", work)]
+    StagePipeline(stages, limit=5).run(source(), tick_seconds=0.01)
+    assert finished == 60
+    assert most <= 5 + 2  # what one thread has in hand between two looks
+
+
+@pytest.mark.parametrize("where", ["source", "first", "last", "tick"])
 def test_an_error_anywhere_stops_everything_and_is_raised(where: str) -> None:
     def source() -> Iterator[int]:
         yield from range(50)
         if where == "source":
             raise ValueError("source")
-        yield from range(10_000)
+        yield from range(10_000 if where != "tick" else 10**9)
 
-    def fail(name: str) -> Any:
-        def work(item: int) -> list[int]:
+    def fail(name: str, onward: str | None) -> Any:
+        def work(item: int) -> list[Sent]:
             if where == name and item == 20:
                 raise ValueError(name)
-            return [item]
+            return [(onward, item)] if onward else []
 
         return work
 
-    last = fail("last")
-    stages = [Stage("first", fail("first"), 2), Stage("last", lambda item: last(item) and [], 2)]
+    def tick() -> list[Sent]:
+        if where == "tick":
+            raise ValueError("tick")
+        return []
+
+    stages = [Stage("first", fail("first", "last"), 2), Stage("last", fail("last", None), 2)]
     with pytest.raises(ValueError, match=where):
-        StagePipeline(stages, queue_size=2).run(source(), tick=nothing, tick_seconds=0.01)
+        StagePipeline(stages, limit=4).run(source(), tick=tick, tick_seconds=0.01)
 
 
 def test_a_stopped_pipeline_ends_though_the_source_goes_on() -> None:
@@ -79,15 +142,32 @@ def test_a_stopped_pipeline_ends_though_the_source_goes_on() -> None:
 
     done: list[int] = []
 
-    def work(item: int) -> list[int]:
+    def work(item: int) -> list[Sent]:
         done.append(item)
         if item == 5:
             pipeline.stop()
         return []
 
-    pipeline = StagePipeline([Stage("work", work)], queue_size=1)
-    pipeline.run(forever(), tick=nothing, tick_seconds=0.01)
-    assert 5 in done
+    pipeline = StagePipeline([Stage("work", work)], limit=1, parked=lambda: 1 if 5 in done else 0)
+    pipeline.run(forever(), tick_seconds=0.01)
+    assert 5 in done, "and what is parked is dropped"
+
+
+def test_a_stage_that_keeps_finishes_what_reaches_it() -> None:
+    kept: list[int] = []
+
+    def draw(item: int) -> list[Sent]:
+        pipeline.stop()
+        return [("keep", item), ("drop", item)]
+
+    stages = [
+        Stage("draw", draw),
+        Stage("keep", lambda n: kept.append(n) or [], keeps=True),
+        Stage("drop", kept.append),
+    ]
+    pipeline = StagePipeline(stages, limit=1)
+    pipeline.run(range(9), tick_seconds=0.01)
+    assert kept == [0]
 
 
 def retry(model: FakePigeon, **changes: Any) -> ModelRetry:
@@ -131,23 +211,47 @@ def prompt(**changes: Any) -> FrozenPrompt:
     )
 
 
+def rules(drawing_version: str = "d1", **changes: Any) -> dict[str, Any]:
+    return drawing_settings(NightSettings(**changes), drawing_version)
+
+
 def test_bytes_count_for_the_fingerprint_and_addresses_do_not() -> None:
-    rules = drawing_settings(NightSettings())
     moved = FrozenImage(item_id="i", title="T", uri="s3://elsewhere/b", sha256="a" * 64)
     redrawn = moved.model_copy(update={"sha256": "b" * 64})
-    base = input_fingerprint(prompt(), rules)
-    assert input_fingerprint(prompt(history=(moved,), reference=moved), rules) == base
+    base = input_fingerprint(prompt(), rules())
+    assert input_fingerprint(prompt(history=(moved,), reference=moved), rules()) == base
     others = [
-        input_fingerprint(prompt(reference=redrawn), rules),
-        input_fingerprint(prompt(history=(redrawn,)), rules),
-        input_fingerprint(prompt(description="e"), rules),
-        input_fingerprint(prompt(tokenizer_version="2"), rules),
-        input_fingerprint(prompt(), drawing_settings(NightSettings(alphas=(0.1,)))),
+        input_fingerprint(prompt(reference=redrawn), rules()),
+        input_fingerprint(prompt(history=(redrawn,)), rules()),
+        input_fingerprint(prompt(description="e"), rules()),
+        input_fingerprint(prompt(tokenizer_version="2"), rules()),
+        input_fingerprint(prompt(year="1994"), rules()),
+        input_fingerprint(prompt(), rules(alphas=(0.1,))),
+        input_fingerprint(prompt(), rules(policy="paper")),
+        input_fingerprint(prompt(), rules("another decoder")),
+    ]
+    assert len({base, *others}) == 9
+    # Known values: ids must not change between releases, or every poster would be drawn again.
+    assert poster_id("u", "i", "w", 0, "f", "p") == "36eaca72c8ac8ddc0515d78ee75f31d9"
+    assert task_seed("u", "i", "w", "a") == 2703224711405937
+
+
+def test_answers_outlive_a_change_of_what_is_made_of_them() -> None:
+    base = answers_fingerprint(prompt(), rules())
+    same = [
+        answers_fingerprint(prompt(year="1994", synthetic=True), rules()),
+        answers_fingerprint(prompt(), rules("another decoder")),
+        answers_fingerprint(prompt(), rules(policy="paper", variants=3, sizes=("64x64",), blank_stddev=1.0)),
+    ]
+    assert set(same) == {base}
+    others = [
+        answers_fingerprint(prompt(description="e"), rules()),
+        answers_fingerprint(prompt(tokenizer_version="2"), rules()),
+        answers_fingerprint(prompt(), rules(alphas=(0.1,))),
+        answers_fingerprint(prompt(), rules(answers=3)),
+        answers_fingerprint(prompt(), rules(temperatures=(1.0,))),
     ]
     assert len({base, *others}) == 6
-    # Known values: ids must not change between releases, or every poster would be drawn again.
-    assert poster_id("u", "i", "nano-1", 0, "f") == "3aee7e19fb8d930176b3fd969ba92aa0"
-    assert task_seed("u", "i", "nano-1", "f") == 1551486979955725
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -155,7 +259,21 @@ def test_seeds_fit_in_json_and_parts_do_not_run_together(a: str, b: str) -> None
     assert 0 <= task_seed(a, b, "m", "f") < 2**53
     assert 0 <= share(a, b) < 1
     if b:
-        assert poster_id(a + b[0], b[1:], "m", 0, "f") != poster_id(a, b, "m", 0, "f")
+        assert poster_id(a + b[0], b[1:], "m", 0, "f", "p") != poster_id(a, b, "m", 0, "f", "p")
+
+
+def test_a_night_is_drawn_by_the_checkpoint_that_it_was_planned_for() -> None:
+    planned = {"served": {"tokenizer": "t", "drawing": "d", "base_weights": "b"}}
+    check_served(ServedVersions("t", "d", "b"), planned)
+    check_served(ServedVersions("t", "d", "b"), {})  # planned by a release that did not say
+    with pytest.raises(InputError, match=r"drawing, base_weights differ.*plan another --date"):
+        check_served(ServedVersions("t", "d2", "b2"), planned)
+
+
+def test_weights_are_known_by_base_and_adapter_and_not_by_a_name() -> None:
+    hashes = {weights_of("a", None), weights_of("b", None), weights_of("a", "x"), weights_of("b", "x")}
+    assert len(hashes) == 4
+    assert weights_of("a", None) == weights_of("a", "")
 
 
 def test_pictures_of_every_mode_become_rgb_and_others_are_refused() -> None:
