@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from consumers import partitions
 from consumers.write import upsert
+from generator.nightly.frozen_prompt import ServedVersions
 from generator.nightly.images import CatalogImages
 from generator.nightly.plan import Planner, Scope
 from generator.storage.postgres import connect as connect_night
@@ -184,7 +185,7 @@ def test_the_planner_reads_by_index(filled: DatabaseSettings, users: tuple[str, 
     settings = load_settings(database=filled, night={"min_history": 1})
     with Session(engine) as session:
         planner = Planner(
-            session, settings, cast(CatalogImages, None), "v1", date(2026, 12, 1)
+            session, settings, cast(CatalogImages, None), ServedVersions("v1", "d1", "b1"), date(2026, 12, 1)
         )  # no item has a picture
         chunks = list(islice(planner.chunks(Scope(users=users)), 3))
         assert sum(len(chunk.skips) for chunk in chunks) > 0
