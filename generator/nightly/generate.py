@@ -96,7 +96,7 @@ class Generator:
             outage_seconds=self._night.outage_seconds,
             stopping=self.pipeline.stopping,
         )
-        self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call)
+        self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call, ledger.outages)
         self._texts: dict[str, npt.NDArray[np.float32]] = {}
         self._hashes: dict[str, ImageHash] = {}
         self._lock = threading.Lock()
@@ -106,6 +106,11 @@ class Generator:
     def images_tokenized(self) -> int:
         """Images that had no features before."""
         return self._features.computed
+
+    @property
+    def pictures_drawn(self) -> int:
+        """Pictures that the model drew for finished tasks."""
+        return (self.tally.done + self.tally.refused) * len(self._night.alphas)
 
     @property
     def retries(self) -> int:
