@@ -54,13 +54,14 @@ def triggers(settings: ScheduleSettings, now: datetime | None = None) -> dict[st
 
 def last_moment(trigger: BaseTrigger, now: datetime, seconds: float) -> datetime | None:
     """The latest moment that was due within the last `seconds`, or None."""
-    # In UTC: in local time a second added to the repeated hour leads back into its first pass.
-    earliest = now.astimezone(UTC) - timedelta(seconds=seconds)
+    # In UTC: local times of one zone are compared by the clock's face, which shows the repeated hour twice.
+    now = now.astimezone(UTC)
+    earliest = now - timedelta(seconds=seconds)
     # A moment in the hour that a clock change skips is found from before that hour only.
     due, at = None, earliest - SKIPPED
-    while (moment := next_moment(trigger, at)) is not None and moment <= now:
+    while (moment := next_moment(trigger, at)) is not None and moment.astimezone(UTC) <= now:
         at = moment.astimezone(UTC) + timedelta(seconds=1)
-        due = moment if moment >= earliest else None
+        due = moment if moment.astimezone(UTC) >= earliest else None
     return due
 
 

@@ -117,7 +117,7 @@ class Scheduler:
         The job's own lease keeps it from running twice.
         """
         with self._signals():
-            return self._run_job(job, self._now())
+            return self._run_job(job, self._now().astimezone(self._zone))
 
     def run_forever(self) -> None:
         """Stand by until there is no leader, then lead until stopped.
@@ -190,7 +190,7 @@ class Scheduler:
                 if moment := last_moment(trigger, now, seconds):
                     self._seen[job] = moment
         self._seen_until = now
-        self._alarm.look(now)
+        self._alarm.look(now.astimezone(self._zone))
         self._health.beat()
 
     def _pass(self, lease: Lease) -> None:
@@ -240,8 +240,8 @@ class Scheduler:
         """The latest moment that is to be taken up if it was not yet."""
         found = last_moment(self._triggers[job], now, self._settings.misfire_grace_seconds)
         seen = self._seen.get(job)
-        if seen is not None and now < self._deadline(Moment.due(job, seen)) and (found is None or seen > found):
-            found = seen
+        if seen is not None and now < self._deadline(Moment.due(job, seen)):
+            found = max(filter(None, (found, seen)), key=datetime.timestamp)
         return Moment.due(job, found) if found else None
 
     def _yields(self, job: str, moment: Moment, now: datetime) -> bool:
@@ -249,8 +249,8 @@ class Scheduler:
         margin = timedelta(minutes=self._settings.upkeep_yields_minutes)
         if job != "upkeep" or now - moment.due_at >= 2 * margin:
             return False
-        night = next_moment(self._triggers["night"], now)
-        return night is not None and night - now < margin
+        night = next_moment(self._triggers["night"], now + timedelta(seconds=1))  # one that is due now has begun
+        return night is not None and night.astimezone(UTC) - now < margin
 
     def _start(self, lease: Lease, moment: Moment) -> None:
         number = self._moments.take(lease, moment)
@@ -303,8 +303,9 @@ class Scheduler:
         self._moments.wait(lease, moment, words, next_try)
         advice = "; a setting is wrong, which no try will mend: see its message" if code == InputError.exit_code else ""
         self._echo(
-            f"scheduler: {moment} failed with {words} at try {one.number}{advice}; next try at {next_try:%H:%M:%S %Z}, "
-            f"given up at {self._deadline(moment):%H:%M %Z}"
+            f"scheduler: {moment} failed with {words} at try {one.number}{advice}; "
+            f"next try at {next_try.astimezone(self._zone):%H:%M:%S %Z}, "
+            f"given up at {self._deadline(moment).astimezone(self._zone):%H:%M %Z}"
         )
         tell = log.error if code == InputError.exit_code else log.warning
         tell("job failed", job=moment.job, moment=moment.name, exit_code=code, attempt=one.number)
@@ -342,7 +343,7 @@ class Scheduler:
         self._problem = self._health.problem = problem
 
     def _now(self) -> datetime:
-        return self._clock().astimezone(self._zone)
+        return self._clock().astimezone(UTC)
 
     def _run_job(self, job: str, moment: datetime) -> int:
         codes = []

@@ -37,7 +37,7 @@ DONE_TIMESTAMP = Gauge(
 STUCK_SECONDS = 300.0
 """Seconds after which a scheduler whose loop has not come round is stuck; a statement may take one minute."""
 
-ALARM_EVERY = timedelta(hours=1)
+ALARM_EVERY_SECONDS = 3600.0
 DAY = timedelta(days=1)
 
 
@@ -53,7 +53,7 @@ class NightAlarm:
         self._trigger = trigger
         self._is_published = is_published
         self._published: date | None = None
-        self._told_at: datetime | None = None
+        self._told_at: float | None = None
 
     def look(self, now: datetime) -> float:
         """Set the metric, and log an error when the alarm begins and every hour after; returns the metric's seconds.
@@ -64,9 +64,9 @@ class NightAlarm:
         night = last_moment(self._trigger, alarm, DAY.total_seconds()) if alarm else None
         seconds = 0.0
         if alarm is not None and night is not None and not self._check(night.date()):
-            seconds = (now - alarm).total_seconds()
-            if self._told_at is None or abs(now - self._told_at) >= ALARM_EVERY:
-                self._told_at = now
+            seconds = now.timestamp() - alarm.timestamp()
+            if self._told_at is None or abs(now.timestamp() - self._told_at) >= ALARM_EVERY_SECONDS:
+                self._told_at = now.timestamp()
                 log.error("night not published", night=night.date().isoformat(), alarm_at=f"{alarm:%Y-%m-%d %H:%M %Z}")
         else:
             self._told_at = None
