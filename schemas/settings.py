@@ -248,7 +248,7 @@ class ScheduleSettings(_Group):
     )
     retry_longest_seconds: Seconds = Field(900.0, description="...up to this. A held lease is tried at the first wait.")
     upkeep_yields_minutes: float = Field(
-        15.0, ge=0, description="Upkeep does not start when the night is due within this time, or has not begun yet."
+        15.0, ge=0, description="Upkeep does not start when the night is due within this time."
     )
     alarm_at: str | None = Field(
         None, description="HH:MM local: a night that is not published by then is an alarm; none when empty."

@@ -103,7 +103,7 @@ def run(
 
 @night.command("resume")
 def resume(day: Day = None, run_id: RunId = None) -> None:
-    """Finish a run that stopped, failed, was cancelled or not announced; without --date or --run the latest of them."""
+    """Finish a run that stopped, failed, was cancelled or not announced; without an option the latest."""
     from generator.nightly.run import Night, find_open
 
     settings = _settings()
@@ -127,7 +127,10 @@ def retry_failed(day: Day = None, run_id: RunId = None) -> None:
 
 @night.command("cancel")
 def cancel(day: Day = None, run_id: RunId = None) -> None:
-    """Cancel a night that is not published yet: it stops within seconds and keeps what is finished; `resume` goes on."""
+    """Cancel a night that is not published yet.
+
+    It stops within seconds and keeps what is finished; `resume` goes on with it.
+    """
     from generator.nightly.ledger import run_id_of
     from generator.nightly.runs import cancel as cancel_run
     from generator.storage.postgres import connect
@@ -178,7 +181,10 @@ def upkeep() -> None:
 def schedule(
     once: Annotated[Job | None, typer.Option("--once", help="Run this job now, then exit with its code.")] = None,
 ) -> None:
-    """Run night, retrain and upkeep by cron until stopped, each due moment until it is done; of several schedulers one leads."""
+    """Run night, retrain and upkeep by cron until stopped; of several schedulers one leads.
+
+    A job that fails is tried again until schedule.deadline_minutes after its due moment.
+    """
     from generator.nightly.schedule import Scheduler
     from schemas.runtime import logs
 
@@ -245,7 +251,7 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
 
 def _ensure_served(settings: Settings, model: TritonPigeon, drawers: Sequence[tuple[str, int]]) -> None:
-    """Compare what Triton serves with its repository and the registry; models and adapters that are missing are loaded.
+    """Compare what Triton serves with its repository and the registry, and load what is missing.
 
     The one place of this package that knows the loop.
     """

@@ -1,4 +1,4 @@
-"""The night in figures: what one process drew, what the run came to, and what a night to come will cost."""
+"""The night in figures: what a process drew, what the run came to, what a night to come needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The moments at which jobs were due (`schedule_moments`): each is done, or tried again until it is done or given up.
+"""The moments at which jobs were due: each is done, tried again, or given up.
 
 A moment's name is its local wall time, so the hour that a clock change repeats has one. Every write checks the leader's lease.
 """

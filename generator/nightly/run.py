@@ -81,7 +81,10 @@ class Night:
         self._images = CatalogImages(self._settings.night, self._store, cache)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
-        """Count what a run would draw and skip, and estimate what it needs; nothing is written but the image cache."""
+        """Count what a run would draw and skip, and estimate what it needs.
+
+        Nothing is written but the image cache.
+        """
         ledger = Ledger(self._engine)
         with ledger.reading() as session:
             planner = self._planner(session)
@@ -140,7 +143,7 @@ class Night:
             self._go_on(ledger, run, bool(run.settings.get("publish", True)))
 
     def retry_failed(self, run_id: str | None = None) -> None:
-        """Draw the failed tasks of a run again, and publish it again with what they give; without an id the night.
+        """Draw the failed tasks of a run again and publish it again; without an id the night.
 
         Raises:
             As `run`; InputError: there is no such run.
@@ -359,7 +362,7 @@ class Night:
         return announced
 
     def _catch_up(self, ledger: Ledger, own_run_id: str) -> None:
-        """Announce what other runs could not, because Kafka was away after they were published; it keeps no night waiting."""
+        """Announce what other runs could not, because Kafka was away; it keeps no night waiting."""
         waiting = [run for run in runs.read_unannounced_runs(ledger, self._date) if run.run_id != own_run_id]
         try:
             announced = sum(self._announce(ledger, run) for run in waiting)

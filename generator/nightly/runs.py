@@ -1,5 +1,6 @@
-"""The rows of `night_runs` beyond the steps of one night: cancelled, drawn, taken up again, announced later, and their figures.
+"""The rows of `night_runs` beyond the steps of one night.
 
+Runs that are cancelled, drawn for a look, taken up again or announced later, and their figures.
 As in the ledger, each of these may be done twice; those that write check the lease, but for `cancel`, which an operator calls
 while another process leads.
 """
@@ -110,7 +111,7 @@ def read_others(ledger: Ledger, run: NightRun) -> dict[str, str]:
 
 @waits_out
 def find_open(ledger: Ledger) -> NightRun | None:
-    """The latest run that is not finished, nights before trials; else the latest with posters that were not announced."""
+    """The latest run that is not finished, nights before trials; else the latest not announced."""
     query = (
         select(NightRun)
         .where(NightRun.status.in_(_UNFINISHED))

@@ -249,7 +249,7 @@ class Scheduler:
         margin = timedelta(minutes=self._settings.upkeep_yields_minutes)
         if job != "upkeep" or now - moment.due_at >= 2 * margin:
             return False
-        night = next_moment(self._triggers["night"], now + timedelta(seconds=1))  # one that is due now has begun
+        night = next_moment(self._triggers["night"], now + timedelta(seconds=1))  # one that is due now runs
         return night is not None and night.astimezone(UTC) - now < margin
 
     def _start(self, lease: Lease, moment: Moment) -> None:

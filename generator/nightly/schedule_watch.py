@@ -1,4 +1,4 @@
-"""What is watched of the scheduler: its metrics, its health, and the alarm of a night that is not published in time."""
+"""The scheduler's metrics and health, and the alarm of a night that is not published in time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NightAlarm:
         self._told_at: float | None = None
 
     def look(self, now: datetime) -> float:
-        """Set the metric, and log an error when the alarm begins and every hour after; returns the metric's seconds.
+        """Set the metric, and log an error when the alarm begins and hourly; returns the metric's seconds.
 
         now: in the scheduler's time zone.
         """

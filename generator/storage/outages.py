@@ -1,4 +1,4 @@
-"""Outages of Postgres and S3, waited out: what failed is done again until the server is back, or was away for too long."""
+"""Outages of Postgres and S3, waited out: what failed is done again until the server is back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ LONGEST_WAIT_SECONDS = 10.0
 
 
 class OutageRetry:
-    """Calls work that may be done twice, with growing waits while it raises ServerUnavailable; safe to use from several threads.
+    """Calls work that may be done twice, with growing waits while it raises ServerUnavailable.
+
+    Safe to use from several threads.
 
     Args:
         outage_seconds: time that one call waits for its server; 0 = not at all.
@@ -69,7 +71,7 @@ class OutageRetry:
 
 
 class PatientStore(Store):
-    """A store whose reads and writes wait outages out; each of them may be done twice with the same effect."""
+    """A store whose reads and writes wait outages out; doing one twice has the same effect."""
 
     def __init__(self, settings: S3Settings, outages: OutageRetry, s3: S3Client | None = None) -> None:
         super().__init__(settings, s3)

@@ -43,7 +43,7 @@ def _no_handler() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def own_postgres(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A Postgres that may be ill-treated; its supervisor starts it again when it dies, as an operator would."""
+    """A Postgres that may be ill-treated; its supervisor starts it again when it dies."""
     servers = Stack(tmp_path_factory.mktemp("postgres"))
     servers.up(services=("postgres",), tied=True)
     yield servers
@@ -65,7 +65,7 @@ def restarted(settings: Settings, own_postgres: Stack) -> Settings:
 
 
 def test_postgres_restarted_mid_night_costs_time_only(restarted: Settings, own_postgres: Stack, tmp_path: Path) -> None:
-    """Fault 10: an immediate restart of Postgres while tasks are drawn; the lease is held again afterwards."""
+    """Fault 10: Postgres restarts at once while tasks are drawn; the lease is held afterwards."""
     build(restarted, tmp_path / "art", users=4, targets=2)
     model, restarts = FakePigeon(), list[int]()
     refused: list[str] = []
@@ -93,7 +93,7 @@ def test_postgres_restarted_mid_night_costs_time_only(restarted: Settings, own_p
 
 
 def test_postgres_away_at_each_step_costs_time_only(settings: Settings, tmp_path: Path) -> None:
-    """Fault 13: Postgres goes for a second after plan, choice, manifest, flip, publication and announcement."""
+    """Fault 13: Postgres goes for a second after each step from the plan to the announcement."""
     url = make_url(settings.database.url.get_secret_value())
     assert url.host
     assert url.port
@@ -133,7 +133,7 @@ def far(settings: Settings) -> Iterator[tuple[Settings, TcpProxy]]:
 
 
 def test_s3_away_mid_night_costs_time_only(far: tuple[Settings, TcpProxy], tmp_path: Path) -> None:
-    """Fault 12: S3 is away for two seconds while posters are stored, and again before the pointer is flipped."""
+    """Fault 12: S3 is away while posters are stored, and again before the pointer is flipped."""
     settings, proxy = far
     build(settings, tmp_path / "art", users=3, targets=2)
     points = ["intended", "manifest stored"]

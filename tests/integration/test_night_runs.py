@@ -1,4 +1,4 @@
-"""Runs by scope, cancelled, retried and backfilled, on real Postgres and S3; the model is a test double."""
+"""Runs by scope, cancelled, retried, backfilled, on real Postgres and S3; the model is a double."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_what_triton_serves_is_asked_before_anything_is_drawn(settings: Settings
         Night(context, NIGHT).run(Scope())
     assert (asked, model.draws) == ([[("nano-1", 1)]], [])
     model.base_weights = "others"
-    with pytest.raises(ModelError, match="planned for weights fake-weight.*Triton serves others"):
+    with pytest.raises(ModelError, match=r"planned for weights fake-weight.*Triton serves others"):
         night(settings, model).resume()
     assert model.draws == []
     night(settings).resume()

@@ -1,4 +1,4 @@
-"""A scheduler in a thread, on a clock of the test's own, whose commands are recorded and end as the test says."""
+"""A scheduler in a thread, on the test's own clock, whose commands are recorded and not run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Clock:
 
 
 class Commands:
-    """Test double of the command runner: each job's exit codes in turn, then 0; a night that ends with 0 or 7 is published.
+    """Test double of the command runner: nights end with the exit codes in turn, then with 0.
 
-    `publish=False` leaves it unpublished all the same.
+    A night that ends with 0 or 7 is published, unless `publish` is false.
     """
 
     def __init__(self, settings: Settings, codes: Sequence[int] = (), *, publish: bool = True) -> None:
@@ -118,7 +118,7 @@ def told(lines: list[str], words: str, times: int = 1) -> None:
 def settled(scheduler: Scheduler, clock: Clock) -> None:
     """Wait until the scheduler has done all that it does at this time."""
     until(lambda: scheduler._seen_until == clock.now.astimezone(UTC))
-    for _ in range(2):  # the pass that has begun, and the one that records what it started
+    for _ in range(2):  # the pass under way, and the one that records what it started
         beat = scheduler._health._beat
         until(lambda beat=beat: scheduler._health._beat != beat and not scheduler._tries)  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""A server that can be taken away: a TCP proxy in front of it that drops its connections and takes no others."""
+"""A server that can be taken away: a TCP proxy that drops its connections and takes no others."""
 
 from __future__ import annotations
 
