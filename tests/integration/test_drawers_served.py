@@ -1,4 +1,4 @@
-"""What a night asks of Triton before it draws: builds compared, adapters loaded; serving is a test double."""
+"""What a night asks of Triton before it draws; serving is a test double."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ServingDouble:
 
 @pytest.fixture
 def world(settings: Settings, engine: Engine, tmp_path: Path) -> tuple[RetrainContext, ServingDouble, list[str]]:
-    """A registry whose champion is adapter 2, with its files in the bucket, and a Triton that has adapter 1 only."""
+    """A registry whose champion is adapter 2, and a Triton that has adapter 1 only."""
     serving, echoed, store = ServingDouble(), list[str](), Store(settings.s3)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
