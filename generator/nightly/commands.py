@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,8 @@ Day = Annotated[datetime | None, typer.Option("--date", formats=["%Y-%m-%d"], he
 First = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First date of several nights.")]
 Last = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last date of several nights.")]
 RunId = Annotated[str | None, typer.Option("--run", help="A run by its id, as `pigeon night status` shows it.")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept with the withdrawal, for whoever looks later.")]
+Subject = Annotated[str | None, typer.Option(metavar="ID", help="Its id.")]
 Users = Annotated[str | None, typer.Option("--users", help="Only these users: a,b,c or @FILE with one id per line.")]
 Limit = Annotated[
     int | None,
@@ -160,6 +162,43 @@ def status(
     typer.echo(json.dumps(found, indent=2, default=str) if as_json else words(found))
 
 
+@night.command("withdraw")
+def withdraw(
+    reason: Reason, poster: Subject = None, picture: Subject = None, item: Subject = None, user: Subject = None
+) -> None:
+    """Take back a poster, a picture, an item's or a user's posters; later nights leave them out, too."""
+    from generator.nightly.withdraw import withdraw as take_back
+
+    kind, subject = _one_of(poster=poster, picture=picture, item=item, user=user)
+    typer.echo(take_back(_settings(), kind, subject, reason=reason))
+
+
+@night.command("lift")
+def lift(
+    reason: Reason,
+    poster: Subject = None,
+    picture: Subject = None,
+    item: Subject = None,
+    user: Subject = None,
+    rolled_back: Annotated[
+        str | None, typer.Option("--night", metavar="RUN", help="A night that was rolled back.")
+    ] = None,
+) -> None:
+    """Undo a withdrawal, or the rollback of a night."""
+    from generator.nightly.withdraw import lift as give_back
+
+    kind, subject = _one_of(poster=poster, picture=picture, item=item, user=user, night=rolled_back)
+    typer.echo(give_back(_settings(), kind, subject, reason=reason))
+
+
+@night.command("rollback")
+def rollback(reason: Reason) -> None:
+    """Lead readers back to the set before the newest, and withdraw the newest night."""
+    from generator.nightly.withdraw import rollback as roll_back
+
+    typer.echo(roll_back(_settings(), reason=reason))
+
+
 @night.command("forget")
 def erase() -> None:
     """Erase users with an open request from rows, images, manifests and reports; with proof."""
@@ -213,6 +252,14 @@ def _date_of(settings: Settings, day: datetime | None, run_id: str | None) -> da
     if day is not None and run_id is not None:
         raise InputError("--date and --run: give one of them")
     return day.date() if day else _today(settings)
+
+
+def _one_of(**subjects: str | None) -> tuple[Any, str]:
+    """The one kind that was given, with its id."""
+    given = [(kind, subject) for kind, subject in subjects.items() if subject is not None]
+    if len(given) != 1:
+        raise InputError(f"give one of {', '.join(f'--{kind}' for kind in subjects)}")
+    return given[0]
 
 
 def _user_list(users: str | None) -> tuple[str, ...] | None:
