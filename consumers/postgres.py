@@ -10,7 +10,7 @@ import psycopg2
 from sqlalchemy import make_url
 
 from consumers.outage import first_line, is_outage
-from schemas.connections import postgres_options
+from schemas.connections import postgres_options, set_session
 from schemas.errors import InputError, PigeonError, ServerUnavailable
 from schemas.settings import DatabaseSettings
 
@@ -21,11 +21,14 @@ def postgres_connection(settings: DatabaseSettings, application: str, *, end_idl
     Raises:
         psycopg2.OperationalError: Postgres does not answer or refuses the login.
     """
-    return psycopg2.connect(
+    connection = psycopg2.connect(
         settings.url.get_secret_value().replace("+psycopg2", "", 1),  # libpq reads the rest of an SQLAlchemy URL itself
         client_encoding="utf8",
         **postgres_options(settings, application, end_idle_transactions=end_idle_transactions),
     )
+    if settings.pooler == "session":
+        set_session(connection, settings, end_idle_transactions=end_idle_transactions)
+    return connection
 
 
 def connect(settings: DatabaseSettings, application: str) -> Any:

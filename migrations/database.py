@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
-from schemas.connections import postgres_options
+from schemas.connections import postgres_options, set_session
 from schemas.errors import InputError, LockHeld, PigeonError, Refused, ServerUnavailable
 from schemas.settings import DatabaseSettings
 from schemas.tables import Base
@@ -71,6 +71,8 @@ def connected(settings: DatabaseSettings) -> Iterator[sa.Connection]:
         poolclass=NullPool,
         connect_args=postgres_options(settings, "pigeon-migrations"),
     )
+    if settings.pooler == "session":
+        sa.event.listen(engine, "connect", lambda connection, _: set_session(connection, settings))
     try:
         connection = engine.connect()
     except sa.exc.OperationalError as error:

@@ -93,22 +93,41 @@ def postgres_options(
 ) -> dict[str, Any]:
     """libpq's options of every Postgres connection: name, timeouts, UTC, and notice of a dead peer.
 
+    Behind a pooler, which refuses start-up options, timeouts and time zone are left to `set_session`.
+
     Args:
         application: the name that pg_stat_activity shows.
         end_idle_transactions: whether the server ends a transaction that idles for as long as a statement may take, so that
             a stalled process keeps no locks.
     """
-    statement_ms = round(settings.statement_timeout_seconds * 1000)
-    session = {
-        "statement_timeout": statement_ms,
-        "lock_timeout": round(settings.lock_timeout_seconds * 1000),
-        **({"idle_in_transaction_session_timeout": statement_ms} if end_idle_transactions else {}),
-        "timezone": "UTC",
-    }
+    session = _session_settings(settings, end_idle_transactions=end_idle_transactions)
     return {
         "application_name": application,
         "connect_timeout": max(1, round(settings.connect_timeout_seconds)),
         **_KEEPALIVES,
-        "tcp_user_timeout": statement_ms,
-        "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
+        "tcp_user_timeout": round(settings.statement_timeout_seconds * 1000),
+        **(
+            {"options": " ".join(f"-c {name}={value}" for name, value in session.items())}
+            if settings.pooler == "none"
+            else {}
+        ),
+    }
+
+
+def set_session(connection: Any, settings: DatabaseSettings, *, end_idle_transactions: bool = False) -> None:
+    """Give a new psycopg2 connection the timeouts and time zone that a pooler let no start-up option set."""
+    before, connection.autocommit = connection.autocommit, True
+    with connection.cursor() as cursor:
+        for name, value in _session_settings(settings, end_idle_transactions=end_idle_transactions).items():
+            cursor.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
+    connection.autocommit = before
+
+
+def _session_settings(settings: DatabaseSettings, *, end_idle_transactions: bool) -> dict[str, int | str]:
+    statement_ms = round(settings.statement_timeout_seconds * 1000)
+    return {
+        "statement_timeout": statement_ms,
+        "lock_timeout": round(settings.lock_timeout_seconds * 1000),
+        **({"idle_in_transaction_session_timeout": statement_ms} if end_idle_transactions else {}),
+        "timezone": "UTC",
     }

@@ -7,6 +7,7 @@ writes (`<state_dir>/env`), a TOML file (`pigeon.toml`, or the one named by `PIG
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from ipaddress import ip_network
 from pathlib import Path
@@ -61,6 +62,11 @@ class DatabaseSettings(_Group):
     url: SecretStr = Field(
         SecretStr("postgresql+psycopg2://postgres@127.0.0.1:5432/pigeon"),
         description="SQLAlchemy URL; the driver must be named: postgresql+psycopg2://user:password@host:port/name",
+    )
+    pooler: Literal["none", "session"] = Field(
+        "none",
+        description="session: database.url leads to a pooler (PgBouncer) in session mode. Other modes cannot be used: the lease "
+        "of a night is a lock of its session.",
     )
     pool_size: int = Field(5, ge=1)
     connect_timeout_seconds: Seconds = 10.0
@@ -196,9 +202,15 @@ class NightSettings(_Group):
         10.0, description="For one picture as a whole: name lookup, redirects, retries and the last byte."
     )
     outage_seconds: float = Field(
-        120.0, gt=0, description="A model server away for longer stops the night; its tasks stay pending."
+        120.0,
+        gt=0,
+        description="Triton, Postgres or S3 away for longer stops the night; its tasks stay pending, and the scheduler tries again.",
     )
-    max_users: int | None = Field(None, ge=1)
+    max_users: int | None = Field(
+        None,
+        ge=1,
+        description="Users drawn for per night; every night begins with others, so that all have their turn.",
+    )
     failure_exit_share: Share = Field(0.5, description="Share of failed tasks past which nothing is published.")
     keep_manifests: int = Field(30, ge=2)
 
@@ -307,16 +319,44 @@ class ScheduleSettings(_Group):
     """`pigeon schedule`: cron expressions in one named time zone."""
 
     time_zone: str = "UTC"
-    night_cron: str = Field("0 2 * * *", description="minute hour day month weekday")
+    night_cron: str = Field(
+        "0 2 * * *",
+        description="minute hour day month weekday, as cron means them: 0 and 7 are Sunday; where day and weekday are both "
+        "given, either of them will do.",
+    )
     retrain_cron: str = "0 5 * * mon"
     upkeep_cron: str = "30 0 * * *"
-    misfire_grace_seconds: int = Field(4 * 3600, ge=1)
+    misfire_grace_seconds: int = Field(
+        4 * 3600, ge=1, description="A moment at which no scheduler was running is made up for within this time."
+    )
+    deadline_minutes: float = Field(
+        480.0, gt=0, description="Counted from the due moment: a job that fails is tried again until then."
+    )
+    retry_first_seconds: Seconds = Field(
+        60.0, description="Wait before the second try; doubled for each further one..."
+    )
+    retry_longest_seconds: Seconds = Field(900.0, description="...up to this. A held lease is tried at the first wait.")
+    upkeep_yields_minutes: float = Field(
+        15.0, ge=0, description="Upkeep does not start when the night is due within this time."
+    )
+    alarm_at: str | None = Field(
+        None, description="HH:MM local: a night that is not published by then is an alarm; none when empty."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that metrics_port listens on.")
+    metrics_port: int | None = Field(None, description="Prometheus, liveness and readiness; none when empty.")
     retention_months: int = Field(
         24,
         ge=1,
         description="Months of interactions this old, in which nothing came in since, are detached and dropped.",
     )
     partitions_ahead_months: int = Field(3, ge=1)
+
+    @field_validator("alarm_at")
+    @classmethod
+    def _alarm_is_a_time(cls, alarm_at: str | None) -> str | None:
+        if alarm_at is not None and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", alarm_at):
+            raise ValueError(f"{alarm_at!r} is not HH:MM, for example 06:30")
+        return alarm_at
 
 
 class ModelSettings(_Group):

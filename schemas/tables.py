@@ -208,13 +208,14 @@ class ImageFeature(Base):
 class NightRun(Base):
     """One night, keyed by its logical date and scope.
 
-    `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it.
+    `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it, and ends as "drawn" when
+    its posters are shown to nobody.
     The plan's inputs are frozen in `settings`, the outcome is in `figures`.
     """
 
     __tablename__ = "night_runs"
     __table_args__ = (
-        CheckConstraint("status in ('planned', 'running', 'published', 'failed', 'cancelled')", name="status"),
+        CheckConstraint("status in ('planned', 'running', 'published', 'failed', 'cancelled', 'drawn')", name="status"),
         UniqueConstraint("logical_date", "scope"),
     )
 

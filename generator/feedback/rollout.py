@@ -6,17 +6,19 @@ memory; the same command again finishes the change.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from generator.feedback import registry
 from generator.feedback.artifacts import fetch
 from generator.feedback.ports import RetrainContext
-from schemas.errors import InputError, Refused
+from schemas.errors import InputError, ModelError, Refused
 from schemas.tables import ModelVersion
 
 
-def ensure_serving(context: RetrainContext, version: ModelVersion) -> None:
-    """Load a version's adapter into Triton, from the bucket if need be, and draw an image with it.
+def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: bool = True) -> None:
+    """Load a version's adapter into Triton, from the bucket if need be, and draw an image with it (`probe`).
 
     Raises:
         Refused: the version has no adapter to load.
@@ -34,7 +36,37 @@ def ensure_serving(context: RetrainContext, version: ModelVersion) -> None:
             else "`pigeon retrain` finishes it"
         )
         raise Refused(f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: {cure}")
-    context.serving.probe(version.number)
+    if probe:
+        context.serving.probe(version.number)
+
+
+def ensure_drawers(context: RetrainContext, drawers: Sequence[tuple[str, int]], *, has_repository: bool) -> None:
+    """Have Triton serve the versions (name, number of the adapter) that a night is drawn by; adapters that are missing are loaded.
+
+    Without the server's repository on this machine what is loaded is all that can be asked.
+
+    Raises:
+        ModelError: the server has another build, or a version that cannot be loaded; the message names the fix.
+        ServerUnavailable: Triton, Postgres or S3 is away.
+    """
+    if has_repository:
+        context.serving.check_base()
+    loaded = context.serving.loaded()
+    with Session(context.engine, expire_on_commit=False) as session:
+        versions = {name: session.get(ModelVersion, name) for name, _ in drawers}
+    for name, number in drawers:
+        version = versions[name]
+        if version is not None and version.adapter_key is not None and has_repository:
+            try:
+                ensure_serving(context, version, probe=number not in loaded)
+            except Refused as error:
+                raise ModelError(str(error)) from error
+            if number not in loaded:
+                context.echo(f"adapter {number} of {name} was not in Triton: loaded")
+        elif number not in loaded:
+            raise ModelError(
+                f"Triton does not serve adapter {number} of {name}: `pigeon models load` and `pigeon models sync`"
+            )
 
 
 def promote(context: RetrainContext, name: str, reason: str) -> None:

@@ -2,6 +2,10 @@
 
     commands        `pigeon night` and `pigeon schedule`
     run             one night from plan to announcement
+    backfill        nights of several dates
+    runs            rows of `night_runs`: cancelled, drawn, taken up again, announced later
+    cancelled       notice that the run that is being drawn was cancelled
+    figures         what a process drew, what the run came to, what a night to come will need
     plan            users with something new, their targets, and each task's frozen input
     frozen_prompt   what a plan freezes of a task; ids and seeds
     images          catalogue images: fetched, decoded, hashed
@@ -29,7 +33,10 @@
     wording         numbers with their nouns
     unused_files    deletion of files that nobody else has, under the rows' locks
     erase           erasure of users, and retention of manifests
-    schedule        jobs by cron, each due moment once, by one leader
+    schedule        jobs by cron, each due moment until it is done, by one leader
+    cron            when jobs are due
+    moments         the due moments of jobs: done, tried again, given up
+    schedule_watch  the scheduler's metrics, health, and the alarm of a night that is not published
 
 Imports schemas, generator.storage, generator.serving.api, and generator.serving.client inside commands; no torch: the model is
 reached through Triton. Imported by generator/cli.py, and frozen_prompt by generator.feedback.

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from generator.nightly.compose import NotComposable, compose
 from generator.nightly.frozen_prompt import RECIPE_VERSION
-from generator.nightly.ledger import Ledger
+from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.pictures import Pixels
 from generator.nightly.rows import PictureRow, Rendition
 from generator.storage.objects import Store
@@ -50,6 +50,7 @@ class Compositions:
         self, ledger: Ledger, store: Store, settings: NightSettings, pixels: Callable[[PictureRow], Pixels]
     ) -> None:
         self._ledger = ledger
+        self.outages = ledger.outages
         self._store = store
         self._settings = settings
         self._pixels = pixels
@@ -110,6 +111,7 @@ class Compositions:
             raise NotComposable(found)
         return found
 
+    @waits_out
     def _stored(self, key: str) -> Rendition | str | None:
         """What an earlier task or night has composed, or why it cannot be; None where the file is gone, too."""
         with self._ledger.reading() as session:
@@ -149,6 +151,7 @@ class Compositions:
         reach("composition stored")
         return made
 
+    @waits_out
     def _save(
         self, key: str, picture: PictureRow, size: tuple[int, int], made: Rendition | None, reason: str | None
     ) -> None:

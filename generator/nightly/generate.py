@@ -98,7 +98,7 @@ class Generator:
             outage_seconds=self._night.outage_seconds,
             stopping=self.pipeline.stopping,
         )
-        self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call)
+        self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call, ledger.outages)
         self._text = functools.lru_cache(maxsize=TEXTS)(self._text_embedding)
         self._reference_hash = functools.lru_cache(maxsize=TEXTS)(self._image_hash)
         self._lock = threading.Lock()

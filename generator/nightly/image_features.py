@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine, select
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage, features_version
 from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, ServedPigeon
+from generator.storage.outages import OutageRetry
 from generator.storage.postgres import plain_errors
 from schemas.tables import ImageFeature
 
@@ -40,11 +42,13 @@ class ImageFeatureCache:
         model: ServedPigeon,
         images: CatalogImages,
         call: Callable[[Callable[[], list[ImageFeatures]]], list[ImageFeatures]],
+        outages: OutageRetry | None = None,
     ) -> None:
         self._engine = engine
         self._model = model
         self._images = images
         self._call = call
+        self._outages = outages or OutageRetry()
         self._known: dict[str, ImageFeatures | Missing] = {}
         self._lock = threading.Lock()
         self.computed = 0
@@ -58,7 +62,7 @@ class ImageFeatureCache:
         """
         uris = dict(wanted)
         with self._lock:  # one filler at a time: two would compute the same images
-            self._load(sorted(set(uris) - set(self._known)))
+            self._outages.call(lambda: self._load(sorted(set(uris) - set(self._known))))
             new = sorted(set(uris) - set(self._known))
             for start in range(0, len(new), BATCH):
                 self._compute([(sha, uris[sha]) for sha in new[start : start + BATCH]])
@@ -116,6 +120,9 @@ class ImageFeatureCache:
             }
             for sha, features in found.items()
         ]
+        self._outages.call(lambda: self._store(rows))
+        self._known.update(found)
+
+    def _store(self, rows: list[dict[str, Any]]) -> None:
         with plain_errors(self._engine), Session(self._engine) as session, session.begin():
             session.execute(insert(ImageFeature).on_conflict_do_nothing(), rows)
-        self._known.update(found)

@@ -1,40 +1,73 @@
 """The night's own tables: runs, tasks, answers, skips and posters; pictures and compositions have modules of their own.
 
 `get_`, `count_` and `read_` methods read; `save_`, `insert_`, `mark_` and `delete_` methods write. Every write checks the
-lease first, so that a replaced leader cannot write. All methods may raise ServerUnavailable (Postgres away), InputError
-(tables missing) and, when they write, LockHeld.
+lease first, so that a replaced leader cannot write. All methods may raise ServerUnavailable (Postgres away for longer than
+`outages` waits), InputError (tables missing) and, when they write, LockHeld. Each of them may be done twice: a commit whose
+answer was lost is made again.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Engine, delete, func, select, text, tuple_, update
+from sqlalchemy import Engine, case, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.rows import Chunk, Outcome, PosterRow
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
+from generator.storage.outages import OutageRetry
 from generator.storage.postgres import plain_errors
 from schemas.manifest import ManifestRef
 from schemas.tables import AnswerSet, Composition, Erasure, NightRun, NightSkip, NightTask, Picture, Poster
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def run_id_of(logical_date: date) -> str:
-    """The id of a date's night, known before there is a row."""
-    return f"night-{logical_date:%Y%m%d}"
+EVERYBODY = "all"
+"""Scope of the night itself; any other is a trial's ("trial-<8 hex>")."""
+
+
+def run_id_of(logical_date: date, scope: str = EVERYBODY) -> str:
+    """The id of the run of a date and a scope, known before there is a row."""
+    kind, _, key = ("night", "", "") if scope == EVERYBODY else scope.partition("-")
+    return f"{kind}-{logical_date:%Y%m%d}" + (f"-{key}" if key else "")
+
+
+class Patient(Protocol):
+    """What waits for Postgres."""
+
+    outages: OutageRetry
+
+
+S = TypeVar("S", bound=Patient)
+
+
+def waits_out(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Let a method wait for Postgres as its object's `outages` say."""
+
+    @functools.wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.outages.call(lambda: method(self, *args, **kwargs))
+
+    return call
 
 
 class Ledger:
     """Reads and writes of one night's process."""
 
-    def __init__(self, engine: Engine, lease: Lease | None = None) -> None:
+    def __init__(self, engine: Engine, lease: Lease | None = None, outages: OutageRetry | None = None) -> None:
+        """Without `outages` nothing is waited for."""
         self.engine = engine
+        self.outages = outages or OutageRetry()
         self._lease = lease
+        if lease is not None:
+            self.outages.after_outage = lease.hold
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
@@ -58,33 +91,43 @@ class Ledger:
             raise RuntimeError("this ledger was opened for reading")
         return self._lease
 
-    def get_run(self, logical_date: date) -> NightRun | None:
-        """The run of that date."""
+    @waits_out
+    def get_run(self, logical_date: date, scope: str = EVERYBODY) -> NightRun | None:
+        """The run of that date: the night's, or a trial's."""
         with self.reading() as session:
-            return session.scalar(select(NightRun).where(NightRun.logical_date == logical_date))
+            return session.scalar(
+                select(NightRun).where(NightRun.logical_date == logical_date, NightRun.scope == scope)
+            )
 
-    def get_latest_run(self, *, unfinished: bool = False) -> NightRun | None:
-        """The run with the latest date, or the latest that has not been published."""
-        query = select(NightRun).order_by(NightRun.logical_date.desc()).limit(1)
-        if unfinished:
-            query = query.where(NightRun.status != "published")
+    @waits_out
+    def get_latest_run(self) -> NightRun | None:
+        """The night with the latest date; the latest trial when there is no night."""
+        query = select(NightRun).order_by((NightRun.scope == EVERYBODY).desc(), NightRun.logical_date.desc()).limit(1)
         with self.reading() as session:
             return session.scalar(query)
 
     def save_plan(
-        self, logical_date: date, model_version: str, settings: dict[str, Any], chunks: Iterable[Chunk]
+        self,
+        logical_date: date,
+        model_version: str,
+        settings: dict[str, Any],
+        chunks: Iterable[Chunk],
+        scope: str = EVERYBODY,
     ) -> tuple[int, int]:
         """Write the run with all its tasks and skips in one transaction: there is a whole plan or none.
 
         Returns:
             How many tasks and skips were written.
         """
-        run_id = run_id_of(logical_date)
+        run_id = run_id_of(logical_date, scope)
         with self.writing() as session:
+            # One that a commit without an answer left behind: nothing was drawn for it yet.
+            session.execute(delete(NightRun).where(NightRun.run_id == run_id, NightRun.status == "planned"))
             session.add(
                 NightRun(
                     run_id=run_id,
                     logical_date=logical_date,
+                    scope=scope,
                     status="planned",
                     model_version=model_version,
                     settings=settings,
@@ -101,17 +144,24 @@ class Ledger:
                 skips += len(chunk.skips)
             return tasks, skips
 
+    @waits_out
     def mark_running(self, run_id: str) -> int:
-        """Mark the run as running under our lease and its failed tasks as pending.
+        """Mark the run as running under our lease and its failed tasks as pending; a published run stays published.
 
         Returns:
             How many tasks are pending.
         """
         with self.writing() as session:
+            unpublished = NightRun.status != "published"
             session.execute(
                 update(NightRun)
                 .where(NightRun.run_id == run_id)
-                .values(status="running", error=None, fencing_token=self.lease.token)
+                .values(
+                    status=case((unpublished, "running"), else_=NightRun.status),
+                    figures=NightRun.figures.op("-")("publishing"),
+                    error=None,
+                    fencing_token=self.lease.token,
+                )
             )
             session.execute(
                 update(NightTask)
@@ -126,33 +176,35 @@ class Ledger:
     def read_pending(self, run_id: str, *, page: int = 64) -> Iterator[list[NightTask]]:
         """Pages of pending tasks in the manifest's order; tasks may be finished between two pages."""
         after = ("", "")
-        while True:
-            with self.reading() as session:
-                rows = list(
-                    session.scalars(
-                        select(NightTask)
-                        .where(
-                            NightTask.run_id == run_id,
-                            NightTask.status == "pending",
-                            text("(user_id, item_id) > (:after_user, :after_item)").bindparams(
-                                after_user=after[0], after_item=after[1]
-                            ),
-                            NightTask.user_id.not_in(self.users_to_erase()),
-                        )
-                        .order_by(NightTask.user_id, NightTask.item_id)
-                        .limit(page)
-                    )
-                )
-            if not rows:
-                return
+        while rows := self._read_pending_page(run_id, after, page):
             yield rows
             after = (rows[-1].user_id, rows[-1].item_id)
+
+    @waits_out
+    def _read_pending_page(self, run_id: str, after: tuple[str, str], page: int) -> list[NightTask]:
+        with self.reading() as session:
+            return list(
+                session.scalars(
+                    select(NightTask)
+                    .where(
+                        NightTask.run_id == run_id,
+                        NightTask.status == "pending",
+                        text("(user_id, item_id) > (:after_user, :after_item)").bindparams(
+                            after_user=after[0], after_item=after[1]
+                        ),
+                        NightTask.user_id.not_in(self.users_to_erase()),
+                    )
+                    .order_by(NightTask.user_id, NightTask.item_id)
+                    .limit(page)
+                )
+            )
 
     @staticmethod
     def users_to_erase() -> Any:
         """Subquery of users with an open erasure request."""
         return select(Erasure.user_id).where(Erasure.completed_at.is_(None))
 
+    @waits_out
     def read_answers(self, tasks: Sequence[NightTask]) -> dict[tuple[str, str], bytes]:
         """Stored answers of these tasks, by user and item, as AnswerSet.pack wrote them."""
         key = tuple_(AnswerSet.user_id, AnswerSet.item_id, AnswerSet.answers_fingerprint, AnswerSet.weights)
@@ -163,11 +215,13 @@ class Ledger:
             )
             return {(user_id, item_id): answers for user_id, item_id, answers in rows}
 
+    @waits_out
     def save_answers(self, task: NightTask, answers: bytes) -> None:
         """Keep a task's answers, as AnswerSet.pack writes them, in place of an earlier choice among them."""
         with self.writing() as session:
             session.execute(_answers(task, answers))
 
+    @waits_out
     def save_outcome(
         self, task: NightTask, outcome: Outcome, posters: Sequence[PosterRow] = (), answers: bytes | None = None
     ) -> bool:
@@ -196,6 +250,7 @@ class Ledger:
             )
         return True
 
+    @waits_out
     def count_tasks(self, run_id: str) -> dict[str, int]:
         """Tasks by status."""
         with self.reading() as session:
@@ -204,6 +259,7 @@ class Ledger:
             )
             return {str(status): int(count) for status, count in rows}
 
+    @waits_out
     def count_reasons(self, run_id: str) -> dict[str, int]:
         """Failed and refused tasks by reason."""
         with self.reading() as session:
@@ -215,6 +271,7 @@ class Ledger:
             )
             return {f"{status}: {reason}": count for status, reason, count in rows}
 
+    @waits_out
     def count_skips(self, run_id: str) -> dict[str, int]:
         """Skipped users and targets by reason."""
         with self.reading() as session:
@@ -226,11 +283,17 @@ class Ledger:
             )
             return {str(reason): int(count) for reason, count in rows}
 
+    @waits_out
     def mark_failed(self, run_id: str, error: str) -> None:
         """Record why the run cannot be published as it is; `resume` may mend it."""
         with self.writing() as session:
-            session.execute(update(NightRun).where(NightRun.run_id == run_id).values(status="failed", error=error))
+            session.execute(
+                update(NightRun)
+                .where(NightRun.run_id == run_id, NightRun.status.not_in(("published", "cancelled")))
+                .values(status="failed", error=error)
+            )
 
+    @waits_out
     def mark_published(
         self,
         run_id: str,
@@ -252,6 +315,7 @@ class Ledger:
                 .values(status="published", error=None, finished_at=func.now(), **values)
             )
 
+    @waits_out
     def read_unannounced(self, run_id: str, *, page: int = 1000) -> list[Poster]:
         """At most `page` posters of this run that can be surfaced and are not marked as announced."""
         with self.reading() as session:
@@ -278,11 +342,13 @@ class Ledger:
                 )
             )
 
+    @waits_out
     def mark_announced(self, poster_ids: Sequence[str], at: datetime) -> None:
         """Record that the broker has acknowledged the events of these posters."""
         with self.writing() as session:
             session.execute(update(Poster).where(Poster.poster_id.in_(poster_ids)).values(announced_at=at))
 
+    @waits_out
     def delete_run(self, run_id: str) -> None:
         """Delete a run that has nothing to draw and nothing to publish, with its skips."""
         with self.writing() as session:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import RowMapping, text
 
-from generator.nightly.ledger import Ledger
+from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.rows import PictureRow
 
 CORRUPT = "corrupt"
@@ -76,12 +76,14 @@ class PictureTable:
 
     def __init__(self, ledger: Ledger, drawing_version: str, claim_seconds: float) -> None:
         self._ledger = ledger
+        self.outages = ledger.outages
         self._drawing_version = drawing_version
         self._seconds = claim_seconds
         lease = ledger.lease
         self._leader = lease.token
         self._owner = f"{lease.token}:{lease.holder}:{uuid.uuid4().hex[:8]}"
 
+    @waits_out
     def read(self, keys: Collection[str]) -> dict[str, Looked]:
         """What is known of the pictures; one without a row is free."""
         if not keys:
@@ -94,6 +96,7 @@ class PictureTable:
             found[row["picture_key"]] = "free" if row["free"] else _picture(row) if settled else "busy"
         return found
 
+    @waits_out
     def claim(self, key: str, tokens: Sequence[int], *, lost: str | None = None) -> Claim | None:
         """Claim a picture; None when it is settled or another process draws it.
 
@@ -114,6 +117,7 @@ class PictureTable:
         intended = _picture({**row, "status": "drawn"}) if row["art_key"] and row["art_key"] != lost else None
         return Claim(key, row["claim_token"], intended)
 
+    @waits_out
     def intend(self, claim: Claim, picture: PictureRow) -> None:
         """Name the file that is about to be stored: no picture is in the bucket without a row.
 
@@ -122,6 +126,7 @@ class PictureTable:
         """
         self._write(_INTEND, claim, _file(picture))
 
+    @waits_out
     def settle(self, claim: Claim, picture: PictureRow) -> None:
         """Record that the picture is drawn and stored, or refused.
 
@@ -131,6 +136,7 @@ class PictureTable:
         values = {"status": picture.status, "reason": picture.reason, **_file(picture)}
         self._write(_SETTLE, claim, values)
 
+    @waits_out
     def renew(self, claim: Claim) -> None:
         """Extend the claim's time.
 
@@ -139,6 +145,7 @@ class PictureTable:
         """
         self._write(_RENEW, claim, {"seconds": self._seconds})
 
+    @waits_out
     def release(self, claim: Claim) -> None:
         """Let others draw the picture now.
 
@@ -147,6 +154,7 @@ class PictureTable:
         """
         self._write(_RELEASE, claim, {})
 
+    @waits_out
     def touch(self, keys: Collection[str]) -> None:
         """Record that the pictures are used, which keeps them from being cleaned up."""
         with self._ledger.writing() as session:

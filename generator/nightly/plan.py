@@ -5,12 +5,14 @@ Everything is read from one snapshot of the database, so that events arriving me
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.frozen_prompt import (
@@ -24,6 +26,7 @@ from generator.nightly.frozen_prompt import (
     task_seed,
 )
 from generator.nightly.images import CatalogImages, Probe
+from generator.nightly.ledger import EVERYBODY, run_id_of
 from generator.nightly.rows import Chunk, PlannedTask, Skip
 from schemas.hashing import weights_of
 from schemas.settings import Settings
@@ -51,10 +54,18 @@ UNCHANGED = "unchanged"
 
 @dataclass(frozen=True)
 class Scope:
-    """Users that the night is for: all, these, or the first `limit` of them that have something new."""
+    """Users that a run is for: all, these, or `limit` of them that have something new."""
 
     users: tuple[str, ...] | None = None
     limit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Scope of the run (`night_runs.scope`): the night itself, or a trial that never stands in for it."""
+        if self.users is None and self.limit is None:
+            return EVERYBODY
+        key = json.dumps(self.json(), sort_keys=True, ensure_ascii=False)
+        return f"trial-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def json(self) -> dict[str, Any]:
         """As frozen in `night_runs.settings`."""
@@ -127,17 +138,19 @@ class Planner:
         self._drawing_settings = drawing_settings(settings.night, served.drawing)
         self._items: dict[str, Item | None] = {}
         self._probes: dict[str, Probe] = {}
+        self._run_id = ""
         self.drawers = Drawers.read(session, settings, served.base_weights)
 
     def chunks(self, scope: Scope) -> Iterator[Chunk]:
-        """Tasks and skips, users in the order of their ids."""
+        """Tasks and skips, users in the order of their ids; with a limit it begins at another user on every date."""
         limit = scope.limit if scope.limit is not None else self._night.max_users
+        self._run_id = run_id_of(self._date, scope.name)
         popular = self._popular()
         erased = set(self._session.scalars(select(Erasure.user_id).where(Erasure.completed_at.is_(None))))
         drawn_for = 0
         if scope.users is not None:
             yield self._unknown_users(scope.users, erased)
-        for rows in self._users(scope.users):
+        for rows in self._users(scope.users, limit):
             tasks: list[PlannedTask] = []
             skips = [Skip(row.user_id, ERASED) for row in rows if row.user_id in erased]
             users = [self._user(row, popular) for row in rows if row.user_id not in erased]
@@ -155,7 +168,7 @@ class Planner:
                 tasks += planned.tasks
             yield Chunk(tuple(tasks), tuple(skips))
 
-    def _users(self, only: Sequence[str] | None) -> Iterator[Sequence[Any]]:
+    def _users(self, only: Sequence[str] | None, limit: int | None) -> Iterator[Sequence[Any]]:
         query = (
             select(UserHistory.user_id, UserHistory.entries, Recommendation.item_ids)
             .outerjoin(Recommendation, Recommendation.user_id == UserHistory.user_id)
@@ -164,10 +177,27 @@ class Planner:
         )
         if only is not None:
             query = query.where(UserHistory.user_id.in_(only))
+        first = self._first_user(only, limit) if limit is not None else None
+        if first is None:
+            yield from self._pages(query)
+            return
+        yield from self._pages(query.where(UserHistory.user_id >= first))
+        yield from self._pages(query.where(UserHistory.user_id < first))
+
+    def _pages(self, query: Any) -> Iterator[Sequence[Any]]:
         after = ""
         while rows := self._session.execute(query.where(UserHistory.user_id > after)).all():
             yield rows
             after = rows[-1].user_id
+
+    def _first_user(self, only: Sequence[str] | None, limit: int) -> str | None:
+        """The user that a limited run begins with: `limit` further on every day, so that all have their turn."""
+        users = select(UserHistory.user_id)
+        if only is not None:
+            users = users.where(UserHistory.user_id.in_(only))
+        count = self._session.scalar(select(func.count()).select_from(users.subquery())) or 0
+        place = self._date.toordinal() * limit % max(1, count)
+        return self._session.scalar(users.order_by(UserHistory.user_id).offset(place).limit(1))
 
     def _unknown_users(self, wanted: Sequence[str], erased: set[str]) -> Chunk:
         found = set(self._session.scalars(select(UserHistory.user_id).where(UserHistory.user_id.in_(wanted))))
@@ -238,7 +268,7 @@ class Planner:
         return UNREADABLE_IMAGE if probe is not None and probe.sha256 is None else None
 
     def _drawn_before(self, user_ids: Sequence[str]) -> set[tuple[str, str, str, str]]:
-        """(user, item, fingerprint, weights) of what earlier published nights drew or refused.
+        """(user, item, fingerprint, weights) of what published runs drew or refused, up to this date.
 
         Drawing it again would give the same.
         """
@@ -249,7 +279,8 @@ class Planner:
                 NightTask.user_id.in_(user_ids),
                 NightTask.status.in_(("done", "refused")),
                 NightRun.status == "published",
-                NightRun.logical_date < self._date,
+                NightRun.logical_date <= self._date,
+                NightRun.run_id != self._run_id,
             )
         )
         return {(user, item, fingerprint, weights) for user, item, fingerprint, weights in rows}

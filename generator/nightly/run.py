@@ -1,20 +1,28 @@
-"""One night from plan to announcement; every step can be repeated, so a night that died goes on."""
+"""One night from plan to announcement; every step can be repeated, so a night that died goes on.
+
+A run belongs to a date and a scope. The night's scope is everybody; a trial for some users (`--users`, `--limit`) is a run of its
+own, and the night of its date is drawn all the same.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
+from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
+from generator.nightly.cancelled import CancelWatch
+from generator.nightly.figures import estimate, run_figures, session_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
 from generator.nightly.generate import Generator
 from generator.nightly.images import CatalogImages
-from generator.nightly.ledger import Ledger
-from generator.nightly.manifest_rows import ManifestCounts, make_current
+from generator.nightly.ledger import EVERYBODY, Ledger, run_id_of
+from generator.nightly.manifest_rows import make_current
 from generator.nightly.online_store import export
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
@@ -23,12 +31,12 @@ from generator.nightly.report import write_report
 from generator.nightly.rows import Chunk
 from generator.nightly.tally import Tally
 from generator.nightly.withdraw import sync_withdrawn
-from generator.nightly.wording import counted
+from generator.nightly.wording import counted, counts_of
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
-from generator.storage.objects import Store
+from generator.storage.outages import OutageRetry, PatientStore
 from generator.storage.postgres import connect
-from schemas.errors import InputError, PartialFailure, PigeonError, ServerUnavailable
+from schemas.errors import InputError, PartialFailure, PigeonError, Refused, ServerUnavailable
 from schemas.faultpoints import reach
 from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
@@ -43,6 +51,12 @@ class Interrupted(PigeonError):
         self.exit_code = 128 + signal_number
 
 
+class TooManyFailures(PartialFailure):
+    """More tasks failed than a night is published with; nothing was published."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True)
 class NightContext:
     """What a night's steps share; made from the settings by the command line, of doubles by tests."""
@@ -52,22 +66,28 @@ class NightContext:
     announcer: Callable[[], Announcer]
     echo: Callable[[str], None]
     """Prints a line for the operator."""
+    ensure_served: Callable[[Sequence[tuple[str, int]]], None] = lambda drawers: None
+    """Has Triton serve these model versions (name, number of the adapter), or raises ModelError, which names the fix."""
 
 
 class Night:
-    """The night of one logical date."""
+    """The night of one logical date, or a trial of that date."""
 
     def __init__(self, context: NightContext, logical_date: date) -> None:
         self._context = context
         self._settings = context.settings
         self._echo = context.echo
         self._date = logical_date
+        self._stopping = threading.Event()
         self._engine = connect(self._settings.database)
-        self._store = Store(self._settings.s3)
+        self._store = PatientStore(self._settings.s3, self._outages())
         self._images = CatalogImages(self._engine, self._settings)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
-        """Count what a night would draw and skip; nothing is written but what is learned of images."""
+        """Count what a run would draw and skip, and estimate what it needs.
+
+        Nothing is written but what is learned of images.
+        """
         ledger = Ledger(self._engine)
         with ledger.reading() as session:
             planner = self._planner(session)
@@ -78,50 +98,66 @@ class Night:
                 users += len({task.user_id for task in chunk.tasks})
                 for skip in chunk.skips:
                     skips[skip.reason] = skips.get(skip.reason, 0) + 1
+        self._echo(estimate(tasks, runs.read_rates(ledger)))
         self._echo(
             f"night of {self._date}: would draw {counted(tasks, 'task')} for {counted(users, 'user')}; "
-            f"skipped: {_counts(skips)}"
+            f"skipped: {counts_of(skips)}"
         )
         return {"tasks": tasks, "users": users, "skips": skips}
 
-    def run(self, scope: Scope) -> None:
-        """Plan, draw, publish, announce; the same night again does only what is missing.
+    def run(self, scope: Scope, *, publish: bool = False) -> None:
+        """Plan, draw, publish, announce; the same run again does only what is missing.
+
+        Args:
+            scope: who it is for; the night is for everybody.
+            publish: whether a trial's posters are shown to its users; the night's always are.
 
         Raises:
-            InputError: the night was planned for other users.
-            LockHeld: another night is under way.
+            LockHeld: another run is under way.
             ServerUnavailable: a server is away; `resume` continues.
+            ModelError: Triton does not serve what the run is drawn by.
             PartialFailure: some tasks failed for good.
+            Refused: the run was cancelled.
             Interrupted: SIGINT or SIGTERM.
         """
+        publish = publish or scope.name == EVERYBODY
         with self._leading() as ledger:
-            run = ledger.get_run(self._date)
+            self._catch_up(ledger, run_id_of(self._date, scope.name))
+            run = ledger.get_run(self._date, scope.name)
             if run is not None and run.figures.get("empty"):
                 ledger.delete_run(run.run_id)
                 run = None
-            # Without a scope the command means the night of that date, whatever it was planned for.
-            if run is not None and scope != Scope() and run.settings.get("scope") != scope.json():
-                raise InputError(
-                    f"the night of {self._date} was planned for {_scope_words(run.settings.get('scope', {}))}: "
-                    "run it with the same --users and --limit, or choose another --date"
-                )
+            if run is not None and run.status == "cancelled":
+                raise Refused(f"{_name(run)} was cancelled; `pigeon night resume --run {run.run_id}` goes on with it")
             if run is None:
-                run = self._plan(ledger, scope)
-                if run is None:
-                    return
-            self._go_on(ledger, run)
+                run = self._plan(ledger, scope, publish)
+            if run is not None:
+                self._go_on(ledger, run, publish)
 
-    def resume(self) -> None:
-        """Finish a night that stopped.
+    def resume(self, run_id: str | None = None) -> None:
+        """Finish a run that stopped, failed or was cancelled; without an id the night.
 
         Raises:
-            As `run`; InputError: there is no such night.
+            As `run`; InputError: there is no such run.
         """
         with self._leading() as ledger:
-            run = ledger.get_run(self._date)
-            if run is None:
-                raise InputError(f"no night of {self._date} to resume: `pigeon night run --date {self._date}` plans it")
-            self._go_on(ledger, run)
+            run = self._existing(ledger, run_id)
+            self._catch_up(ledger, run.run_id)
+            self._go_on(ledger, run, bool(run.settings.get("publish", True)))
+
+    def retry_failed(self, run_id: str | None = None) -> None:
+        """Draw the failed tasks of a run again and publish it again; without an id the night.
+
+        Raises:
+            As `run`; InputError: there is no such run.
+        """
+        with self._leading() as ledger:
+            run = self._existing(ledger, run_id)
+            failed = ledger.count_tasks(run.run_id).get("failed", 0)
+            if not failed and not runs.count_pending(ledger, run.run_id):
+                self._echo(f"{_name(run)}: no failed tasks, nothing drawn")
+                return
+            self._draw_and_publish(ledger, run, bool(run.settings.get("publish", True)))
 
     @contextmanager
     def _leading(self) -> Iterator[Ledger]:
@@ -129,11 +165,25 @@ class Night:
         try:
             self._store.check()
             with lead(self._engine, "night") as lease:
-                yield Ledger(self._engine, lease)
+                yield Ledger(self._engine, lease, self._outages())
         finally:
             self._engine.dispose()
             self._store.s3.close()
             self._images.close()
+
+    def _outages(self) -> OutageRetry:
+        return OutageRetry(self._settings.night.outage_seconds, self._stopping)
+
+    def _existing(self, ledger: Ledger, run_id: str | None) -> NightRun:
+        run = runs.get_by_id(ledger, run_id) if run_id else ledger.get_run(self._date)
+        if run is None:
+            raise InputError(
+                f"no run {run_id}"
+                if run_id
+                else f"no night of {self._date}: `pigeon night run --date {self._date}` plans it"
+            )
+        self._date = run.logical_date
+        return run
 
     def _planner(self, session: Any) -> Planner:
         served = ServedVersions.of(self._context.model())
@@ -144,47 +194,62 @@ class Night:
         yield from planner.chunks(scope)
         self._images.check_outages()
 
-    def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
+    def _plan(self, ledger: Ledger, scope: Scope, publish: bool) -> NightRun | None:
         start = time.monotonic()
-        with ledger.reading() as session:
-            planner = self._planner(session)
-            served = ServedVersions.of(self._context.model())
-            planned_with = {
-                "scope": scope.json(),
-                "recipe": drawing_settings(self._settings.night, served.drawing),
-                "served": asdict(served),
-            }
-            version = planner.drawers.champion.version
-            tasks, skips = ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope))
+
+        def plan() -> tuple[int, int]:
+            with ledger.reading() as session:
+                planner = self._planner(session)
+                served = ServedVersions.of(self._context.model())
+                planned_with = {
+                    "scope": scope.json(),
+                    "publish": publish,
+                    "recipe": drawing_settings(self._settings.night, served.drawing),
+                    "served": asdict(served),
+                }
+                version = planner.drawers.champion.version
+                return ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope), scope.name)
+
+        tasks, skips = ledger.outages.call(plan)
         reach("planned")
-        run = ledger.get_run(self._date)
+        run = ledger.get_run(self._date, scope.name)
         assert run is not None  # noqa: S101 - just written
         reasons = ledger.count_skips(run.run_id)
         self._echo(
-            f"night of {self._date}: planned {counted(tasks, 'task')} in {time.monotonic() - start:.1f} s; "
-            f"skipped {skips}: {_counts(reasons)}"
+            f"{_name(run)}: planned {counted(tasks, 'task')} in {time.monotonic() - start:.1f} s; "
+            f"skipped {skips}: {counts_of(reasons)}"
         )
         if tasks:
             return run
-        ledger.mark_published(run.run_id, {"empty": True, "skips": reasons})
-        self._echo(f"night of {self._date}: nothing to draw; the published posters stay as they are")
+        figures = {"empty": True, "skips": reasons}
+        if scope.name == EVERYBODY:
+            ledger.mark_published(run.run_id, figures)
+        else:
+            runs.mark_drawn(ledger, run.run_id, figures, None)
+        self._echo(f"{_name(run)}: nothing to draw; the published posters stay as they are")
         return None
 
-    def _go_on(self, ledger: Ledger, run: NightRun) -> None:
-        if run.status == "published":
-            announced = self._announce(ledger, run)
-            self._echo(
-                f"night of {self._date}: published already, nothing drawn"
-                + (f"; {counted(announced, 'announcement')} caught up" if announced else "")
-            )
+    def _go_on(self, ledger: Ledger, run: NightRun, publish: bool) -> None:
+        if run.status == "drawn" and not publish:
+            self._echo(f"{_name(run)}: drawn already; the same command with --publish shows its posters to its users")
             return
-        start = time.monotonic()
+        if run.status != "published" or runs.count_pending(ledger, run.run_id):
+            self._draw_and_publish(ledger, run, publish)
+            return
+        announced = self._announce(ledger, run)
+        self._echo(
+            f"{_name(run)}: published already, nothing drawn"
+            + (f"; {counted(announced, 'announcement')} caught up" if announced else "")
+        )
+
+    def _draw_and_publish(self, ledger: Ledger, run: NightRun, publish: bool) -> None:
         # What was planned is drawn as it was planned, whatever the settings are by now.
         self._settings = self._settings.model_copy(update={"night": as_planned(self._settings.night, run.settings)})
+        drawers = runs.read_drawers(ledger, run.run_id)
+        if drawers:
+            ledger.outages.call(lambda: self._check_served(run, drawers))
         pending = ledger.mark_running(run.run_id)
-        generator = None
-        if pending:
-            generator = self._draw(ledger, run, pending)
+        tally = self._draw(ledger, run, pending) if pending else Tally()
         counts = ledger.count_tasks(run.run_id)
         failed, tasks = counts.get("failed", 0), sum(counts.values())
         if failed > self._settings.night.failure_exit_share * tasks:
@@ -193,115 +258,152 @@ class Night:
                 f"Most: {next(iter(ledger.count_reasons(run.run_id)), 'unknown')}; `pigeon night resume` tries them again"
             )
             ledger.mark_failed(run.run_id, message)
-            raise PartialFailure(message)
-        seconds = time.monotonic() - start
-        self._publish(ledger, run, generator, seconds)
+            raise TooManyFailures(message)
+        if not runs.begin_publishing(ledger, run.run_id):
+            raise _cancelled(run, tally, pending)
+        if publish:
+            self._publish(ledger, run, tally)
+        else:
+            self._keep(ledger, run, tally)
         if failed:
             raise PartialFailure(
-                f"published, but {failed} of {tasks} tasks failed: {_counts(ledger.count_reasons(run.run_id))}; "
-                "the next night tries them again"
+                f"published, but {failed} of {tasks} tasks failed: {counts_of(ledger.count_reasons(run.run_id))}; "
+                "`pigeon night retry-failed` or the next night tries them again"
             )
 
-    def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
-        model = self._context.model()
-        check_served(ServedVersions.of(model), run.settings)
-        generator = Generator(self._settings, ledger, self._store, self._images, model, run.run_id)
-        stopping = stop_signals(lambda _: generator.pipeline.stop(), once=True)
-        with stopping as received, NightProgress(pending) as progress:
-            tally = generator.run(progress.show)
+    def _check_served(self, run: NightRun, drawers: Sequence[tuple[str, int]]) -> None:
+        self._context.ensure_served(drawers)
+        check_served(ServedVersions.of(self._context.model()), run.settings)
+
+    def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Tally:
+        generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
+        watch = CancelWatch(ledger.engine, run.run_id, generator.pipeline.stop)
+        start, started_at = time.monotonic(), datetime.now(UTC)
+
+        def stop(_: int) -> None:
+            self._stopping.set()
+            generator.pipeline.stop()
+
+        def tick(tally: Tally) -> None:
+            progress.show(tally)
+            watch.look()
+
+        try:
+            with stop_signals(stop, once=True) as received, NightProgress(pending) as progress:
+                tally = generator.run(tick)
+        except ServerUnavailable as error:
+            if not received:
+                raise
+            raise self._interrupted(received[0], generator.tally, pending) from error
+        finally:
+            figures = session_figures(generator, started_at, time.monotonic() - start)
+            with suppress(PigeonError):  # only figures: what ended the drawing is told, not what they met
+                runs.save_session(ledger, run.run_id, figures)
         if received:
-            raise Interrupted(
-                received[0],
-                f"stopped: {tally.finished} of {pending} tasks finished and kept; `pigeon night resume` continues",
-            )
-        return generator
+            raise self._interrupted(received[0], tally, pending)
+        if watch.cancelled:
+            raise _cancelled(run, tally, pending)
+        return tally
 
-    def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> None:
-        make_current(ledger, run.run_id, self._date)
+    @staticmethod
+    def _interrupted(number: int, tally: Tally, pending: int) -> Interrupted:
+        return Interrupted(
+            number, f"stopped: {tally.finished} of {pending} tasks finished and kept; `pigeon night resume` continues"
+        )
+
+    def _publish(self, ledger: Ledger, run: NightRun, tally: Tally) -> None:
+        patiently = ledger.outages.call
+        patiently(lambda: make_current(ledger, run.run_id, self._date))
         reach("judged")
-        stored = store_manifest(self._store, ledger, run, self._settings)
+        stored = patiently(lambda: store_manifest(self._store, ledger, run, self._settings))
         ref, counts = stored.ref, stored.counts
         reach("manifest stored")
-        figures = self._figures(ledger, run, counts, generator, seconds)
-        report_key = write_report(self._store, ledger, run, figures)
-        sync_withdrawn(self._store, self._engine)
+        figures = run_figures(ledger, run.run_id, counts.drawn, counts.carried, counts.withheld)
+        report_key = patiently(lambda: write_report(self._store, ledger, run, figures))
+        patiently(lambda: sync_withdrawn(self._store, self._engine))
         if self._settings.online.redis_url:
             self._echo(export(self._settings, ref))
-        led = flip(self._store, ledger, ref, run.fencing_token)
+        led = patiently(lambda: flip(self._store, ledger, ref, run.fencing_token))
+        if not led:
+            figures["announced"] = "never: readers are led to a later night"
         ledger.mark_published(run.run_id, figures, ref, report_key)
         reach("published")
-        tally = generator.tally if generator else Tally()
         if not led:
             self._echo("a later night is published: readers stay with it, this night's set can be read by its key")
         announced = "0 announced"
         try:
             if led:
-                announced = f"{self._announce(ledger, ledger.get_run(self._date) or run)} announced"
+                published = runs.get_by_id(ledger, run.run_id) or run
+                announced = f"{self._announce(ledger, published)} announced"
         except ServerUnavailable as error:
             announced = "announcements wait"
             raise ServerUnavailable(
-                f"published, but not announced: {error}; `pigeon night resume --date {self._date}`"
+                f"published, but not announced: {error}; `pigeon night resume --date {self._date}` or the next night does it"
             ) from error
         finally:
             self._echo(
-                f"night of {self._date}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
-                f"{counts.withheld} withheld, {announced}; {counted(tally.finished, 'task')} in {seconds:.1f} s "
-                f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
-                f"{tally.words()}; "
-                f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
+                f"{_name(run)}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
+                f"{counts.withheld} withheld, {announced}; {session_words(figures, tally)}; "
+                f"s3://{self._store.bucket}/{ref.manifest_key}"
             )
 
+    def _keep(self, ledger: Ledger, run: NightRun, tally: Tally) -> None:
+        """End a trial whose posters are shown to nobody: its report shows them to the operator."""
+        figures = run_figures(ledger, run.run_id, runs.count_posters(ledger, run.run_id), 0, 0)
+        report_key = ledger.outages.call(lambda: write_report(self._store, ledger, run, figures))
+        runs.mark_drawn(ledger, run.run_id, figures, report_key)
+        self._echo(
+            f"{_name(run)}: {counted(figures['posters_drawn'], 'poster')} drawn and shown to nobody; "
+            f"{session_words(figures, tally)}; s3://{self._store.bucket}/{report_key}"
+        )
+
     def _announce(self, ledger: Ledger, run: NightRun) -> int:
-        if run.manifest_key is None or not ledger.read_unannounced(run.run_id, page=1):
+        if run.manifest_key is None or run.figures.get("announced"):
             return 0
-        announcer = self._context.announcer()
+        announced = 0
+        if ledger.read_unannounced(run.run_id, page=1):
+            announcer = self._context.announcer()
+            try:
+                announced = announce(ledger, run, announcer)
+            finally:
+                announcer.close()
+        runs.mark_run_announced(ledger, run.run_id, "all")
+        return announced
+
+    def _catch_up(self, ledger: Ledger, own_run_id: str) -> None:
+        """Announce what other runs could not, because Kafka was away; it keeps no night waiting."""
+        waiting = [run for run in runs.read_unannounced_runs(ledger, self._date) if run.run_id != own_run_id]
         try:
-            return announce(ledger, run, announcer)
-        finally:
-            announcer.close()
-
-    def _figures(
-        self,
-        ledger: Ledger,
-        run: NightRun,
-        counts: ManifestCounts,
-        generator: Generator | None,
-        seconds: float,
-    ) -> dict[str, Any]:
-        figures: dict[str, Any] = {
-            "tasks": ledger.count_tasks(run.run_id),
-            "reasons": ledger.count_reasons(run.run_id),
-            "skips": ledger.count_skips(run.run_id),
-            "posters_drawn": counts.drawn,
-            "posters_carried": counts.carried,
-            "posters_withheld": counts.withheld,
-        }
-        if generator:
-            figures["last_session"] = generator.tally.figures(seconds)
-        return figures
+            announced = sum(self._announce(ledger, run) for run in waiting)
+        except ServerUnavailable as error:
+            self._echo(f"announcements of earlier runs wait: {error}")
+            return
+        if announced:
+            self._echo(f"{counted(announced, 'announcement')} of earlier runs caught up")
 
 
-def find_unfinished(settings: Settings) -> date:
-    """The latest night that has not been published.
+def find_open(settings: Settings) -> tuple[date, str]:
+    """Date and id of the latest run that is not published, or not announced; nights before trials.
 
     Raises:
         InputError: there is none.
     """
     engine = connect(settings.database)
     try:
-        run = Ledger(engine).get_latest_run(unfinished=True)
+        run = runs.find_open(Ledger(engine))
     finally:
         engine.dispose()
     if run is None:
         raise InputError("no unfinished night: `pigeon night run` starts one")
-    return run.logical_date
+    return run.logical_date, run.run_id
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+def _name(run: NightRun) -> str:
+    return f"night of {run.logical_date}" if run.scope == EVERYBODY else f"trial {run.run_id}"
 
 
-def _scope_words(scope: dict[str, Any]) -> str:
-    users = scope.get("users")
-    words = counted(len(users), "given user") if users is not None else "all users"
-    return f"{words}, at most {scope['limit']}" if scope.get("limit") is not None else words
+def _cancelled(run: NightRun, tally: Tally, pending: int) -> Refused:
+    return Refused(
+        f"{_name(run)} was cancelled: {tally.finished} of {pending} tasks finished and kept; "
+        f"`pigeon night resume --run {run.run_id}` goes on with it"
+    )

@@ -5,27 +5,31 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from generator.nightly.ledger import Ledger
+from generator.nightly import runs
+from generator.nightly.ledger import EVERYBODY, Ledger
 from generator.storage.postgres import connect
 from schemas.errors import InputError
 from schemas.settings import Settings
 
 
-def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
-    """A night in figures; the latest one when no day is given.
+def status_of(settings: Settings, day: date | None, run_id: str | None = None) -> dict[str, Any]:
+    """A run in figures, by its id, or the night of a day; the latest night when neither is given.
 
     Raises:
-        InputError: there is no such night.
+        InputError: there is no such run.
     """
     engine = connect(settings.database)
     try:
         ledger = Ledger(engine)
-        run = ledger.get_run(day) if day else ledger.get_latest_run()
+        of_day = ledger.get_run(day) if day else ledger.get_latest_run()
+        run = runs.get_by_id(ledger, run_id) if run_id else of_day
         if run is None:
-            raise InputError(f"no night of {day}" if day else "no night yet: `pigeon night run` starts one")
+            missing = f"no run {run_id}" if run_id else f"no night of {day}"
+            raise InputError(missing if run_id or day else "no night yet: `pigeon night run` starts one")
         return {
             "run_id": run.run_id,
             "logical_date": run.logical_date.isoformat(),
+            "scope": run.scope,
             "status": run.status,
             "model_version": run.model_version,
             "started_at": run.started_at,
@@ -38,6 +42,7 @@ def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
             "manifest_sha256": run.manifest_sha256,
             "report_key": run.report_key,
             "error": run.error,
+            "other_runs": runs.read_others(ledger, run),
         }
     finally:
         engine.dispose()
@@ -47,7 +52,8 @@ def words(found: dict[str, Any]) -> str:
     """The same as lines of text."""
     tasks = found["tasks"]
     lines = [
-        f"night of {found['logical_date']} ({found['run_id']}): {found['status']}, model {found['model_version']}",
+        f"{'night' if found['scope'] == EVERYBODY else 'trial'} of {found['logical_date']} ({found['run_id']}): "
+        f"{found['status']}, model {found['model_version']}",
         f"  tasks    {sum(tasks.values())}: "
         + (", ".join(f"{n} {name}" for name, n in sorted(tasks.items())) or "none"),
     ]
@@ -67,4 +73,5 @@ def words(found: dict[str, Any]) -> str:
     ]
     if found["error"]:
         lines.append(f"  error    {found['error']}")
+    lines += [f"  also     {run_id}: {status}" for run_id, status in found["other_runs"].items()]
     return "\n".join(lines)

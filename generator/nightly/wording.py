@@ -6,3 +6,8 @@ from __future__ import annotations
 def counted(number: int, noun: str) -> str:
     """The number and the noun, in the plural unless it is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def counts_of(counts: dict[str, int]) -> str:
+    """Counts with what they are of, or "none"."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"

@@ -154,7 +154,9 @@ def upgrade() -> None:
     op.create_index("ix_posters_image_key", "posters", ["image_key"], unique=False)
     op.create_index("ix_posters_picture_key", "posters", ["picture_key"], unique=False)
     op.drop_constraint(op.f("ck_night_runs_status"), "night_runs", type_="check")
-    op.create_check_constraint(op.f("ck_night_runs_status"), "night_runs", _STATUS.format(more=", 'cancelled'"))
+    op.create_check_constraint(
+        op.f("ck_night_runs_status"), "night_runs", _STATUS.format(more=", 'cancelled', 'drawn'")
+    )
     # What earlier nights published stays current.
     op.execute(
         """

@@ -88,12 +88,14 @@ def test_demo_from_clicks_to_page_and_back(state_dir: Path, environment: dict[st
     assert rows(state_dir, "SELECT count(*) FROM user_histories") == [(942,)]
 
     # The night drew what it planned, and posters differ from each other.
-    ((done,),) = rows(state_dir, "SELECT count(*) FROM night_tasks WHERE run_id = 'night-19980423' AND status = 'done'")
+    runs = "SELECT run_id FROM night_runs WHERE logical_date = '{}'"
+    ((run_id,),) = rows(state_dir, runs.format(NIGHT))
+    tasks = "SELECT count(*) FROM night_tasks WHERE run_id = '{}' AND status = 'done'"
+    ((done,),) = rows(state_dir, tasks.format(run_id))
     assert isinstance(done, int)
     assert done >= 6
-    ((posters, images),) = rows(
-        state_dir, "SELECT count(*), count(DISTINCT image_sha256) FROM posters WHERE run_id = 'night-19980423'"
-    )
+    drawn = "SELECT count(*), count(DISTINCT image_sha256) FROM posters WHERE run_id = '{}'"
+    ((posters, images),) = rows(state_dir, drawn.format(run_id))
     assert posters == images
 
     # Feedback came back through Kafka, and the retrain ended in a version with reasons or in a stated refusal.
@@ -110,7 +112,9 @@ def test_demo_from_clicks_to_page_and_back(state_dir: Path, environment: dict[st
 
     # The same night again draws nothing and writes nothing.
     before = rows(state_dir, "SELECT poster_id, image_sha256, created_at FROM posters ORDER BY poster_id")
-    again = run("night", "run", "--date", NIGHT)
+    named = "SELECT jsonb_array_elements_text(settings -> 'scope' -> 'users') FROM night_runs WHERE run_id = '{}'"
+    chosen = ",".join(str(user) for (user,) in rows(state_dir, named.format(run_id)))
+    again = run("night", "run", "--date", NIGHT, "--users", chosen, "--publish")
     assert again.returncode == 0, again.stderr
     assert "nothing drawn" in again.stdout
     assert rows(state_dir, "SELECT poster_id, image_sha256, created_at FROM posters ORDER BY poster_id") == before
@@ -130,8 +134,9 @@ def test_demo_from_clicks_to_page_and_back(state_dir: Path, environment: dict[st
     assert night.poll() is None, "the night ended before it could be killed"
     night.send_signal(signal.SIGKILL)
     night.wait()
+    ((killed,),) = rows(state_dir, runs.format(EVENING))
     first = rows(state_dir, "SELECT poster_id, created_at FROM posters p JOIN night_runs USING (run_id) ORDER BY 1")
-    resumed = run("night", "resume", "--date", EVENING)
+    resumed = run("night", "resume", "--run", str(killed))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     left = "SELECT count(*) FROM night_tasks t JOIN night_runs r USING (run_id) WHERE r.logical_date = '{}' AND t.status = 'pending'"
     assert rows(state_dir, left.format(EVENING)) == [(0,)]

@@ -19,7 +19,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.answers import ladder
-from generator.nightly.ledger import Ledger
+from generator.nightly.ledger import Ledger, run_id_of
 from generator.nightly.plan import Drawer, Drawers, Scope
 from generator.nightly.run import Interrupted
 from generator.serving.api import AnswerRequest, InferenceRejected, InferenceUnavailable, PictureRequest
@@ -32,7 +32,7 @@ from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
 from schemas.tables import Item, ModelVersion, NightTask
 from tests.support.fake_pigeon import FakePigeon
-from tests.support.night_world import Announcements, build, night, reader, set_item, set_user
+from tests.support.night_world import NIGHT, Announcements, build, night, reader, set_item, set_user
 
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
@@ -85,8 +85,6 @@ def test_the_same_night_twice_draws_and_writes_nothing(settings: Settings, tmp_p
     assert everything(settings) == before
     assert (model.answered, model.drawn, announced.events) == ([], [], [])
     assert "published already" in echoed[-1]
-    with pytest.raises(InputError, match="planned for all users"):
-        night(settings).run(Scope(users=("u1",)))
 
 
 def test_the_next_night_draws_only_what_is_new_and_carries_the_rest(settings: Settings, tmp_path: Path) -> None:
@@ -231,9 +229,11 @@ def test_limit_and_users_choose_whom_to_draw_for(settings: Settings, tmp_path: P
     echoed: list[str] = []
     night(settings, echo=echoed.append).dry_run(Scope(limit=2))
     assert "would draw 4 tasks for 2 users" in echoed[-1]
-    night(settings).run(Scope(users=("u2", "nobody")))
+    chosen = Scope(users=("u2", "nobody"))
+    night(settings).run(chosen, publish=True)
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u2"}
-    assert Ledger(connect(settings.database)).count_skips("night-20260301") == {"user without history": 1}
+    run_id = run_id_of(NIGHT, chosen.name)
+    assert Ledger(connect(settings.database)).count_skips(run_id) == {"user without history": 1}
 
 
 def test_a_canary_draws_for_its_share_of_the_users_and_the_champion_for_the_others(

@@ -10,6 +10,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from generator.nightly.erase import drop_old_manifests, erase_users
+from generator.nightly.ledger import run_id_of
 from generator.nightly.plan import Scope
 from generator.serving.api import AnswerRequest
 from generator.storage.objects import Store
@@ -18,7 +19,7 @@ from schemas.manifest import POINTER_KEY, POSTER_SCHEMA, from_parquet
 from schemas.settings import Settings
 from schemas.tables import AnswerSet, Composition, Erasure, NightRun, NightSkip, NightTask, Picture, Poster
 from tests.support.fake_pigeon import FakePigeon
-from tests.support.night_world import Announcements, build, night, reader, set_user
+from tests.support.night_world import NIGHT, Announcements, build, night, reader, set_user
 
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
@@ -26,7 +27,8 @@ TOMORROW = date(2026, 3, 2)
 
 def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=1)
-    night(settings).run(Scope(users=("u0", "u1")))
+    trial = Scope(users=("u0", "u1"))
+    night(settings).run(trial, publish=True)
     night(settings, on=TOMORROW).run(Scope())
     before = reader(settings).rows().to_pylist()
     mine = {row["image_key"] for row in before if row["user_id"] == "u1"}
@@ -62,7 +64,7 @@ def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings:
         assert erasure.completed_at
         assert erasure.proof["night"]["pictures_deleted"] == 4  # two posters, two pieces of art
         assert len(erasure.proof["night"]["manifests_rewritten"]) == 2
-        run = session.get(NightRun, "night-20260301")
+        run = session.get(NightRun, run_id_of(NIGHT, trial.name))
         assert run
         assert run.settings["scope"]["users"] == ["u0"]
     assert erase_users(settings) == "erasure: no open requests"

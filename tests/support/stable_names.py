@@ -166,9 +166,11 @@ def metrics() -> list[str]:
     """Prometheus: type, name, labels."""
     from prometheus_client.metrics import MetricWrapperBase
 
-    from consumers import metrics as module
+    from consumers import metrics as ingest
+    from generator.nightly import schedule_watch
 
-    found = [one for one in vars(module).values() if isinstance(one, MetricWrapperBase)]
+    modules = (ingest, schedule_watch)
+    found = [one for module in modules for one in vars(module).values() if isinstance(one, MetricWrapperBase)]
     return sorted(f"{one._name} {one._type} {' '.join(one._labelnames)}".strip() for one in found)
 
 
@@ -194,14 +196,16 @@ def bucket() -> dict[str, str]:
         "report": files.report_key("<date>", "<run_id>"),
         "snapshot": key_of("<snapshot_id>"),
         "adapter": created[0].replace(sha256[:16], "<sha256, 16 digits>"),
-        "run_id": _run_id(),
+        **_run_ids(),
     }
 
 
-def _run_id() -> str:
+def _run_ids() -> dict[str, str]:
     from generator.nightly.ledger import run_id_of
+    from generator.nightly.plan import Scope
 
-    return run_id_of(date(2026, 11, 23))
+    day = date(2026, 11, 23)
+    return {"run_id": run_id_of(day), "run_id of a trial": run_id_of(day, Scope(users=("ann", "bob")).name)}
 
 
 def manifest() -> dict[str, Any]:

@@ -52,8 +52,8 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
             steps.run("consume", "--until-idle", "2")
             first, second = data.night, data.night + timedelta(days=1)
             chosen = list(data.tastes)[:users]
-            steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen))
-            steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen))
+            steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen), "--publish")
+            steps.run("night", "run", "--date", first.isoformat(), "--users", ",".join(chosen), "--publish")
             steps.run("demo", "feedback", "--date", first.isoformat(), "--seed", str(seed))
             steps.run("consume", "--until-idle", "2")
             # Fewer pairs than a product should ask for: the demo has few users. 8 is the gate's (or the minimum's) refusal:
@@ -62,7 +62,9 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
                 "retrain", "--date", second.isoformat(), "--min-pairs", "20", "--promote", "champion", allowed=(0, 8)
             )
             steps.run("models", "list")
-            steps.run("night", "run", "--date", second.isoformat(), "--users", ",".join(chosen[:EVENING_USERS]))
+            steps.run(
+                "night", "run", "--date", second.isoformat(), "--users", ",".join(chosen[:EVENING_USERS]), "--publish"
+            )
             pages.write(target, settings, data, (first, second), steps.done, ASSUMPTIONS)
         finally:
             if keep:
