@@ -145,7 +145,8 @@ def read(folder: Path, rows: int) -> dict[str, float]:
 def refresh(folder: Path, rows: int) -> dict[str, float]:
     """The same calls, paced, by the clock: without a refreshing thread, while it polls, while it takes over a set, and after.
 
-    The new set is not in the cache, so all of it is downloaded. What a busy machine does to the first row it does to all.
+    The new set is not in the cache, so all of it is downloaded. What a busy machine does to the first row it does to all; the
+    figures mean something where nothing else runs, or under `chrt -f 1`.
     """
     sets = [(folder / name).read_bytes() for name in ("a.json", "b.json")]
     (folder / POINTER_KEY).write_bytes(sets[0])
