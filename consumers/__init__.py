@@ -1,17 +1,35 @@
-"""Kafka -> Postgres: every event exactly once, poison aside, outages waited out; and what feeds the topics by hand.
+"""Kafka -> Postgres: every event once, poison set aside, outages waited out; and files of events.
 
-Imports schemas only; imported by the command line and by tests.
+    commands                     `pigeon consume | topics | dlq | catalog | clicks | recommendations | feedback | events`
+    dead_letters                 dead letters read, replayed and dropped by people
+    partitions                   months of `interactions`: made on demand and ahead, dropped by retention
+    postgres                     connections with the settings' timeouts, and the check for our tables
+    outage                       which database errors are outages, which are the data's fault; delays between tries
+    metrics                      every Prometheus metric, by name
 
-    run       the loop: poll, decode, batch, hand to the writer, settle rebalances, back off, stop
-    ownership, assignment, background   the partitions that are ours; the thread beside the loop
-    decode    bytes of a record -> a row of its topic, or poison with its reason
-    batch     records in order, closed by count, bytes or time; carries the next offset of each partition
-    writer    one batch, one transaction: dead letters first, then rows (staging, ingest, erasure, histories), then offsets
-    offsets   where each partition goes on, and the epoch that fences its former owner
-    outage    which database errors are outages, which are the data's fault
-    broker    every Kafka client and every broker quirk; topics
-    dlq       dead letters and their limit; deadletters reads, replays and drops them
-    partitions  the months of `interactions`: made on demand and ahead, detached by retention
-    produce, imports, images   events from files
-    metrics, health, probes, stuck, progress  what can be watched
+    loop/ingest                  poll, decode, batch, hand to the writer; follow rebalances, back off, stop
+    loop/assignment              the group's decisions, queued for the loop
+    loop/ownership               the partitions that are ours: claimed, sought, given up, watched for recreated topics
+    loop/background              one job at a time in a thread beside the loop
+    loop/summary, progress       a run in numbers, as one line and as a bar
+    loop/health, probes          liveness and readiness; the stores' problems
+    loop/thread_stacks           all threads' stacks in the log when nothing moves
+
+    write/decode                 bytes of a record -> a row of its topic, or poison with its reason
+    write/batch                  records in order, closed by count, bytes or time; the next offset of each partition
+    write/writer                 one batch, one transaction: dead letters, rows, offsets
+    write/staging                COPY of the rows into temporary tables
+    write/upsert, histories      set-based SQL from there into the tables, erasure included
+    write/offsets                where each partition goes on, and the epoch that fences its former owner
+    write/dead_letter_sender     dead letters written, and the limit of poison
+
+    files/imports                CSV and JSON lines, checked row by row
+    files/images                 local pictures, uploaded to S3
+    files/produce                typed events to their topics
+
+    kafka/clients                every Kafka client, the topics, final errors
+    kafka/quirks                 what brokers and kafka-python get wrong, worked round
+
+`loop` imports `write` and `kafka`; `write` and `files` import `kafka`; none imports the other way (contracts in pyproject.toml).
+The whole imports `schemas` only; imported by the command line, `migrations` (partitions) and tests.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,8 @@ Topic = Annotated[str | None, typer.Option("--topic", help="Only of this source 
 Reason = Annotated[str | None, typer.Option("--reason", help="Only with this reason code.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many, oldest first.")]
 Cap = Annotated[int, typer.Option("--limit", min=1, help="At most this many, oldest first; run it again for more.")]
-CAP = 1_000  # dead letters that one replay or drop takes unless it is told otherwise
+CAP = 1_000
+"""Dead letters that one replay or drop takes by default."""
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
@@ -54,13 +54,15 @@ def consume(
 
     from consumers import postgres
     from consumers.kafka import clients
-    from consumers.loop import health, probes
+    from consumers.loop import probes
+    from consumers.loop.health import Health
     from consumers.loop.ingest import Ingest
     from consumers.loop.progress import Reporter
     from consumers.loop.thread_stacks import Stacks
     from schemas.errors import InputError
     from schemas.events import CONSUMED
-    from schemas.runtime import logs
+    from schemas.runtime import health, logs
+    from schemas.runtime.stop_signals import stop_signals
     from schemas.settings import load_settings
 
     settings = load_settings()
@@ -74,7 +76,7 @@ def consume(
     stores = {"database": lambda: probes.postgres(settings.database), "kafka": lambda: probes.kafka(settings.kafka)}
     limits = (settings.consumer.stuck_loop_seconds, settings.consumer.stuck_work_seconds)
     stacks = Stacks(sys.stderr, limits[0])
-    state = health.Health(probes.Probes(stores), stacks, *limits)
+    state = Health(probes.Probes(stores), stacks, *limits)
     server = None
     if settings.consumer.metrics_port:
         try:
@@ -83,24 +85,17 @@ def consume(
             raise InputError(f"consumer.metrics_port {settings.consumer.metrics_port}: {error.strerror}") from None
     reporter = Reporter(settings.consumer.log_every_seconds)
     ingest = Ingest(settings, wanted, until_idle=until_idle, max_records=max_records, health=state, progress=reporter)
-    stopped_by: list[int] = []
-
-    def stop(signum: int, frame: object) -> None:
-        stopped_by.append(signum)
-        ingest.stop()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
-    try:
-        summary = ingest.run()
-    finally:
-        reporter.close()
-        stacks.close()
-        if server:
-            server.shutdown()
-    typer.echo(f"consumed: {summary.line()}")
-    if stopped_by:
-        raise typer.Exit(128 + stopped_by[0])
+    with stop_signals(lambda _: ingest.stop()) as received:
+        try:
+            summary = ingest.run()
+        finally:
+            reporter.close()
+            stacks.close()
+            if server:
+                server.shutdown()
+        typer.echo(f"consumed: {summary.line()}")
+    if received:
+        raise typer.Exit(128 + received[0])
 
 
 @topics_app.command("create")

@@ -14,7 +14,7 @@ from kafka import TopicPartition
 from psycopg2.extras import execute_values
 
 from consumers import postgres
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.write.dead_letter_sender import PREFIX
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import CATALOG, CONSUMED, DLQ_SUFFIX
@@ -47,7 +47,10 @@ class DeadLetter:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The same for every copy of a record, of which a crash may write several; a topic made anew repeats offsets, not times."""
+        """What all copies of a record have in common: a crash may write several.
+
+        A recreated topic repeats offsets, not times.
+        """
         return *self.source, self.note("source-timestamp")
 
     @property
@@ -103,7 +106,7 @@ def _records(settings: Settings, names: list[str]) -> Iterator[DeadLetter]:
                         headers=headers,
                     )
             for tp in list(open_):
-                end = consumer.highwater(tp)
+                end = quirks.known_end(consumer, tp)
                 if end is not None and consumer.position(tp) >= end:
                     open_.discard(tp)
     finally:
@@ -183,7 +186,10 @@ def drop(settings: Settings, letters: list[DeadLetter]) -> int:
 
 
 def _replay_time(settings: Settings, letter: DeadLetter) -> int | None:
-    """The record's own time where it orders catalogue items; elsewhere now (None), lest retention takes it before we read it."""
+    """The timestamp to replay a record with: its own where it orders catalogue items, else now (None).
+
+    With its own time retention could take it before we read it.
+    """
     time_ms = letter.note("source-timestamp")
     ordered = letter.topic == settings.kafka.topic_prefix + CATALOG + DLQ_SUFFIX
     return int(time_ms) if ordered and time_ms.isdigit() else None

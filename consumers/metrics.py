@@ -1,11 +1,12 @@
-"""Every metric of the consumers, by name and unit. Prometheus, one registry per process."""
+"""Every Prometheus metric of the consumers, by name and unit."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 
-REGISTRY = CollectorRegistry()
-ProcessCollector(registry=REGISTRY)  # process_resident_memory_bytes, process_cpu_seconds_total, ...
+from schemas.runtime.metrics import registry
+
+REGISTRY = registry()
 
 RECORDS = Counter("pigeon_records", "Records read.", ["topic"], registry=REGISTRY)
 BYTES = Counter("pigeon_read_bytes", "Bytes of keys and values read.", ["topic"], registry=REGISTRY)

@@ -20,7 +20,7 @@ OUTAGE_CLASSES = (
 
 
 class Outage(Exception):
-    """A server that we need does not work right now; nothing was written and nothing is wrong with the data."""
+    """A server does not work right now; nothing was written and nothing is wrong with the data."""
 
 
 def is_data_error(error: psycopg2.Error) -> bool:

@@ -1,4 +1,4 @@
-"""The months of `interactions`: made on demand by the consumer and ahead by upkeep, detached and dropped by retention.
+"""The months of `interactions`: made on demand and ahead of time, dropped by retention.
 
 There is no DEFAULT partition: one would forbid DETACH ... CONCURRENTLY. An event of a month that has no partition makes
 it, in the event's own transaction. New partitions are attached, which blocks neither readers nor writers.
@@ -13,12 +13,12 @@ from consumers import postgres
 from consumers.outage import Outage
 from schemas.settings import DatabaseSettings
 
-# Names the lock "partitions of interactions are being made"; see migrations/database.py for its neighbour.
 ADVISORY_LOCK = 7_046_002
+"""Key of the lock under which partitions of `interactions` are made; its neighbour is in migrations/database.py."""
 
 
 def name_of(month: date) -> str:
-    """The partition that holds a month."""
+    """The name of a month's partition."""
     return f"interactions_{month:%Y_%m}"
 
 
@@ -79,7 +79,7 @@ def make(cursor: Any, months: list[date]) -> list[date]:
 def upkeep(
     settings: DatabaseSettings, ahead_months: int, retention_months: int, today: date | None = None
 ) -> tuple[list[str], list[str]]:
-    """Make this month's and the next `ahead_months` partitions; detach and drop those older than `retention_months`.
+    """Make this and the next `ahead_months` partitions, drop those older than `retention_months`.
 
     A month goes when it is that old and everything in it came in that long ago: history that was imported yesterday is
     not old. Detaching is CONCURRENTLY, so writers are not blocked; one that was interrupted is ended by the next call.

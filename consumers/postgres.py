@@ -10,35 +10,20 @@ import psycopg2
 from sqlalchemy import make_url
 
 from consumers.outage import first_line, is_outage
+from schemas.connections import postgres_connection
 from schemas.errors import InputError, PigeonError, ServerUnavailable
 from schemas.settings import DatabaseSettings
 
 
 def connect(settings: DatabaseSettings, application: str) -> Any:
-    """A psycopg2 connection. The server ends it when a transaction idles, so that a stalled member holds no locks.
+    """A psycopg2 connection that the server ends when a transaction idles.
+
+    A stalled member so keeps no locks.
 
     Raises:
         psycopg2.OperationalError: Postgres does not answer or refuses the login.
     """
-    url = make_url(settings.url.get_secret_value())
-    statement = round(settings.statement_timeout_seconds * 1000)
-    return psycopg2.connect(
-        host=url.host,
-        port=url.port,
-        user=url.username,
-        password=url.password,
-        dbname=url.database,
-        **{key: value for key, value in url.query.items() if isinstance(value, str)},
-        connect_timeout=max(1, round(settings.connect_timeout_seconds)),
-        application_name=application,
-        client_encoding="utf8",
-        keepalives_idle=10,
-        keepalives_interval=5,
-        keepalives_count=3,
-        tcp_user_timeout=statement,
-        options=f"-c statement_timeout={statement} -c lock_timeout={round(settings.lock_timeout_seconds * 1000)}"
-        f" -c idle_in_transaction_session_timeout={statement} -c timezone=UTC",
-    )
+    return postgres_connection(settings, application, end_idle_transactions=True)
 
 
 def describe(settings: DatabaseSettings) -> str:

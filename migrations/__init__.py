@@ -1,4 +1,4 @@
-"""Alembic: the database's way from empty to head and back, and the check that it matches schemas/tables.py.
+"""Alembic's migrations from empty to head and back, and the check against schemas/tables.py.
 
 Imports schemas only (its command line also calls consumers.partitions); imported by the command line and by tests.
 """

@@ -22,14 +22,15 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.pool import NullPool
 
+from schemas.connections import postgres_options
 from schemas.errors import InputError, LockHeld, PigeonError, Refused, ServerUnavailable
 from schemas.settings import DatabaseSettings
 from schemas.tables import Base
 
-# Any constant will do, as long as it never changes: it names the lock "migrations of Pigeon".
 ADVISORY_LOCK = 7_046_001
+"""Key of the lock under which migrations run: any constant, as long as it never changes."""
 LOCK_WAIT_SECONDS = 120.0
-# As Alembic types its `include_name` callback.
+# Types of Alembic's `include_name` callback.
 Kind = Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint", "check_constraint"]
 ParentKey = Literal["schema_name", "table_name", "schema_qualified_table_name"]
 PARTITION = re.compile(r"^interactions_\d{4}_\d{2}$")
@@ -40,7 +41,7 @@ def is_ours(
     kind: Kind,
     parents: MutableMapping[ParentKey, str | None],
 ) -> bool:
-    """Whether the drift check looks at it: the monthly partitions of `interactions` come and go by themselves."""
+    """Whether the drift check looks at it: months of `interactions` come and go by themselves."""
     table = name if kind == "table" else parents.get("table_name")
     return not (isinstance(table, str) and PARTITION.match(table))
 
@@ -54,7 +55,7 @@ def _config(connection: sa.Connection | None = None) -> Config:
 
 
 def head() -> str:
-    """The newest revision that this release knows."""
+    """The newest revision of this release."""
     return ScriptDirectory.from_config(_config()).get_current_head() or "base"
 
 
@@ -68,12 +69,7 @@ def connected(settings: DatabaseSettings) -> Iterator[sa.Connection]:
     engine = sa.create_engine(
         settings.url.get_secret_value(),
         poolclass=NullPool,
-        connect_args={
-            "connect_timeout": max(1, round(settings.connect_timeout_seconds)),
-            "application_name": "pigeon-migrations",
-            "options": f"-c statement_timeout={round(settings.statement_timeout_seconds * 1000)}"
-            f" -c lock_timeout={round(settings.lock_timeout_seconds * 1000)} -c timezone=UTC",
-        },
+        connect_args=postgres_options(settings, "pigeon-migrations"),
     )
     try:
         connection = engine.connect()
@@ -141,7 +137,10 @@ def upgrade(settings: DatabaseSettings, revision: str = "head") -> tuple[str, st
 
 
 def downgrade(settings: DatabaseSettings, revision: str) -> tuple[str, str]:
-    """Move down to `revision` ("base" empties the database); returns the revisions before and after. Raises as `upgrade`."""
+    """Move down to `revision` ("base" empties the database); returns the revisions before and after.
+
+    Raises: as `upgrade`.
+    """
     return _move(settings, command.downgrade, revision)
 
 

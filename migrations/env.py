@@ -1,4 +1,4 @@
-"""Run by Alembic for every command: one connection with timeouts, one migrator at a time, one transaction per revision.
+"""Alembic's environment: one connection with timeouts, one transaction per revision.
 
 The caller (migrations/database.py) passes the connection in `config.attributes`; there is no other way in.
 """

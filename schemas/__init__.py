@@ -1,4 +1,4 @@
-"""What crosses a boundary: Kafka events, Postgres tables, the S3 manifest, preference pairs, settings, errors.
+"""What crosses a boundary between parts, as types: events, tables, the manifest, settings, errors.
 
 Every other part may import this one; it imports none of them.
 """

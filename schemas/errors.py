@@ -22,7 +22,7 @@ class PigeonError(Exception):
 
 
 class InputError(PigeonError):
-    """A setting, flag, file or row is wrong. The message names the field and the fix."""
+    """A setting, flag, file or row is wrong; the message names the field and the fix."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Kafka events. JSON, one pydantic model per topic, `schema_version` in each event.
+"""Kafka events: JSON, one pydantic model per topic, `schema_version` in each event.
 
 Unknown fields are ignored (a newer producer may add some); an unknown `schema_version` is poison, because its meaning is
 not known. Text is refused when Postgres cannot hold it (NUL, lone surrogates).
@@ -50,7 +50,7 @@ Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_storabl
 Text = Annotated[str, Field(max_length=20_000), AfterValidator(_storable)]
 ShortText = Annotated[str, Field(max_length=1_000), AfterValidator(_storable)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
-# Years that timestamptz and Python both hold, with room for clock errors to be seen rather than refused.
+# Range of years that timestamptz and Python both have, with room for clock errors to be seen rather than refused.
 EventTime = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
@@ -64,7 +64,10 @@ class Event(BaseModel):
 
 
 class CatalogItem(Event):
-    """`catalog.items.v1`, compacted, keyed by item_id; a record without a value (tombstone) deletes the item."""
+    """`catalog.items.v1`, compacted, keyed by item_id.
+
+    A record without a value (a tombstone) deletes the item.
+    """
 
     item_id: Id
     title: ShortText
@@ -109,7 +112,7 @@ class PosterFeedback(Event):
 
 
 class Erasure(Event):
-    """`users.erasure.v1`, keyed by user_id: forget this user."""
+    """`users.erasure.v1`, keyed by user_id: a request to erase this user."""
 
     user_id: Id
     occurred_at: EventTime
@@ -136,7 +139,7 @@ FEEDBACK = "posters.feedback.v1"
 ERASURE = "users.erasure.v1"
 PUBLISHED = "posters.published.v1"
 
-# What we consume, and the model of each topic's value.
+# Topics that we consume, and the model of each one's value.
 CONSUMED: dict[str, type[Event]] = {
     CATALOG: CatalogItem,
     INTERACTIONS: Interaction,
@@ -144,7 +147,7 @@ CONSUMED: dict[str, type[Event]] = {
     FEEDBACK: PosterFeedback,
     ERASURE: Erasure,
 }
-# Every topic that must exist; compacted ones keep the last value of a key.
+# Topics that must exist; compacted ones keep the last value of a key.
 TOPICS: dict[str, type[Event]] = {**CONSUMED, PUBLISHED: PosterPublished}
 COMPACTED = frozenset({CATALOG})
 DLQ_SUFFIX = ".dlq"

@@ -1,4 +1,4 @@
-"""The events' JSON Schemas as files (schemas/jsonschema/), for producers that are not written in Python."""
+"""The events' JSON Schemas as files (schemas/jsonschema/), for producers in other languages."""
 
 from __future__ import annotations
 

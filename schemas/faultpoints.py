@@ -1,4 +1,7 @@
-"""Named points at which the fault tests kill or hold a process; in production nothing is set and `reach` does nothing."""
+"""Named points at which the fault tests kill or stop a process.
+
+In production no handler is set and `reach` does nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A preference pair: two posters for the same user and item, one preferred, and the prompt both were drawn from."""
+"""A preference pair: two posters for one user and item, one preferred, and the prompt of both."""
 
 from __future__ import annotations
 

@@ -17,11 +17,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from schemas.errors import InputError
 
 PREFIX = "PIGEON_"
-# Read by `load_settings` or by deploy.local themselves, before there are settings.
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
+"""Variables that `load_settings` or deploy.local read by themselves, before there are settings."""
 
 Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,7 +29,7 @@ class _Group(BaseModel):
 
 
 class KafkaSettings(_Group):
-    """The broker and how we speak to it."""
+    """The broker and how clients connect to it."""
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Comma-separated host:port list.")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -78,7 +77,7 @@ class DatabaseSettings(_Group):
 
 
 class S3Settings(_Group):
-    """The object store that holds images, manifests, snapshots and adapters."""
+    """The object store of images, manifests, snapshots and adapters."""
 
     endpoint_url: str | None = Field(None, description="Empty for AWS itself.")
     bucket: str = Field("pigeon", min_length=3, max_length=63)

@@ -1,4 +1,4 @@
-"""Every Postgres table. Alembic migrations (migrations/) are checked for drift against this file.
+"""Every Postgres table; Alembic's migrations (migrations/) are checked for drift against this file.
 
 `interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
 """
@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Json = dict[str, Any]
 Key = Annotated[str, mapped_column(Text, primary_key=True)]
 Timestamp = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True))]
-# When our transaction wrote the row; the database's clock, so that all members agree.
+# Time of the row's last write, by the database's clock, so that all members agree.
 Now = Annotated[datetime, mapped_column(TIMESTAMP(timezone=True), server_default=text("now()"))]
 Texts = Annotated[list[str], mapped_column(ARRAY(Text), server_default=text("'{}'"))]
 Ints = Annotated[list[int], mapped_column(ARRAY(BigInteger))]
@@ -138,7 +138,10 @@ class Recommendation(Base):
 
 
 class PosterFeedback(Base):
-    """What users did with posters; `poster_id` is not a foreign key, because feedback may outlive or precede our row."""
+    """What users did with posters.
+
+    `poster_id` is not a foreign key, because feedback may outlive or precede our row.
+    """
 
     __tablename__ = "poster_feedback"
     __table_args__ = (
@@ -160,7 +163,7 @@ class PosterFeedback(Base):
 
 
 class Erasure(Base):
-    """A user to forget: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
+    """A user to erase: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
 
     __tablename__ = "erasures"
 
@@ -171,7 +174,10 @@ class Erasure(Base):
 
 
 class DeadLetterAction(Base):
-    """A dead letter that somebody dealt with; one without a row here is still open. `topic_id` tells a topic made anew apart."""
+    """A dead letter that somebody dealt with; one without a row here is still open.
+
+    `topic_id` distinguishes a recreated topic.
+    """
 
     __tablename__ = "dead_letter_actions"
     __table_args__ = (CheckConstraint("action in ('replayed', 'dropped')", name="action"),)
@@ -188,7 +194,7 @@ class DeadLetterAction(Base):
 
 
 class ImageFeature(Base):
-    """A catalogue picture's visual tokens and scorer embedding: made once per picture and model, never per user."""
+    """A catalogue picture's visual tokens and scorer embedding, made once per picture and model."""
 
     __tablename__ = "image_features"
 
@@ -200,9 +206,10 @@ class ImageFeature(Base):
 
 
 class NightRun(Base):
-    """One night, keyed by its logical date and scope; its plan's inputs are frozen in `settings`, its outcome is in `figures`.
+    """One night, keyed by its logical date and scope.
 
     `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it.
+    The plan's inputs are frozen in `settings`, the outcome is in `figures`.
     """
 
     __tablename__ = "night_runs"
@@ -228,7 +235,7 @@ class NightRun(Base):
 
 
 class NightTask(Base):
-    """One (user, item) to draw. Everything that its pictures depend on is frozen here at plan time.
+    """One (user, item) to draw; all that its pictures depend on is frozen here at plan time.
 
     `weights` is the hash of the base checkpoint and the adapter that answer (`model_version` is only their name).
     `prompt` names the pictures and texts (generator/nightly/frozen_prompt.py); their visual tokens join it when it is drawn.
@@ -276,8 +283,9 @@ class NightSkip(Base):
 
 
 class Poster(Base):
-    """A variant that a user can be shown. Its id is derived from (user, item, model, variant, input, picture).
+    """A variant that a user can be shown.
 
+    Its id is derived from (user, item, model, variant, input, picture), so doing it again gives the same row.
     `picture_key` names the picture, which other users may share (none in rows of the release before); `explored` tells a
     variant that was chosen to learn from apart from the best one, `choice_propensity` with which probability it was chosen.
 

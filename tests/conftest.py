@@ -12,9 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import boto3
-import psycopg2
 import pytest
 from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
@@ -23,6 +22,7 @@ from sqlalchemy import Engine
 from deploy.local.stack import Stack
 from generator.storage.postgres import connect
 from migrations import database
+from schemas.connections import kafka_options, postgres_connection, s3_client, s3_options
 from schemas.events import all_topics
 from schemas.settings import DatabaseSettings, Settings, load_settings
 
@@ -82,8 +82,8 @@ def shared_settings(stack: Stack) -> Settings:
     return load_settings(state_dir=stack.state.path)
 
 
-def _connect(url: str) -> psycopg2.extensions.connection:
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+def _connect(settings: DatabaseSettings) -> Any:
+    connection = postgres_connection(settings, "pigeon-tests")
     connection.autocommit = True
     return connection
 
@@ -93,7 +93,7 @@ def template_database(shared_settings: Settings) -> str:
     """A database at the newest migration that nobody is connected to; returns the server's URL without a database name."""
     url = shared_settings.database.url.get_secret_value()
     server = url.rpartition("/")[0]
-    connection = _connect(url)  # not as a context manager: that would begin a transaction
+    connection = _connect(shared_settings.database)  # not as a context manager: that would begin a transaction
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {TEMPLATE}")
     connection.close()
@@ -105,7 +105,7 @@ def template_database(shared_settings: Settings) -> str:
 def database_url(shared_settings: Settings, template_database: str) -> Iterator[str]:
     """The SQLAlchemy URL of a migrated database without rows, gone after the test."""
     name = f"test_{next(_numbers)}"
-    connection = _connect(shared_settings.database.url.get_secret_value())
+    connection = _connect(shared_settings.database)
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield f"{template_database}/{name}"
@@ -117,16 +117,8 @@ def database_url(shared_settings: Settings, template_database: str) -> Iterator[
 @pytest.fixture
 def bucket(shared_settings: Settings) -> str:
     """The name of an empty bucket."""
-    s3 = shared_settings.s3
-    assert s3.secret_access_key
     name = f"test-{next(_numbers)}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint_url,
-        region_name=s3.region,
-        aws_access_key_id=s3.access_key_id,
-        aws_secret_access_key=s3.secret_access_key.get_secret_value(),
-    )
+    client = s3_client(**s3_options(shared_settings.s3))
     client.create_bucket(Bucket=name)
     client.close()
     return name
@@ -136,7 +128,7 @@ def bucket(shared_settings: Settings) -> str:
 def topic_prefix(shared_settings: Settings) -> str:
     """A prefix under which every topic exists and is empty."""
     prefix = f"test{next(_numbers)}."
-    admin = KafkaAdminClient(bootstrap_servers=shared_settings.kafka.bootstrap_servers)
+    admin = KafkaAdminClient(**kafka_options(shared_settings.kafka))
     admin.create_topics(
         {name: {"num_partitions": 4, "replication_factor": 1} for name in all_topics(prefix)}, wait_for_metadata=True
     )

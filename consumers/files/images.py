@@ -6,14 +6,12 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from PIL import Image, UnidentifiedImageError
 
+from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.settings import S3Settings
 
@@ -22,7 +20,7 @@ EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": 
 
 
 class UnreadableImage(Exception):
-    """A row's picture cannot be used; the text says why."""
+    """A row's picture cannot be used; the text gives the reason."""
 
 
 def local_path(uri: str, base: Path) -> Path | None:
@@ -79,27 +77,13 @@ class Uploader:
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
-        secret = settings.secret_access_key
-        self._client: Any = boto3.client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            region_name=settings.region,
-            aws_access_key_id=settings.access_key_id,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            config=Config(
-                signature_version="s3v4",
-                connect_timeout=settings.connect_timeout_seconds,
-                read_timeout=settings.read_timeout_seconds,
-                retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
-                max_pool_connections=16,
-                request_checksum_calculation=settings.checksums,
-                response_checksum_validation=settings.checksums,
-            ),
-        )
+        self._client = s3_client(**s3_options(settings))
         self.uploaded = 0
 
     def upload(self, content: bytes, kind: str) -> str:
-        """Store a picture unless its content is there already; returns its s3:// URI. May be called from several threads.
+        """Store a picture unless its content is there already; returns its s3:// URI.
+
+        May be called from several threads.
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.

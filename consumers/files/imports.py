@@ -1,4 +1,7 @@
-"""Files of events (CSV or JSON lines) to their topics, checked row by row: a bad row is named by line, field and fix."""
+"""Files of events (CSV or JSON lines) to their topics, checked row by row.
+
+A bad row is named by line, field and fix.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ from schemas.errors import InputError
 from schemas.events import CATALOG, CONSUMED, FEEDBACK, INTERACTIONS, Event
 from schemas.settings import Settings
 
-# CSV columns that hold more than one value, and what parts them.
+# CSV columns with more than one value, and the separator of each.
 LIST_COLUMNS = {"genres": "|", "item_ids": "|"}
 JSON_COLUMNS = ("attributes", "context")
-WINDOW_ROWS = 256  # pictures are read and uploaded this many rows at a time
+WINDOW_ROWS = 256
+"""Rows whose pictures are read and uploaded at a time."""
 
 
 @dataclass
@@ -122,7 +126,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | _BadRow]]:
 
 
 def _with_event_id(row: dict[str, Any]) -> dict[str, Any]:
-    """A row that names no event gets an id of what it says, so that importing a file twice stores it once."""
+    """Give a row without an event id one of its content: a file imported twice is stored once."""
     if row.get("event_id"):
         return row
     said = json.dumps(row, sort_keys=True, ensure_ascii=True, default=str)

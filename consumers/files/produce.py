@@ -14,13 +14,16 @@ _TOPICS: dict[type[Event], str] = {model: topic for topic, model in CONSUMED.ite
 
 
 def key_of(event: Event) -> bytes:
-    """The key of an event's topic: the item for the catalogue, the user elsewhere, so that a user's events stay in order."""
+    """The key of an event: the item in the catalogue, else the user, whose events so stay in order."""
     key: str = event.item_id if isinstance(event, CatalogItem) else event.user_id  # type: ignore[attr-defined]
     return key.encode()
 
 
 class Producer:
-    """Sends events; an event is sent for certain only after `flush`. Use as a context manager, which flushes."""
+    """Sender of events; one is sent for certain only after `flush`.
+
+    As a context manager it flushes at the end.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         """Raises: ServerUnavailable, InputError, as consumers.kafka.clients.producer."""
@@ -61,7 +64,10 @@ class Producer:
         self._send(_TOPICS[type(event)], key_of(event), event.model_dump_json().encode())
 
     def delete_item(self, item_id: str) -> None:
-        """Queue a catalogue tombstone. Raises: as `send`."""
+        """Queue a catalogue tombstone.
+
+        Raises: as `send`.
+        """
         self._send(_TOPICS[CatalogItem], item_id.encode(), None)
 
     def flush(self) -> None:

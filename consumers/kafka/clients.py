@@ -1,45 +1,26 @@
-"""Every Kafka client we make, the topics, and the one place that knows what brokers get wrong.
-
-What the two brokers of the tests do otherwise than Apache Kafka, and where it is met; nothing else depends on it.
-Tansu (the embedded one):
-- its `end_offsets` lies, so the end of a log is `consumer.highwater`, known after the first fetch (ownership.py);
-- a position past the end is never refused, so ownership.py compares it with `highwater` as well as hearing OffsetOutOfRange;
-- joining a group takes half the session timeout: the embedded settings use a short one;
-- it makes a topic that a producer asks for, even when told not to (noida-db, too): a missing dead-letter topic shows elsewhere only;
-- an idle fetch answers late: `fetch_max_wait_ms` is 50.
-noida-db:
-- a member that died is never put out, so members are static there (`kafka.group_instance_id`), as they may be with Apache Kafka;
-- it forgets members that are still joining when the next join begins at once, as a cooperative group's does: `let_others_join`;
-- its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was made anew.
-kafka-python 3.0.12:
-- it refuses to send a header without a value: `sendable_headers`;
-- it forgets a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
-- it keeps the known end of a log over a seek: `forget_end`;
-- a cooperative join that brings a member nothing new is not told to its listener: `Cooperative`.
-"""
+"""Every Kafka client that the consumers make, the topics, and which errors are final."""
 
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from consumers.outage import first_line
+from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
 from schemas.runtime import kafka_login
 from schemas.settings import ConsumerSettings, KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
-# The log does not have our position any more: `lost_positions`.
+# Errors of a log that does not have our position any more: `lost_positions`.
 LostPosition = (kafka_errors.OffsetOutOfRangeError, kafka_errors.LogTruncationError)
-# Trying again does not help: not allowed, too large, misconfigured.
+# Errors that trying again does not help: not allowed, too large, misconfigured.
 Unrecoverable = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
@@ -52,7 +33,7 @@ Unrecoverable = (
     kafka_errors.InvalidTopicError,
     kafka_errors.KafkaConfigurationError,
 )
-# The setting that an unrecoverable error speaks of.
+# Setting behind each unrecoverable error.
 _SETTING = {
     kafka_errors.SaslAuthenticationFailedError: "sasl_username and kafka.sasl_password: refused by the broker",
     kafka_errors.UnsupportedSaslMechanismError: "sasl_mechanism: not one of the broker's",
@@ -63,25 +44,22 @@ _SETTING = {
     kafka_errors.AuthorizationError: "sasl_username: the broker does not allow it this",
 }
 BOOTSTRAP_TIMEOUT_MS = 15_000
-# The largest dead letter: what a source topic takes by default (1 MiB), and room for our headers.
 DEAD_LETTER_BYTES = 2 * 2**20
-JOIN_PAUSE_SECONDS = 0.1
+"""Bytes of the largest dead letter: what a source topic takes by default (1 MiB), and room for our headers."""
 CLIENT = f"pigeon-{socket.gethostname()}"
 
 
 def _common(settings: KafkaSettings) -> dict[str, Any]:
     return {
-        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        **kafka_options(settings),
         "client_id": CLIENT,
-        "request_timeout_ms": settings.request_timeout_ms,
         "bootstrap_timeout_ms": min(BOOTSTRAP_TIMEOUT_MS, settings.request_timeout_ms),
         "reconnect_backoff_max_ms": 5_000,
-        **kafka_login.options(settings),
     }
 
 
 def lost_positions(error: Exception) -> set[TopicPartition]:
-    """The partitions that a `LostPosition` speaks of."""
+    """The partitions that a `LostPosition` names."""
     if isinstance(error, kafka_errors.LogTruncationError):
         return set(error.divergent_offsets)
     return set(error.args[0])
@@ -104,31 +82,6 @@ def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
         raise kafka_login.explain(settings) or ServerUnavailable(
             f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
         ) from None
-
-
-class Joins(Protocol):
-    """Who wants to know of a group's joins."""
-
-    def joining(self) -> None: ...
-    def joined(self, partitions: Iterable[TopicPartition]) -> None: ...
-
-
-class Cooperative(CooperativeStickyAssignor):  # type: ignore[misc] # kafka-python has no types
-    """KIP-429's assignor, which tells of every join and of its whole outcome."""
-
-    def __init__(self, joins: Joins) -> None:
-        super().__init__()
-        self._joins = joins
-
-    def metadata(self, topics: Any) -> Any:
-        """What goes into the join."""
-        self._joins.joining()
-        return super().metadata(topics)
-
-    def on_assignment(self, assignment: Any, generation: Any) -> None:
-        """What came out of it."""
-        super().on_assignment(assignment, generation)
-        self._joins.joined(assignment.partitions())
 
 
 def consumer(
@@ -191,12 +144,18 @@ def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms:
 
 
 def admin(settings: KafkaSettings) -> Any:
-    """An admin client. Raises: as `consumer`."""
+    """An admin client.
+
+    Raises: as `consumer`.
+    """
     return _connect(KafkaAdminClient, settings)
 
 
 def topic_ids(client: Any, topics: Iterable[str]) -> dict[str, str | None]:
-    """Each existing topic's id; None where the broker has no ids. Topics that do not exist are left out."""
+    """Each existing topic's id; None where the broker has no ids.
+
+    Topics that do not exist are left out.
+    """
     found: dict[str, str | None] = {}
     for topic in client.describe_topics(sorted(topics)):
         if topic["error_code"] == 0:
@@ -209,25 +168,6 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     """The first offset that each partition still has."""
     found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
-
-
-def keep_joining(client: Any) -> None:
-    """Have the join that follows a revocation finished, however many polls it takes.
-
-    Without this the group's leader, asked to join again because the topics' metadata changed, takes the join for done when the
-    first poll ends; its partitions stay revoked and its heartbeats stopped.
-    """
-    client._coordinator.request_rejoin()
-
-
-def let_others_join() -> None:
-    """Wait, in Kafka's thread, until the members of this join know of it, before the next one begins."""
-    time.sleep(JOIN_PAUSE_SECONDS)
-
-
-def forget_end(client: Any, tp: TopicPartition) -> None:
-    """Make `highwater` unknown until the next fetch: kafka-python keeps it over a seek, though others may have read on meanwhile."""
-    client._subscription.assignment[tp].highwater = None
 
 
 def require_topics(settings: KafkaSettings, topics: Iterable[str]) -> None:
@@ -280,11 +220,3 @@ def create_topics(settings: KafkaSettings, partitions: int, replication: int) ->
         return made, [topic for topic in wanted if topic in existing]
     finally:
         client.close()
-
-
-def sendable_headers(headers: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, bytes]]:
-    """Headers that kafka-python accepts; those without a value get an empty one and are named in a header of their own."""
-    headers = list(headers)
-    empty = [name for name, value in headers if value is None]
-    sendable = [(name, value or b"") for name, value in headers]
-    return [*sendable, ("pigeon-null-headers", ",".join(empty).encode())] if empty else sendable

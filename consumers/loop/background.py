@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-# What to do, and what to do with its result, in the loop's own thread.
+# Work for the background, and what to do with its result in the loop's own thread.
 Job = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
@@ -16,7 +16,7 @@ class Background:
 
     def __init__(self) -> None:
         self._future: Future[Any] | None = None
-        self._settle: Callable[[Any], None] = lambda result: None
+        self._finish: Callable[[Any], None] = lambda result: None
 
     @property
     def busy(self) -> bool:
@@ -25,7 +25,7 @@ class Background:
 
     def submit(self, job: Job) -> None:
         """Begin a job; the one before it must have been collected."""
-        work, self._settle = job
+        work, self._finish = job
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -50,5 +50,5 @@ class Background:
         if self._future is None or not self._future.done():
             return None
         future, self._future = self._future, None
-        result, settle = future.result(), self._settle
-        return lambda: settle(result)
+        result, finish = future.result(), self._finish
+        return lambda: finish(result)

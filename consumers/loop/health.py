@@ -1,23 +1,20 @@
-"""Liveness that proves progress, readiness that knows the stores, and the small HTTP server that tells both."""
+"""The consumers' health: liveness is progress, readiness includes the stores."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import structlog
-from prometheus_client import generate_latest
 
 from consumers.loop.thread_stacks import Stacks
-from consumers.metrics import REGISTRY
 
 log = structlog.get_logger("pigeon.consume")
 
-# A loop that has not come round for this long is stuck; so is one that has work, no outage, and stores nothing.
 STUCK_LOOP_SECONDS = 60.0
+"""Seconds after which a loop that has not come round is stuck."""
 STUCK_WORK_SECONDS = 300.0
+"""Seconds after which a loop that has work, no outage, and stores nothing is stuck."""
 
 
 class Health:
@@ -30,7 +27,12 @@ class Health:
         stuck_loop_seconds: float = STUCK_LOOP_SECONDS,
         stuck_work_seconds: float = STUCK_WORK_SECONDS,
     ) -> None:
-        """probes: asks the stores, in the HTTP threads; store -> problem. stacks: where they go when nothing moves."""
+        """Start as not assigned.
+
+        Args:
+            probes: asks the stores, in the HTTP threads; store -> problem.
+            stacks: where the threads' stacks go when nothing moves.
+        """
         self._probes = probes
         self._stacks = stacks
         self._stuck_loop_seconds, self._stuck_work_seconds = stuck_loop_seconds, stuck_work_seconds
@@ -38,10 +40,10 @@ class Health:
         self._lag = 0
         self._assigned = False
         self._outages: dict[str, str] = {}
-        self._told_stuck = False
+        self._logged_stuck = False
 
     def beat(self, lag: int) -> None:
-        """The loop came round and knows its lag in records."""
+        """Note that the loop came round, and its lag in records."""
         self._beat = time.monotonic()
         self._assigned = True
         if not lag:
@@ -49,35 +51,35 @@ class Health:
         self._lag = lag
         if self._stacks:
             self._stacks.feed()
-        self._tell_stuck()
+        self._log_stuck()
 
     def _stuck_for(self) -> float:
-        """Seconds for which work has waited, no outage is known and nothing was stored; 0 while that is not too long."""
+        """Seconds for which work waits without an outage and nothing is stored; 0 while not too long."""
         seconds = time.monotonic() - self._progress
         stuck = self._lag and not self._outages and seconds > self._stuck_work_seconds
         return seconds if stuck else 0.0
 
-    def _tell_stuck(self) -> None:
-        """Once each time that it is stuck."""
+    def _log_stuck(self) -> None:
+        """Log it, once each time that it is stuck."""
         seconds = self._stuck_for()
-        if seconds and not self._told_stuck:
+        if seconds and not self._logged_stuck:
             log.error("stuck", waiting_records=self._lag, seconds=round(seconds), stacks="follow")
             if self._stacks:
                 self._stacks.dump()
-        self._told_stuck = bool(seconds)
+        self._logged_stuck = bool(seconds)
 
-    def progressed(self) -> None:
-        """Something became durable."""
+    def note_progress(self) -> None:
+        """Note that something became durable."""
         self._progress = time.monotonic()
 
-    def outage(self, server: str, error: str) -> bool:
-        """A server does not work; True when that is news."""
+    def note_outage(self, server: str, error: str) -> bool:
+        """Note that a server does not work; True when that is news."""
         news = server not in self._outages
         self._outages[server] = error
         return news
 
-    def recovered(self, server: str) -> None:
-        """It works again."""
+    def note_recovery(self, server: str) -> None:
+        """Note that a server works again."""
         if self._outages.pop(server, None):
             self._progress = time.monotonic()
 
@@ -97,41 +99,3 @@ class Health:
         if problems:
             return False, "; ".join(f"{server}: {error}" for server, error in sorted(problems.items()))
         return (True, "ok") if self._assigned else (False, "not started")
-
-
-class _Handler(BaseHTTPRequestHandler):
-    health: Health
-
-    def do_GET(self) -> None:
-        if self.path == "/metrics":
-            self._answer(200, generate_latest(REGISTRY), "text/plain; version=0.0.4; charset=utf-8")
-            return
-        checks = {"/live": self.health.alive, "/ready": self.health.ready}
-        if self.path not in checks:
-            self._answer(404, b"/metrics, /live, /ready\n")
-            return
-        good, reason = checks[self.path]()
-        self._answer(200 if good else 503, f"{reason}\n".encode())
-
-    def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # the base class names it so
-        """Say nothing: probes come every few seconds."""
-
-
-def serve(health: Health, host: str, port: int) -> ThreadingHTTPServer:
-    """Answer /metrics, /live and /ready in the background until `shutdown()`.
-
-    Raises:
-        OSError: the port is taken.
-    """
-    handler = type("Handler", (_Handler,), {"health": health})
-    server = ThreadingHTTPServer((host, port), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="pigeon-health", daemon=True).start()
-    return server

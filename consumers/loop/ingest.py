@@ -1,4 +1,4 @@
-"""The loop of `pigeon consume`: poll, decode, batch, hand to the writer; settle rebalances, back off, stop.
+"""The loop of `pigeon consume`: poll, decode, batch, write; follow rebalances, back off, stop.
 
 Two threads: this one polls Kafka, always, and decodes; the other does what may wait (Postgres, dead letters), one job at a
 time: claim, write, restart. Back-pressure is plain: while a batch is full and the one before it is not durable, nothing more is read.
@@ -37,8 +37,10 @@ from schemas.settings import Settings
 
 log = structlog.get_logger("pigeon.consume")
 POLL_SECONDS = 0.2
-BUSY_POLL_SECONDS = 0.02  # while a job is under way: its end should be noticed soon
-POLL_RECORDS = 1_000  # at most at once: while they are decoded nobody notices that the writer is done
+BUSY_POLL_SECONDS = 0.02
+"""Seconds of a poll while a job is under way: its end should be noticed soon."""
+POLL_RECORDS = 1_000
+"""Records of one poll at most: while they are decoded nobody notices that the writer is done."""
 CLOSE_TIMEOUT_MS = 2_000
 
 
@@ -94,7 +96,7 @@ class Ingest:
 
         Raises:
             PoisonLimitExceeded: too much poison; offsets are held.
-            Refused: a topic was made anew or cut, and the policy is to stop.
+            Refused: a topic was recreated or cut, and the policy is to stop.
             InputError: the broker refuses a setting of ours, or us.
             ServerUnavailable: a dead-letter topic cannot be written, or no broker answers at the start.
         """
@@ -119,14 +121,14 @@ class Ingest:
         records = self._poll()
         for kind, partitions in assignments.changes():
             if kind == "given":
-                self._owned.given = partitions
+                self._owned.note_joined(partitions)
                 self._last_record = time.monotonic()
                 continue
             self._give_up(partitions)
             if kind == "assigned":
-                self._owned.assigned(partitions)
+                self._owned.note_assigned(partitions)
             else:
-                self._owned.given = None
+                self._owned.note_revoked()
         for tp, batch in records.items():
             self._take(tp, batch)
         self._owned.verify()
@@ -173,16 +175,16 @@ class Ingest:
         except clients.KafkaError as error:
             self._owned.identify_soon()
             metrics.OUTAGES.labels("kafka").inc()
-            if self._health.outage("kafka", f"{type(error).__name__}: {first_line(error)}"):
+            if self._health.note_outage("kafka", f"{type(error).__name__}: {first_line(error)}"):
                 log.warning("outage", server="kafka", error=first_line(error), policy="polling until it is back")
             time.sleep(POLL_SECONDS)
             return {}
         if polled:
-            self._health.recovered("kafka")
+            self._health.note_recovery("kafka")
         return polled
 
     def _take(self, tp: TopicPartition, records: list[Any]) -> None:
-        expected = self._owned.next.get(tp)
+        expected = self._owned.next_offset(tp)
         if expected is None:  # taken away meanwhile
             return
         topic = self._topics[tp.topic]
@@ -194,7 +196,7 @@ class Ingest:
         if clamped:
             self.summary.clamped += clamped
             metrics.CLAMPED.labels(topic).inc(clamped)
-        self._owned.next[tp] = max(expected, records[-1].offset + 1)
+        self._owned.mark_taken(tp, records[-1].offset + 1)
         self._last_record = time.monotonic()
         metrics.RECORDS.labels(topic).inc(len(records))
         metrics.BYTES.labels(topic).inc(self._batch.bytes - before)
@@ -202,7 +204,10 @@ class Ingest:
     # --- writing -------------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Begin the next job: the batch that failed, claims, a look at the topics, the batch that is due, topics made anew."""
+        """Begin the next job.
+
+        In order: the batch that failed, claims, a look at the topics, the batch that is due, recreated topics.
+        """
         now = time.monotonic()
         if self._background.busy or now < self._retry_at:
             return
@@ -229,12 +234,12 @@ class Ingest:
     def _collect(self) -> None:
         """Take the outcome of the job that is done, if one is."""
         try:
-            settle = self._background.collect()
+            finish = self._background.collect()
         except Outage as error:
             self._retry_at = time.monotonic() + self._backoff.next()
             server = str(error).partition(":")[0]
             metrics.OUTAGES.labels(server).inc()
-            if self._health.outage("stores", str(error)):
+            if self._health.note_outage("stores", str(error)):
                 log.warning("outage", error=str(error), policy="paused; trying again until it is back")
             return
         except Fenced as error:
@@ -247,21 +252,21 @@ class Ingest:
             log.warning("already durable", partitions=str(error), policy="claimed again at the stored offset")
             self._give_up(error.partitions, 0.0)
             return
-        if settle is None:
+        if finish is None:
             return
         if self._backoff.failures:
             log.info("recovered", tries=self._backoff.failures)
             self._owned.identify_soon()
         self._backoff.reset()
-        self._health.recovered("stores")
-        settle()
+        self._health.note_recovery("stores")
+        finish()
 
     def _written(self, written: Written) -> None:
         batch, self._writing = self._writing, None
         if batch is None:
             return
         self.summary.add(batch, written)
-        self._health.progressed()
+        self._health.note_progress()
         for topic, rows in written.rows.items():
             metrics.ROWS.labels(topic).inc(rows)
         metrics.DUPLICATES.inc(written.duplicates)
@@ -273,12 +278,10 @@ class Ingest:
             log.warning(
                 "partitions made on demand", count=written.partitions_made, fix="`pigeon db upkeep` makes them ahead"
             )
-        ours = {tp: following for tp, (_, following) in batch.spans.items() if tp in self._owned.next}
-        self._owned.durable.update(ours)
-        self._commit_to_kafka(ours)
+        self._commit_to_kafka(self._owned.mark_durable({tp: end for tp, (_, end) in batch.spans.items()}))
 
     def _commit_to_kafka(self, offsets: dict[TopicPartition, int]) -> None:
-        """Tell Kafka, for lag tools only: our truth is in Postgres, so a failure is counted and forgotten."""
+        """Commit to Kafka, for lag tools only: our truth is in Postgres, so a failure is just counted."""
 
         def done(_: Any, response: Any) -> None:
             if isinstance(response, Exception):
@@ -293,7 +296,10 @@ class Ingest:
         reach("after_kafka_commit")
 
     def _give_up(self, partitions: Collection[TopicPartition], claim_at: float | None = None) -> None:
-        """Forget partitions and what was read of them and is not durable. A write under way is fenced by the new owner."""
+        """Drop partitions and what was read of them and is not durable.
+
+        A write under way is fenced by the new owner.
+        """
         self._owned.give_up(partitions, claim_at)
         self._batch = self._batch.without(partitions)
         if self._writing is not None and not self._background.busy:
@@ -312,7 +318,7 @@ class Ingest:
         return self._owned.lag() == (0, True) and time.monotonic() - self._last_record >= self._until_idle
 
     def _drain(self, deadline: float) -> None:
-        """Make durable what was read, if it can be done by the deadline; what cannot is read again by the next member."""
+        """Make durable what was read, as far as the deadline allows; the next member reads the rest again."""
         while not self._backoff.failures and (self._background.busy or self._writing is not None or len(self._batch)):
             remaining = deadline - time.monotonic()
             if remaining <= 0:

@@ -1,4 +1,4 @@
-"""The partitions of this member: claimed when the group gives them, begun at the stored offset, given up when it takes them.
+"""The partitions of this member: claimed when given, read from the stored offset, given up when taken.
 
 Only the loop's thread calls this; what needs the network is handed out as jobs for the background.
 """
@@ -6,14 +6,14 @@ Only the loop's thread calls this; what needs the network is handed out as jobs 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import structlog
 from kafka import TopicPartition
 
 from consumers import metrics
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.loop.background import Job
 from consumers.outage import Outage, first_line
 from consumers.write.offsets import Claim
@@ -23,10 +23,10 @@ from schemas.settings import Settings
 
 T = TypeVar("T")
 log = structlog.get_logger("pigeon.consume")
-# A log that ends before our offset for so long is cut: for a moment that also happens when a partition changes its leader.
 CUT_SECONDS = 3.0
-# How often the broker is asked whether our topics are still the same ones.
+"""Seconds for which a log must end before our offset to count as cut: a change of leader does that for a moment."""
 IDENTIFY_SECONDS = 10.0
+"""Seconds between two questions to the broker whether our topics are still the same ones."""
 
 
 class Ownership:
@@ -42,46 +42,69 @@ class Ownership:
         self._identity: dict[TopicPartition, str | None] = {}  # the topic id that our offset counts in
         self._short: dict[TopicPartition, float] = {}  # since when its log ends before our offset
         self._unclaimed: dict[TopicPartition, float] = {}  # -> not before this time
-        self._restarting: set[TopicPartition] = set()  # made anew, to be read from their start
+        self._restarting: set[TopicPartition] = set()  # recreated, to be read from their start
         self._flowing = True
-        self.next: dict[TopicPartition, int] = {}
-        self.durable: dict[TopicPartition, int] = {}
-        self.given: frozenset[TopicPartition] | None = None  # what the group says is ours; None while it is to be said
+        self._next: dict[TopicPartition, int] = {}
+        self._durable: dict[TopicPartition, int] = {}
+        self._given: frozenset[TopicPartition] | None = None  # by the last join; None while one is under way
 
     @property
     def settled(self) -> bool:
-        """Whether the group has spoken and everything it gave us is being read."""
-        return self.given is not None and self.given <= self.next.keys() and not self._short
+        """Whether the group's join is done and everything it gave us is being read."""
+        return self._given is not None and self._given <= self._next.keys() and not self._short
 
     @property
     def restarting(self) -> bool:
-        """Whether a topic made anew waits to be read from its start."""
+        """Whether a recreated topic waits to be read from its start."""
         return bool(self._restarting)
 
-    def assigned(self, partitions: Collection[TopicPartition]) -> None:
-        """The group gives us these, which we did not have."""
+    def next_offset(self, tp: TopicPartition) -> int | None:
+        """The next offset to take of a partition; None when it is not ours, or not claimed yet."""
+        return self._next.get(tp)
+
+    def mark_taken(self, tp: TopicPartition, following: int) -> None:
+        """Go on after records that were taken: `following` is the last one's offset plus one."""
+        if tp in self._next:
+            self._next[tp] = max(self._next[tp], following)
+
+    def mark_durable(self, following: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Note how far partitions are durable; returns those of them that are still ours."""
+        ours = {tp: offset for tp, offset in following.items() if tp in self._next}
+        self._durable.update(ours)
+        return ours
+
+    def note_joined(self, partitions: Collection[TopicPartition]) -> None:
+        """Note the outcome of a join: all that is ours from now on."""
+        self._given = frozenset(partitions)
+
+    def note_assigned(self, partitions: Collection[TopicPartition]) -> None:
+        """Have new partitions claimed."""
         metrics.REBALANCES.inc()
         self._unclaimed.update(dict.fromkeys(partitions, 0.0))
 
+    def note_revoked(self) -> None:
+        """Note that a join is under way."""
+        self._given = None
+
     def give_up(self, partitions: Collection[TopicPartition], claim_at: float | None = None) -> None:
-        """Forget partitions; with `claim_at` claim those again at that time that the group has not taken by then."""
+        """Drop partitions; with `claim_at` those that the group leaves us are claimed again at that time."""
         assigned = self._consumer.assignment()
         for tp in partitions:
-            self.next.pop(tp, None)
+            self._next.pop(tp, None)
             self._short.pop(tp, None)
             self._restarting.discard(tp)
             self._unclaimed.pop(tp, None)
             if claim_at is not None and tp in assigned:
                 self._unclaimed[tp] = claim_at
                 self._consumer.pause(tp)
-        metrics.ASSIGNED.set(len(self.next))
+        metrics.ASSIGNED.set(len(self._next))
 
     def flow(self, flowing: bool) -> None:
         """Pause or resume everything we own."""
         if flowing == self._flowing:
             return
         self._flowing = flowing
-        owned = [tp for tp in self.next if tp in self._consumer.assignment()]
+        owned = [tp for tp in self._next if tp in self._consumer.assignment()]
         if owned:
             (self._consumer.resume if flowing else self._consumer.pause)(*owned)
 
@@ -128,10 +151,13 @@ class Ownership:
                 self._recreated(tp, f"begins at {starts[tp]}, after our offset {claim.next_offset}")
             else:
                 self._begin(tp, claim.next_offset)
-        metrics.ASSIGNED.set(len(self.next))
+        metrics.ASSIGNED.set(len(self._next))
 
     def _is_another(self, tp: TopicPartition) -> bool:
-        """Whether the topic is another one than that in which our offset counts. Raises: as `verify`."""
+        """Whether the topic is another one than that in which our offset counts.
+
+        Raises: as `verify`.
+        """
         now_id, then_id = self._topic_ids.get(tp.topic), self._identity.get(tp)
         if not (now_id and then_id) or now_id == then_id:
             return False
@@ -139,64 +165,73 @@ class Ownership:
         return True
 
     def identify_soon(self) -> None:
-        """After an outage anything may have happened to the topics: ask before more is written."""
+        """Ask before more is written: during an outage anything may have happened to the topics."""
         self._identify_at = 0.0
 
     def identify(self, now: float) -> Job | None:
-        """The job of asking whether our topics are still the ones we began with. Its outcome raises: as `verify`."""
-        if now < self._identify_at or not self.next:
-            return None
-        topics = {tp.topic for tp in self.next}
+        """The job of asking whether our topics are still the ones we began with.
 
-        def settle(ids: dict[str, str | None]) -> None:
+        Raises: its outcome, as `verify`.
+        """
+        if now < self._identify_at or not self._next:
+            return None
+        topics = {tp.topic for tp in self._next}
+
+        def finish(ids: dict[str, str | None]) -> None:
             self._identify_at = now + IDENTIFY_SECONDS
             self._topic_ids.update(ids)
-            for tp in list(self.next):
+            for tp in list(self._next):
                 self._is_another(tp)
 
-        return lambda: self._ask(lambda admin: clients.topic_ids(admin, topics)), settle
+        return lambda: self._ask(lambda admin: clients.topic_ids(admin, topics)), finish
 
     def _begin(self, tp: TopicPartition, offset: int) -> None:
         self._consumer.seek(tp, offset)
-        if (self._end(tp) or 0) < offset:  # known from before others read on
-            clients.forget_end(self._consumer, tp)
-        self.next[tp] = self.durable[tp] = offset
+        if (quirks.known_end(self._consumer, tp) or 0) < offset:  # known from before others read on
+            quirks.clear_end(self._consumer, tp)
+        self._next[tp] = self._durable[tp] = offset
         if self._flowing:
             self._consumer.resume(tp)
 
     def verify(self) -> None:
-        """Notice a log that ends before our offset: brokers do not always say so.
+        """Notice a log that ends before our offset: brokers do not always report it.
 
         Raises:
             Refused: one does, and the policy is to stop.
         """
-        for tp, following in list(self.next.items()):
-            end = self._end(tp)
+        for tp, following in list(self._next.items()):
+            end = quirks.known_end(self._consumer, tp)
             if end is None or end >= following:
                 self._short.pop(tp, None)
             elif time.monotonic() - self._short.setdefault(tp, time.monotonic()) >= CUT_SECONDS:
                 self._recreated(tp, f"ends at {end}, before our offset {following}")
 
     def lost_position(self, tp: TopicPartition) -> None:
-        """The broker says that our offset is out of its range. Raises: as `verify`."""
-        if tp in self.next and tp in self._consumer.assignment():
-            self._recreated(tp, f"does not have our offset {self.next[tp]}")
+        """Treat an offset that is out of the broker's range.
+
+        Raises: as `verify`.
+        """
+        if tp in self._next and tp in self._consumer.assignment():
+            self._recreated(tp, f"does not have our offset {self._next[tp]}")
 
     def _recreated(self, tp: TopicPartition, what: str) -> None:
-        """A topic is not the one we left: stop, or read it from its start."""
+        """Stop, or read a topic that is not the one we left from its start."""
         if self._settings.consumer.on_topic_recreated == "stop":
             raise Refused(
-                f"topic {tp.topic} partition {tp.partition} {what}: made anew or cut? Nothing was read. To read it from "
+                f"topic {tp.topic} partition {tp.partition} {what}: recreated or cut? Nothing was read. To read it from "
                 "its start (stored events are recognised by event_id) set PIGEON_CONSUMER__ON_TOPIC_RECREATED=restart"
             )
-        log.warning("topic made anew", topic=tp.topic, partition=tp.partition, what=what, policy="read from its start")
-        self.next.pop(tp, None)
+        log.warning("topic recreated", topic=tp.topic, partition=tp.partition, what=what, policy="read from its start")
+        self._next.pop(tp, None)
         self._short.pop(tp, None)
         self._consumer.pause(tp)
         self._restarting.add(tp)
 
     def restart(self) -> Job | None:
-        """The job of setting one stored offset back to the start of its log; what was read before must be durable."""
+        """The job of setting one stored offset back to the start of its log.
+
+        What was read before must be durable.
+        """
         if not self._restarting:
             return None
         tp = next(iter(self._restarting))
@@ -206,33 +241,28 @@ class Ownership:
             self._writer.restart(tp, start, self._topic_ids.get(tp.topic))
             return start
 
-        def settle(start: int) -> None:
+        def finish(start: int) -> None:
             if tp in self._restarting:
                 self._restarting.discard(tp)
                 self._identity[tp] = self._topic_ids.get(tp.topic)
                 self._begin(tp, start)
 
-        return work, settle
-
-    def _end(self, tp: TopicPartition) -> int | None:
-        """The end of a partition's log as the last fetch told it; None before the first."""
-        end: int | None = self._consumer.highwater(tp) if tp in self._consumer.assignment() else None
-        return end
+        return work, finish
 
     def lag(self) -> tuple[int, bool]:
-        """Records of our partitions that are known not to be durable yet, and whether every partition was asked."""
+        """Records of our partitions that are not durable yet, and whether every log's end is known."""
         total, complete = 0, True
-        for tp in self.next:
-            end = self._end(tp)
+        for tp in self._next:
+            end = quirks.known_end(self._consumer, tp)
             if end is None:
                 complete = False
                 continue
-            lag = max(0, end - self.durable[tp])
+            lag = max(0, end - self._durable[tp])
             metrics.LAG_RECORDS.labels(tp.topic, tp.partition).set(lag)
             total += lag
         return total, complete
 
     def close(self) -> None:
-        """Let go of the admin client."""
+        """Close the admin client."""
         if self._admin is not None:
             self._admin.close()

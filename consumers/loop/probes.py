@@ -1,4 +1,7 @@
-"""Whether the stores can be reached and written, asked by readiness: a consumer without traffic would not notice."""
+"""Whether the stores can be reached and written, for readiness.
+
+A consumer without traffic would not notice.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def kafka(settings: KafkaSettings) -> str | None:
 
 
 class Probes:
-    """The stores' problems by name; asked at most every few seconds, however many ask."""
+    """The stores' problems by name, looked up at most every few seconds."""
 
     def __init__(self, stores: Mapping[str, Callable[[], str | None]]) -> None:
         self._stores = stores

@@ -1,4 +1,4 @@
-"""How far a run has come: a bar on a terminal, one line per N seconds elsewhere. Both on stderr."""
+"""How far a run has come, on stderr: a bar on a terminal, one line per N seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Reporter:
 
 
 class Counting:
-    """A plain count of rows for imports: a bar on a terminal, silence elsewhere (the last line tells the sum)."""
+    """Count of an import's rows: a bar on a terminal, nothing elsewhere, where the last line has the sum."""
 
     def __init__(self, name: str) -> None:
         console = Console(stderr=True)

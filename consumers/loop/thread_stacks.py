@@ -1,4 +1,7 @@
-"""When the loop or its writer stands still, the log gets the stacks of all threads: what it hangs in, before anybody restarts it."""
+"""The stacks of all threads in the log when the loop or its writer stands still.
+
+They show what it hangs in, before anybody restarts it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ REARM_SECONDS = 1.0
 
 
 class Stacks:
-    """Fed by the loop. The timer is faulthandler's own thread, which needs no interpreter lock: it sees a loop that hangs in C."""
+    """Timer that the loop resets each time it comes round.
+
+    It is faulthandler's own thread, which needs no interpreter lock: it works while the loop hangs in C.
+    """
 
     def __init__(self, file: IO[str], loop_seconds: float) -> None:
         """file: has a descriptor, and stays open as long as this."""
@@ -19,7 +25,7 @@ class Stacks:
         self._armed_at = float("-inf")
 
     def feed(self) -> None:
-        """The loop came round: the stacks are dumped if it does not again for `loop_seconds`."""
+        """Reset the timer: the stacks are dumped unless this is called again within `loop_seconds`."""
         now = time.monotonic()
         if now - self._armed_at >= min(REARM_SECONDS, self._seconds / 4):
             faulthandler.dump_traceback_later(self._seconds, file=self._file)

@@ -1,1 +1,4 @@
-"""From a record's bytes to committed rows: one batch, one transaction, its poison aside."""
+"""From records to rows: decoded, batched, and written with the next offsets in one transaction.
+
+Imports `kafka` and the modules beside the folders; imported by `loop` and `consumers.dead_letters`.
+"""

@@ -1,4 +1,4 @@
-"""Records in the order they were read, and the next offset of each partition: what one transaction writes."""
+"""What one transaction writes: records as they were read, and the next offset of each partition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from consumers.write import staging
 from consumers.write.decode import Decoded
 from schemas.settings import ConsumerSettings
 
-OVERHEAD_BYTES = 64  # of a record, beside its key and value, as `batch_max_bytes` counts
+OVERHEAD_BYTES = 64
+"""Bytes of a record beside its key and value, as `batch_max_bytes` counts."""
 
 
 class Batch:
@@ -25,7 +26,7 @@ class Batch:
 
     def __init__(self, limits: ConsumerSettings) -> None:
         self._limits = limits
-        self.hold([])
+        self.replace([])
         self.opened_at: float | None = None
         self.admitted = False  # counted by the poison limit
         self.dead_letters_sent = False
@@ -33,8 +34,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records)
 
-    def hold(self, records: list[Decoded]) -> None:
-        """Hold these and nothing else: the same records as they turned out to be, some of them poison now."""
+    def replace(self, records: list[Decoded]) -> None:
+        """Replace the records: the same ones as they turned out to be, some of them poison now."""
         self.records: list[Decoded] = []
         self.poison: list[Decoded] = []  # of the records, those that go to the dead-letter topic
         self.lines: dict[str, list[str]] = {}  # of each topic, its rows in COPY's text
@@ -88,7 +89,7 @@ class Batch:
 
     def _with(self, records: list[Decoded]) -> Batch:
         part = Batch(self._limits)
-        part.hold(records)
+        part.replace(records)
         part.opened_at = self.opened_at if records else None
         part.admitted, part.dead_letters_sent = self.admitted, self.dead_letters_sent
         return part
@@ -99,7 +100,10 @@ class Batch:
         return self._with([d for d in self.records if (d.record.topic, d.record.partition) not in gone])
 
     def halves(self) -> Iterator[Batch]:
-        """Two parts that, written one after the other, equal the whole: each partition's records keep their order."""
+        """Two parts that, written one after the other, equal the whole.
+
+        Each partition's records keep their order.
+        """
         middle = len(self.records) // 2
         yield self._with(self.records[:middle])
         yield self._with(self.records[middle:])

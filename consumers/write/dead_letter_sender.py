@@ -1,4 +1,4 @@
-"""Dead letters: the untouched record with headers that say why, and the limit past which a consumer stops."""
+"""Dead letters: the untouched record with the reason in headers, and the limit that stops a consumer."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.outage import Outage, first_line
 from consumers.write.decode import Decoded
 from schemas.errors import PoisonLimitExceeded, ServerUnavailable
 from schemas.events import DLQ_SUFFIX
 from schemas.settings import ConsumerSettings, KafkaSettings
 
-# The share counts only once the window holds this many records: 1 bad of 1 is no epidemic.
 SHARE_NEEDS_RECORDS = 100
-# Room for the largest record that the source topic can have held, plus our headers.
+"""Records in the window below which `dlq_max_share` does not count: 1 bad of 1 is no epidemic."""
 MAX_REQUEST_BYTES = 32 * 2**20
+"""Bytes of the largest request: any record that the source topic can contain, plus our headers."""
 PREFIX = "pigeon-"
 
 
@@ -73,7 +73,7 @@ def headers_of(decoded: Decoded) -> list[tuple[str, bytes]]:
         "time": datetime.now(UTC).isoformat(),
     }
     return [
-        *clients.sendable_headers(record.headers),
+        *quirks.sendable_headers(record.headers),
         *((PREFIX + name, value.encode("utf-8", "backslashreplace")) for name, value in ours.items()),
     ]
 
@@ -123,7 +123,7 @@ class DeadLetters:
             raise Outage(f"dead-letter topic: {type(error).__name__}: {first_line(error)}") from error
 
     def _topics_exist(self, topics: set[str]) -> bool:
-        """Whether they do, as far as we can tell: a broker that does not answer is an outage, not a missing topic."""
+        """Whether they do, or nothing shows that they do not: a silent broker is an outage."""
         try:
             client = clients.admin(self._settings)
         except ServerUnavailable:
@@ -136,7 +136,7 @@ class DeadLetters:
             client.close()
 
     def close(self) -> None:
-        """Let go of the producer; everything sent was acknowledged already."""
+        """Close the producer; everything sent was acknowledged already."""
         if self._producer is not None:
             self._producer.close(timeout=2)
             self._producer = None

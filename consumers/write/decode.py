@@ -1,4 +1,4 @@
-"""From a Kafka record's bytes to the row of its topic, or to poison with its reason. Never raises on any bytes."""
+"""A Kafka record's bytes to the row of its topic, or to poison with its reason; it never raises."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from schemas.events import (
 
 Row = tuple[Any, ...]
 STACK_CHARACTERS = 4_000
-MAX_JSON_DEPTH = 200  # of arrays and objects in each other; a little less than what the parser would still go down
+MAX_JSON_DEPTH = 200
+"""Levels of arrays and objects in each other; a little less than the parser would still take."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: linear in any bytes
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -61,7 +62,7 @@ class Limits:
 
 
 class _Clock:
-    """Clamps times that lie further ahead than allowed, and remembers whether it did."""
+    """Clamp for times that lie further ahead than allowed; `clamped` is whether one did."""
 
     __slots__ = ("clamped", "latest", "now")
 
@@ -150,7 +151,7 @@ _ROWS: dict[str, Callable[[Any, Any, _Clock], Row]] = {
     FEEDBACK: _feedback,
     ERASURE: _erasure,
 }
-# Of each topic's model; what `model_validate_json` comes to in the end.
+# Validator of each topic's model, which is what `model_validate_json` comes to in the end.
 _VALIDATE: dict[str, Callable[[bytes], Any]] = {
     topic: TypeAdapter(model).validator.validate_json for topic, model in CONSUMED.items()
 }
@@ -167,7 +168,7 @@ def refused_by_database(error: BaseException) -> Poison:
 
 
 def _explain(error: ValidationError) -> tuple[str, str]:
-    """(reason, detail) of pydantic's first complaint, with the field's name and never the event's own text."""
+    """(reason, detail) of pydantic's first error, with the field's name, never the event's own text."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return "bad_json", first["msg"]
@@ -176,7 +177,10 @@ def _explain(error: ValidationError) -> tuple[str, str]:
 
 
 def _is_too_deep(value: bytes) -> bool:
-    """Whether JSON nests deeper than MAX_JSON_DEPTH. Known without parsing; almost always at once, from the number of brackets."""
+    """Whether JSON nests deeper than MAX_JSON_DEPTH.
+
+    Found without parsing; almost always at once, from the number of brackets.
+    """
     if value.count(b"[") + value.count(b"{") <= MAX_JSON_DEPTH:
         return False
     brackets = _STRING.sub(b"", value).translate(None, _NO_BRACKETS)

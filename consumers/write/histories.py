@@ -1,4 +1,4 @@
-"""`user_histories`: each user's newest N positive interactions, merged set-wise with what is new to the log.
+"""`user_histories`: each user's newest N positive interactions, merged set-wise with what is new.
 
 The order is (occurred_at, event_id), newest first, so it does not depend on the order of arrival: reordered, late and
 doubled events end in the same rows. Sound under concurrency: rows are locked, in user order, before they are read.
@@ -20,7 +20,7 @@ ON CONFLICT DO NOTHING
 # join this took minutes when Postgres had last counted the table while it was empty.)
 # EXCLUDED holds what is added: all of a user's entries, newest first, their number and their latest time.
 # As a rule a user's events come in order: those that are newer than the whole history go before it as they are. Only where
-# some are not, or are known, everything is taken apart, told apart by event id and sorted.
+# some are not, or are known, everything is taken apart, distinguished by event id and sorted.
 # Known ones: the log's months are dropped by retention, a history's entries are not, so an event that comes again after that is
 # fresh to the log and known to the history. The history's own entry comes first and stays.
 # `k.entries` is a copy (|| '[]'), so that a long history is decompressed once.
@@ -70,7 +70,7 @@ SET (entries, fingerprint, interaction_count, last_occurred_at, updated_at) = (
 
 
 def merge(cursor: Any, positive_kinds: tuple[str, ...], size: int) -> int:
-    """Merge the fresh interactions of this transaction into their users' histories; returns how many users changed."""
+    """Merge this transaction's fresh interactions into histories; returns how many users changed."""
     values = {"kinds": list(positive_kinds), "size": size}
     cursor.execute(_MAKE, values)
     cursor.execute(_MERGE, values)
@@ -101,8 +101,11 @@ RETURNING h.user_id
 """
 
 
-def forget(cursor: Any, positive_kinds: tuple[str, ...]) -> int:
-    """Take erased entries out of the histories of this transaction's erasures; returns how many histories went whole."""
+def erase_entries(cursor: Any, positive_kinds: tuple[str, ...]) -> int:
+    """Delete erased entries from the histories of this transaction's erasures.
+
+    Returns how many histories were deleted whole.
+    """
     cursor.execute(_SHRINK, {"kinds": list(positive_kinds)})
     kept = [user for (user,) in cursor]
     cursor.execute(

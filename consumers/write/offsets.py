@@ -1,4 +1,4 @@
-"""Where each partition goes on, kept beside the rows, and the epoch that fences off a partition's former owner.
+"""Where each partition goes on, stored beside the rows, and the epoch that fences former owners.
 
 A member *claims* a partition when Kafka assigns it: the row's epoch grows by one. Every batch *advances* the offset in the
 rows' own transaction, and only if the epoch is still the member's own: a member that lost the partition without noticing
@@ -31,7 +31,10 @@ class Fenced(Exception):
 
 
 class AlreadyDurable(Exception):
-    """Part of the batch is stored: the connection was lost between COMMIT and its answer. Nothing was written now."""
+    """Part of the batch is stored already: the connection was lost between COMMIT and its answer.
+
+    Nothing was written now.
+    """
 
     def __init__(self, partitions: Iterable[TopicPartition]) -> None:
         self.partitions = frozenset(partitions)
@@ -63,7 +66,7 @@ def claim(
 
 
 def restart(cursor: Any, group: str, tp: TopicPartition, epoch: int, offset: int, topic_id: str | None) -> None:
-    """Set a partition that we own back to `offset`, because its topic was made anew.
+    """Set a partition that we own back to `offset`, because its topic was recreated.
 
     Raises:
         Fenced: another member owns it now.
@@ -83,7 +86,7 @@ def advance(
     epochs: Mapping[TopicPartition, int],
     spans: Mapping[TopicPartition, tuple[int, int]],
 ) -> None:
-    """Store the next offsets of a batch's `spans` (first offset, next offset); the last statement before COMMIT.
+    """Store the next offsets of a batch's `spans` (first, next); the last statement before COMMIT.
 
     Raises:
         Fenced: a partition's epoch is no longer ours.

@@ -32,8 +32,11 @@ TABLES: dict[str, tuple[str, str]] = {
 }
 
 
-# Read at a time. Each read waits for the thread that decodes: at the default of 8 KiB that takes longer than the COPY itself.
 COPY_CHARACTERS = 2**20
+"""Characters that COPY reads at a time.
+
+Each read waits for the thread that decodes: at the default of 8 KiB that takes longer than the COPY itself.
+"""
 
 
 def create(cursor: Any) -> None:

@@ -1,4 +1,4 @@
-"""Set-based SQL from the staged rows to the tables. All of it is idempotent and independent of the order of arrival."""
+"""Set-based SQL from the staged rows to the tables, idempotent, independent of the order of arrival."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from consumers import partitions
 from consumers.write import histories
 from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 
-# An erasure excludes other members' transactions, so that no event slips in beside it; they do not exclude each other.
 ERASURE_LOCK = 7_046_003
+"""Key of the lock that a transaction with erasures takes alone and others share: no event slips in beside it."""
 
 _ITEMS = """
 INSERT INTO items AS i (item_id, title, description, genres, image_uri, attributes, occurred_at, deleted_at)
@@ -29,7 +29,7 @@ WHERE i.occurred_at IS NULL OR EXCLUDED.occurred_at >= i.occurred_at
 """
 
 # An event that comes again is the same bytes, so the primary key (event id and time) knows it. The key is also looked for
-# among the week around it, for producers that stamp a retry anew, and a clamped event, stored under the time it came in, in all
+# among the week around it, for producers that stamp a retry again, and a clamped event, stored under the time it came in, in all
 # that is older. The lateral join keeps this to index probes of one or two months: an anti join would read the whole log.
 _INTERACTIONS = """
 WITH written AS (
@@ -76,7 +76,7 @@ ON CONFLICT (user_id) DO UPDATE SET requested_at = EXCLUDED.requested_at, comple
 WHERE e.requested_at < EXCLUDED.requested_at
 """
 
-# A row is older than the erasure by what it says or by when it came, whichever is earlier: clocks run ahead.
+# Rows older than the erasure by their own time or by when they came, whichever is earlier: clocks run ahead.
 _ERASE = (
     """DELETE FROM interactions t USING erasures e WHERE e.user_id IN (SELECT user_id FROM stage_erasures)
        AND t.user_id = e.user_id AND least(t.occurred_at, t.ingested_at) <= e.requested_at""",
@@ -85,8 +85,8 @@ _ERASE = (
     """DELETE FROM recommendations t USING erasures e WHERE e.user_id IN (SELECT user_id FROM stage_erasures)
        AND t.user_id = e.user_id AND least(t.occurred_at, t.updated_at) <= e.requested_at""",
 )
-# What users did before they asked to be erased, come late.
-_FORGET_LATE = {
+# Events from before an erasure that come after it.
+_ERASE_LATE = {
     INTERACTIONS: """DELETE FROM stage_interactions s USING erasures e
                      WHERE s.user_id = e.user_id AND s.occurred_at <= e.requested_at""",
     RECOMMENDATIONS: """DELETE FROM stage_recommendations s USING erasures e
@@ -134,13 +134,13 @@ def _erase(cursor: Any, positive_kinds: tuple[str, ...]) -> int:
     for statement in _ERASE:
         cursor.execute(statement)
         erased += cursor.rowcount
-    erased += histories.forget(cursor, positive_kinds)
+    erased += histories.erase_entries(cursor, positive_kinds)
     cursor.execute(_PROOF)
     return erased
 
 
-def _forget_late(cursor: Any, topic: str) -> int:
-    cursor.execute(_FORGET_LATE[topic])
+def _erase_late(cursor: Any, topic: str) -> int:
+    cursor.execute(_ERASE_LATE[topic])
     return int(cursor.rowcount)
 
 
@@ -157,7 +157,7 @@ def apply(cursor: Any, staged: dict[str, int], positive_kinds: tuple[str, ...], 
         result.rows[CATALOG] = cursor.rowcount
         result.stale += staged[CATALOG] - cursor.rowcount
     if INTERACTIONS in staged:
-        forgotten = _forget_late(cursor, INTERACTIONS)
+        forgotten = _erase_late(cursor, INTERACTIONS)
         result.partitions_made = _make_months(cursor)
         cursor.execute(_INTERACTIONS)
         result.rows[INTERACTIONS] = cursor.rowcount
@@ -166,13 +166,13 @@ def apply(cursor: Any, staged: dict[str, int], positive_kinds: tuple[str, ...], 
         if cursor.rowcount:
             result.histories = histories.merge(cursor, positive_kinds, history_size)
     if RECOMMENDATIONS in staged:
-        forgotten = _forget_late(cursor, RECOMMENDATIONS)
+        forgotten = _erase_late(cursor, RECOMMENDATIONS)
         cursor.execute(_RECOMMENDATIONS)
         result.rows[RECOMMENDATIONS] = cursor.rowcount
         result.stale += staged[RECOMMENDATIONS] - forgotten - cursor.rowcount
         result.forgotten += forgotten
     if FEEDBACK in staged:
-        forgotten = _forget_late(cursor, FEEDBACK)
+        forgotten = _erase_late(cursor, FEEDBACK)
         cursor.execute(_FEEDBACK)
         result.rows[FEEDBACK] = cursor.rowcount
         result.duplicates += staged[FEEDBACK] - forgotten - cursor.rowcount

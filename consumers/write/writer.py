@@ -1,4 +1,7 @@
-"""One batch, one transaction: dead letters first, then rows, then the next offsets. Runs in the writer's own thread."""
+"""One batch, one transaction: dead letters first, then rows, then the next offsets.
+
+Runs in the writer's own thread.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ class Writer:
         return claims
 
     def restart(self, tp: TopicPartition, offset: int, topic_id: str | None) -> None:
-        """Set an owned partition back, because its topic was made anew. Raises: Outage, Fenced."""
+        """Set an owned partition back, because its topic was recreated.
+
+        Raises: Outage, Fenced.
+        """
         epoch = self._epochs[tp]
         self._transaction(lambda cursor: offsets.restart(cursor, self._group, tp, epoch, offset, topic_id))
 
@@ -166,13 +172,13 @@ class Writer:
             bad = decoded._replace(row=None, poison=refused_by_database(error))
             self._limit.admit(0, 1)
             self._send_dead_letters([bad])
-            batch.hold([bad])
+            batch.replace([bad])
             return self._write(batch)
         total = Written()
         halves = list(batch.halves())
         for half in halves:
             total.add(self._write(half))
-        batch.hold([decoded for half in halves for decoded in half.records])
+        batch.replace([decoded for half in halves for decoded in half.records])
         return total
 
     def now(self) -> datetime:

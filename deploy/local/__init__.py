@@ -1,4 +1,4 @@
-"""The embedded servers of `pigeon up`: Postgres, SeaweedFS's S3, a Kafka-protocol broker and Triton, all real, all from wheels.
+"""The embedded servers of `pigeon up`, real ones from wheels: Postgres, S3, Kafka's protocol, Triton.
 
     commands     `pigeon up | down | status`
     stack        Stack: what a caller uses (up, down, status); talks to the supervisor

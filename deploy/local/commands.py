@@ -21,7 +21,7 @@ def up(
     ] = False,
     only: Annotated[str | None, typer.Option(help="Comma-separated: postgres,s3,kafka,triton.")] = None,
 ) -> None:
-    """Start the embedded Postgres, S3, Kafka-protocol broker and Triton; write their addresses to .pigeon/env."""
+    """Start the embedded Postgres, S3, Kafka broker and Triton; write their addresses to .pigeon/env."""
     from deploy.local.stack import Stack, parse_services
     from schemas.settings import load_settings
 

@@ -1,4 +1,4 @@
-"""The PIGEON_* addresses: which servers a user brings along, and the file that tells everyone about ours."""
+"""The PIGEON_* addresses: which servers a user brings along, and the file with those of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy.local.state import write_private
 from schemas.errors import InputError
 
 SERVICES = ("postgres", "s3", "kafka", "triton")
-# The setting whose presence says that a user brings that server along.
+# Setting of each server that a user sets who brings that server along.
 _ADDRESS = {
     "postgres": ("database", "url"),
     "s3": ("s3", "endpoint_url"),
@@ -38,7 +38,7 @@ def _toml() -> dict[str, Any]:
 
 
 def given(group: str, key: str) -> str | None:
-    """A setting of the environment or the TOML file, leaving out what we wrote ourselves; None when there is none."""
+    """A setting of the environment or the TOML file, not of our own file; None when there is none."""
     value = os.environ.get(f"PIGEON_{group}__{key}".upper(), _toml().get(group, {}).get(key))
     return None if value is None else str(value)
 

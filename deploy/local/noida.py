@@ -1,4 +1,4 @@
-"""The second Kafka-protocol broker of the ingest's tests, noida-db: right where Tansu is wrong, and the other way round.
+"""noida-db, the second broker of the ingest's tests: right where Tansu is wrong, and vice versa.
 
 `pigeon up` never starts it: killed, it loses what it took in its last second.
 """

@@ -1,4 +1,4 @@
-"""Ports of one stack: a block of neighbours that follows from the state folder, so that a checkout keeps its addresses."""
+"""Ports of one stack: a block that follows from the state folder, so a checkout keeps its addresses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from schemas.errors import ServerUnavailable
 
-# SeaweedFS listens on port + 10000 for gRPC as well; both ranges stay under Linux's ephemeral ports (32768 and up).
 GRPC_OFFSET = 10_000
+"""Distance of SeaweedFS's gRPC port from each of its ports; both ranges stay under Linux's ephemeral ports (32768 and up)."""
 _FIRST, _LAST = 10_240, 22_520
 _BLOCK = 20
 

@@ -22,12 +22,16 @@ import psycopg2
 
 from deploy.local.process import Command, ProcessId, run_tool
 from deploy.local.server import LOCALHOST, Server
+from schemas.connections import postgres_options
 from schemas.errors import InputError, ServerUnavailable
+from schemas.settings import DatabaseSettings
 
 DATABASE = "pigeon"
 _SUPERUSER = "postgres"
+_PROBE = DatabaseSettings(connect_timeout_seconds=2.0)
+"""Timeouts of the supervisor's own connections, which ask again and again whether the server answers."""
 _ROOTS_PLACE = Path("/var/lib/pigeon-posters")
-# The unprivileged user, when we are root: the distribution's own for Postgres, else the one every Linux has.
+# Unprivileged users, when we are root: the distribution's own for Postgres, else the one of every Linux.
 _USERS = ("postgres", "nobody")
 
 
@@ -110,7 +114,7 @@ class Postgres(Server):
             pwd.getpwuid(user[0] if user else os.geteuid())
         except KeyError:
             raise InputError(
-                f"Postgres does not run as user {os.geteuid()}, whom /etc/passwd does not know: "
+                f"Postgres does not run as user {os.geteuid()}, which is not in /etc/passwd: "
                 "add the user, or set PIGEON_DATABASE__URL"
             ) from None
         self._copy_binaries()
@@ -176,7 +180,7 @@ class Postgres(Server):
             password.unlink()
         if code:
             raise ServerUnavailable(f"postgres: initdb failed in {self.folder}:\n{output}")
-        # Only a finished cluster gets the name, so that a killed initdb is begun again.
+        # Only a finished cluster gets the name, so that a killed initdb is repeated.
         draft.rename(self.data)
 
     def clean(self) -> None:
@@ -239,5 +243,5 @@ class Postgres(Server):
             user=_SUPERUSER,
             password=self.secrets.postgres_password,
             dbname=database,
-            connect_timeout=2,
+            **postgres_options(_PROBE, "pigeon-up"),
         )

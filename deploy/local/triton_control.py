@@ -14,14 +14,17 @@ from typing import Any
 from deploy.local.server import LOCALHOST
 from schemas.errors import ModelError, ServerUnavailable
 
-# What only the holder of the key may do. `load` takes files and runs them.
+# Requests that need the key; `load` takes files and runs them.
 RESTRICTED = "model-repository,model-config,shared-memory,statistics,trace,logging"
 KEY_HEADER = "admin-key"
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """One version of a model as the server sees it; `state` is READY, LOADING, UNLOADING, UNAVAILABLE or empty (never loaded)."""
+    """One version of a model as the server sees it.
+
+    `state` is READY, LOADING, UNLOADING, UNAVAILABLE or empty (never loaded).
+    """
 
     name: str
     version: str

@@ -1,4 +1,4 @@
-"""The small Python environment that Triton and its models run in, apart from ours because it needs numpy < 2."""
+"""The Python environment of Triton and its models, apart from ours because it needs numpy < 2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deploy.local.process import run_tool
 from schemas.errors import InputError, ServerUnavailable
 
 REQUIREMENTS = Path(__file__).with_name("triton-requirements.txt")
-# The stubs in the wheel, cut by the newest Python that numpy 1.26 has wheels for.
+# Python versions of the stubs in the wheel, up to the newest that numpy 1.26 has wheels for.
 _VERSIONS = ("3.11", "3.12")
 _ASK = """
 import json, sys, sysconfig

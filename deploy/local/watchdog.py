@@ -1,4 +1,4 @@
-"""What the supervisor does about servers that die, and about Triton's stubs, whose death Triton itself hides."""
+"""Restart limits for servers that end, and repair of Triton's stubs, whose end Triton hides."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RestartLimit:
 
 
 class StubWatch:
-    """Finds models that Triton calls ready although one of their stub processes is dead, and loads them again.
+    """Watch for models that are ready although one of their stub processes is dead: they are loaded again.
 
     A killed stub is never restarted by Triton, every readiness endpoint stays green, and each request that meets it fails
     after a second.
@@ -46,7 +46,10 @@ class StubWatch:
         self._limits: dict[str, RestartLimit] = {}
 
     def look(self, server_pid: int) -> None:
-        """One round. A model is mended when two rounds in a row find it broken: one may have met a load under way."""
+        """Look once; a model is repaired when two looks in a row find it broken.
+
+        One look may have met a load under way.
+        """
         control = self._triton.control
         try:
             ready = [model for model in control.index() if model.state == "READY"]

@@ -6,6 +6,8 @@ Membership is a hash of the names, so that it is the same in every run, on every
 import hashlib
 from collections.abc import Iterable
 
+from schemas.hashing import unit_interval
+
 HELD_OUT_SHARE = 0.1
 
 
@@ -31,5 +33,5 @@ def split_pairs(concepts: Iterable[str], styles: Iterable[str]) -> tuple[list[tu
     return [pair for pair in pairs if not is_held_out_pair(*pair)], [pair for pair in pairs if is_held_out_pair(*pair)]
 
 
-def _held_out(*parts: object) -> bool:
-    return stable_hash("held-out", *parts) / 2**64 < HELD_OUT_SHARE
+def _held_out(*parts: str) -> bool:
+    return unit_interval("\x1f".join(("held-out", *parts)), bits=53) < HELD_OUT_SHARE

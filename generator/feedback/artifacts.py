@@ -1,4 +1,4 @@
-"""Adapters as files: hashed, kept in S3 under `models/<version>/<hash>/`, fetched and checked when Triton needs them."""
+"""Adapters as files in S3, under `models/<version>/<hash>/`, checked by that hash when fetched."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder_sha256(folder: Path) -> str:
 
 
 def upload(store: Store, version: str, folder: Path) -> tuple[str, str]:
-    """Put an adapter's files into the bucket; returns the key prefix and the hash. Doing it again writes nothing."""
+    """Put an adapter's files into the bucket unless they are there; returns key prefix and hash."""
     sha256 = folder_sha256(folder)
     prefix = f"models/{version}/{sha256[:16]}/"
     for path in sorted(folder.rglob("*")):

@@ -1,4 +1,7 @@
-"""The loop's real parts: DPO by generator.training, adapters in Triton by generator.serving, both imported when needed."""
+"""The ports on the product's own parts: DPO by generator.training, adapters in Triton by serving.
+
+Both are imported when they are needed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from generator.feedback.ports import PairScores, RetrainContext, Say, Trained
+from generator.feedback.ports import Echo, PairScores, RetrainContext, Trained
 from generator.serving.repository import (
     check_repository,
     checkpoint_folder,
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def open_context(settings: Settings, say: Say) -> RetrainContext:
-    """The loop on the servers that the settings name; nothing is contacted yet.
+def open_context(settings: Settings, echo: Echo) -> RetrainContext:
+    """The steps' context on the servers that the settings name; nothing is contacted yet.
 
     Raises:
         ModelError: the checkpoint is missing.
@@ -44,19 +47,19 @@ def open_context(settings: Settings, say: Say) -> RetrainContext:
         engine=connect(settings.database),
         store=Store(settings.s3),
         serving=TritonServing(settings),
-        trainer=Dpo(checkpoint, settings.retrain, say),
+        trainer=Dpo(checkpoint, settings.retrain, echo),
         base_sha256=combined_hash(tree_hashes(checkpoint)),
-        say=say,
+        echo=echo,
     )
 
 
 class Dpo:
-    """`Trainer` by generator.training.dpo."""
+    """`AdapterTrainer` by generator.training.dpo."""
 
-    def __init__(self, checkpoint: Path, settings: RetrainSettings, say: Say) -> None:
+    def __init__(self, checkpoint: Path, settings: RetrainSettings, echo: Echo) -> None:
         self._checkpoint = checkpoint
         self._settings = settings
-        self._say = say
+        self._echo = echo
 
     def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
         """DPO with the settings' β, rate, batch, epochs and seed; progress on stderr.
@@ -86,7 +89,7 @@ class Dpo:
             "last_epoch_margin": fmean(result.margins[-last:]),
             "kl": result.kl,
         }
-        self._say(
+        self._echo(
             f"DPO: {len(pairs)} pairs x {s.epochs} epochs, {steps} steps: loss {figures['first_loss']:.4f} -> "
             f"{figures['last_epoch_loss']:.4f} (last epoch), {figures['last_epoch_accuracy']:.0%} ranked as preferred, "
             f"KL {result.kl:.3f} nats"
@@ -94,16 +97,16 @@ class Dpo:
         return Trained(result.adapter_dir, figures)
 
     def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
-        """Reward margins of pairs that were not trained on."""
+        """Score pairs that were not trained on, against the champion as reference."""
         from generator.training.dpo import measure_pairs
 
-        scores = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
-        return PairScores(scores.accuracy, scores.margin, scores.kl)
+        margins = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
+        return PairScores(margins.accuracy, margins.margin, margins.kl)
 
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[int, int, float], None]]:
-    """A bar on a terminal, elsewhere a line every `SECONDS_BETWEEN_LINES`; takes (steps done, steps in all, loss)."""
+    """A bar on a terminal, elsewhere a line now and then; takes (steps done, steps in all, loss)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -116,12 +119,12 @@ def training_progress() -> Iterator[Callable[[int, int, float], None]]:
                 task, completed=done, total=total, description=f"DPO, loss {loss:.4f}"
             )
         return
-    spoke = time.monotonic()
+    printed_at = time.monotonic()
 
     def line(done: int, total: int, loss: float) -> None:
-        nonlocal spoke
-        if time.monotonic() - spoke >= SECONDS_BETWEEN_LINES:
-            spoke = time.monotonic()
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= SECONDS_BETWEEN_LINES:
+            printed_at = time.monotonic()
             print(f"DPO: {done} of {total} steps, loss {loss:.4f}", file=sys.stderr, flush=True)  # noqa: T201
 
     yield line
@@ -145,14 +148,21 @@ class TritonServing:
         return frozenset(self.model.loaded_versions("personalizer"))
 
     def check_base(self) -> None:
-        """Repository and server hold the checkpoint of the settings."""
+        """Refuse unless repository and server have the checkpoint of the settings.
+
+        Raises:
+            ModelError: the repository or the server has another one.
+        """
         settings = self._settings
         checkpoint = checkpoint_folder(settings)
         manifest = check_repository(repository_folder(settings), settings.models.preset, checkpoint)
         self.model.check_served(manifest)
 
     def install(self, number: int, adapter: Path) -> None:
-        """Put the adapter into the repository and load it; the registry gives out the numbers, so another's file gives way."""
+        """Put the adapter into the repository and load it, in place of another one with its number.
+
+        Numbers are the registry's: another adapter there belongs to a registry that is gone.
+        """
         from generator.serving.adapters import install_adapter, remove_adapter
 
         try:
@@ -171,7 +181,7 @@ class TritonServing:
             time.sleep(0.2)
 
     def probe(self, number: int) -> None:
-        """Draw one small picture with it."""
+        """Draw one small image with it."""
         from generator.serving.adapters import probe
 
         probe(self._settings, number)

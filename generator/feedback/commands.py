@@ -1,4 +1,4 @@
-"""Commands of this part; registered by generator/cli.py."""
+"""Commands `pigeon retrain` and `pigeon models ...` of the loop; registered by generator/cli.py."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PromoteTo(StrEnum):
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
-    group = typer.Typer(help="Retrain on what people did with the posters.", invoke_without_command=True)
+    group = typer.Typer(help="Retrain on what users did with the posters.", invoke_without_command=True)
     group.callback()(retrain)
-    group.command("forget")(forget)
+    group.command("forget")(erase)
     app.add_typer(group, name="retrain")
     models.command("list")(list_versions)
     models.command("promote")(promote)
@@ -66,7 +66,7 @@ def retrain(
         PromoteTo, typer.Option("--promote", help="How far a challenger goes that passes the gate.")
     ] = PromoteTo.canary,
 ) -> None:
-    """Preference pairs from feedback -> snapshot -> DPO -> gate -> registry, beside the champion in Triton."""
+    """Train a challenger on feedback, put it through the gate and load it beside the champion."""
     if ctx.invoked_subcommand:
         return
     from generator.feedback.retrain import retrain as run
@@ -81,13 +81,13 @@ def retrain(
     )
 
 
-def forget(
+def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
 ) -> None:
-    """Delete snapshots that hold pairs of users erased since, with proof in `erasures`."""
+    """Delete snapshots with pairs of users erased since, with proof in `erasures`."""
     from sqlalchemy.orm import Session
 
-    from generator.feedback.snapshot import forget as purge
+    from generator.feedback.snapshot import erase_users
     from generator.storage.lease import lead
     from generator.storage.postgres import plain_errors
 
@@ -98,14 +98,15 @@ def forget(
         Session(context.engine) as session,
         session.begin(),
     ):
-        purged = purge(session, context.store, dry_run=dry_run)
-    for one in purged:
-        typer.echo(f"snapshot {one.snapshot_id}: {one.pairs} pairs of {one.users} erased users")
-    typer.echo(f"{len(purged)} snapshots {'hold erased users' if dry_run else 'deleted'}")
+        erased = erase_users(session, context.store, dry_run=dry_run)
+    for one in erased:
+        typer.echo(f"snapshot {one.snapshot_id}: {_counted(one.pairs, 'pair')} of {_counted(one.users, 'erased user')}")
+    found = _counted(len(erased), "snapshot")
+    typer.echo(f"{found} with erased users" if dry_run else f"{found} deleted")
 
 
 def list_versions(as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False) -> None:
-    """Model versions: state, parent, what the gate measured, and why they are where they are."""
+    """List model versions: state, parent, the gate's metrics, and the reasons of their states."""
     import json
 
     from sqlalchemy.orm import Session
@@ -132,10 +133,10 @@ def list_versions(as_json: Annotated[bool, typer.Option("--json", help="One JSON
                         "actor": e.actor,
                         "at": e.at.isoformat(),
                     }
-                    for e in registry.history(session, version.version)
+                    for e in registry.list_events(session, version.version)
                 ],
             }
-            for version in registry.listed(session)
+            for version in registry.list_versions(session)
         ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -150,7 +151,7 @@ def list_versions(as_json: Annotated[bool, typer.Option("--json", help="One JSON
 
 
 def promote(version: Version, reason: Reason) -> None:
-    """Make a version champion: it draws for everybody from the next night on."""
+    """Make a version champion: it draws for all users from the next night on."""
     from generator.feedback import rollout
 
     with _context_on_servers() as context:
@@ -174,7 +175,7 @@ def rollback(reason: Reason) -> None:
 
 
 def sync() -> None:
-    """Load champion, canary and waiting challengers into Triton, for example after `pigeon models build`."""
+    """Load champion, canary and waiting challengers into Triton, as after `pigeon models build`."""
     from generator.feedback import rollout
 
     with _context_on_servers() as context:
@@ -182,7 +183,7 @@ def sync() -> None:
 
 
 def adopt(reason: Reason) -> None:
-    """Begin anew with another checkpoint: it becomes champion as it is, versions of the one before are put away."""
+    """Make another checkpoint champion as it is; versions of the one before are retired."""
     from generator.feedback import rollout
 
     with _context_on_servers() as context:
@@ -198,3 +199,7 @@ def _day(text: str | None) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise InputError(f"--date {text!r} is not YYYY-MM-DD") from None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""The gate: may a challenger serve? A pure function of metrics and thresholds.
+"""The gate: a pure function of metrics and thresholds that decides whether a challenger may serve.
 
 Every check names its figure and its limit in one line. A metric that is missing or not finite refuses, and so does a threshold
 that is not set: nothing passes because it was not looked at.

@@ -1,4 +1,4 @@
-"""The gate's figures: how a challenger ranks held-out preferences, and what it draws for held-out users beside the champion."""
+"""The gate's metrics: how a challenger ranks held-out pairs and draws beside the champion."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeldOutTask:
-    """A task of a night, of a user whom no adapter was trained on."""
+    """A night's task of a user that no adapter was trained on."""
 
     task_id: str
     prompt: FrozenPrompt
     seed: int
     history: Vectors
-    """(H, D), unit rows: the scorer's embeddings of the history pictures."""
+    """(H, D), unit rows: the scorer's embeddings of the history's images."""
 
 
 @dataclass(frozen=True)
 class DrawnScores:
-    """Means over tasks and the α grid, 100·cosine, as the night scores its candidates."""
+    """Mean scores over tasks and the α grid, 100·cosine, as the night scores its candidates."""
 
     cs: float
-    """Picture against the item's text."""
+    """Image against the item's text."""
     cis_history: float
-    """Picture against the history's pictures."""
+    """Image against the history's images."""
 
 
 # Keys only: the prompts of a window's tasks would fill memory, the gate wants a few dozen of them.
@@ -57,7 +57,10 @@ ORDER BY md5(t.user_id || '/' || t.item_id), r.logical_date DESC
 def held_out_tasks(
     session: Session, start: datetime, stop: datetime, *, holdout_share: float, limit: int
 ) -> list[HeldOutTask]:
-    """Up to `limit` tasks of held-out users from the nights of the window, by a stable hash; each (user, item) once."""
+    """At most `limit` tasks of held-out users from the window's nights, each (user, item) once.
+
+    Which of them is decided by a stable hash.
+    """
     keys: dict[tuple[str, str], str] = {}
     for run_id, user_id, item_id in session.execute(_TASKS, {"start": start, "stop": stop}):
         if is_held_out(user_id, holdout_share):
@@ -75,7 +78,7 @@ def held_out_tasks(
 
 
 def _history(session: Session, prompt: FrozenPrompt) -> Vectors | None:
-    """(H, D) embeddings of the history's pictures; None when the table has lost one."""
+    """(H, D) embeddings of the history's images; None when the table has lost one."""
     rows = [session.get(ImageFeature, (image.sha256, prompt.tokenizer_version)) for image in prompt.history]
     kept = [row.embedding for row in rows if row is not None]
     return np.array(kept, np.float32) if len(kept) == len(rows) else None

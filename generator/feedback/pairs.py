@@ -41,7 +41,7 @@ PRIOR_CLICKS = 5.0
 
 
 @dataclass(frozen=True)
-class Decided:
+class DatedPair:
     """A pair and when its evidence was complete; the time split needs it, training does not."""
 
     pair: PreferencePair
@@ -52,7 +52,7 @@ class Decided:
 class Mined:
     """All pairs of a window and the counts that explain their number."""
 
-    pairs: tuple[Decided, ...]
+    pairs: tuple[DatedPair, ...]
     counts: dict[str, int]
 
 
@@ -74,7 +74,7 @@ def mine(session: Session, start: datetime, stop: datetime, *, score_share: floa
     return Mined((*feedback, *scored), counts)
 
 
-def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) -> list[Decided]:
+def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) -> list[DatedPair]:
     # A poster without visual tokens cannot be a training example; the night refuses such ones, old rows may hold them. Of one
     # answer drawn twice the model can prefer neither: its margin is 0 whatever it learns.
     rows = [
@@ -84,7 +84,7 @@ def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) ->
     ]
     mean = sum(row["weight"] for row in rows) / len(rows) if rows else 1.0
     return [
-        Decided(
+        DatedPair(
             PreferencePair(
                 pair_id=pair_id(row["chosen"], row["rejected"], source),
                 user_id=row["user_id"],

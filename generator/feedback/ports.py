@@ -1,6 +1,7 @@
-"""What the loop asks of training and serving, and the real ones.
+"""What the loop's steps share, and what they ask of training and serving, as protocols.
 
-Protocols, so that faults can be injected where the parts meet; the product uses `Dpo` and `TritonServing` only.
+Protocols, so that tests can inject faults where the parts meet; the product has one implementation of each, `Dpo` and
+`TritonServing` in backends.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from schemas.errors import ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
 from schemas.settings import Settings
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ class PairScores:
     margin: float
     """Mean of β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
     kl: float
-    """Mean log π − log π_ref per answer, nats, as estimated by generator.training.dpo."""
+    """Mean of Σ_t KL(π ‖ π_ref) per answer, nats, over the next token along the logged answers."""
 
 
 class AdapterTrainer(Protocol):
-    """DPO from the champion's adapter (None: the checkpoint's own) as the frozen reference."""
+    """Training of adapters from the champion's (None: the checkpoint's own) as the frozen reference."""
 
     def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
-        """Train, resuming what is in `out`."""
+        """Train by DPO, resuming what is in `out`."""
 
     def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
-        """Score pairs without training."""
+        """Score pairs that `adapter` was not trained on; trains nothing."""
 
 
 class Serving(Protocol):
@@ -64,13 +65,13 @@ class Serving(Protocol):
         """Adapter numbers that are ready."""
 
     def check_base(self) -> None:
-        """Refuse (ModelError) unless the server serves the very checkpoint that the settings name."""
+        """Refuse (ModelError) unless the server serves the checkpoint that the settings name."""
 
     def install(self, number: int, adapter: Path) -> None:
         """Load an adapter beside the others; loading the same one again is fine."""
 
     def probe(self, number: int) -> None:
-        """Draw one small picture with it."""
+        """Draw one small image with it."""
 
     def remove(self, number: int) -> None:
         """Take it out; one that is not there is fine."""
@@ -78,7 +79,7 @@ class Serving(Protocol):
 
 @dataclass(frozen=True)
 class RetrainContext:
-    """All that the loop's steps share."""
+    """What the steps of a retraining or a rollout share."""
 
     settings: Settings
     engine: Engine
@@ -86,7 +87,8 @@ class RetrainContext:
     serving: Serving
     trainer: AdapterTrainer
     base_sha256: str
-    say: Say
+    echo: Echo
+    """Prints a line for the operator."""
 
     @property
     def cache(self) -> Path:
@@ -101,7 +103,7 @@ class RetrainContext:
 
 @contextmanager
 def clear_errors(context: RetrainContext) -> Iterator[None]:
-    """What servers and drivers raise, as errors with an exit code.
+    """Turn what servers and drivers raise into errors with an exit code.
 
     Raises:
         ServerUnavailable: Postgres or Triton is away or too slow; the same command goes on later.

@@ -1,10 +1,13 @@
-"""The loop's set-based SQL: showings from feedback events, comparisons from showings. generator/feedback/pairs.py says why."""
+"""The loop's set-based SQL: showings from feedback events, comparisons from showings.
+
+The reasons are in the docstring of generator/feedback/pairs.py.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy import text
 
-# Rows of users to be forgotten never enter, even before the consumers' and the night's deletions have run.
+# Rows of users to be erased never enter, even before the consumers' and the night's deletions have run.
 _SHOWINGS = """
 WITH events AS (
     SELECT f.event_id, f.user_id, f.poster_id, p.item_id, p.run_id, f.action, f.position, f.surface, f.occurred_at,

@@ -8,8 +8,10 @@
 Every change is one transaction that writes the new state and an event with its reason. A partial unique index allows one champion,
 so that a promotion which dies anywhere leaves the old champion or the new one, never none or two; running it again finishes it.
 
-Adapters belong to the checkpoint they were trained on. When that changes, `adopt` begins anew: the versions before keep their rows, but
+Adapters belong to the checkpoint they were trained on. When that changes, `adopt` starts over: the versions before keep their rows, but
 their numbers turn negative, for Triton no longer has a place for them.
+
+`get_` and `list_` functions, `allows` and `advice` read; the others write.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ _MOVES: Mapping[str, frozenset[str]] = {
 }
 
 
-def actor() -> str:
-    """Who does this, for the history."""
+def current_actor() -> str:
+    """The user and process that change a state, for the history."""
     return f"{os.environ.get('USER') or os.getuid()}@{socket.gethostname()}:{os.getpid()}"
 
 
-def ensure_first(session: Session, preset: str, base_sha256: str) -> ModelVersion:
-    """The champion; on first use, the checkpoint as shipped becomes version 1 and champion.
+def ensure_champion(session: Session, preset: str, base_sha256: str) -> ModelVersion:
+    """Return the champion; on first use, make the checkpoint as shipped version 1 and champion.
 
     Raises:
         Refused: the registry's versions belong to other base weights than `base_sha256`; adapters do not carry over.
     """
     session.execute(_LOCK)
-    champion = current(session, "champion")
+    champion = get_current(session, "champion")
     if champion is None and session.scalar(select(func.count()).select_from(ModelVersion)) == 0:
         champion = ModelVersion(version=f"{preset}-1", number=1, state="champion", base_sha256=base_sha256, metrics={})
         session.add(champion)
@@ -64,23 +66,23 @@ def ensure_first(session: Session, preset: str, base_sha256: str) -> ModelVersio
     if champion.base_sha256 != base_sha256:
         raise Refused(
             f"champion {champion.version} belongs to checkpoint {champion.base_sha256[:12]}, "
-            f"models.checkpoint is {base_sha256[:12]}: set it back, or `pigeon models adopt --reason ...` to begin anew with it"
+            f"models.checkpoint is {base_sha256[:12]}: set it back, or `pigeon models adopt --reason ...` to start over with it"
         )
     return champion
 
 
 def adopt(session: Session, preset: str, base_sha256: str, reason: str) -> ModelVersion:
-    """Begin anew with another checkpoint: it becomes champion as it is, all versions of the one before are put away."""
+    """Make another checkpoint champion as it is and retire all versions of the one before."""
     session.execute(_LOCK)
-    champion = current(session, "champion")
+    champion = get_current(session, "champion")
     if champion is None or champion.base_sha256 == base_sha256:
-        return champion or ensure_first(session, preset, base_sha256)
-    for version in listed(session):
+        return champion or ensure_champion(session, preset, base_sha256)
+    for version in list_versions(session):
         if "retired" in _MOVES[version.state]:
-            move(session, version.version, "retired", f"another checkpoint was adopted: {reason}")
+            change_state(session, version.version, "retired", f"another checkpoint was adopted: {reason}")
         elif version.state == "registered":
-            move(session, version.version, "refused", f"another checkpoint was adopted: {reason}")
-    versions = listed(session)
+            change_state(session, version.version, "refused", f"another checkpoint was adopted: {reason}")
+    versions = list_versions(session)
     lowest = min(0, *(version.number for version in versions))
     for place, version in enumerate((v for v in versions if v.number > 0), start=1):
         version.number = lowest - place
@@ -94,7 +96,7 @@ def adopt(session: Session, preset: str, base_sha256: str, reason: str) -> Model
     return made
 
 
-def current(session: Session, state: str) -> ModelVersion | None:
+def get_current(session: Session, state: str) -> ModelVersion | None:
     """The one version in a state that at most one can have (champion, canary)."""
     return session.scalars(select(ModelVersion).where(ModelVersion.state == state)).one_or_none()
 
@@ -107,17 +109,17 @@ def get(session: Session, version: str) -> ModelVersion:
     """
     found = session.get(ModelVersion, version)
     if found is None:
-        known = ", ".join(v.version for v in listed(session)) or "none yet: `pigeon retrain` registers them"
+        known = ", ".join(v.version for v in list_versions(session)) or "none yet: `pigeon retrain` registers them"
         raise InputError(f"no model version {version!r}; there are: {known}")
     return found
 
 
-def listed(session: Session) -> Sequence[ModelVersion]:
+def list_versions(session: Session) -> Sequence[ModelVersion]:
     """All versions, oldest first."""
     return session.scalars(select(ModelVersion).order_by(ModelVersion.number)).all()
 
 
-def history(session: Session, version: str) -> Sequence[ModelEvent]:
+def list_events(session: Session, version: str) -> Sequence[ModelEvent]:
     """A version's events, oldest first."""
     return session.scalars(select(ModelEvent).where(ModelEvent.version == version).order_by(ModelEvent.event_id)).all()
 
@@ -125,9 +127,10 @@ def history(session: Session, version: str) -> Sequence[ModelEvent]:
 def register(
     session: Session, preset: str, parent: ModelVersion, snapshot_id: str, training_key: str, reason: str
 ) -> ModelVersion:
-    """A challenger of champion `parent` trained from a snapshot by a recipe (a hash of the training's settings).
+    """Register a challenger of champion `parent`, trained from a snapshot by a recipe.
 
-    When these have met before, the version that came of it; when `parent` itself was trained from the snapshot, `parent`.
+    `training_key`: the recipe, a hash of the training's settings. When snapshot, parent and recipe have met before, the version
+    that came of it is returned; when `parent` itself was trained from the snapshot, `parent`.
     """
     session.execute(_LOCK)
     if parent.snapshot_id == snapshot_id:
@@ -153,8 +156,8 @@ def register(
     return made
 
 
-def move(session: Session, version: str, to_state: str, reason: str) -> ModelVersion:
-    """Change a version's state; being there already changes nothing.
+def change_state(session: Session, version: str, to_state: str, reason: str) -> ModelVersion:
+    """Change a version's state; to its own state nothing is changed.
 
     Raises:
         InputError: no such version, or no reason given.
@@ -177,56 +180,69 @@ def move(session: Session, version: str, to_state: str, reason: str) -> ModelVer
 
 
 def make_champion(session: Session, version: str, reason: str) -> ModelVersion | None:
-    """Retire the champion and crown `version` in this transaction; returns whom it replaced, None when it reigned already."""
+    """Retire the champion and promote `version` in this transaction.
+
+    Returns:
+        The version it replaced; None when `version` was champion already, or there was no champion.
+
+    Raises:
+        InputError: no such version, or no reason given.
+        Refused: the version cannot become champion.
+    """
     session.execute(_LOCK)
-    champion = current(session, "champion")
+    champion = get_current(session, "champion")
     if champion is not None and champion.version == version:
         return None
     challenger = get(session, version)
     if not allows(challenger, "champion"):
         raise Refused(f"{version} is {challenger.state} and cannot become champion: {advice(challenger)}")
     if champion is not None:
-        move(session, champion.version, "retired", f"replaced by {version}: {reason}")
-    move(session, version, "champion", reason)
+        change_state(session, champion.version, "retired", f"replaced by {version}: {reason}")
+    change_state(session, version, "champion", reason)
     return champion
 
 
 def make_canary(session: Session, version: str, reason: str) -> ModelVersion | None:
-    """Let `version` draw for the canary share; returns the canary it replaced."""
+    """Let `version` draw for the canary share; returns the canary it replaced.
+
+    Raises:
+        InputError: no such version, or no reason given.
+        Refused: the version cannot become canary.
+    """
     session.execute(_LOCK)
-    running = current(session, "canary")
+    running = get_current(session, "canary")
     if running is not None and running.version == version:
         return None
     challenger = get(session, version)
     if not allows(challenger, "canary"):
         raise Refused(f"{version} is {challenger.state} and cannot become canary: {advice(challenger)}")
     if running is not None:
-        move(session, running.version, "retired", f"replaced by canary {version}: {reason}")
-    move(session, version, "canary", reason)
+        change_state(session, running.version, "retired", f"replaced by canary {version}: {reason}")
+    change_state(session, version, "canary", reason)
     return running
 
 
-def predecessor(session: Session, champion: ModelVersion) -> ModelVersion:
-    """Whom a rollback brings back: the version that `champion` replaced when it *first* became champion.
+def get_predecessor(session: Session, champion: ModelVersion) -> ModelVersion:
+    """The version that a rollback brings back: what `champion` replaced when it first became champion.
 
     The first time, so that rolling back twice goes two steps back instead of returning to what was just withdrawn.
 
     Raises:
-        Refused: it replaced nobody.
+        Refused: it replaced none, or one of an earlier checkpoint.
     """
-    crowned = select(func.min(ModelEvent.event_id)).where(
+    first_promotion = select(func.min(ModelEvent.event_id)).where(
         ModelEvent.version == champion.version, ModelEvent.to_state == "champion"
     )
     retired = (
         select(ModelEvent.version)
         .where(ModelEvent.to_state == "retired", ModelEvent.from_state == "champion")
-        .where(ModelEvent.event_id < crowned.scalar_subquery())
+        .where(ModelEvent.event_id < first_promotion.scalar_subquery())
         .order_by(ModelEvent.event_id.desc())
         .limit(1)
     )
     version = session.scalars(retired).one_or_none()
     if version is None:
-        raise Refused(f"champion {champion.version} replaced nobody: there is nothing to roll back to")
+        raise Refused(f"champion {champion.version} replaced no other version: there is nothing to roll back to")
     before = get(session, version)
     if before.number < 0:
         raise Refused(
@@ -255,5 +271,5 @@ def _next_name(session: Session, preset: str) -> str:
 
 def _record(session: Session, version: ModelVersion, before: str | None, reason: str) -> None:
     event: dict[str, Any] = {"version": version.version, "from_state": before, "to_state": version.state}
-    session.add(ModelEvent(**event, reason=reason, actor=actor()))
+    session.add(ModelEvent(**event, reason=reason, actor=current_actor()))
     session.flush()

@@ -1,4 +1,4 @@
-"""`pigeon retrain`: pairs, snapshot, DPO, registry, gate, and the promised promotion, in steps that a rerun continues.
+"""The steps of `pigeon retrain`: pairs, snapshot, registry, DPO, gate, promotion.
 
 A version is known by its snapshot and its parent, a snapshot by its content: after a crash the same command finds what is done, in the
 registry and in the work folder, and goes on from there. Only a refused or failed challenger is final for its snapshot.
@@ -7,7 +7,6 @@ registry and in the work folder, and goes on from there. Only a refused or faile
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -18,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from generator.feedback import gate, gate_metrics, pairs, registry, rollout, split
 from generator.feedback.artifacts import fetch, upload
+from generator.feedback.gate_metrics import DrawnScores
 from generator.feedback.ports import RetrainContext, clear_errors
 from generator.feedback.snapshot import Snapshot, write
 from generator.serving.api import InferenceCorrupt, InferenceRejected
@@ -31,12 +31,27 @@ OFFLINE = tuple(check for check in gate.CHECKS if check.metric in {"accuracy", "
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it; `version` is None after a dry run."""
+    """Result of a retraining; `version` is None after a dry run."""
 
     version: str | None
     snapshot: str | None
     counts: dict[str, int]
     metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class _Challenge:
+    """What the steps from training to the gate share."""
+
+    context: RetrainContext
+    lease: Lease
+    window: tuple[datetime, datetime]
+    snapshot: Snapshot
+    champion: ModelVersion
+    champion_dir: Path | None
+    """Its adapter's folder; None for the checkpoint as shipped."""
+    version: ModelVersion
+    """The challenger."""
 
 
 def retrain(
@@ -62,24 +77,23 @@ def _steps(
     window = (stop - timedelta(days=settings.window_days), stop)
     with Session(context.engine) as session:
         mined = pairs.mine(session, *window, score_share=settings.score_pairs_share)
-    examples = split.divide(mined.pairs, settings.holdout_share)
-    parts = Counter(example.split for example in examples)
-    counts = {**mined.counts, **{f"{name}_pairs": parts[name] for name in ("train", "holdout", "future")}}
-    context.say(
+    divided = split.divide(mined.pairs, settings.holdout_share)
+    counts = {**mined.counts, **{f"{name}_pairs": len(getattr(divided, name)) for name in split.SPLITS}}
+    context.echo(
         f"feedback of {settings.window_days} days to {day}: {counts['showings']} showings, {counts['clicked']} clicked -> "
         f"{counts['feedback_pairs']} feedback pairs + {counts['score_pairs']} score-ranked = {counts['train_pairs']} to train, "
         f"{counts['holdout_pairs']} of held-out users, {counts['future_pairs']} newest kept back"
     )
-    split.check_leaks(examples)
-    split.check_enough(examples, min_pairs, settings.gate_min_pairs)
+    split.check_leaks(divided)
+    split.check_enough(divided, min_pairs, settings.gate_min_pairs)
     if dry_run:
-        context.say("dry run: nothing was written")
+        context.echo("dry run: nothing was written")
         return Outcome(None, None, counts, {})
 
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
-        _still_ours(lease, session)
-        champion = registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
-        snapshot = write(session, context.store, examples, window, counts)
+        lease.check(session.connection())
+        champion = registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
+        snapshot = write(session, context.store, divided, window, counts)
         reason = f"DPO on {counts['train_pairs']} pairs"
         version = registry.register(
             session, context.settings.models.preset, champion, snapshot.snapshot_id, _training_key(context), reason
@@ -87,105 +101,97 @@ def _steps(
     if version.state in {"refused", "failed", "retired"}:
         raise Refused(f"nothing new: {version.version} was trained from this very feedback and is {version.state}")
     if version.state == "champion":
-        context.say(f"nothing new: {version.version} was trained from this very feedback and is champion")
+        context.echo(f"nothing new: {version.version} was trained from this very feedback and is champion")
         return Outcome(version.version, snapshot.snapshot_id, counts, _metrics_of(version))
-    context.say(f"snapshot {snapshot.snapshot_id[:12]} -> {version.version}, challenger of {champion.version}")
+    context.echo(f"snapshot {snapshot.snapshot_id[:12]} -> {version.version}, challenger of {champion.version}")
 
     champion_dir = _adapter(context, champion)
-    adapter_dir = _train(context, lease, version, champion_dir, snapshot)
+    challenge = _Challenge(context, lease, window, snapshot, champion, champion_dir, version)
+    adapter_dir = _train(challenge)
     metrics = _metrics_of(version)
     if version.state == "registered":
-        metrics = _judge(context, lease, version, champion, adapter_dir, champion_dir, snapshot, window)
+        metrics = _judge(challenge, adapter_dir)
     _roll_out(context, version, promote)
     return Outcome(version.version, snapshot.snapshot_id, counts, metrics)
 
 
-def _train(
-    context: RetrainContext, lease: Lease, version: ModelVersion, champion: Path | None, snapshot: Snapshot
-) -> Path:
+def _train(challenge: _Challenge) -> Path:
     """The challenger's adapter folder; trained and stored unless that has been done."""
+    context, version, snapshot = challenge.context, challenge.version, challenge.snapshot
     if version.adapter_key and version.adapter_sha256:
         return fetch(context.store, version.adapter_key, version.adapter_sha256, context.cache)
+    champion = challenge.champion_dir
     out = context.work / f"{snapshot.snapshot_id}-{champion.name if champion else 'shipped'}-{_training_key(context)}"
     try:
-        trained = context.trainer.train(champion, snapshot.pairs("train"), out)
+        trained = context.trainer.train(champion, snapshot.pairs.select("train"), out)
     except ModelError as error:
-        _settle(context, lease, version, "failed", str(error), {}, (str(error),))
+        _record_verdict(challenge, "failed", str(error), {}, (str(error),))
         raise ModelError(f"{version.version} failed: {error}; {version.parent} serves on") from error
     key, sha256 = upload(context.store, version.version, trained.adapter_dir)
     with Session(context.engine) as session, session.begin():
-        _still_ours(lease, session)
+        challenge.lease.check(session.connection())
         row = registry.get(session, version.version)
         row.adapter_key, row.adapter_sha256 = key, sha256
         row.metrics = {**row.metrics, "train": finite(trained.figures)}
     version.adapter_key, version.adapter_sha256 = key, sha256
-    context.say(f"{version.version}: adapter stored at s3://{context.store.bucket}/{key}")
+    context.echo(f"{version.version}: adapter stored at s3://{context.store.bucket}/{key}")
     return trained.adapter_dir
 
 
-def _judge(
-    context: RetrainContext,
-    lease: Lease,
-    version: ModelVersion,
-    champion: ModelVersion,
-    adapter: Path,
-    champion_dir: Path | None,
-    snapshot: Snapshot,
-    window: tuple[datetime, datetime],
-) -> dict[str, float | None]:
-    """The gate, cheap figures first: a challenger that ranks people's choices worse is never loaded.
+def _judge(challenge: _Challenge, adapter: Path) -> dict[str, float | None]:
+    """Measure the challenger and put it through the gate; it is loaded, refused or failed afterwards.
 
-    Leaves the version loaded, refused or failed.
+    Cheap figures come first: a challenger that ranks users' choices worse is never loaded.
     """
-    settings = context.settings.retrain
-    judged = context.trainer.judge(adapter, champion_dir, snapshot.pairs("holdout", "feedback"))
+    context, version, champion = challenge.context, challenge.version, challenge.champion
+    settings, trainer, pairs = context.settings.retrain, context.trainer, challenge.snapshot.pairs
+    judged = trainer.judge(adapter, challenge.champion_dir, pairs.select("holdout", "feedback"))
     figures = gate_metrics.figures(judged)
     figures["accuracy_future"] = None
-    if later := snapshot.pairs("future", "feedback"):
-        figures["accuracy_future"] = context.trainer.judge(adapter, champion_dir, later).accuracy
+    if later := pairs.select("future", "feedback"):
+        figures["accuracy_future"] = trainer.judge(adapter, challenge.champion_dir, later).accuracy
     verdict = gate.decide(figures, settings, OFFLINE)
     if verdict.passed:
         try:
-            context.serving.install(version.number, adapter)
-            context.serving.probe(version.number)
-            with Session(context.engine) as session:
-                tasks = gate_metrics.held_out_tasks(
-                    session, *window, holdout_share=settings.holdout_share, limit=settings.gate_tasks
-                )
-            context.say(f"{version.version}: loaded beside {champion.version}; both draw {len(tasks)} held-out tasks")
-            rollout.ensure_serving(context, champion)
-            challenger_draws = gate_metrics.draw(context, tasks, version.number)
-            figures |= gate_metrics.figures(
-                judged, challenger_draws, gate_metrics.draw(context, tasks, champion.number)
-            )
+            figures |= gate_metrics.figures(judged, *_draw_beside(challenge, adapter))
         except (ModelError, InferenceRejected, InferenceCorrupt) as error:
-            _settle(context, lease, version, "failed", str(error), figures, (str(error),))
+            _record_verdict(challenge, "failed", str(error), figures, (str(error),))
             context.serving.remove(version.number)
             raise ModelError(f"{version.version} failed: {error}; {champion.version} serves on") from error
         verdict = gate.decide(figures, settings)
     for reason in verdict.reasons:
-        context.say(f"gate: {reason}")
+        context.echo(f"gate: {reason}")
     if not verdict.passed:
-        _settle(context, lease, version, "refused", verdict.refusal, figures, verdict.reasons)
+        _record_verdict(challenge, "refused", verdict.refusal, figures, verdict.reasons)
         context.serving.remove(version.number)
         raise Refused(f"{version.version} refused by the gate: {verdict.refusal}; {champion.version} serves on")
-    _settle(context, lease, version, "loaded", "passed the gate", figures, verdict.reasons)
+    _record_verdict(challenge, "loaded", "passed the gate", figures, verdict.reasons)
     version.state = "loaded"
     return figures
 
 
-def _settle(
-    context: RetrainContext,
-    lease: Lease,
-    version: ModelVersion,
-    state: str,
-    reason: str,
-    figures: Mapping[str, Any],
-    reasons: tuple[str, ...],
+def _draw_beside(challenge: _Challenge, adapter: Path) -> tuple[DrawnScores | None, DrawnScores | None]:
+    """Load the challenger and draw held-out tasks with it and with the champion: scores of both."""
+    context, version, champion = challenge.context, challenge.version, challenge.champion
+    settings = context.settings.retrain
+    context.serving.install(version.number, adapter)
+    context.serving.probe(version.number)
+    with Session(context.engine) as session:
+        tasks = gate_metrics.held_out_tasks(
+            session, *challenge.window, holdout_share=settings.holdout_share, limit=settings.gate_tasks
+        )
+    context.echo(f"{version.version}: loaded beside {champion.version}; both draw {len(tasks)} held-out tasks")
+    rollout.ensure_serving(context, champion)
+    return gate_metrics.draw(context, tasks, version.number), gate_metrics.draw(context, tasks, champion.number)
+
+
+def _record_verdict(
+    challenge: _Challenge, state: str, reason: str, figures: Mapping[str, Any], reasons: tuple[str, ...]
 ) -> None:
-    with Session(context.engine) as session, session.begin():
-        _still_ours(lease, session)
-        row = registry.move(session, version.version, state, reason)
+    """Change the challenger's state and write what the gate measured, in one transaction."""
+    with Session(challenge.context.engine) as session, session.begin():
+        challenge.lease.check(session.connection())
+        row = registry.change_state(session, challenge.version.version, state, reason)
         row.metrics = {
             **row.metrics,
             "gate": {**finite(figures), "passed": state == "loaded", "reasons": list(reasons)},
@@ -198,7 +204,7 @@ def _roll_out(context: RetrainContext, version: ModelVersion, promote: Promotion
     elif promote == "canary" and version.state in {"loaded", "canary"}:
         rollout.canary(context, version.version, "passed the gate, --promote canary")
     else:
-        context.say(
+        context.echo(
             f"{version.version} is {version.state}; `pigeon models promote {version.version} --reason ...` when you like"
         )
 
@@ -211,20 +217,19 @@ def _adapter(context: RetrainContext, version: ModelVersion) -> Path | None:
 
 
 def _training_key(context: RetrainContext) -> str:
-    """Part of a work folder's name, so that a training resumes only with the reference and the settings it began with."""
+    """Hash of what a training depends on but its pairs and reference; part of its work folder's name.
+
+    So a training resumes only with the settings that it started with.
+    """
     s = context.settings.retrain
     named = f"{context.base_sha256} {s.beta} {s.learning_rate} {s.batch_size} {s.epochs} {s.seed}"
     return hashlib.sha256(named.encode()).hexdigest()[:8]
 
 
 def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON columns, which hold no NaN: what is not finite becomes null."""
+    """The figures for a JSON column, which cannot have NaN: what is not finite becomes null."""
     return {k: None if isinstance(v, float) and not (-1.7e308 < v < 1.7e308) else v for k, v in figures.items()}
 
 
 def _metrics_of(version: ModelVersion) -> dict[str, float | None]:
     return {k: v for k, v in version.metrics.get("gate", {}).items() if v is None or isinstance(v, float)}
-
-
-def _still_ours(lease: Lease, session: Session) -> None:
-    lease.check(session.connection())

@@ -1,6 +1,7 @@
-"""Promotion, canary and rollback: first the adapter answers in Triton, then the registry changes, in one transaction.
+"""Promotion, canary and rollback: first the adapter answers in Triton, then the registry changes.
 
-Dying between the two leaves the old champion serving and an adapter too many in memory; the same command again finishes the change.
+The registry changes in one transaction. Dying between the two leaves the old champion serving and an adapter too many in
+memory; the same command again finishes the change.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from schemas.tables import ModelVersion
 
 
 def ensure_serving(context: RetrainContext, version: ModelVersion) -> None:
-    """Have a version answer in Triton: its own adapter, from the bucket if need be, then a picture drawn with it.
+    """Load a version's adapter into Triton, from the bucket if need be, and draw an image with it.
 
     Raises:
         Refused: the version has no adapter to load.
@@ -38,79 +39,79 @@ def ensure_serving(context: RetrainContext, version: ModelVersion) -> None:
 
 def promote(context: RetrainContext, name: str, reason: str) -> None:
     """Make a version champion; all users of the next night are drawn by it."""
-    _needs(reason)
+    _check_reason(reason)
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
-        champion = registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
+        champion = registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
         version = registry.get(session, name)
         if champion.version != name:
-            _servable(version, "champion")
+            _check_allowed(version, "champion")
     ensure_serving(context, version)
     with Session(context.engine) as session, session.begin():
         replaced = registry.make_champion(session, name, reason)
-        context.say(f"{name} is champion, {replaced.version} retired" if replaced else f"{name} is champion already")
+        context.echo(f"{name} is champion, {replaced.version} retired" if replaced else f"{name} is champion already")
 
 
 def canary(context: RetrainContext, name: str, reason: str) -> None:
     """Let a version draw for `retrain.canary_share` of the next night's users."""
-    _needs(reason)
+    _check_reason(reason)
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
-        registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
+        registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
         version = registry.get(session, name)
         if version.state != "canary":
-            _servable(version, "canary")
+            _check_allowed(version, "canary")
     ensure_serving(context, version)
     with Session(context.engine) as session, session.begin():
         replaced = registry.make_canary(session, name, reason)
         share = f"{context.settings.retrain.canary_share:.0%} of the next night's users"
-        context.say(f"{name} is canary for {share}" + (f", {replaced.version} retired" if replaced else ""))
+        context.echo(f"{name} is canary for {share}" + (f", {replaced.version} retired" if replaced else ""))
 
 
 def rollback(context: RetrainContext, reason: str) -> None:
-    """Undo the latest step: a running canary is withdrawn; without one, the champion gives way to whom it replaced."""
-    _needs(reason)
+    """Withdraw the running canary; without one, bring back the champion before this one."""
+    _check_reason(reason)
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
-        champion = registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
-        running = registry.current(session, "canary")
+        champion = registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
+        running = registry.get_current(session, "canary")
         if running is not None:
-            registry.move(session, running.version, "retired", f"rolled back: {reason}")
-            context.say(f"canary {running.version} withdrawn, champion {champion.version} draws for everybody")
+            registry.change_state(session, running.version, "retired", f"rolled back: {reason}")
+            context.echo(f"canary {running.version} withdrawn, champion {champion.version} draws for all users")
             return
-        before = registry.predecessor(session, champion)
+        before = registry.get_predecessor(session, champion)
     ensure_serving(context, before)
     with Session(context.engine) as session, session.begin():
-        if (now := registry.current(session, "champion")) is None or now.version != champion.version:
+        if (now := registry.get_current(session, "champion")) is None or now.version != champion.version:
             raise Refused(
                 f"the champion changed meanwhile to {now.version if now else 'none'}; nothing was rolled back"
             )
         registry.make_champion(session, before.version, f"rollback of {champion.version}: {reason}")
-        context.say(f"{before.version} is champion again, {champion.version} retired")
+        context.echo(f"{before.version} is champion again, {champion.version} retired")
 
 
 def adopt(context: RetrainContext, reason: str) -> None:
-    """Make the checkpoint of the settings champion as it is, once Triton serves it; versions of the one before are put away."""
-    _needs(reason)
+    """Make the settings' checkpoint champion as it is, once Triton serves it; retire earlier versions."""
+    _check_reason(reason)
     context.serving.check_base()
     context.serving.probe(1)
     with Session(context.engine) as session, session.begin():
         champion = registry.adopt(session, context.settings.models.preset, context.base_sha256, reason)
-        context.say(f"{champion.version} is champion: checkpoint {context.base_sha256} as it is")
+        context.echo(f"{champion.version} is champion: checkpoint {context.base_sha256} as it is")
 
 
 def sync(context: RetrainContext) -> None:
-    """Load every adapter that serves or waits to: after Triton's repository was built anew or lost."""
+    """Load each adapter that serves or waits to, after Triton's repository was rebuilt or lost."""
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
-        registry.ensure_first(session, context.settings.models.preset, context.base_sha256)
-        wanted = [v for v in registry.listed(session) if v.state in {"champion", "canary", "loaded"}]
+        registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
+        wanted = [v for v in registry.list_versions(session) if v.state in {"champion", "canary", "loaded"}]
     for version in wanted:
         ensure_serving(context, version)
-        context.say(f"{version.version} ({version.state}): adapter {version.number} answers")
+        context.echo(f"{version.version} ({version.state}): adapter {version.number} answers")
 
 
-def _servable(version: ModelVersion, state: str) -> None:
+def _check_allowed(version: ModelVersion, state: str) -> None:
     if not registry.allows(version, state):
         raise Refused(f"{version.version} is {version.state} and cannot become {state}: {registry.advice(version)}")
 
 
-def _needs(reason: str) -> None:
+def _check_reason(reason: str) -> None:
     if not reason.strip():
         raise InputError("--reason must not be empty: the registry keeps why each model came and went")

@@ -1,13 +1,12 @@
-"""Immutable snapshots of preference pairs: `snapshots/<id>.jsonl` in S3, the id the hash of the bytes.
+"""Immutable snapshots of preference pairs in S3: `snapshots/<id>.jsonl`, named by a hash.
 
-A line holds `split`, `decided_at` and `pair`; lines are ordered by pair id, so the same pairs give the same id on any day.
+A line has `split`, `decided_at` and `pair`; lines are ordered by pair id, so the same pairs give the same id on any day.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from generator.feedback.pairs import Decided
-from generator.feedback.split import Example, check_leaks
+from generator.feedback.pairs import DatedPair
+from generator.feedback.split import SplitPairs, check_leaks, group
 from generator.storage.objects import Store
 from schemas.errors import Refused
 from schemas.preferences import PreferencePair
@@ -28,28 +27,23 @@ class Snapshot:
     """What one retraining sees."""
 
     snapshot_id: str
-    examples: tuple[Example, ...]
-
-    def pairs(self, split: str, source: str | None = None) -> list[PreferencePair]:
-        """The pairs of a split, ordered by id, of one source if named."""
-        found = [e.decided.pair for e in self.examples if e.split == split]
-        return [pair for pair in found if source in (None, pair.source)]
+    pairs: SplitPairs
 
 
-def encode(examples: Sequence[Example]) -> bytes:
+def encode(pairs: SplitPairs) -> bytes:
     """The snapshot's bytes: canonical JSON lines."""
     lines = [
         json.dumps(
             {
-                "decided_at": e.decided.decided_at.astimezone(UTC).isoformat(),
-                "pair": e.decided.pair.model_dump(mode="json"),
-                "split": e.split,
+                "decided_at": dated.decided_at.astimezone(UTC).isoformat(),
+                "pair": dated.pair.model_dump(mode="json"),
+                "split": split,
             },
             sort_keys=True,
             separators=(",", ":"),
             ensure_ascii=False,
         )
-        for e in sorted(examples, key=lambda e: e.decided.pair.pair_id)
+        for split, dated in sorted(pairs.each(), key=lambda each: each[1].pair.pair_id)
     ]
     return "".join(line + "\n" for line in lines).encode()
 
@@ -64,13 +58,16 @@ def decode(body: bytes, snapshot_id: str) -> Snapshot:
         raise Refused(
             f"snapshot {snapshot_id}: its bytes hash to {snapshot_of(body)}: it was altered; nothing was trained"
         )
-    examples = []
-    for line in body.decode().splitlines():
-        row = json.loads(line)
-        decided = Decided(PreferencePair.model_validate(row["pair"]), datetime.fromisoformat(row["decided_at"]))
-        examples.append(Example(row["split"], decided))
-    check_leaks(examples)
-    return Snapshot(snapshot_id, tuple(examples))
+    rows = [json.loads(line) for line in body.decode().splitlines()]
+    pairs = group(
+        (
+            row["split"],
+            DatedPair(PreferencePair.model_validate(row["pair"]), datetime.fromisoformat(row["decided_at"])),
+        )
+        for row in rows
+    )
+    check_leaks(pairs)
+    return Snapshot(snapshot_id, pairs)
 
 
 def snapshot_of(body: bytes) -> str:
@@ -86,25 +83,24 @@ def key_of(snapshot_id: str) -> str:
 def write(
     session: Session,
     store: Store,
-    examples: Sequence[Example],
+    pairs: SplitPairs,
     window: tuple[datetime, datetime],
     counts: dict[str, Any],
 ) -> Snapshot:
     """Store a snapshot and its row; storing the same one again changes nothing."""
-    check_leaks(examples)
-    body = encode(examples)
+    check_leaks(pairs)
+    body = encode(pairs)
     snapshot_id = snapshot_of(body)
     store.create(key_of(snapshot_id), body, "application/jsonl")
     if session.get(PreferenceSnapshot, snapshot_id) is None:
-        parts = [e.split for e in examples]
         session.add(
             PreferenceSnapshot(
                 snapshot_id=snapshot_id,
                 key=key_of(snapshot_id),
                 window_start=window[0],
                 window_end=window[1],
-                train_pairs=parts.count("train"),
-                holdout_pairs=parts.count("holdout"),
+                train_pairs=len(pairs.train),
+                holdout_pairs=len(pairs.holdout),
                 counts=counts,
             )
         )
@@ -113,15 +109,15 @@ def write(
 
 
 @dataclass(frozen=True)
-class Purged:
-    """A snapshot that held erased users' pairs; its object is gone, its row says so without naming them."""
+class ErasedSnapshot:
+    """A snapshot with pairs of erased users: its object is gone, its row says so without their names."""
 
     snapshot_id: str
     users: int
     pairs: int
 
 
-_PURGE_ROW = text(
+_MARK_ERASED = text(
     "UPDATE preference_snapshots SET counts = counts || jsonb_build_object("
     "'purged_at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),"
     "'purged_users', cast(:users AS int), 'purged_pairs', cast(:pairs AS int)) WHERE snapshot_id = :id"
@@ -132,18 +128,18 @@ _PROOF = text(
 )
 
 
-def forget(session: Session, store: Store, *, dry_run: bool) -> list[Purged]:
-    """Delete every stored snapshot that holds a user erased since it was made, with proof in `erasures`.
+def erase_users(session: Session, store: Store, *, dry_run: bool) -> list[ErasedSnapshot]:
+    """Delete each stored snapshot that has a user erased since it was made, with proof in `erasures`.
 
-    The whole object goes, for a snapshot without some lines is another snapshot; the next retrain mines its pairs anew. Adapters
-    trained from it stay: what they learned of one user cannot be taken out, only trained anew (`model_versions.snapshot_id` names them).
+    The whole object goes, for a snapshot without some lines is another snapshot; the next retrain mines its pairs again. Adapters
+    trained from it stay: what they learned of one user cannot be taken out, only trained again (`model_versions.snapshot_id` names them).
     """
     rows = session.execute(text("SELECT user_id, requested_at FROM erasures"))
-    erased: dict[str, datetime] = {row.user_id: row.requested_at for row in rows}
-    purged = []
+    requests: dict[str, datetime] = {row.user_id: row.requested_at for row in rows}
+    erased = []
     for row in session.scalars(select(PreferenceSnapshot).order_by(PreferenceSnapshot.snapshot_id)):
         # A user may return after an erasure; a later snapshot then holds only what came after it.
-        suspects = {user for user, requested_at in erased.items() if requested_at >= row.created_at}
+        suspects = {user for user, requested_at in requests.items() if requested_at >= row.created_at}
         if "purged_at" in row.counts or not suspects:
             continue
         stored = store.get(row.key)
@@ -152,9 +148,9 @@ def forget(session: Session, store: Store, *, dry_run: bool) -> list[Purged]:
         found = suspects & set(users)
         if stored and not found:
             continue
-        purged.append(Purged(row.snapshot_id, len(found), sum(user in found for user in users)))
+        erased.append(ErasedSnapshot(row.snapshot_id, len(found), sum(user in found for user in users)))
         if not dry_run:
-            store.delete(row.key)  # first: when we die here, the next run finds it gone and writes the row
-            session.execute(_PURGE_ROW, {"id": row.snapshot_id, "users": len(found), "pairs": purged[-1].pairs})
+            store.delete(row.key)  # first: after a death here the next run finds it gone and writes the row
+            session.execute(_MARK_ERASED, {"id": row.snapshot_id, "users": len(found), "pairs": erased[-1].pairs})
             session.execute(_PROOF, {"id": row.snapshot_id, "users": sorted(found)})
-    return purged
+    return erased

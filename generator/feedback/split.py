@@ -1,4 +1,4 @@
-"""Which pairs train and which judge: held-out users by a stable hash, and the newest evidence kept back.
+"""The split into pairs that train and pairs that judge: held-out users, and the newest evidence.
 
 train    pairs of other users, up to the time cut
 holdout  all pairs of held-out users: the gate's; no user of theirs is ever trained on, in any week
@@ -7,75 +7,95 @@ future   other users' pairs past the cut: reported beside the gate's figures (do
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, get_args
 
-from generator.feedback.pairs import Decided
+from generator.feedback.pairs import DatedPair
 from schemas.errors import Refused
+from schemas.hashing import unit_interval
+from schemas.preferences import PreferencePair
 
 Split = Literal["train", "holdout", "future"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 FUTURE_SHARE = 0.1
 
 
-class Example(NamedTuple):
-    """A pair and the part it plays."""
+class SplitPairs(NamedTuple):
+    """The pairs by the part they play."""
 
-    split: Split
-    decided: Decided
+    train: tuple[DatedPair, ...] = ()
+    holdout: tuple[DatedPair, ...] = ()
+    future: tuple[DatedPair, ...] = ()
+
+    def select(self, split: Split, source: str | None = None) -> list[PreferencePair]:
+        """The pairs of a split, in their order, of one source if named."""
+        return [dated.pair for dated in getattr(self, split) if source in (None, dated.pair.source)]
+
+    def each(self) -> Iterator[tuple[Split, DatedPair]]:
+        """All pairs with their split."""
+        for split in SPLITS:
+            for dated in getattr(self, split):
+                yield split, dated
 
 
 def is_held_out(user_id: str, share: float) -> bool:
-    """Stable over weeks and processes: a user once held out stays so while the share does not shrink."""
-    return int(hashlib.sha256(f"holdout:{user_id}".encode()).hexdigest()[:8], 16) / 2**32 < share
+    """Whether no adapter may train on a user: stable over weeks while the share does not shrink."""
+    return unit_interval(f"holdout:{user_id}", bits=32) < share
 
 
-def divide(pairs: Sequence[Decided], holdout_share: float) -> list[Example]:
-    """Each pair with its split, ordered by pair id."""
+def divide(pairs: Sequence[DatedPair], holdout_share: float) -> SplitPairs:
+    """The pairs by split, each split ordered by pair id."""
     times = sorted(
         d.decided_at for d in pairs if d.pair.source == "feedback" and not is_held_out(d.pair.user_id, holdout_share)
     )
     cut = times[max(0, round(len(times) * (1 - FUTURE_SHARE)) - 1)] if times else None
 
-    def split(decided: Decided) -> Split:
-        if is_held_out(decided.pair.user_id, holdout_share):
+    def split(dated: DatedPair) -> Split:
+        if is_held_out(dated.pair.user_id, holdout_share):
             return "holdout"
         # Score-ranked pairs rest on no later evidence than the night itself.
-        late = decided.pair.source == "feedback" and cut is not None and decided.decided_at > cut
+        late = dated.pair.source == "feedback" and cut is not None and dated.decided_at > cut
         return "future" if late else "train"
 
-    return sorted((Example(split(d), d) for d in pairs), key=lambda e: e.decided.pair.pair_id)
+    return group((split(dated), dated) for dated in pairs)
 
 
-def check_leaks(examples: Iterable[Example]) -> None:
+def group(pairs: Iterable[tuple[Split, DatedPair]]) -> SplitPairs:
+    """Pairs with their split, by split, each split ordered by pair id."""
+    found: dict[Split, list[DatedPair]] = {split: [] for split in SPLITS}
+    for split, dated in pairs:
+        found[split].append(dated)
+    return SplitPairs(*(tuple(sorted(found[split], key=lambda d: d.pair.pair_id)) for split in SPLITS))
+
+
+def check_leaks(pairs: SplitPairs) -> None:
     """Refuse when what trains could have been seen by what judges.
 
     Raises:
         Refused: a held-out user, a pair or a poster is in two splits that must not share it.
     """
     users: dict[str, bool] = {}
-    pairs: set[str] = set()
+    seen: set[str] = set()
     posters: dict[str, bool] = {}
-    for split, (pair, _) in ((e.split, (e.decided.pair, e.decided.decided_at)) for e in examples):
-        held = split == "holdout"
+    for split, dated in pairs.each():
+        held, pair = split == "holdout", dated.pair
         if users.setdefault(pair.user_id, held) != held:
             raise Refused(f"leak: user {pair.user_id} is both held out and trained on")
-        if pair.pair_id in pairs:
+        if pair.pair_id in seen:
             raise Refused(f"leak: pair {pair.pair_id} is in the snapshot twice")
-        pairs.add(pair.pair_id)
+        seen.add(pair.pair_id)
         for poster in (pair.chosen_poster_id, pair.rejected_poster_id):
             if posters.setdefault(poster, held) != held:
                 raise Refused(f"leak: poster {poster} is both held out and trained on")
 
 
-def check_enough(examples: Sequence[Example], min_pairs: int, min_judged: int) -> None:
+def check_enough(pairs: SplitPairs, min_pairs: int, min_judged: int) -> None:
     """Refuse to train on too little, on one user's taste, or what nothing could judge.
 
     Raises:
         Refused: with the counts.
     """
-    train = [e.decided.pair for e in examples if e.split == "train"]
-    judged = [e.decided.pair for e in examples if e.split == "holdout" and e.decided.pair.source == "feedback"]
+    train, judged = pairs.select("train"), pairs.select("holdout", "feedback")
     users = {pair.user_id for pair in train}
     found = f"{len(train)} training pairs of {len(users)} users, {len(judged)} held-out feedback pairs"
     if len(train) < min_pairs:

@@ -1,7 +1,7 @@
-"""`posters.published.v1`: tell the world which posters can be surfaced.
+"""Events of topic `posters.published.v1`: which posters can be surfaced.
 
-A poster is marked when the broker has acknowledged its event, so none is forgotten; a crash between the two sends an event
-again, and `poster_id` tells its readers.
+A poster is marked when the broker has acknowledged its event, so none is left out; a crash between the two sends an event
+again, which readers recognise by its `poster_id`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from generator.nightly.ledger import Ledger
+from schemas.connections import kafka_options
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
@@ -22,7 +23,7 @@ class Announcer(Protocol):
     """Where events go."""
 
     def send(self, events: Iterable[PosterPublished]) -> None:
-        """Returns when all are acknowledged.
+        """Send all and return when all are acknowledged.
 
         Raises:
             ServerUnavailable: the broker is away.
@@ -33,11 +34,11 @@ class Announcer(Protocol):
 
 
 def announce(ledger: Ledger, run: NightRun, announcer: Announcer) -> int:
-    """Send an event for each poster of the run that nobody has been told of; how many."""
+    """Send an event for each poster of the run that is not announced yet; returns how many."""
     if run.manifest_key is None:
         return 0
     sent = 0
-    while posters := ledger.unannounced(run.run_id):
+    while posters := ledger.read_unannounced(run.run_id):
         at = datetime.now(UTC)
         announcer.send(
             PosterPublished(
@@ -54,7 +55,7 @@ def announce(ledger: Ledger, run: NightRun, announcer: Announcer) -> int:
             for poster in posters
         )
         reach("announced")
-        ledger.announced([poster.poster_id for poster in posters], at)
+        ledger.mark_announced([poster.poster_id for poster in posters], at)
         sent += len(posters)
     return sent
 
@@ -68,24 +69,13 @@ class KafkaAnnouncer:
 
         self._settings = settings
         self._error = KafkaError
-        options = {
-            "security_protocol": settings.security_protocol,
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
-            "ssl_cafile": str(settings.ssl_cafile) if settings.ssl_cafile else None,
-            "ssl_certfile": str(settings.ssl_certfile) if settings.ssl_certfile else None,
-            "ssl_keyfile": str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
-        }
         try:
             self._producer = KafkaProducer(
-                bootstrap_servers=settings.bootstrap_servers.split(","),
-                request_timeout_ms=settings.request_timeout_ms,
+                **kafka_options(settings),
                 delivery_timeout_ms=settings.request_timeout_ms + 1000,
                 max_block_ms=settings.request_timeout_ms,
                 linger_ms=20,
                 acks="all",
-                **{name: value for name, value in options.items() if value is not None},
             )
         except KafkaError as error:
             raise self._away(error) from error

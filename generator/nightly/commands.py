@@ -1,4 +1,4 @@
-"""`pigeon night` and `pigeon schedule`; registered by generator/cli.py."""
+"""Commands `pigeon night` and `pigeon schedule`; registered by generator/cli.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(
         Engine, typer.Option("--engine", help="local: threads of this process. ray: not in this release.")
     ] = Engine.local,
 ) -> None:
-    """Plan, draw, publish and announce one night; the same night again does only what is missing."""
+    """Plan, draw, publish and announce one night; a second run does only what is missing."""
     from generator.nightly.plan import Scope
     from generator.nightly.run import Night
 
@@ -73,7 +73,7 @@ def run(
 
 @night.command("resume")
 def resume(day: Day = None) -> None:
-    """Finish a night that was stopped, killed or failed; without --date the latest unfinished one."""
+    """Finish a night that stopped or failed; without --date the latest unfinished one."""
     from generator.nightly.run import Night, find_unfinished
 
     settings = _settings()
@@ -95,30 +95,30 @@ def status(
 
 
 @night.command("forget")
-def forget() -> None:
-    """Erase what the nights hold of users with an erasure request: rows, pictures, manifests, reports; with proof."""
-    from generator.nightly.erase import forget_users
+def erase() -> None:
+    """Erase users with an open request from rows, images, manifests and reports; with proof."""
+    from generator.nightly.erase import erase_users
 
-    typer.echo(forget_users(_settings()))
+    typer.echo(erase_users(_settings()))
 
 
 @night.command("upkeep")
 def upkeep() -> None:
-    """Erase forgotten users, then drop manifests beyond the newest `night.keep_manifests`."""
-    from generator.nightly.erase import drop_old_manifests, forget_users
+    """Erase users with an open request, then drop all but the newest `night.keep_manifests` sets."""
+    from generator.nightly.erase import drop_old_manifests, erase_users
 
     settings = _settings()
-    typer.echo(forget_users(settings))
+    typer.echo(erase_users(settings))
     typer.echo(drop_old_manifests(settings))
 
 
 def schedule(
     once: Annotated[Job | None, typer.Option("--once", help="Run this job now, then exit with its code.")] = None,
 ) -> None:
-    """Run night, retrain and upkeep by cron until stopped; of several schedulers one leads, the others stand by."""
+    """Run night, retrain and upkeep by cron until stopped; of several schedulers one leads."""
     from generator.nightly.schedule import Scheduler
 
-    scheduler = Scheduler(_settings(), say=typer.echo)
+    scheduler = Scheduler(_settings(), echo=typer.echo)
     if once is not None:
         raise typer.Exit(scheduler.run_now(once.value))
     scheduler.run_forever()
@@ -155,7 +155,7 @@ def _user_list(users: str | None) -> tuple[str, ...] | None:
 
 @contextmanager
 def _context(settings: Settings) -> Iterator[NightContext]:
-    """The real parts: Triton, Kafka and the terminal."""
+    """What the night works with: Triton, Kafka and the terminal."""
     import functools
 
     from generator.nightly.announce import KafkaAnnouncer

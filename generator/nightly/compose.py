@@ -1,4 +1,4 @@
-"""The poster around the model's picture: art above, title below, one WebP file per configured size.
+"""The poster around the model's image: art above, title below, one WebP file per configured size.
 
 The same input gives the same bytes: no clock, no randomness, Pillow's basic text layout.
 """
@@ -39,7 +39,7 @@ class Layout:
 
 
 def layout(width: int, height: int) -> Layout:
-    """Portrait: art over the whole width, title below. Landscape: art over the whole height, title at its right."""
+    """The layout for a size: portrait puts the title below the art, landscape at its right."""
     margin = max(4, round(min(width, height) * 0.07))
     if height >= width * 1.2:
         side = min(width, round(height * 0.7))
@@ -78,14 +78,14 @@ def compose(
 
 
 def png(art: npt.NDArray[np.uint8]) -> bytes:
-    """The model's picture as it is."""
+    """The model's image as PNG."""
     out = io.BytesIO()
     Image.fromarray(art).save(out, "PNG", compress_level=9)
     return out.getvalue()
 
 
 def enlarge(art: npt.NDArray[np.uint8], side: int) -> Image.Image:
-    """A square of `side` pixels with firm edges: doubled step by step, each step sharpened, so that no step blurs far."""
+    """A square of `side` pixels with firm edges: doubled in steps, each of them sharpened."""
     image = Image.fromarray(art)
     if image.width != image.height:
         short = min(image.size)
@@ -101,7 +101,7 @@ def enlarge(art: npt.NDArray[np.uint8], side: int) -> Image.Image:
 
 
 def _edge_colour(art: npt.NDArray[np.uint8]) -> Colour:
-    """The median colour of the picture's lower rim, where the title's ground continues it."""
+    """The median colour of the image's lower rim, where the title's ground continues it."""
     rim = max(1, art.shape[0] // 16)
     pixels = np.concatenate(
         [art[-rim:].reshape(-1, 3), art[-4 * rim :, :rim].reshape(-1, 3), art[-4 * rim :, -rim:].reshape(-1, 3)]
@@ -111,7 +111,7 @@ def _edge_colour(art: npt.NDArray[np.uint8]) -> Colour:
 
 
 def _ground(image: Image.Image, place: Layout, paper: Colour) -> Image.Image:
-    """The picture laid on its own edge colour, which grows darker away from it; the seam is feathered."""
+    """The image on its own edge colour, which darkens away from it; the seam is feathered."""
     x, y, side = place.art
     rows = np.linspace(0, 1, place.height, dtype=np.float32)[:, None, None]
     start = side / place.height if place.art[0] or place.text[1] >= side else 0.0
@@ -158,7 +158,7 @@ def _write(canvas: Image.Image, title: str, year: str | None, place: Layout, pap
 
 
 def _fit(title: str, font_path: str, width: int, height: int, largest: int) -> tuple[list[str], Font]:
-    """The largest type in which the title fits its box; at the smallest the last line is cut with an ellipsis."""
+    """The largest type in which the title fits its box; the smallest may end in an ellipsis."""
     smallest = max(7, largest // 4)
     low, high = smallest, max(largest, smallest)
     best: tuple[list[str], Font] | None = None
@@ -185,7 +185,7 @@ def _fit(title: str, font_path: str, width: int, height: int, largest: int) -> t
 
 
 def _wrap(title: str, font: Font, width: int, *, break_words: bool) -> list[str]:
-    """Lines of about equal length, none wider than `width`; empty when a word is too wide and may not be broken."""
+    """Lines of about equal length within `width`; empty when a word is too wide and may not be broken."""
     words: list[tuple[str, float]] = []
     for whole in title.split():
         word = whole

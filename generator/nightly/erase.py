@@ -1,8 +1,9 @@
-"""Erasure and retention of what the nights keep. Both lead the night's lease, so no night runs at the same time.
+"""Erasure and retention of what the nights keep.
 
-A request (table `erasures`) is completed when the user is in no manifest that readers or we could open, in no picture that
-is not another user's as well, in no report and in no row of ours; the row's `proof` says what was done and checked.
-Pictures go before rows, so an erasure that dies on the way is begun again and misses nothing.
+Both lead the night's lease, so no night runs at the same time. A request (table `erasures`) is completed when the user is
+in no manifest that readers or we could open, in no image that is not another user's as well, in no report and in no row of
+ours; the row's `proof` says what was done and checked. Images go before rows, so an erasure that dies on the way starts
+again and misses nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_edit import remove_users, users_left
 from generator.nightly.online_store import forget
 from generator.nightly.withdraw import read_pointer, sync_withdrawn
+from generator.nightly.wording import counted
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
@@ -54,8 +56,8 @@ def _leading(settings: Settings) -> Iterator[tuple[Store, Ledger]]:
         store.s3.close()
 
 
-def forget_users(settings: Settings) -> str:
-    """Complete every open request; a line in numbers.
+def erase_users(settings: Settings) -> str:
+    """Complete every open erasure request; returns a line with the numbers.
 
     Raises:
         LockHeld: a night is under way; the next upkeep erases.
@@ -65,7 +67,7 @@ def forget_users(settings: Settings) -> str:
         with ledger.reading() as session:
             users = list(session.scalars(select(Erasure.user_id).where(Erasure.completed_at.is_(None))))
         if not users:
-            return "forget: no open requests"
+            return "erasure: no open requests"
         proofs = {user: _Proof() for user in users}
         work = settings.state_dir / "work"
         work.mkdir(parents=True, exist_ok=True)
@@ -78,17 +80,23 @@ def forget_users(settings: Settings) -> str:
             _clean_images(store, ledger, user, proof)
         left = users_left(store, users, work)
         if left:
-            raise PigeonError(f"erasure failed: {len(left)} users are still in a manifest; run it again")
+            raise PigeonError(f"erasure failed: still in a manifest: {counted(len(left), 'user')}; run it again")
         for user, proof in proofs.items():
             _clean_rows(ledger, user, proof)
         sync_withdrawn(store, ledger.engine)
         images = sum(proof.pictures_deleted for proof in proofs.values())
         manifests = len({key for proof in proofs.values() for key in proof.manifests_rewritten})
-        return f"forget: {len(users)} users erased, {images} pictures deleted, {manifests} manifests rewritten"
+        return (
+            f"erasure: {counted(len(users), 'user')} erased, {counted(images, 'image')} deleted, "
+            f"{counted(manifests, 'manifest')} rewritten"
+        )
 
 
 def drop_old_manifests(settings: Settings) -> str:
-    """Delete the sets and reports of all nights but the newest `night.keep_manifests`; never what the pointer leads to."""
+    """Delete sets and reports of all but the newest `night.keep_manifests` nights.
+
+    What the pointer leads to stays. Returns a line with the numbers.
+    """
     with _leading(settings) as (store, _):
         # What has no date is no night's: the pointer, and the list of what was withdrawn.
         keys = [key for key in store.keys("manifests/") if _DATED.match(key)]
@@ -99,11 +107,13 @@ def drop_old_manifests(settings: Settings) -> str:
         doomed = [key for key in keys if key.split("/")[1] in old - held]
         for key in doomed:
             store.delete(key)
-        return f"manifests: {len(nights)} nights kept in S3, {len(doomed)} objects of older ones deleted"
+        return (
+            f"manifests: {counted(len(nights), 'night')} found, {counted(len(doomed), 'object')} of older ones deleted"
+        )
 
 
 def _clean_reports(store: Store, ledger: Ledger, user: str, proof: _Proof) -> None:
-    """Reports of nights that drew for the user show the user's pictures."""
+    """Delete the reports of nights that drew for the user: they show the user's posters."""
     with ledger.reading() as session:
         runs = session.execute(
             select(NightRun.run_id, NightRun.report_key)
@@ -124,7 +134,7 @@ def _clean_images(store: Store, ledger: Ledger, user: str, proof: _Proof) -> Non
     with ledger.reading() as session:
         mine = _keys(session, Poster.user_id == user)
         shared = set()
-        for key in mine:  # the same bytes under the same key may be another user's picture too
+        for key in mine:  # the same bytes under the same key may be another user's image too
             others = _keys(
                 session,
                 Poster.user_id != user,
@@ -162,7 +172,7 @@ def _clean_rows(ledger: Ledger, user: str, proof: _Proof) -> None:
         for table in (CurrentPosters, Poster, NightTask, NightSkip):
             gone = session.execute(delete(table).where(table.user_id == user).returning(table.user_id))
             proof.rows[table.__tablename__] = len(gone.all())
-        # A night that was asked for by name keeps no names of forgotten users.
+        # A night that was asked for by name keeps no names of erased users.
         session.execute(
             text(
                 "UPDATE night_runs SET settings = jsonb_set(settings, '{scope,users}', "

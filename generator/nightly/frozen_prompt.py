@@ -1,4 +1,4 @@
-"""What is frozen of a task when the night is planned, and the ids and seeds that follow from it."""
+"""What a plan freezes of a task, and the ids and seeds that follow from it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import InputError
+from schemas.hashing import unit_interval
 from schemas.preferences import PromptSnapshot
 from schemas.settings import NightSettings
 
@@ -17,7 +18,7 @@ RECIPE_VERSION = 1
 
 
 class FrozenImage(BaseModel):
-    """An item's picture as the plan saw it."""
+    """An item's title and image as the plan saw them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +29,7 @@ class FrozenImage(BaseModel):
 
 
 class FrozenPrompt(BaseModel):
-    """Column `night_tasks.prompt`. `snapshot` is None until the pictures' tokens are known, that is until the task is drawn."""
+    """Column `night_tasks.prompt`; `snapshot` is None until the task is drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,8 +53,8 @@ def drawing_settings(settings: NightSettings) -> dict[str, Any]:
     return {"version": RECIPE_VERSION, **{name: dumped[name] for name in names.split()}}
 
 
-def frozen(settings: NightSettings, run_settings: dict[str, Any]) -> NightSettings:
-    """`settings` with the recipe that a run was planned with (`night_runs.settings`).
+def as_planned(settings: NightSettings, run_settings: dict[str, Any]) -> NightSettings:
+    """`settings` with the drawing settings that a run was planned with (`night_runs.settings`).
 
     Raises:
         InputError: this release draws by another recipe than the one that planned the run.
@@ -68,16 +69,22 @@ def frozen(settings: NightSettings, run_settings: dict[str, Any]) -> NightSettin
     return NightSettings.model_validate({**settings.model_dump(), **planned})
 
 
-def input_fingerprint(prompt: FrozenPrompt, recipe_: dict[str, Any]) -> str:
-    """Hash of everything but the model that a task's posters depend on; addresses of pictures do not count, bytes do."""
+def input_fingerprint(prompt: FrozenPrompt, drawing: dict[str, Any]) -> str:
+    """Hash of all that a task's posters depend on but the model.
+
+    Of images the bytes count, not the addresses. `drawing`: as `drawing_settings` returns them.
+    """
     content = prompt.model_dump(
         mode="json", exclude={"snapshot": True, "reference": {"uri"}, "history": {"__all__": {"uri"}}}
     )
-    return _hash("input", json.dumps([content, recipe_], sort_keys=True))[:32]
+    return _hash("input", json.dumps([content, drawing], sort_keys=True))[:32]
 
 
 def task_seed(user_id: str, item_id: str, model_version: str, fingerprint: str) -> int:
-    """The seed of a task, in 0..2^53-1 so that every JSON reader keeps it exact; candidate i draws with (seed, i)."""
+    """The seed of a task; candidate i draws with (seed, i).
+
+    In 0..2^53-1, so that every JSON reader keeps it exact.
+    """
     return int(_hash("seed", user_id, item_id, model_version, fingerprint)[:16], 16) >> 11
 
 
@@ -88,12 +95,13 @@ def poster_id(user_id: str, item_id: str, model_version: str, variant: int, fing
 
 def share(user_id: str, purpose: str) -> float:
     """A stable number in [0, 1) for a user, independent between purposes."""
-    return int(_hash("share", purpose, user_id)[:13], 16) / 16**13
+    return unit_interval(_joined("share", purpose, user_id))
 
 
 def _hash(*parts: str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:  # length first, so that ("ab", "c") and ("a", "bc") differ
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
+    return hashlib.sha256(_joined(*parts)).hexdigest()
+
+
+def _joined(*parts: str) -> bytes:
+    # Length first, so that ("ab", "c") and ("a", "bc") differ.
+    return b"".join(len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts))

@@ -1,4 +1,4 @@
-"""Drawing: tasks flow from the ledger through tokens, Triton, selection, composition and upload, all at the same time."""
+"""Drawing of a run's tasks: tokens, Triton, selection, composition and upload in parallel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from generator.nightly.image_features import ImageFeatureCache, Missing
 from generator.nightly.images import CatalogImages, UnreadableImage
 from generator.nightly.ledger import Ledger
 from generator.nightly.retry import ModelRetry, Stopped
-from generator.nightly.select import ImageHash, Scored, choose, image_hash, propensities
+from generator.nightly.rows import Drawing, Outcome, PosterRow, Rendition
+from generator.nightly.select import ImageHash, PromptFeatures, Scored, choose, image_hash, propensities
 from generator.nightly.stages import Stage, StagePipeline
 from generator.serving.api import DrawnImage, DrawRequest, ImageFeatures, InferenceError, ServedPigeon
 from generator.storage.objects import Store
@@ -38,7 +39,7 @@ FINISHERS = 2
 
 @dataclass
 class Tally:
-    """What has happened so far; read by the progress line."""
+    """Counts of what is done so far, for the progress line and the night's figures."""
 
     done: int = 0
     refused: int = 0
@@ -79,7 +80,7 @@ class Generator:
         self._images = images
         self._model = model
         self._run_id = run_id
-        self._sizes = [tuple(int(n) for n in size.split("x")) for size in self._night.sizes]
+        self._sizes = [_width_and_height(size) for size in self._night.sizes]
         in_flight = settings.triton.max_in_flight
         self.pipeline = StagePipeline(
             [
@@ -97,22 +98,22 @@ class Generator:
         )
         self._features = ImageFeatureCache(ledger.engine, model, images, self._retry.call)
         self._texts: dict[str, npt.NDArray[np.float32]] = {}
-        self._looks: dict[str, ImageHash] = {}
+        self._hashes: dict[str, ImageHash] = {}
         self._lock = threading.Lock()
         self.tally = Tally()
 
     @property
-    def pictures_tokenized(self) -> int:
-        """Pictures of which nobody had features before."""
+    def images_tokenized(self) -> int:
+        """Images that had no features before."""
         return self._features.computed
 
     @property
     def retries(self) -> int:
-        """Model calls that were made again."""
+        """Model calls that were repeated."""
         return self._retry.retries
 
     def run(self, tick: Callable[[Tally], None]) -> Tally:
-        """Draw everything that is pending; returns early, without an error, after `pipeline.stop()`.
+        """Draw all pending tasks; returns early, without an error, after `pipeline.stop()`.
 
         Raises:
             ServerUnavailable: Triton, Postgres or S3 is away for too long; finished tasks are kept.
@@ -123,14 +124,14 @@ class Generator:
 
     def _pages(self) -> Iterator[list[NightTask]]:
         # Pages no longer than what the queues hold, so that tokens of the next page are made while this one is drawn.
-        yield from self._ledger.pending(self._run_id, page=16)
+        yield from self._ledger.read_pending(self._run_id, page=16)
 
     def _prepare(self, tasks: list[NightTask]) -> list[_Job]:
-        """Tokens of all pictures of a page of tasks; a task whose pictures cannot be had fails alone."""
+        """Tokens of all images of a page of tasks; a task whose images cannot be had fails alone."""
         prompts = [FrozenPrompt.model_validate(task.prompt) for task in tasks]
         wanted = [(image.sha256, image.uri) for p in prompts for image in (*p.history, p.reference)]
         try:
-            known = self._features.of(wanted)
+            known = self._features.get(wanted)
         except Stopped:
             return []
         jobs = []
@@ -192,95 +193,95 @@ class Generator:
             self._fail(task, f"{len(job.candidates)} candidates for {len(self._night.alphas)} alphas", job.attempts)
             return []
         try:
-            reference_look = self._reference_look(job.prompt.reference)
+            features = PromptFeatures(
+                job.text, job.reference.embedding, job.history, self._reference_hash(job.prompt.reference)
+            )
         except UnreadableImage as error:
             self._fail(task, f"picture: {error}", job.attempts)
             return []
-        judged, kept = choose(
-            job.candidates,
-            text=job.text,
-            reference=job.reference.embedding,
-            history=job.history,
-            reference_look=reference_look,
-            settings=self._night,
+        judged, kept = choose(job.candidates, features, self._night)
+        drawing = Drawing(
+            tuple(scored.row() for scored in judged),
+            job.prompt.model_copy(update={"snapshot": job.snapshot}).model_dump(mode="json"),
+            job.seconds,
         )
-        outcome = {
-            "attempts": job.attempts,
-            "candidates": [scored.row() for scored in judged],
-            "prompt": job.prompt.model_copy(update={"snapshot": job.snapshot}).model_dump(mode="json"),
-            "seconds": job.seconds,
-        }
         if not kept:
             reasons = ", ".join(sorted({scored.refused or "" for scored in judged}))
-            self._ledger.finish(task, "refused", reason=reasons, **outcome)
+            self._ledger.save_outcome(task, Outcome("refused", job.attempts, reasons, drawing))
             with self._lock:
                 self.tally.refused += 1
             return []
+        self._keep(job, kept)
+        self._ledger.save_outcome(task, Outcome("done", job.attempts, drawing=drawing))
+        with self._lock:
+            self.tally.done += 1
+            self.tally.posters += len(kept)
+        reach("finished")
+        return []
+
+    def _keep(self, job: _Job, kept: list[Scored]) -> None:
+        """Write the rows of the kept candidates' posters, then their files."""
         shown = propensities([scored.score for scored in kept], self._night.exploration)
         files: dict[str, tuple[bytes, str]] = {}
         rows = [
             self._poster(job, number, scored, propensity, files)
             for number, (scored, propensity) in enumerate(zip(kept, shown, strict=True))
         ]
-        self._ledger.intend(rows)
+        self._ledger.insert_posters(rows)
         reach("intended")
         for key, (body, content_type) in files.items():
             if self._store.create(key, body, content_type):
                 with self._lock:
                     self.tally.uploaded_bytes += len(body)
         reach("stored")
-        self._ledger.finish(task, "done", reason=None, **outcome)
-        with self._lock:
-            self.tally.done += 1
-            self.tally.posters += len(rows)
-        reach("finished")
-        return []
 
     def _poster(
         self, job: _Job, variant: int, scored: Scored, propensity: float, files: dict[str, tuple[bytes, str]]
-    ) -> dict[str, Any]:
+    ) -> PosterRow:
         """A row of `posters`; the files that belong to it are added to `files`."""
         task, art = job.task, scored.candidate.image
         image = png(art)
         art_sha = hashlib.sha256(image).hexdigest()
         files[art_key(art_sha)] = (image, "image/png")
-        sizes = []
-        for width, height in self._sizes:
-            body = compose(
-                art,
-                job.prompt.reference.title,
-                year=job.prompt.year,
-                size=(width, height),
-                quality=self._night.webp_quality,
-                font=self._night.font,
-            )
-            sha = hashlib.sha256(body).hexdigest()
-            files[poster_key(sha)] = (body, "image/webp")
-            sizes.append({"width": width, "height": height, "image_key": poster_key(sha), "image_sha256": sha})
-        return {
-            **sizes[0],
-            "renditions": sizes[1:],
-            "poster_id": poster_id(task.user_id, task.item_id, task.model_version, variant, task.input_fingerprint),
-            "run_id": task.run_id,
-            "user_id": task.user_id,
-            "item_id": task.item_id,
-            "variant": variant,
-            "input_fingerprint": task.input_fingerprint,
-            "model_version": task.model_version,
-            "alpha": scored.candidate.alpha,
-            "seed": task.seed,
-            "tokens": list(scored.candidate.tokens),
-            "art_key": art_key(art_sha),
-            "art_sha256": art_sha,
-            "look": str(scored.look),
-            "cs": scored.cs,
-            "cis_reference": scored.cis_reference,
-            "cis_history": scored.cis_history,
-            "score": scored.score,
-            "propensity": propensity,
-            "safety": SAFETY_UNCHECKED,
-            "synthetic": job.prompt.synthetic,
-        }
+        return PosterRow(
+            poster_id=poster_id(task.user_id, task.item_id, task.model_version, variant, task.input_fingerprint),
+            run_id=task.run_id,
+            user_id=task.user_id,
+            item_id=task.item_id,
+            variant=variant,
+            input_fingerprint=task.input_fingerprint,
+            model_version=task.model_version,
+            alpha=scored.candidate.alpha,
+            seed=task.seed,
+            tokens=scored.candidate.tokens,
+            art_key=art_key(art_sha),
+            art_sha256=art_sha,
+            sizes=tuple(self._rendition(job, art, size, files) for size in self._sizes),
+            look=str(scored.image_hash),
+            cs=scored.cs,
+            cis_reference=scored.cis_reference,
+            cis_history=scored.cis_history,
+            score=scored.score,
+            propensity=propensity,
+            safety=SAFETY_UNCHECKED,
+            synthetic=job.prompt.synthetic,
+        )
+
+    def _rendition(
+        self, job: _Job, art: npt.NDArray[np.uint8], size: tuple[int, int], files: dict[str, tuple[bytes, str]]
+    ) -> Rendition:
+        """One size of a poster; its file is added to `files`."""
+        body = compose(
+            art,
+            job.prompt.reference.title,
+            year=job.prompt.year,
+            size=size,
+            quality=self._night.webp_quality,
+            font=self._night.font,
+        )
+        sha = hashlib.sha256(body).hexdigest()
+        files[poster_key(sha)] = (body, "image/webp")
+        return Rendition(*size, poster_key(sha), sha)
 
     def _text(self, text: str) -> npt.NDArray[np.float32]:
         with self._lock:
@@ -291,17 +292,22 @@ class Generator:
                 self._texts[text] = known
         return known
 
-    def _reference_look(self, reference: FrozenImage) -> ImageHash:
+    def _reference_hash(self, reference: FrozenImage) -> ImageHash:
         with self._lock:
-            known = self._looks.get(reference.sha256)
+            known = self._hashes.get(reference.sha256)
         if known is None:
             known = image_hash(self._images.pixels(reference.uri, reference.sha256))
             with self._lock:
-                self._looks[reference.sha256] = known
+                self._hashes[reference.sha256] = known
         return known
 
     def _fail(self, task: NightTask, reason: str, attempts: int) -> None:
         log.warning("night: (%s, %s) failed after %d attempts: %s", task.user_id, task.item_id, attempts, reason)
-        self._ledger.finish(task, "failed", reason=reason[:500], attempts=attempts)
+        self._ledger.save_outcome(task, Outcome("failed", attempts, reason[:500]))
         with self._lock:
             self.tally.failed += 1
+
+
+def _width_and_height(size: str) -> tuple[int, int]:
+    width, height = size.split("x")
+    return int(width), int(height)

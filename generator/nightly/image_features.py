@@ -1,4 +1,4 @@
-"""Visual tokens and embeddings of catalogue pictures: made once per (picture, tokenizer), never per user."""
+"""Visual tokens and embeddings of catalogue images, computed once per (image, tokenizer)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a picture has no features."""
+    """Why an image has no features."""
 
     reason: str
 
@@ -29,7 +29,7 @@ class Missing:
 class ImageFeatureCache:
     """A read-through cache: memory, then the table `image_features`, then the model.
 
-    `call` runs a model call with the night's patience for outages (generate.py).
+    `call` makes a model call with retries (`ModelRetry.call`).
     """
 
     def __init__(
@@ -47,14 +47,15 @@ class ImageFeatureCache:
         self._lock = threading.Lock()
         self.computed = 0
 
-    def of(self, wanted: Iterable[tuple[str, str]]) -> dict[str, ImageFeatures | Missing]:
-        """Features by sha256 of pictures given as (sha256, uri); what is new is computed in batches and stored.
+    def get(self, wanted: Iterable[tuple[str, str]]) -> dict[str, ImageFeatures | Missing]:
+        """Features by sha256 of images given as (sha256, uri); new ones are computed and stored.
 
         Raises:
             ServerUnavailable: Postgres or the model server is away.
+            Stopped: the night is being stopped.
         """
         uris = dict(wanted)
-        with self._lock:  # one filler at a time: two would compute the same pictures
+        with self._lock:  # one filler at a time: two would compute the same images
             self._load(sorted(set(uris) - set(self._known)))
             new = sorted(set(uris) - set(self._known))
             for start in range(0, len(new), BATCH):
@@ -95,7 +96,7 @@ class ImageFeatureCache:
             if len(pixels) == 1:
                 self._known[next(iter(pixels))] = Missing(f"the model refuses the picture: {error}")
                 return
-            for sha, uri in batch:  # one bad picture must not take its neighbours along
+            for sha, uri in batch:  # one bad image must not take its neighbours along
                 if sha in pixels:
                     self._compute([(sha, uri)])
             return

@@ -1,4 +1,4 @@
-"""Catalogue pictures: fetched from file, http(s) or s3 addresses within limits, decoded, known by the hash of their bytes."""
+"""Catalogue images: fetched from file, http(s) or s3 addresses within limits, decoded and hashed."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ MIN_SIDE = 8
 
 
 class UnreadableImage(Exception):
-    """The picture cannot be fetched or decoded; the text says why."""
+    """An image cannot be fetched or decoded; the text says why."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Outcome of looking at a picture: its hash, or why it is unreadable."""
+    """Outcome of fetching and decoding an image: its hash, or why it is unreadable."""
 
     sha256: str | None
     problem: str | None
 
 
 def decode(data: bytes) -> Pixels:
-    """(H, W, 3) RGB; transparent pictures are laid on white.
+    """(H, W, 3) RGB pixels; transparent images are laid on white.
 
     Raises:
-        UnreadablePicture: not a picture, too large or too small.
+        UnreadableImage: not an image, too large or too small.
     """
     try:
         with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def decode(data: bytes) -> Pixels:
 
 
 class CatalogImages:
-    """Fetches pictures; bytes seen once in this night are kept in a folder, so that drawing does not fetch again.
+    """Fetches images and keeps their bytes in a folder, so that drawing does not fetch again.
 
     Safe to use from several threads.
     """
@@ -84,13 +84,13 @@ class CatalogImages:
         self._pixels = functools.lru_cache(maxsize=32)(self._decoded)
 
     def probe_all(self, uris: Iterable[str], *, threads: int = 8) -> dict[str, Probe]:
-        """Look at each address once."""
+        """Probe each address once."""
         unique = sorted(set(uris))
         with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
             return dict(zip(unique, pool.map(self.probe, unique), strict=True))
 
     def probe(self, uri: str) -> Probe:
-        """Fetch and decode one picture, keeping its bytes."""
+        """Fetch and decode one image, keeping its bytes."""
         try:
             data = self._fetch(uri)
             decode(data)
@@ -101,10 +101,10 @@ class CatalogImages:
         return Probe(sha256, None)
 
     def pixels(self, uri: str, sha256: str) -> Pixels:
-        """The picture that the plan saw.
+        """(H, W, 3) RGB pixels of the image that the plan saw.
 
         Raises:
-            UnreadablePicture: it is gone, or its bytes have changed since the plan.
+            UnreadableImage: it is gone, or its bytes have changed since the plan.
         """
         return self._pixels(uri, sha256)
 
@@ -159,7 +159,7 @@ class CatalogImages:
     def _read_s3(self, bucket: str, key: str) -> bytes:
         try:
             stored = self._store.get(key, bucket=bucket)
-        except InputError as error:  # somebody else's bucket: this picture's trouble, not the night's
+        except InputError as error:  # somebody else's bucket: this image's failure, not the night's
             raise UnreadableImage(str(error)) from error
         if stored is None:
             raise UnreadableImage(f"no such object s3://{bucket}/{key}")

@@ -1,6 +1,8 @@
-"""The night's own tables: runs, tasks, skips, posters. Every write checks the lease first, so that a replaced leader cannot write.
+"""The night's own tables: runs, tasks, skips and posters.
 
-All methods may raise ServerUnavailable (Postgres away), InputError (tables missing) and, when they write, LockHeld.
+`get_`, `count_` and `read_` methods read; `save_`, `insert_`, `mark_` and `delete_` methods write. Every write checks the
+lease first, so that a replaced leader cannot write. All methods may raise ServerUnavailable (Postgres away), InputError
+(tables missing) and, when they write, LockHeld.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ from sqlalchemy import Engine, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.nightly.plan import Chunk
+from generator.nightly.rows import Chunk, Outcome, PosterRow
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.postgres import plain_errors
+from schemas.manifest import ManifestRef
 from schemas.tables import Erasure, NightRun, NightSkip, NightTask, Poster
 
 
 def run_id_of(logical_date: date) -> str:
-    """A night is keyed by its date, so its id can be known before there is a row."""
+    """The id of a date's night, known before there is a row."""
     return f"night-{logical_date:%Y%m%d}"
 
 
@@ -43,18 +46,22 @@ class Ledger:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that commits only while we lead."""
-        if self._lease is None:
-            raise RuntimeError("this ledger was opened for reading")
+        lease = self._held_lease()
         with plain_errors(self.engine), Session(self.engine, expire_on_commit=False) as session, session.begin():
-            self._lease.check(session.connection())
+            lease.check(session.connection())
             yield session
 
-    def run(self, logical_date: date) -> NightRun | None:
+    def _held_lease(self) -> Lease:
+        if self._lease is None:
+            raise RuntimeError("this ledger was opened for reading")
+        return self._lease
+
+    def get_run(self, logical_date: date) -> NightRun | None:
         """The run of that date."""
         with self.reading() as session:
             return session.scalar(select(NightRun).where(NightRun.logical_date == logical_date))
 
-    def latest(self, *, unfinished: bool = False) -> NightRun | None:
+    def get_latest_run(self, *, unfinished: bool = False) -> NightRun | None:
         """The run with the latest date, or the latest that has not been published."""
         query = select(NightRun).order_by(NightRun.logical_date.desc()).limit(1)
         if unfinished:
@@ -65,13 +72,11 @@ class Ledger:
     def save_plan(
         self, logical_date: date, model_version: str, settings: dict[str, Any], chunks: Iterable[Chunk]
     ) -> tuple[int, int]:
-        """The run with all its tasks and skips, in one transaction: there is a whole plan or none.
+        """Write the run with all its tasks and skips in one transaction: there is a whole plan or none.
 
         Returns:
             How many tasks and skips were written.
         """
-        if self._lease is None:
-            raise RuntimeError("this ledger was opened for reading")
         run_id = run_id_of(logical_date)
         with self.writing() as session:
             session.add(
@@ -81,7 +86,7 @@ class Ledger:
                     status="planned",
                     model_version=model_version,
                     settings=settings,
-                    fencing_token=self._lease.token,
+                    fencing_token=self._held_lease().token,
                 )
             )
             session.flush()
@@ -89,22 +94,22 @@ class Ledger:
             for chunk in chunks:
                 for table, rows in ((NightTask, chunk.tasks), (NightSkip, chunk.skips)):
                     if rows:
-                        session.execute(
-                            insert(table).on_conflict_do_nothing(), [{**row, "run_id": run_id} for row in rows]
-                        )
+                        session.execute(insert(table).on_conflict_do_nothing(), [row.columns(run_id) for row in rows])
                 tasks += len(chunk.tasks)
                 skips += len(chunk.skips)
             return tasks, skips
 
-    def begin(self, run_id: str) -> int:
-        """Mark the run as running under our lease; failed tasks get their attempts back. Returns the tasks to draw."""
-        if self._lease is None:
-            raise RuntimeError("this ledger was opened for reading")
+    def mark_running(self, run_id: str) -> int:
+        """Mark the run as running under our lease and its failed tasks as pending.
+
+        Returns:
+            How many tasks are pending.
+        """
         with self.writing() as session:
             session.execute(
                 update(NightRun)
                 .where(NightRun.run_id == run_id)
-                .values(status="running", error=None, fencing_token=self._lease.token)
+                .values(status="running", error=None, fencing_token=self._held_lease().token)
             )
             session.execute(
                 update(NightTask)
@@ -116,8 +121,8 @@ class Ledger:
                 or 0
             )
 
-    def pending(self, run_id: str, *, page: int = 64) -> Iterator[list[NightTask]]:
-        """Pending tasks in the manifest's order, page by page; tasks that finish meanwhile do not disturb the paging."""
+    def read_pending(self, run_id: str, *, page: int = 64) -> Iterator[list[NightTask]]:
+        """Pages of pending tasks in the manifest's order; tasks may be finished between two pages."""
         after = ("", "")
         while True:
             with self.reading() as session:
@@ -130,7 +135,7 @@ class Ledger:
                             text("(user_id, item_id) > (:after_user, :after_item)").bindparams(
                                 after_user=after[0], after_item=after[1]
                             ),
-                            NightTask.user_id.not_in(self.pending_erasures()),
+                            NightTask.user_id.not_in(self.users_to_erase()),
                         )
                         .order_by(NightTask.user_id, NightTask.item_id)
                         .limit(page)
@@ -142,22 +147,22 @@ class Ledger:
             after = (rows[-1].user_id, rows[-1].item_id)
 
     @staticmethod
-    def pending_erasures() -> Any:
-        """Subquery of users that are to be forgotten."""
+    def users_to_erase() -> Any:
+        """Subquery of users with an open erasure request."""
         return select(Erasure.user_id).where(Erasure.completed_at.is_(None))
 
-    def intend(self, posters: Sequence[dict[str, Any]]) -> None:
-        """Write the posters' rows before their pictures go to the store, so that no picture is there without a row.
+    def insert_posters(self, posters: Sequence[PosterRow]) -> None:
+        """Write the posters' rows before their images go to the store: no image is there without a row.
 
         A row is in effect only when its task is done. A redraw finds its own rows and leaves them.
         """
         if not posters:
             return
         with self.writing() as session:
-            session.execute(insert(Poster).on_conflict_do_nothing(), list(posters))
+            session.execute(insert(Poster).on_conflict_do_nothing(), [poster.columns() for poster in posters])
 
-    def finish(self, task: NightTask, status: str, **values: Any) -> None:
-        """Record a task's outcome: done, refused or failed."""
+    def save_outcome(self, task: NightTask, outcome: Outcome) -> None:
+        """Record how a task ended."""
         with self.writing() as session:
             session.execute(
                 update(NightTask)
@@ -166,10 +171,10 @@ class Ledger:
                     NightTask.user_id == task.user_id,
                     NightTask.item_id == task.item_id,
                 )
-                .values(status=status, finished_at=func.now(), **values)
+                .values(finished_at=func.now(), **outcome.columns())
             )
 
-    def counts(self, run_id: str) -> dict[str, int]:
+    def count_tasks(self, run_id: str) -> dict[str, int]:
         """Tasks by status."""
         with self.reading() as session:
             rows = session.execute(
@@ -177,7 +182,7 @@ class Ledger:
             )
             return {str(status): int(count) for status, count in rows}
 
-    def reasons(self, run_id: str) -> dict[str, int]:
+    def count_reasons(self, run_id: str) -> dict[str, int]:
         """Failed and refused tasks by reason."""
         with self.reading() as session:
             rows = session.execute(
@@ -188,7 +193,7 @@ class Ledger:
             )
             return {f"{status}: {reason}": count for status, reason, count in rows}
 
-    def skips(self, run_id: str) -> dict[str, int]:
+    def count_skips(self, run_id: str) -> dict[str, int]:
         """Skipped users and targets by reason."""
         with self.reading() as session:
             rows = session.execute(
@@ -199,13 +204,25 @@ class Ledger:
             )
             return {str(reason): int(count) for reason, count in rows}
 
-    def fail(self, run_id: str, error: str) -> None:
-        """The run cannot be published as it is; `resume` may mend it."""
+    def mark_failed(self, run_id: str, error: str) -> None:
+        """Record why the run cannot be published as it is; `resume` may mend it."""
         with self.writing() as session:
             session.execute(update(NightRun).where(NightRun.run_id == run_id).values(status="failed", error=error))
 
-    def published(self, run_id: str, **values: Any) -> None:
-        """The pointer leads to this run (or to a later one): the night is over."""
+    def mark_published(
+        self,
+        run_id: str,
+        figures: dict[str, Any],
+        ref: ManifestRef | None = None,
+        report_key: str | None = None,
+    ) -> None:
+        """Record that the night is over: the pointer leads to this run's set, or to a later one.
+
+        Without `ref` and `report_key` the run has neither, because there was nothing to draw.
+        """
+        values: dict[str, Any] = {"figures": figures, "report_key": report_key}
+        if ref is not None:
+            values |= {"manifest_key": ref.manifest_key, "manifest_sha256": ref.manifest_sha256}
         with self.writing() as session:
             session.execute(
                 update(NightRun)
@@ -213,8 +230,8 @@ class Ledger:
                 .values(status="published", error=None, finished_at=func.now(), **values)
             )
 
-    def unannounced(self, run_id: str, *, page: int = 1000) -> list[Poster]:
-        """Posters drawn by this run that can be surfaced and of which nobody has been told, at most `page`."""
+    def read_unannounced(self, run_id: str, *, page: int = 1000) -> list[Poster]:
+        """At most `page` posters of this run that can be surfaced and are not marked as announced."""
         with self.reading() as session:
             return list(
                 session.scalars(
@@ -231,7 +248,7 @@ class Ledger:
                         NightTask.status == "done",
                         Poster.announced_at.is_(None),
                         Poster.withheld.is_(None),
-                        Poster.user_id.not_in(self.pending_erasures()),
+                        Poster.user_id.not_in(self.users_to_erase()),
                         text(not_taken_back("posters", "night_tasks.run_id")),
                     )
                     .order_by(Poster.user_id, Poster.item_id, Poster.variant)
@@ -239,12 +256,12 @@ class Ledger:
                 )
             )
 
-    def announced(self, poster_ids: Sequence[str], at: datetime) -> None:
-        """The broker has acknowledged the events of these posters."""
+    def mark_announced(self, poster_ids: Sequence[str], at: datetime) -> None:
+        """Record that the broker has acknowledged the events of these posters."""
         with self.writing() as session:
             session.execute(update(Poster).where(Poster.poster_id.in_(poster_ids)).values(announced_at=at))
 
-    def drop_plan(self, run_id: str) -> None:
-        """Forget a run that has nothing to draw and nothing to publish."""
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run that has nothing to draw and nothing to publish, with its skips."""
         with self.writing() as session:
             session.execute(delete(NightRun).where(NightRun.run_id == run_id))

@@ -1,4 +1,4 @@
-"""What the night will draw: users with something new, their targets, and each task's input, frozen.
+"""What the night will draw: users with something new, their targets, and each task's frozen input.
 
 Everything is read from one snapshot of the database, so that events arriving meanwhile belong to the next night.
 """
@@ -6,7 +6,7 @@ Everything is read from one snapshot of the database, so that events arriving me
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -22,6 +22,7 @@ from generator.nightly.frozen_prompt import (
     task_seed,
 )
 from generator.nightly.images import CatalogImages, Probe
+from generator.nightly.rows import Chunk, PlannedTask, Skip
 from schemas.settings import Settings
 from schemas.tables import Erasure, Item, ModelVersion, NightRun, NightTask, Recommendation, UserHistory
 
@@ -35,7 +36,7 @@ _POPULAR = text(
 ERASED = "user is to be forgotten"
 NO_HISTORY = "user without history"
 TOO_LITTLE_HISTORY = "too little history"
-TOO_FEW_PICTURES = "too few readable history pictures"
+TOO_FEW_IMAGES = "too few readable history pictures"
 NO_TARGETS = "no target left"
 UNKNOWN_ITEM = "item unknown"
 DELETED_ITEM = "item deleted"
@@ -47,7 +48,7 @@ UNCHANGED = "unchanged"
 
 @dataclass(frozen=True)
 class Scope:
-    """Who the night is for: everybody, or these users, or the first `limit` users that have something new."""
+    """Users that the night is for: all, these, or the first `limit` of them that have something new."""
 
     users: tuple[str, ...] | None = None
     limit: int | None = None
@@ -59,29 +60,10 @@ class Scope:
 
 @dataclass(frozen=True)
 class Drawer:
-    """A model version that draws."""
+    """A model version that draws, and the number of its adapter in Triton."""
 
     version: str
     number: int
-
-
-@dataclass
-class Chunk:
-    """Tasks and skips of some users, as rows of night_tasks and night_skips without their run."""
-
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    skips: list[dict[str, Any]] = field(default_factory=list)
-
-    def skip(self, user_id: str, reason: str, item_id: str = "", **posters: str) -> None:
-        """Count a user, or a target of a user, that is left out."""
-        row = {
-            "user_id": user_id,
-            "item_id": item_id,
-            "reason": reason,
-            "input_fingerprint": None,
-            "model_version": None,
-        }
-        self.skips.append({**row, **posters})
 
 
 @dataclass(frozen=True)
@@ -92,15 +74,15 @@ class Drawers:
     canary: Drawer | None
     canary_share: float
 
-    def of(self, user_id: str) -> Drawer:
-        """Who draws for this user."""
+    def drawer_for(self, user_id: str) -> Drawer:
+        """The version that draws for a user: the same on every night while the canary and its share stay."""
         if self.canary and share(user_id, f"canary {self.canary.version}") < self.canary_share:
             return self.canary
         return self.champion
 
     @classmethod
     def read(cls, session: Session, settings: Settings) -> Drawers:
-        """From the registry; before there is one, the checkpoint as shipped draws."""
+        """Read the registry; before it has versions, the checkpoint as shipped draws."""
         rows = session.execute(
             select(ModelVersion.state, ModelVersion.version, ModelVersion.number).where(
                 ModelVersion.state.in_(("champion", "canary"))
@@ -118,7 +100,7 @@ class _User:
     """Item ids, newest first, each once."""
     targets: list[str]
     recommended: bool
-    """Targets were asked for by the recommender; popular items that cannot be used are passed over without a word."""
+    """The recommender asked for the targets; popular items that cannot be used are passed over uncounted."""
 
 
 class Planner:
@@ -146,22 +128,22 @@ class Planner:
         if scope.users is not None:
             yield self._unknown_users(scope.users, erased)
         for rows in self._users(scope.users):
-            chunk = Chunk()
-            users = [self._user(row, popular, chunk) for row in rows if row.user_id not in erased]
-            for row in rows:
-                if row.user_id in erased:
-                    chunk.skip(row.user_id, ERASED)
-            known = [user for user in users if user is not None]
-            self._look_at_images(known)
+            tasks: list[PlannedTask] = []
+            skips = [Skip(row.user_id, ERASED) for row in rows if row.user_id in erased]
+            users = [self._user(row, popular) for row in rows if row.user_id not in erased]
+            skips += [user for user in users if isinstance(user, Skip)]
+            known = [user for user in users if isinstance(user, _User)]
+            self._probe_images(known)
             drawn_before = self._drawn_before([user.user_id for user in known])
             for user in known:
-                tasks = self._tasks(user, drawn_before, chunk)
-                if tasks and limit is not None and drawn_for >= limit:
-                    yield chunk
+                planned = self._plan_user(user, drawn_before)
+                skips += planned.skips
+                if planned.tasks and limit is not None and drawn_for >= limit:
+                    yield Chunk(tuple(tasks), tuple(skips))
                     return
-                drawn_for += bool(tasks)
-                chunk.tasks.extend(tasks)
-            yield chunk
+                drawn_for += bool(planned.tasks)
+                tasks += planned.tasks
+            yield Chunk(tuple(tasks), tuple(skips))
 
     def _users(self, only: Sequence[str] | None) -> Iterator[Sequence[Any]]:
         query = (
@@ -179,16 +161,13 @@ class Planner:
 
     def _unknown_users(self, wanted: Sequence[str], erased: set[str]) -> Chunk:
         found = set(self._session.scalars(select(UserHistory.user_id).where(UserHistory.user_id.in_(wanted))))
-        chunk = Chunk()
-        for user_id in sorted(set(wanted) - found):
-            chunk.skip(user_id, ERASED if user_id in erased else NO_HISTORY)
-        return chunk
+        unknown = sorted(set(wanted) - found)
+        return Chunk(skips=tuple(Skip(user_id, ERASED if user_id in erased else NO_HISTORY) for user_id in unknown))
 
-    def _user(self, row: Any, popular: list[str], chunk: Chunk) -> _User | None:
+    def _user(self, row: Any, popular: list[str]) -> _User | Skip:
         history = list(dict.fromkeys(str(entry["item_id"]) for entry in row.entries))
         if len(history) < self._night.min_history:
-            chunk.skip(row.user_id, TOO_LITTLE_HISTORY)
-            return None
+            return Skip(row.user_id, TOO_LITTLE_HISTORY)
         seen = set(history)
         if row.item_ids:
             return _User(row.user_id, history, list(dict.fromkeys(row.item_ids)), recommended=True)
@@ -198,8 +177,8 @@ class Planner:
         """Items by how many histories hold them: targets for users without recommendations."""
         return list(self._session.scalars(_POPULAR))
 
-    def _look_at_images(self, users: Sequence[_User]) -> None:
-        """Fetch what these users' tasks need, each picture once, and further ones in place of those that are unreadable."""
+    def _probe_images(self, users: Sequence[_User]) -> None:
+        """Fetch each image that these users' tasks need once, and others in place of unreadable ones."""
         self._load_items({item for user in users for item in (*user.history, *user.targets)})
         while True:
             wanted: set[str] = set()
@@ -211,7 +190,7 @@ class Planner:
             self._probes.update(self._images.probe_all(wanted))
 
     def _unseen(self, item_ids: Sequence[str], enough: int, *, target: bool = False) -> Iterator[str]:
-        """Addresses to look at before it is known which of these items are the first `enough` that can be used."""
+        """Addresses to probe before it is known which items are the first `enough` that can be used."""
         usable = 0
         for item_id in item_ids:
             if usable == enough:
@@ -232,7 +211,10 @@ class Planner:
             )
 
     def _problem(self, item_id: str, *, target: bool = False) -> str | None:
-        """Why the item cannot be used; a deleted one may still be in a history. Unseen pictures count as readable."""
+        """Why the item cannot be used, if so; images not probed yet count as readable.
+
+        A deleted item may still be in a history.
+        """
         item = self._items[item_id]
         if item is None:
             return UNKNOWN_ITEM
@@ -246,7 +228,10 @@ class Planner:
         return UNREADABLE_IMAGE if probe is not None and probe.sha256 is None else None
 
     def _drawn_before(self, user_ids: Sequence[str]) -> set[tuple[str, str, str, str]]:
-        """(user, item, fingerprint, model version) of earlier published nights, drawn or refused: a redraw gives the same."""
+        """(user, item, fingerprint, model version) of what earlier published nights drew or refused.
+
+        Drawing it again would give the same.
+        """
         rows = self._session.execute(
             select(NightTask.user_id, NightTask.item_id, NightTask.input_fingerprint, NightTask.model_version)
             .join(NightRun, NightRun.run_id == NightTask.run_id)
@@ -259,14 +244,12 @@ class Planner:
         )
         return {(user, item, fingerprint, version) for user, item, fingerprint, version in rows}
 
-    def _tasks(self, user: _User, drawn_before: set[tuple[str, str, str, str]], chunk: Chunk) -> list[dict[str, Any]]:
+    def _plan_user(self, user: _User, drawn_before: set[tuple[str, str, str, str]]) -> Chunk:
         usable = [item for item in user.history if self._problem(item) is None][: self._night.history_length]
         if len(usable) < self._night.min_history:
-            chunk.skip(user.user_id, TOO_FEW_PICTURES)
-            return []
+            return Chunk(skips=(Skip(user.user_id, TOO_FEW_IMAGES),))
         history = tuple(self._image(item) for item in reversed(usable))
-        drawer = self.drawers.of(user.user_id)
-        tasks = []
+        tasks, skips = [], []
         eligible = 0
         for item_id in user.targets:
             if eligible == self._night.targets_per_user:
@@ -274,34 +257,35 @@ class Planner:
             problem = self._problem(item_id, target=True)
             if problem:
                 if user.recommended:
-                    chunk.skip(user.user_id, problem, item_id)
+                    skips.append(Skip(user.user_id, problem, item_id))
                 continue
             eligible += 1
-            prompt = self._prompt(item_id, history)
-            fingerprint = input_fingerprint(prompt, self._drawing_settings)
-            if (user.user_id, item_id, fingerprint, drawer.version) in drawn_before:
-                chunk.skip(
-                    user.user_id, UNCHANGED, item_id, input_fingerprint=fingerprint, model_version=drawer.version
-                )
-                continue
-            tasks.append(
-                {
-                    "user_id": user.user_id,
-                    "item_id": item_id,
-                    "input_fingerprint": fingerprint,
-                    "model_version": drawer.version,
-                    "adapter_version": drawer.number,
-                    "seed": task_seed(user.user_id, item_id, drawer.version, fingerprint),
-                    "prompt": prompt.model_dump(mode="json"),
-                }
-            )
+            task = self._task(user.user_id, item_id, history)
+            if (task.user_id, item_id, task.input_fingerprint, task.model_version) in drawn_before:
+                skips.append(Skip(task.user_id, UNCHANGED, item_id, task.input_fingerprint, task.model_version))
+            else:
+                tasks.append(task)
         if not eligible:
-            chunk.skip(user.user_id, NO_TARGETS)
-        return tasks
+            skips.append(Skip(user.user_id, NO_TARGETS))
+        return Chunk(tuple(tasks), tuple(skips))
+
+    def _task(self, user_id: str, item_id: str, history: tuple[FrozenImage, ...]) -> PlannedTask:
+        prompt = self._prompt(item_id, history)
+        fingerprint = input_fingerprint(prompt, self._drawing_settings)
+        drawer = self.drawers.drawer_for(user_id)
+        return PlannedTask(
+            user_id=user_id,
+            item_id=item_id,
+            input_fingerprint=fingerprint,
+            model_version=drawer.version,
+            adapter_version=drawer.number,
+            seed=task_seed(user_id, item_id, drawer.version, fingerprint),
+            prompt=prompt.model_dump(mode="json"),
+        )
 
     def _image(self, item_id: str) -> FrozenImage:
         item = self._items[item_id]
-        assert item is not None and item.image_uri is not None  # noqa: S101, PT018 - `_problem` said so
+        assert item is not None and item.image_uri is not None  # noqa: S101, PT018 - `_problem` checks it
         sha256 = self._probes[item.image_uri].sha256
         assert sha256 is not None  # noqa: S101
         return FrozenImage(item_id=item_id, title=item.title.strip(), uri=item.image_uri, sha256=sha256)

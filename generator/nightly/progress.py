@@ -1,4 +1,4 @@
-"""What a person sees while the night works: a bar on a terminal, a line now and then elsewhere. All on stderr."""
+"""The night's progress on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NightProgress:
     def __init__(self, tasks: int, *, every_seconds: float = LINE_EVERY_SECONDS) -> None:
         self._tasks = tasks
         self._every = every_seconds
-        self._start = self._said = time.monotonic()
+        self._start = self._printed_at = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -47,13 +47,13 @@ class NightProgress:
             self._bar.stop()
 
     def show(self, tally: Tally) -> None:
-        """Bring the bar up to date, or say a line when it is time."""
+        """Bring the bar up to date, or print a line when it is due."""
         now = time.monotonic()
         rate = tally.finished / max(1e-9, now - self._start)
         if self._bar:
             self._bar.update(self._task, completed=tally.finished, rate=rate, failed=tally.failed)
-        elif now - self._said >= self._every:
-            self._said = now
+        elif now - self._printed_at >= self._every:
+            self._printed_at = now
             sys.stderr.write(
                 f"night: {tally.finished} of {self._tasks} tasks, {tally.posters} posters, {rate:.2f}/s, "
                 f"{tally.refused} refused, {tally.failed} failed\n"

@@ -1,4 +1,4 @@
-"""The night's report: one self-contained HTML file beside the manifest. Contact sheet, score plots, failures, figures."""
+"""The night's report, one self-contained HTML file: contact sheet, score plots, failures, figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import func, select
 
 from generator.nightly.ledger import Ledger
+from generator.nightly.rows import CandidateRow
 from generator.storage.objects import Store
 from schemas.manifest import report_key
 from schemas.tables import NightRun, NightTask, Poster
@@ -24,7 +25,7 @@ PLOTTED_TASKS = 5000
 class _Data:
     posters: list[tuple[Poster, str]]
     """With their titles."""
-    candidates: list[dict[str, Any]]
+    candidates: list[CandidateRow]
     drawn: int
 
 
@@ -60,11 +61,15 @@ def _read(ledger: Ledger, run_id: str) -> _Data:
             .order_by(NightTask.user_id, NightTask.item_id)
             .limit(PLOTTED_TASKS)
         )
-        return _Data([(poster, title) for poster, title in rows], [row for task in candidates for row in task], count)
+        return _Data(
+            [(poster, title) for poster, title in rows],
+            [CandidateRow.parse(row) for task in candidates for row in task],
+            count,
+        )
 
 
 def render(store: Store, run: NightRun, figures: dict[str, Any], data: _Data) -> str:
-    """The HTML text; the posters' pictures are read from the store."""
+    """The HTML text; the posters' files are read from the store."""
     sheet = []
     for poster, title in data.posters:
         stored = store.get(poster.image_key)
@@ -73,7 +78,7 @@ def render(store: Store, run: NightRun, figures: dict[str, Any], data: _Data) ->
             sheet.append(
                 {**{k: v for k, v in poster.__dict__.items() if not k.startswith("_")}, "title": title, "image": image}
             )
-    left_out = Counter(row["refused"] for row in data.candidates if row["refused"])
+    left_out = Counter(row.refused for row in data.candidates if row.refused)
     environment = Environment(
         loader=PackageLoader("generator.nightly", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -114,13 +119,13 @@ def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _plots(candidates: list[dict[str, Any]]) -> list[str]:
+def _plots(candidates: list[CandidateRow]) -> list[str]:
     """SVGs: the trade-off that α makes, and the scores of what was kept and what was not."""
     if not candidates:
         return []
     from matplotlib.figure import Figure
 
-    alphas = sorted({row["alpha"] for row in candidates})
+    alphas = sorted({row.alpha for row in candidates})
     trade = Figure(figsize=(5, 3.4), layout="constrained")
     axes = trade.subplots()
     for name, label, colour in (
@@ -128,7 +133,7 @@ def _plots(candidates: list[dict[str, Any]]) -> list[str]:
         ("cis_reference", "CIS (reference picture)", "#0369a1"),
         ("cis_history", "CIS (history)", "#7a3cff"),
     ):
-        means = [_mean([row[name] for row in candidates if row["alpha"] == alpha]) for alpha in alphas]
+        means = [_mean([getattr(row, name) for row in candidates if row.alpha == alpha]) for alpha in alphas]
         axes.plot(alphas, means, marker="o", color=colour, label=label)
     axes.set(
         xlabel="α: share of the reference's tokens masked", ylabel="100 × cosine, mean", title="Reference or taste"
@@ -137,8 +142,8 @@ def _plots(candidates: list[dict[str, Any]]) -> list[str]:
 
     scores = Figure(figsize=(5, 3.4), layout="constrained")
     axes = scores.subplots()
-    kept = [row["score"] for row in candidates if not row["refused"]]
-    rest = [row["score"] for row in candidates if row["refused"]]
+    kept = [row.score for row in candidates if not row.refused]
+    rest = [row.score for row in candidates if row.refused]
     low, high = min(kept + rest), max(kept + rest)
     axes.hist(
         [kept, rest],

@@ -1,4 +1,4 @@
-"""How the night waits for the model server: a task's own trouble costs the task, an outage costs time only."""
+"""Retries of model calls: a task's own failures cost it attempts, an outage costs time only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class ModelRetry:
-    """Calls the model with retries. Safe to use from several threads."""
+    """Calls the model with retries; safe to use from several threads."""
 
     def __init__(
         self, model: ServedPigeon, *, max_attempts: int, outage_seconds: float, stopping: threading.Event
@@ -37,7 +37,7 @@ class ModelRetry:
         """The result of `work`; `attempted` is called for each attempt that counts.
 
         Unavailable and corrupt answers are retried with growing waits. When the server does not answer a small
-        question either, the trouble is not this call's: no attempt is counted, until the outage has lasted too long.
+        question either, the failure is not this call's: no attempt is counted, until the outage has lasted too long.
 
         Raises:
             InferenceError: rejected, or still failing after the last attempt.

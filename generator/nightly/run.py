@@ -1,9 +1,7 @@
-"""One night from plan to announcement. Every step can be repeated: a night that died goes on where it stopped."""
+"""One night from plan to announcement; every step can be repeated, so a night that died goes on."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from datetime import date
 from typing import Any
 
 from generator.nightly.announce import Announcer, announce
-from generator.nightly.frozen_prompt import drawing_settings, frozen
+from generator.nightly.frozen_prompt import as_planned, drawing_settings
 from generator.nightly.generate import Generator, Tally
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
@@ -23,18 +21,20 @@ from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
 from generator.nightly.withdraw import sync_withdrawn
+from generator.nightly.wording import counted
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, ServerUnavailable
 from schemas.faultpoints import reach
+from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
 from schemas.tables import NightRun
 
 
 class Interrupted(PigeonError):
-    """The night was asked to stop; what is finished is kept."""
+    """A signal stopped the night; what is finished is kept."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
@@ -43,21 +43,22 @@ class Interrupted(PigeonError):
 
 @dataclass(frozen=True)
 class NightContext:
-    """What a night works with; the command line makes them from the settings, tests put doubles in."""
+    """What a night's steps share; made from the settings by the command line, of doubles by tests."""
 
     settings: Settings
     model: Callable[[], ServedPigeon]
     announcer: Callable[[], Announcer]
-    say: Callable[[str], None]
+    echo: Callable[[str], None]
+    """Prints a line for the operator."""
 
 
 class Night:
     """The night of one logical date."""
 
     def __init__(self, context: NightContext, logical_date: date) -> None:
-        self._parts = context
+        self._context = context
         self._settings = context.settings
-        self._say = context.say
+        self._echo = context.echo
         self._date = logical_date
         self._engine = connect(self._settings.database)
         self._store = Store(self._settings.s3)
@@ -65,7 +66,7 @@ class Night:
         self._images = CatalogImages(self._settings.night, self._store, cache)
 
     def dry_run(self, scope: Scope) -> dict[str, Any]:
-        """Count what a night would draw and skip; nothing is written but the picture cache."""
+        """Count what a night would draw and skip; nothing is written but the image cache."""
         ledger = Ledger(self._engine)
         with ledger.reading() as session:
             planner = self._planner(session)
@@ -73,10 +74,13 @@ class Night:
             skips: dict[str, int] = {}
             for chunk in planner.chunks(scope):
                 tasks += len(chunk.tasks)
-                users += len({task["user_id"] for task in chunk.tasks})
+                users += len({task.user_id for task in chunk.tasks})
                 for skip in chunk.skips:
-                    skips[skip["reason"]] = skips.get(skip["reason"], 0) + 1
-        self._say(f"night of {self._date}: would draw {tasks} tasks for {users} users; skipped: {_counts(skips)}")
+                    skips[skip.reason] = skips.get(skip.reason, 0) + 1
+        self._echo(
+            f"night of {self._date}: would draw {counted(tasks, 'task')} for {counted(users, 'user')}; "
+            f"skipped: {_counts(skips)}"
+        )
         return {"tasks": tasks, "users": users, "skips": skips}
 
     def run(self, scope: Scope) -> None:
@@ -90,9 +94,9 @@ class Night:
             Interrupted: SIGINT or SIGTERM.
         """
         with self._leading() as ledger:
-            run = ledger.run(self._date)
+            run = ledger.get_run(self._date)
             if run is not None and run.figures.get("empty"):
-                ledger.drop_plan(run.run_id)
+                ledger.delete_run(run.run_id)
                 run = None
             # Without a scope the command means the night of that date, whatever it was planned for.
             if run is not None and scope != Scope() and run.settings.get("scope") != scope.json():
@@ -113,7 +117,7 @@ class Night:
             As `run`; InputError: there is no such night.
         """
         with self._leading() as ledger:
-            run = ledger.run(self._date)
+            run = ledger.get_run(self._date)
             if run is None:
                 raise InputError(f"no night of {self._date} to resume: `pigeon night run --date {self._date}` plans it")
             self._go_on(ledger, run)
@@ -130,64 +134,65 @@ class Night:
             self._store.s3.close()
 
     def _planner(self, session: Any) -> Planner:
-        return Planner(session, self._settings, self._images, self._parts.model().tokenizer_version, self._date)
+        return Planner(session, self._settings, self._images, self._context.model().tokenizer_version, self._date)
 
     def _plan(self, ledger: Ledger, scope: Scope) -> NightRun | None:
         start = time.monotonic()
         with ledger.reading() as session:
             planner = self._planner(session)
-            frozen = {"scope": scope.json(), "recipe": drawing_settings(self._settings.night)}
+            planned_with = {"scope": scope.json(), "recipe": drawing_settings(self._settings.night)}
             version = planner.drawers.champion.version
-            tasks, skips = ledger.save_plan(self._date, version, frozen, planner.chunks(scope))
+            tasks, skips = ledger.save_plan(self._date, version, planned_with, planner.chunks(scope))
         reach("planned")
-        run = ledger.run(self._date)
+        run = ledger.get_run(self._date)
         assert run is not None  # noqa: S101 - just written
-        reasons = ledger.skips(run.run_id)
-        self._say(
-            f"night of {self._date}: planned {tasks} tasks in {time.monotonic() - start:.1f} s; "
+        reasons = ledger.count_skips(run.run_id)
+        self._echo(
+            f"night of {self._date}: planned {counted(tasks, 'task')} in {time.monotonic() - start:.1f} s; "
             f"skipped {skips}: {_counts(reasons)}"
         )
         if tasks:
             return run
-        ledger.published(run.run_id, figures={"empty": True, "skips": reasons})
-        self._say(f"night of {self._date}: nothing to draw; the published posters stay as they are")
+        ledger.mark_published(run.run_id, {"empty": True, "skips": reasons})
+        self._echo(f"night of {self._date}: nothing to draw; the published posters stay as they are")
         return None
 
     def _go_on(self, ledger: Ledger, run: NightRun) -> None:
         if run.status == "published":
             announced = self._announce(ledger, run)
-            self._say(
+            self._echo(
                 f"night of {self._date}: published already, nothing drawn"
-                + (f"; {announced} announcements caught up" if announced else "")
+                + (f"; {counted(announced, 'announcement')} caught up" if announced else "")
             )
             return
         start = time.monotonic()
-        # What was planned is drawn as it was planned, whatever the settings say by now.
-        self._settings = self._settings.model_copy(update={"night": frozen(self._settings.night, run.settings)})
-        pending = ledger.begin(run.run_id)
+        # What was planned is drawn as it was planned, whatever the settings are by now.
+        self._settings = self._settings.model_copy(update={"night": as_planned(self._settings.night, run.settings)})
+        pending = ledger.mark_running(run.run_id)
         generator = None
         if pending:
             generator = self._draw(ledger, run, pending)
-        counts = ledger.counts(run.run_id)
+        counts = ledger.count_tasks(run.run_id)
         failed, tasks = counts.get("failed", 0), sum(counts.values())
         if failed > self._settings.night.failure_exit_share * tasks:
             message = (
                 f"{failed} of {tasks} tasks failed, more than night.failure_exit_share allows; nothing was published. "
-                f"Most: {next(iter(ledger.reasons(run.run_id)), 'unknown')}; `pigeon night resume` tries them again"
+                f"Most: {next(iter(ledger.count_reasons(run.run_id)), 'unknown')}; `pigeon night resume` tries them again"
             )
-            ledger.fail(run.run_id, message)
+            ledger.mark_failed(run.run_id, message)
             raise PartialFailure(message)
         seconds = time.monotonic() - start
         self._publish(ledger, run, generator, seconds)
         if failed:
             raise PartialFailure(
-                f"published, but {failed} of {tasks} tasks failed: {_counts(ledger.reasons(run.run_id))}; "
+                f"published, but {failed} of {tasks} tasks failed: {_counts(ledger.count_reasons(run.run_id))}; "
                 "the next night tries them again"
             )
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Generator:
-        generator = Generator(self._settings, ledger, self._store, self._images, self._parts.model(), run.run_id)
-        with _stop_on_signal(generator.pipeline.stop) as received, NightProgress(pending) as progress:
+        generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
+        stopping = stop_signals(lambda _: generator.pipeline.stop(), once=True)
+        with stopping as received, NightProgress(pending) as progress:
             tally = generator.run(progress.show)
         if received:
             raise Interrupted(
@@ -196,51 +201,44 @@ class Night:
             )
         return generator
 
-    def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> dict[str, Any]:
+    def _publish(self, ledger: Ledger, run: NightRun, generator: Generator | None, seconds: float) -> None:
         make_current(ledger, run.run_id, self._date)
         reach("judged")
         stored = store_manifest(self._store, ledger, run, self._settings)
         ref, counts = stored.ref, stored.counts
         reach("manifest stored")
         figures = self._figures(ledger, run, counts, generator, seconds)
-        report = write_report(self._store, ledger, run, figures)
+        report_key = write_report(self._store, ledger, run, figures)
         sync_withdrawn(self._store, self._engine)
         if self._settings.online.redis_url:
-            self._say(export(self._settings, ref))
+            self._echo(export(self._settings, ref))
         led = flip(self._store, ledger, ref, run.fencing_token)
-        ledger.published(
-            run.run_id,
-            manifest_key=ref.manifest_key,
-            manifest_sha256=ref.manifest_sha256,
-            report_key=report,
-            figures=figures,
-        )
+        ledger.mark_published(run.run_id, figures, ref, report_key)
         reach("published")
         tally = generator.tally if generator else Tally()
         if not led:
-            self._say("a later night is published: readers stay with it, this night's set can be read by its key")
+            self._echo("a later night is published: readers stay with it, this night's set can be read by its key")
         announced = "0 announced"
         try:
             if led:
-                announced = f"{self._announce(ledger, ledger.run(self._date) or run)} announced"
+                announced = f"{self._announce(ledger, ledger.get_run(self._date) or run)} announced"
         except ServerUnavailable as error:
             announced = "announcements wait"
             raise ServerUnavailable(
                 f"published, but not announced: {error}; `pigeon night resume --date {self._date}`"
             ) from error
         finally:
-            self._say(
-                f"night of {self._date}: {counts.drawn} posters drawn, {counts.carried} carried over, "
-                f"{counts.withheld} withheld, {announced}; {tally.finished} tasks in {seconds:.1f} s "
+            self._echo(
+                f"night of {self._date}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
+                f"{counts.withheld} withheld, {announced}; {counted(tally.finished, 'task')} in {seconds:.1f} s "
                 f"({tally.finished / max(seconds, 1e-9):.2f}/s), {tally.refused} refused, {tally.failed} failed; "
                 f"{tally.uploaded_bytes / 2**20:.1f} MiB uploaded; s3://{self._store.bucket}/{ref.manifest_key}"
             )
-        return figures
 
     def _announce(self, ledger: Ledger, run: NightRun) -> int:
-        if run.manifest_key is None or not ledger.unannounced(run.run_id, page=1):
+        if run.manifest_key is None or not ledger.read_unannounced(run.run_id, page=1):
             return 0
-        announcer = self._parts.announcer()
+        announcer = self._context.announcer()
         try:
             return announce(ledger, run, announcer)
         finally:
@@ -255,9 +253,9 @@ class Night:
         seconds: float,
     ) -> dict[str, Any]:
         figures: dict[str, Any] = {
-            "tasks": ledger.counts(run.run_id),
-            "reasons": ledger.reasons(run.run_id),
-            "skips": ledger.skips(run.run_id),
+            "tasks": ledger.count_tasks(run.run_id),
+            "reasons": ledger.count_reasons(run.run_id),
+            "skips": ledger.count_skips(run.run_id),
             "posters_drawn": counts.drawn,
             "posters_carried": counts.carried,
             "posters_withheld": counts.withheld,
@@ -269,7 +267,7 @@ class Night:
                 "tasks": tally.finished,
                 "tasks_per_second": round(tally.finished / max(seconds, 1e-9), 3),
                 "draw_seconds_per_task": round(tally.draw_seconds / max(1, tally.finished), 3),
-                "pictures_tokenized": generator.pictures_tokenized,
+                "pictures_tokenized": generator.images_tokenized,
                 "model_retries": generator.retries,
                 "uploaded_bytes": tally.uploaded_bytes,
             }
@@ -284,36 +282,12 @@ def find_unfinished(settings: Settings) -> date:
     """
     engine = connect(settings.database)
     try:
-        run = Ledger(engine).latest(unfinished=True)
+        run = Ledger(engine).get_latest_run(unfinished=True)
     finally:
         engine.dispose()
     if run is None:
         raise InputError("no unfinished night: `pigeon night run` starts one")
     return run.logical_date
-
-
-@contextmanager
-def _stop_on_signal(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """On SIGINT or SIGTERM call `stop` and note the signal; a second one acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        for other, old in before.items():
-            signal.signal(other, old)
-        stop()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -322,5 +296,5 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _scope_words(scope: dict[str, Any]) -> str:
     users = scope.get("users")
-    words = f"{len(users)} given users" if users is not None else "all users"
+    words = counted(len(users), "given user") if users is not None else "all users"
     return f"{words}, at most {scope['limit']}" if scope.get("limit") is not None else words

@@ -11,13 +11,12 @@ later by the clock. The night's logical date is the local date of its moment.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
-from types import FrameType
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from generator.nightly.ledger import Ledger
 from generator.storage.lease import Lease, lead
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
+from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import ScheduleSettings, Settings
 
 LEASE = "scheduler"
@@ -40,7 +40,7 @@ JOBS = ("night", "retrain", "upkeep")
 
 
 def commands(job: str, moment: datetime) -> list[list[str]]:
-    """The `pigeon` arguments that a job runs, one after the other. `moment` is local."""
+    """The arguments of the `pigeon` commands of a job, in their order; `moment` is local."""
     if job == "night":
         return [["night", "run", "--date", moment.date().isoformat()]]
     if job == "retrain":
@@ -82,7 +82,7 @@ def last_moment(trigger: CronTrigger, now: datetime, grace_seconds: float) -> da
 
 
 def claim(engine: Engine, lease: Lease, job: str, moment: datetime) -> bool:
-    """Take a moment for ourselves; False when it, or a later one, was taken before.
+    """Claim a moment for this process; False when it, or a later one, was claimed before.
 
     Raises:
         LockHeld: we no longer lead.
@@ -109,26 +109,29 @@ def run_pigeon(arguments: list[str], started: Callable[[subprocess.Popen[bytes]]
 
 
 class Scheduler:
-    """Leads or stands by. `run_command` is replaceable for tests."""
+    """Leads or stands by; tests replace `run_command`."""
 
     def __init__(
         self,
         settings: Settings,
-        say: Callable[[str], None],
+        echo: Callable[[str], None],
         run_command: Callable[[list[str], Callable[[subprocess.Popen[bytes]], None]], int] = run_pigeon,
     ) -> None:
         self._settings = settings.schedule
         self._triggers = triggers(settings.schedule)
         self._zone = ZoneInfo(settings.schedule.time_zone)
         self._engine = connect(settings.database)
-        self._say = say
+        self._echo = echo
         self._run_command = run_command
         self._stopping = threading.Event()
         self._lost = threading.Event()
         self._children: set[subprocess.Popen[bytes]] = set()
 
     def run_now(self, job: str) -> int:
-        """Run a job at once, without a claim: the job's own lease keeps it from running twice. The first bad exit code, or 0."""
+        """Run a job at once, without a claim; returns the first bad exit code, or 0.
+
+        The job's own lease keeps it from running twice.
+        """
         with self._signals():
             return self._run_job(job, datetime.now(self._zone))
 
@@ -148,12 +151,12 @@ class Scheduler:
                         self._lead(lease)
                 except LockHeld as error:
                     if not standing_by:
-                        self._say(f"scheduler: standing by; {error}")
+                        self._echo(f"scheduler: standing by; {error}")
                     standing_by = True
                 except ServerUnavailable as error:
                     if first:
                         raise
-                    self._say(f"scheduler: {error}; trying again")
+                    self._echo(f"scheduler: {error}; trying again")
                 first = False
                 self._stopping.wait(STANDBY_SECONDS)
         self._engine.dispose()
@@ -173,7 +176,7 @@ class Scheduler:
             )
         pool.start()
         nexts = ", ".join(f"{job.id} {job.next_run_time:%Y-%m-%d %H:%M %Z}" for job in pool.get_jobs())
-        self._say(f"scheduler: leading with token {lease.token}; next: {nexts}")
+        self._echo(f"scheduler: leading with token {lease.token}; next: {nexts}")
         for job in JOBS:  # moments that passed while nobody led
             pool.add_job(self._due, args=(job, lease, True), id=f"{job} missed", misfire_grace_time=None)
         try:
@@ -191,13 +194,13 @@ class Scheduler:
             with plain_errors(self._engine), self._engine.begin() as connection:
                 lease.check(connection)
         except LockHeld as error:
-            self._say(f"scheduler: {error}; standing by")
+            self._echo(f"scheduler: {error}; standing by")
             self._lost.set()
         except ServerUnavailable as error:
-            self._say(f"scheduler: {error}; no job starts until it is back")
+            self._echo(f"scheduler: {error}; no job starts until it is back")
 
     def _due(self, job: str, lease: Lease, after_absence: bool = False) -> None:
-        """Claim and run the latest due moment, if nobody has."""
+        """Claim and run the latest due moment, unless that is done."""
         moment = last_moment(self._triggers[job], datetime.now(self._zone), self._settings.misfire_grace_seconds)
         if moment is None:
             return
@@ -206,19 +209,19 @@ class Scheduler:
             if not claimed and not (after_absence and job == "night" and self._unpublished(moment.date())):
                 return
         except LockHeld as error:
-            self._say(f"scheduler: {error}")
+            self._echo(f"scheduler: {error}")
             self._lost.set()
             return
         except (PigeonError, DBAPIError) as error:
-            self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} could not be claimed: {error}")
+            self._echo(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} could not be claimed: {error}")
             return
         late = datetime.now(UTC) - moment
-        self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} starts, {late.total_seconds():.0f} s late")
+        self._echo(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} starts, {late.total_seconds():.0f} s late")
         code = self._run_job(job, moment)
-        self._say(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} ended with exit code {code}")
+        self._echo(f"scheduler: {job} of {moment:%Y-%m-%d %H:%M %Z} ended with exit code {code}")
 
     def _unpublished(self, logical_date: date) -> bool:
-        run = Ledger(self._engine).run(logical_date)
+        run = Ledger(self._engine).get_run(logical_date)
         return run is not None and run.status != "published"
 
     def _run_job(self, job: str, moment: datetime) -> int:
@@ -240,32 +243,11 @@ class Scheduler:
             except subprocess.TimeoutExpired:
                 child.kill()
 
-    def _signals(self) -> _StopOnSignal:
-        def stop() -> None:
+    def _signals(self) -> AbstractContextManager[list[int]]:
+        def stop(_: int) -> None:
             self._stopping.set()
             for child in list(self._children):
                 if child.poll() is None:
                     child.terminate()
 
-        return _StopOnSignal(stop)
-
-
-class _StopOnSignal:
-    """Calls `stop` on SIGINT and SIGTERM while the block runs; in other threads it does nothing."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        self._stop = stop
-
-    def __enter__(self) -> None:
-        self._before = (
-            {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-            if threading.current_thread() is threading.main_thread()
-            else {}
-        )
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._stop()
+        return stop_signals(stop)

@@ -1,4 +1,4 @@
-"""Stages that work at the same time, joined by bounded queues: a slow stage holds the earlier ones back."""
+"""Stages that work at the same time, joined by bounded queues: earlier ones wait for a slow one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stage:
     work: Callable[[Any], Sequence[Any]]
     threads: int = 1
     keeps: bool = False
-    """Finishes what reaches it even after `Pipeline.stop`: its items have cost too much to be dropped."""
+    """Finishes what reaches it even after `StagePipeline.stop`: its items have cost too much to be dropped."""
 
 
 _END = object()
@@ -43,7 +43,10 @@ class StagePipeline:
         self.stopping.set()
 
     def run(self, source: Iterable[Any], *, tick: Callable[[], None], tick_seconds: float = 0.5) -> None:
-        """Block until all items went through; `tick` is called now and then in the calling thread."""
+        """Block until all items went through; `tick` is called every `tick_seconds` or so.
+
+        `tick` runs in the calling thread.
+        """
         threads = [threading.Thread(target=self._feed, args=(iter(source),), name="feed", daemon=True)]
         for number, stage in enumerate(self._stages):
             threads += [

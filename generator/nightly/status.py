@@ -1,4 +1,4 @@
-"""`pigeon night status`."""
+"""A night in figures, for `pigeon night status`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from schemas.settings import Settings
 
 
 def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
-    """A night in figures.
+    """A night in figures; the latest one when no day is given.
 
     Raises:
         InputError: there is no such night.
@@ -20,7 +20,7 @@ def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
     engine = connect(settings.database)
     try:
         ledger = Ledger(engine)
-        run = ledger.run(day) if day else ledger.latest()
+        run = ledger.get_run(day) if day else ledger.get_latest_run()
         if run is None:
             raise InputError(f"no night of {day}" if day else "no night yet: `pigeon night run` starts one")
         return {
@@ -30,9 +30,9 @@ def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
             "model_version": run.model_version,
             "started_at": run.started_at,
             "finished_at": run.finished_at,
-            "tasks": ledger.counts(run.run_id),
-            "reasons": ledger.reasons(run.run_id),
-            "skips": ledger.skips(run.run_id),
+            "tasks": ledger.count_tasks(run.run_id),
+            "reasons": ledger.count_reasons(run.run_id),
+            "skips": ledger.count_skips(run.run_id),
             "figures": run.figures,
             "manifest_key": run.manifest_key,
             "manifest_sha256": run.manifest_sha256,
@@ -44,7 +44,7 @@ def status_of(settings: Settings, day: date | None) -> dict[str, Any]:
 
 
 def words(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """The same as lines of text."""
     tasks = found["tasks"]
     lines = [
         f"night of {found['logical_date']} ({found['run_id']}): {found['status']}, model {found['model_version']}",

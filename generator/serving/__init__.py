@@ -1,15 +1,16 @@
-"""Pigeon behind Triton: export to ONNX, the model repository, its backends, and the client that the night uses.
+"""Pigeon behind Triton: export to ONNX, the model repository, its backends, and their client.
 
-    api         what the night asks of the served model, as plain types
+    commands    `pigeon models build`, `check` and `load`
+    api         what night and loop ask of the served model, as plain types
     client      `TritonPigeon`, that contract over gRPC, and model control
     adapters    a retrained adapter installed beside the one that serves
-    repository  the Triton repository: layout, manifest, build, check
+    repository  the Triton repository on disk: its manifest, and whether it fits
     configs     each model's config.pbtxt
+    build       checkpoint -> a complete repository
     export      checkpoint -> ONNX graphs, each compared with PyTorch
-    llama       LLaMA's step as a graph with a key/value cache and LoRA matrices as inputs
     tensorrt    the same graphs compiled ahead of time (extra `[tensorrt]`)
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
-The nightly batch and the feedback loop may import `api`, `client` and `adapters` (no torch);
-`export` and `llama` import torch. Imports `generator.pigeon` and `schemas`.
+Imports generator.pigeon and schemas; torch in export, and in build when it builds. Imported by generator/cli.py (commands),
+generator.nightly (api, client) and generator.feedback (api, client, adapters, repository): those modules need no torch.
 """

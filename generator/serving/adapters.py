@@ -1,4 +1,4 @@
-"""A retrained adapter beside the one that serves: version n of the Triton model `personalizer` is adapter n.
+"""Retrained adapters in Triton, side by side: version n of the model `personalizer` is adapter n.
 
 Torch-free, so that the feedback loop may use it. Number 1 is the checkpoint's own adapter and is made by the build.
 """
@@ -33,7 +33,7 @@ PROBE_SEED = 1
 
 
 def install_adapter(settings: Settings, number: int, adapter_dir: Path) -> None:
-    """Write `personalizer/<number>` into the served repository and load it; the versions that serve go on serving.
+    """Write `personalizer/<number>` into the served repository and load it beside the others.
 
     adapter_dir: the checkpoint layout's `pigeon/` folder (`llama/`, and optionally `mask_generator/`, `adapter/`), or a
     PEFT folder (`adapter_model.safetensors` with `adapter_config.json`). Installing the same adapter again does nothing.
@@ -79,7 +79,7 @@ def install_adapter(settings: Settings, number: int, adapter_dir: Path) -> None:
 
 
 def remove_adapter(settings: Settings, number: int) -> None:
-    """Take adapter `number` out of the server and the repository; one that is not there is no error.
+    """Take adapter `number` out of server and repository; one that is not there is no error.
 
     Raises:
         InputError: number below 2.
@@ -93,12 +93,6 @@ def remove_adapter(settings: Settings, number: int) -> None:
     shutil.rmtree(folder)
     with TritonPigeon(settings) as model:
         model.load(PERSONALIZER)
-
-
-def installed_adapters(settings: Settings) -> list[int]:
-    """The adapter numbers of the served repository, 1 included; whether they are loaded is the server's to say."""
-    folder = repository_folder(settings) / PERSONALIZER
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def probe(settings: Settings, number: int, *, deadline_seconds: float | None = None) -> DrawnImage:
@@ -175,7 +169,7 @@ def content_hash(matrices: dict[str, Floats]) -> str:
 
 
 def part_hash(folder: Path) -> str | None:
-    """Of a part's tensors as float16, the precision of a checkpoint; None when the folder holds no safetensors."""
+    """Hash of a part's tensors as float16, a checkpoint's precision; None without safetensors."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return None
@@ -183,7 +177,7 @@ def part_hash(folder: Path) -> str | None:
 
 
 def _refuse_changed(folder: Path, served: str | None) -> None:
-    """Mask generator and reference adapter are the served graphs' own; only LoRA comes with an adapter."""
+    """Refuse a changed mask generator or reference adapter: only LoRA comes with an adapter."""
     found = part_hash(folder)
     if found is not None and found != served:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""What the night asks of the served model, as plain types. No torch, no tritonclient."""
+"""What the night and the loop ask of the served model, as plain types; no torch, no tritonclient."""
 
 from __future__ import annotations
 
@@ -126,10 +126,13 @@ class Picture:
 
 
 class ServedPigeon(Protocol):
-    """The served model. All calls block, may raise `InferenceError`s, and may be made from several threads."""
+    """The served model.
+
+    All calls block, may raise `InferenceError`s, and may be made from several threads.
+    """
 
     def image_features(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageFeatures]:
-        """Tokens and embedding of RGB pictures of any size; they are resized (bicubic) to the model's."""
+        """Tokens and embeddings of RGB images of any size; they are resized (bicubic) to the model's."""
 
     def text_embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(N, D), unit rows: the scorer's, of titles or descriptions."""

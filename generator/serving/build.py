@@ -1,4 +1,4 @@
-"""`pigeon models build`: a checkpoint -> a complete Triton repository, put in place in one step."""
+"""The build of a Triton repository from a checkpoint; the result is put in place in one step."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def build_repository(
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> Built:
-    """Export, compare, write, and replace `repository`; nothing is done when what went in has not changed.
+    """Export, compare, write, and replace `repository`; nothing is done when no input has changed.
 
     Raises:
         ModelError: the checkpoint is not whole or not of this preset, or a graph disagrees with PyTorch.
@@ -227,7 +227,7 @@ def _entry(folder: Path, spec: ModelSpec) -> ModelEntry:
 
 
 def _carry_adapters(old: Path, new: Path, base: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Installed adapters of the same base come along with this build's code; others do not fit and stay behind."""
+    """Carry over installed adapters of the same base, with this build's code; others do not fit."""
     kept, dropped = [], []
     source, target = old / adapters.PERSONALIZER, new / adapters.PERSONALIZER
     for folder in sorted(source.iterdir()) if source.is_dir() else []:
@@ -245,7 +245,7 @@ def _carry_adapters(old: Path, new: Path, base: str) -> tuple[tuple[int, ...], t
 
 
 def _replace(repository: Path, staging: Path) -> None:
-    """The new repository under the old one's name; a crash in between is mended by `_finish_replace`."""
+    """Put the new repository under the old one's name; `_finish_replace` mends a crash in between."""
     old = _old(repository)
     if repository.exists():
         repository.rename(old)
@@ -254,7 +254,7 @@ def _replace(repository: Path, staging: Path) -> None:
 
 
 def _finish_replace(repository: Path) -> None:
-    """After a crash inside `_replace`: the old repository, with its adapters, is brought back or removed."""
+    """Bring back or remove the old repository, with its adapters, after a crash inside `_replace`."""
     old = _old(repository)
     if old.exists() and not (repository / MANIFEST).is_file():
         shutil.rmtree(repository, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`TritonPigeon`: the served model over gRPC, and model control. No torch.
+"""`TritonPigeon`: the served model over gRPC, and model control; no torch.
 
 The server's word is checked again here: it lets a wrong type, a missing output and NaN pass.
 """
@@ -56,7 +56,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class TritonPigeon:
-    """The served model; see `api.PigeonModel`. One instance may be shared by threads.
+    """The served model over gRPC (see `api.ServedPigeon`); threads may share one instance.
 
     Every call takes at most `triton.inference_timeout_seconds` (or its own deadline) and then cancels its work on the
     server; `load` takes at most `triton.start_timeout_seconds`, other control calls `triton.network_timeout_seconds`.
@@ -206,7 +206,7 @@ class TritonPigeon:
         )
 
     def unload(self, model: str) -> None:
-        """Stop serving a model; the server finishes what is under way, and returns before that is done.
+        """Stop serving a model; returns before the server has finished what is under way.
 
         Raises:
             ServerUnavailable: Triton cannot be reached, or refuses model control.
@@ -219,7 +219,7 @@ class TritonPigeon:
         )
 
     def load_repository(self, checkpoint: Path | None = None) -> RepositoryManifest:
-        """Check the repository that the settings name, then have the server load all of it, `pigeon` last.
+        """Check the repository that the settings name, then load all of it into the server, `pigeon` last.
 
         Raises:
             ModelError: the repository does not fit (nothing was loaded), or the server serves another one.
@@ -320,7 +320,7 @@ _TRITON_TYPES = {
 
 
 def _fit(image: NDArray[np.uint8], number: int, size: int) -> NDArray[np.uint8]:
-    """-> (size, size, 3), bicubically: what `generator.pigeon.preprocessing` does before it normalises."""
+    """Resize to (size, size, 3), bicubic, as generator.pigeon.preprocessing does before normalising."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise InferenceRejected(f"picture {number}: is {image.dtype} {image.shape}; give RGB uint8 (height, width, 3)")
     if image.shape[:2] == (size, size):

@@ -1,4 +1,4 @@
-"""Commands of this part; registered by generator/cli.py."""
+"""Commands `pigeon models build`, `check` and `load`; registered by generator/cli.py."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def build(
 
 
 def check() -> None:
-    """Say whether the model repository is complete and fits the settings, and whether Triton serves it."""
+    """Check that the model repository is complete and fits the settings, and whether Triton serves it."""
     from generator.serving.client import TritonPigeon
     from generator.serving.repository import check_repository, checkpoint_folder, repository_folder
     from schemas.settings import load_settings

@@ -1,4 +1,4 @@
-"""Each Triton model's config.pbtxt: complete, because the server's guessing (auto-complete) is off."""
+"""Each Triton model's config.pbtxt, complete, because the server's auto-complete is off."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _tensor(kind: str, tensor: TensorSpec) -> str:
 
 
 def model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tuple[ModelSpec, ...]:
-    """The models of a repository, in the order in which they are loaded: `pigeon`, which calls the others, is last."""
+    """The models of a repository in the order of loading: `pigeon`, which calls the others, is last."""
     scorer = config.scorer
     if scorer is None:
         raise ValueError("scorer: the checkpoint has none")

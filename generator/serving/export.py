@@ -75,7 +75,7 @@ class MaskGeneratorGraph(nn.Module):
 
 
 class PersonalizerGraph(nn.Module):
-    """LLaMA's step on ids: -1 enters as a zero vector, -2 as the adapter's embedding of `condition` (B, E).
+    """LLaMA's step on ids: -1 is a zero vector, -2 the adapter's embedding of `condition` (B, E).
 
     Rows are not padded: within one task all prompts are equally long, so every position counts.
     """
@@ -105,7 +105,7 @@ class PersonalizerGraph(nn.Module):
 
 
 class UnetGraph(nn.Module):
-    """Latents, timesteps and conditions -> what the network predicts; SDXL's size conditions are constants of a preset."""
+    """Latents, timesteps and conditions -> the prediction; SDXL's size conditions are constants."""
 
     def __init__(self, diffusion: Diffusion) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ def networks(pigeon: PigeonModel) -> list[Network]:
 
 
 def export(network: Network, path: Path) -> Agreement:
-    """Write the graph and compare it with PyTorch at two batch sizes, neither of them the traced one.
+    """Write the graph and compare it with PyTorch at two batch sizes other than the traced one.
 
     Raises:
         ModelError: the graph cannot be exported, or is further from PyTorch than `TOLERANCE` or `MAX_FLIPPED`.
@@ -373,8 +373,10 @@ def compare(network: Network, path: Path) -> Agreement:
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Without the exporter's remarks, of no use to a user, and without the garbage collector: walking the tracer's many
-    small objects again and again was a third of the time (18 to 11 s for the UNet).
+    """Trace without the exporter's remarks and without the garbage collector.
+
+    The remarks are of no use to a user; walking the tracer's many small objects again and again was a third of the time (18
+    to 11 s for the UNet).
     """
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -1,4 +1,4 @@
-"""The Triton model repository on disk: its manifest, and whether it fits. Imports no torch.
+"""The Triton model repository on disk: its manifest, and whether it fits; imports no torch.
 
 <repository>/
   manifest.json                 what is here, hashed; written last, so a repository without it is not complete
@@ -142,8 +142,10 @@ def below(hashes: dict[str, str], prefixes: Iterable[str]) -> dict[str, str]:
 
 
 def read_manifest(repository: Path) -> RepositoryManifest:
-    """Raises:
-    ModelError: no manifest, or not one of this version.
+    """The manifest of a repository.
+
+    Raises:
+        ModelError: no manifest, or not one of this version.
     """
     path = repository / MANIFEST
     try:
@@ -161,7 +163,7 @@ def read_manifest(repository: Path) -> RepositoryManifest:
 
 
 def check_repository(repository: Path, preset: str, checkpoint: Path | None = None) -> RepositoryManifest:
-    """Whether a repository is complete, unchanged since its build and for this preset (and checkpoint).
+    """Check that a repository is complete, unchanged since its build and fits preset and checkpoint.
 
     Raises:
         ModelError: it is not; the message names the first thing that is wrong.

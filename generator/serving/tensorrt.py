@@ -1,4 +1,4 @@
-"""The exported graphs compiled ahead of time with TensorRT-RTX (extra `[tensorrt]`); needs no GPU, and none is used.
+"""The exported graphs compiled ahead of time with TensorRT-RTX (extra `[tensorrt]`); uses no GPU.
 
 What a run of this shows is that the graphs parse and compile. Their numbers were compared with PyTorch under ONNX Runtime,
 by the build; nothing here runs them under TensorRT.
@@ -66,8 +66,10 @@ def parse_compute_capabilities(text: str) -> tuple[str, ...]:
 
 
 def import_tensorrt() -> Any:
-    """Raises:
-    InputError: the extra is not installed.
+    """The module `tensorrt_rtx`, imported when it is needed.
+
+    Raises:
+        InputError: the extra is not installed.
     """
     try:
         import tensorrt_rtx

@@ -1,1 +1,8 @@
-"""Postgres, S3 and the lease, for nights and the feedback loop alike. Imports schemas only."""
+"""Postgres, S3 and the lease, for nights and the feedback loop alike.
+
+    postgres  engines with the settings' timeouts, and the driver's errors as ours
+    objects   one bucket: content-addressed puts, conditional replacement, errors as ours
+    lease     one leader per name, with a token that fences late writes
+
+Imports `schemas` only; imported by `generator.nightly`, `generator.feedback` and tests.
+"""

@@ -1,4 +1,4 @@
-"""The lease that makes one process lead: an advisory lock for as long as it lives, and a token that fences late writes."""
+"""The lease of the one process that leads: an advisory lock, and a token that fences late writes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from schemas.errors import LockHeld
 
 @dataclass(frozen=True)
 class Lease:
-    """Leadership of `name`: `token` grows with every leader, so a late write of an older one can be refused."""
+    """Leadership of `name`; `token` grows with every leader, so late writes of older ones are refused."""
 
     name: str
     token: int
     holder: str
 
     def check(self, connection: Connection) -> None:
-        """Refuse to go on when another process has taken over; holds until the transaction ends.
+        """Refuse to go on when another process has taken over; valid until the transaction ends.
 
         Raises:
             LockHeld: a newer leader exists.
@@ -37,7 +37,9 @@ class Lease:
 
 @contextlib.contextmanager
 def lead(engine: Engine, name: str) -> Iterator[Lease]:
-    """Lead `name` until the block ends: a Postgres advisory lock, which a dead process cannot keep, and a new token.
+    """Lead `name` until the block ends, under a new token.
+
+    The lock is Postgres's advisory one, which a dead process cannot keep.
 
     Raises:
         LockHeld: another process leads; the message names it.

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.settings import S3Settings
 
@@ -34,27 +33,11 @@ class Stored:
 
 def client(settings: S3Settings) -> S3Client:
     """A boto3 client with the timeouts, retries and checksum policy of the settings."""
-    secret = settings.secret_access_key
-    return boto3.client(
-        "s3",
-        endpoint_url=settings.endpoint_url,
-        region_name=settings.region,
-        aws_access_key_id=settings.access_key_id,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(
-            signature_version="s3v4",
-            connect_timeout=settings.connect_timeout_seconds,
-            read_timeout=settings.read_timeout_seconds,
-            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
-            request_checksum_calculation=settings.checksums,
-            response_checksum_validation=settings.checksums,
-            max_pool_connections=16,
-        ),
-    )
+    return s3_client(**s3_options(settings))
 
 
 class Store:
-    """One bucket. Every method may raise InputError (wrong bucket, secret) or ServerUnavailable."""
+    """One bucket; every method may raise InputError (wrong bucket, secret) or ServerUnavailable."""
 
     def __init__(self, settings: S3Settings, s3: S3Client | None = None) -> None:
         self.bucket = settings.bucket

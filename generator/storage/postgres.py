@@ -8,25 +8,18 @@ from collections.abc import Iterator
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
+from schemas.connections import postgres_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.settings import DatabaseSettings
 
 
 def connect(settings: DatabaseSettings) -> Engine:
     """An engine with the timeouts of the settings; it connects at first use."""
-    timeouts = (
-        f"-c statement_timeout={round(settings.statement_timeout_seconds * 1000)} "
-        f"-c lock_timeout={round(settings.lock_timeout_seconds * 1000)} -c timezone=UTC"
-    )
     return create_engine(
         settings.url.get_secret_value(),
         pool_size=settings.pool_size,
         pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": max(1, round(settings.connect_timeout_seconds)),
-            "options": timeouts,
-            "application_name": "pigeon-night",
-        },
+        connect_args=postgres_options(settings, "pigeon-night"),
     )
 
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from generator.training.processes import ProcessGroup
 from schemas.errors import InputError, ModelError, PigeonError
+from schemas.runtime.stop_signals import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -101,25 +102,24 @@ class Trainer:
         self.module.train()
         saved = logged = last = time.monotonic()
         stopped = threading.Event()
-        before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
         stop = False
-        while self.progress() < 1.0 and not stop:
-            figures = self._one_step()
-            if on_step is not None:
-                on_step(figures)
-            now = time.monotonic()
-            self.seconds += now - last
-            last = now
-            stop, self.seconds = self.group.agree(stopped.is_set(), self.seconds)
-            if now - logged >= self.config.log_every_seconds:
-                self._log_line()
-                logged = now
-            if now - saved >= self.config.save_every_seconds:
-                self.save()
-                saved = now
-                if on_save is not None:
-                    on_save()
-        signal.signal(signal.SIGTERM, before)
+        with stop_signals(lambda _: stopped.set(), numbers=(signal.SIGTERM,)):
+            while self.progress() < 1.0 and not stop:
+                figures = self._one_step()
+                if on_step is not None:
+                    on_step(figures)
+                now = time.monotonic()
+                self.seconds += now - last
+                last = now
+                stop, self.seconds = self.group.agree(stopped.is_set(), self.seconds)
+                if now - logged >= self.config.log_every_seconds:
+                    self._log_line()
+                    logged = now
+                if now - saved >= self.config.save_every_seconds:
+                    self.save()
+                    saved = now
+                    if on_save is not None:
+                        on_save()
         self._log_line()
         self.save()
         if on_save is not None:

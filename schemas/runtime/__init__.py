@@ -1,4 +1,10 @@
-"""What every long-running part needs: logs, Kafka logins, metrics, health, stop signals. Libraries are imported inside functions.
+"""What every long-running part needs, each in a module of its own.
 
-May be imported by every part; imports schemas only.
+    logs          structured logs on stderr
+    metrics       the one Prometheus registry of a process
+    health        the HTTP server of /metrics, /live and /ready
+    stop_signals  SIGINT and SIGTERM while a part runs
+    kafka_login   the security options of every Kafka client
+
+Imported by every part; imports `schemas` only. Client libraries are imported inside functions.
 """

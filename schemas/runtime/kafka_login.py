@@ -1,17 +1,21 @@
-"""How we prove to Kafka who we are: the security settings as kafka-python wants them, refused early when they do not fit together."""
+"""The security options of every Kafka client, refused early when the settings do not fit together.
+
+Each SASL mechanism has one function, in `_MECHANISMS`. A token provider for OAUTHBEARER belongs into `_token`, as the option
+`sasl_oauth_token_provider`; until there is one, the mechanism is refused.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import socket
 import ssl
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import InputError
-from schemas.settings import KafkaSettings
 
-# Mechanisms that send or prove a password.
-_PASSWORD = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+if TYPE_CHECKING:
+    from schemas.settings import KafkaSettings
 
 
 def _refuse(name: str, why: str) -> InputError:
@@ -19,11 +23,11 @@ def _refuse(name: str, why: str) -> InputError:
 
 
 def options(settings: KafkaSettings) -> dict[str, Any]:
-    """The security options of every Kafka client.
+    """Security options as kafka-python wants them.
 
     Raises:
         InputError: a setting is missing, would be ignored, or names a file that cannot be used; the message names it and
-            never holds a secret.
+            contains no secret.
     """
     return {"security_protocol": settings.security_protocol, **_sasl(settings), **_ssl(settings)}
 
@@ -39,21 +43,39 @@ def _sasl(settings: KafkaSettings) -> dict[str, Any]:
         raise _refuse(
             "sasl_mechanism", f"is empty, but kafka.security_protocol is {protocol}: say for example SCRAM-SHA-512"
         )
-    if mechanism == "OAUTHBEARER":
-        raise _refuse("sasl_mechanism", "OAUTHBEARER needs a token provider in code, which no setting can give")
-    if mechanism == "GSSAPI" and importlib.util.find_spec("gssapi") is None:
-        raise _refuse("sasl_mechanism", "GSSAPI needs a package that is not installed: pip install gssapi")
-    if mechanism not in _PASSWORD:
-        return {"sasl_mechanism": mechanism}
+    return {"sasl_mechanism": mechanism, **_MECHANISMS[mechanism](settings)}
+
+
+def _password(settings: KafkaSettings) -> dict[str, Any]:
+    mechanism = settings.sasl_mechanism
     if not settings.sasl_username:
         raise _refuse("sasl_username", f"is empty, but kafka.sasl_mechanism is {mechanism}")
     if settings.sasl_password is None or not settings.sasl_password.get_secret_value():
         raise _refuse("sasl_password", f"is empty, but kafka.sasl_mechanism is {mechanism}")
     return {
-        "sasl_mechanism": mechanism,
         "sasl_plain_username": settings.sasl_username,
         "sasl_plain_password": settings.sasl_password.get_secret_value(),
     }
+
+
+def _ticket(settings: KafkaSettings) -> dict[str, Any]:
+    if importlib.util.find_spec("gssapi") is None:
+        raise _refuse("sasl_mechanism", "GSSAPI needs a package that is not installed: pip install gssapi")
+    return {}
+
+
+def _token(settings: KafkaSettings) -> dict[str, Any]:
+    raise _refuse("sasl_mechanism", "OAUTHBEARER needs a token provider in code, which no setting can give")
+
+
+_MECHANISMS: dict[str, Callable[[KafkaSettings], dict[str, Any]]] = {
+    "PLAIN": _password,
+    "SCRAM-SHA-256": _password,
+    "SCRAM-SHA-512": _password,
+    "GSSAPI": _ticket,
+    "OAUTHBEARER": _token,
+}
+"""Options of each SASL mechanism, beside its name."""
 
 
 def _ssl(settings: KafkaSettings) -> dict[str, Any]:
@@ -92,7 +114,10 @@ def _ssl(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def explain(settings: KafkaSettings, seconds: float = 5.0) -> InputError | None:
-    """Why TLS with the first bootstrap server fails, if it does: kafka-python only says that no broker answers."""
+    """Why TLS with the first bootstrap server fails, if it does.
+
+    kafka-python only reports that no broker answers.
+    """
     if not settings.security_protocol.endswith("SSL"):
         return None
     host, _, port = settings.bootstrap_servers.split(",")[0].strip().rpartition(":")

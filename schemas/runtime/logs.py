@@ -11,7 +11,10 @@ from schemas.settings import Settings
 
 
 def configure(settings: Settings) -> None:
-    """Set up structlog once per process. Settings' secrets are never logged: nobody logs settings."""
+    """Set up structlog, once per process.
+
+    Secrets of the settings are never logged: settings are not.
+    """
     level = getattr(logging, settings.log_level.upper())
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()

@@ -144,26 +144,26 @@ def test_fault_4_an_outage_is_waited_out(ill: Settings, own_postgres: Stack, nam
     outages = metrics.OUTAGES.labels("database")
     before = outages._value.get()
     seen = 0
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
     health = Health()
     said: set[str] = set()
 
     def begin(reached: str) -> None:
         nonlocal seen
         seen += reached == point
-        if seen == 2 and not begun.is_set():  # claiming reaches before_commit, too
-            begun.set()
+        if seen == 2 and not started.is_set():  # claiming reaches before_commit, too
+            started.set()
             fault.begin(ill, own_postgres)
 
     def end(summary: Summary, lag: int) -> None:
         said.add(health.ready()[1])
-        if begun.is_set() and not ended.is_set() and outages._value.get() - before >= fault.outages:
+        if started.is_set() and not ended.is_set() and outages._value.get() - before >= fault.outages:
             ended.set()
             fault.end(ill, own_postgres)
 
     faultpoints.handler = begin
     summary = consume(ill, progress=end, health=health)
-    assert begun.is_set()
+    assert started.is_set()
     # A write that was stopped together with the server may go on where it was.
     assert ended.is_set() or name == "SIGSTOP"
     assert not ended.is_set() or any("database" in words for words in said), "readiness says what is in the way"

@@ -119,12 +119,12 @@ def test_fault_6_nothing_but_poison_stops_the_consumer_with_its_offsets_held(qui
 
 @pytest.mark.parametrize("quick", ["noida"], indirect=True)  # Tansu enforces no limit and makes any topic
 def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_with_its_offsets_held(quick: Settings):
-    dead_letters = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX
+    letters_topic = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX
 
     def make_anew(**configs: str) -> None:
         admin = clients.admin(quick.kafka)
-        admin.delete_topics([dead_letters])
-        admin.create_topics({dead_letters: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+        admin.delete_topics([letters_topic])
+        admin.create_topics({letters_topic: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
         admin.close()
 
     send(quick, [event(), b"{"])

@@ -1,4 +1,4 @@
-"""A topic made anew, cut or shortened is noticed and treated by the stated policy, never silently."""
+"""A topic recreated, cut or shortened is noticed and treated by the stated policy, never silently."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_topic_made_anew_stops_the_consumer_or_is_read_from_its_start(quick: S
     held = state(quick)
     make_anew(quick)
     Ledger(quick).send([*old[:10], *new])
-    with pytest.raises(Refused, match="made anew or cut") as refused:
+    with pytest.raises(Refused, match="recreated or cut") as refused:
         consume(quick)
     assert refused.value.exit_code == 8
     assert "PIGEON_CONSUMER__ON_TOPIC_RECREATED" in str(refused.value)

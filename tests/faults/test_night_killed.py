@@ -1,4 +1,7 @@
-"""Faults 10, 13 and 14 on real Postgres and S3: the night is killed at named points; its model is a test double."""
+"""Faults 10, 13 and 14 on real Postgres and S3: the night is killed at named points.
+
+Its model is a test double.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-import psycopg2
 import pytest
 
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
+from schemas.connections import postgres_connection
 from schemas.faultpoints import NightPoint
 from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings
@@ -31,7 +34,7 @@ def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
     """A second, empty database and bucket: where the unbroken night runs."""
     url = settings.database.url.get_secret_value()
     name = f"{url.rpartition('/')[2]}_unbroken"
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection = postgres_connection(settings.database, "pigeon-tests")
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE pigeon_template")
@@ -57,7 +60,7 @@ def manifest(settings: Settings) -> list[bytes]:
 
 
 def run_and_die(settings: Settings, point: str, count: int) -> bool:
-    """A night in its own process, killed at the COUNT-th passage of the point; False when it got through."""
+    """Run a night in its own process that dies at the COUNT-th passage of the point; whether it died."""
     secret = settings.s3.secret_access_key
     environment = {
         "PIGEON_STATE_DIR": str(settings.state_dir),  # its env file has the other addresses
@@ -82,7 +85,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
 def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     settings: Settings, elsewhere: Settings, tmp_path: Path
 ) -> None:
-    """Faults 10 and 13. Killed once at each named point in turn, one night; readers meanwhile see nothing or all of it."""
+    """One night, killed once at each named point: readers see nothing or all of it (faults 10, 13)."""
     print(f"seed {SEED}")  # noqa: T201 - a failure is reproduced by it
     rng = random.Random(SEED)
     art = tmp_path / "art"
@@ -112,12 +115,12 @@ def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
             assert all(store.exists(row["image_key"]) for row in rows)
     assert deaths == list(POINTS)
 
-    told = Announcements()
-    night(settings, announcements=told).resume()
+    announced = Announcements()
+    night(settings, announcements=announced).resume()
     assert manifest(settings) == unbroken
     rows = PosterManifest.open(bucket=store.bucket, client=store.s3, cache_dir=tmp_path / "cache").rows().to_pylist()
-    # The last death was between the broker's word and ours, so the events come again, once each.
-    assert sorted(event.poster_id for event in told.events) == sorted(row["poster_id"] for row in rows)
+    # The last death was between the broker's acknowledgement and our mark, so the events come again, once each.
+    assert sorted(event.poster_id for event in announced.events) == sorted(row["poster_id"] for row in rows)
     again = Announcements()
     night(settings, announcements=again).resume()
     assert again.events == []

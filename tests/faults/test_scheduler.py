@@ -1,4 +1,7 @@
-"""Fault 9 on real Postgres: two schedulers, one that was down over the hour, a leader that is replaced. Commands are recorded."""
+"""Fault 9 on real Postgres: two schedulers, a missed moment, a leader that is replaced.
+
+Commands are recorded, not run.
+"""
 
 from __future__ import annotations
 
@@ -60,22 +63,22 @@ def wait_for(lines: list[str], words: str) -> None:
         if any(words in line for line in lines):
             return
         tick.wait(0.1)
-    raise AssertionError(f"{words!r} was never said: {lines}")
+    raise AssertionError(f"{words!r} was never echoed: {lines}")
 
 
 def test_two_schedulers_and_a_missed_night_run_it_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("generator.nightly.schedule.STANDBY_SECONDS", 0.2)
     due = scheduled(settings)
     ran = Recorder()
-    said: list[list[str]] = [[], []]
-    schedulers = [Scheduler(due, lines.append, ran) for lines in said]
+    echoed: list[list[str]] = [[], []]
+    schedulers = [Scheduler(due, lines.append, ran) for lines in echoed]
     threads = [start(schedulers[0])]
-    wait_for(said[0], "ended with exit code 0")
+    wait_for(echoed[0], "ended with exit code 0")
     threads.append(start(schedulers[1]))
-    wait_for(said[1], "standing by")
+    wait_for(echoed[1], "standing by")
     schedulers[0]._stopping.set()
     threads[0].join()
-    wait_for(said[1], "leading with token 2")
+    wait_for(echoed[1], "leading with token 2")
     schedulers[1]._stopping.set()
     threads[1].join()
     expected = (datetime.now(UTC) - timedelta(minutes=3)).date().isoformat()
@@ -94,10 +97,10 @@ def test_a_night_that_was_never_published_is_gone_on_with(settings: Settings, mo
         assert not claim(engine, lease, "night", moment - timedelta(days=1))
     with Session(engine) as session, session.begin():
         session.add(NightRun(run_id="n", logical_date=today, status="running", model_version="m", fencing_token=1))
-    ran, said = Recorder(), list[str]()
-    scheduler = Scheduler(due, said.append, ran)
+    ran, echoed = Recorder(), list[str]()
+    scheduler = Scheduler(due, echoed.append, ran)
     thread = start(scheduler)
-    wait_for(said, "ended with exit code 0")
+    wait_for(echoed, "ended with exit code 0")
     scheduler._stopping.set()
     thread.join()
     assert ran.commands == [["night", "run", "--date", today.isoformat()]]
@@ -106,10 +109,10 @@ def test_a_night_that_was_never_published_is_gone_on_with(settings: Settings, mo
 
 def test_a_night_past_its_grace_is_not_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("generator.nightly.schedule.STANDBY_SECONDS", 0.2)
-    ran, said = Recorder(), list[str]()
-    scheduler = Scheduler(scheduled(settings, misfire_grace_seconds=60), said.append, ran)
+    ran, echoed = Recorder(), list[str]()
+    scheduler = Scheduler(scheduled(settings, misfire_grace_seconds=60), echoed.append, ran)
     thread = start(scheduler)
-    wait_for(said, "leading")
+    wait_for(echoed, "leading")
     scheduler._stopping.set()
     thread.join()
     assert ran.commands == []
@@ -125,13 +128,13 @@ def test_a_replaced_leader_claims_nothing_and_stands_by(settings: Settings, monk
             )
         with pytest.raises(LockHeld, match="other"):
             claim(engine, lease, "night", datetime(2026, 3, 1, 2, tzinfo=UTC))
-    said: list[str] = []
-    scheduler = Scheduler(scheduled(settings, misfire_grace_seconds=1), said.append, Recorder())
+    echoed: list[str] = []
+    scheduler = Scheduler(scheduled(settings, misfire_grace_seconds=1), echoed.append, Recorder())
     thread = start(scheduler)
-    wait_for(said, "leading")
+    wait_for(echoed, "leading")
     with engine.begin() as connection:
         connection.execute(text("UPDATE leases SET token = token + 1, holder = 'thief' WHERE name = :n"), {"n": LEASE})
-    wait_for(said, "went to thief")
+    wait_for(echoed, "went to thief")
     scheduler._stopping.set()
     thread.join()
     engine.dispose()

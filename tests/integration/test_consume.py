@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from PIL import Image
 
 from consumers.files.produce import Producer
+from schemas.connections import s3_client, s3_options
 from schemas.events import (
     CATALOG,
     CONSUMED,
@@ -275,14 +275,7 @@ def test_a_catalogue_file_comes_in_with_its_pictures(settings: Settings, pigeon:
     ((uri, attributes),) = query(settings, "SELECT image_uri, attributes FROM items")
     assert attributes == {"synthetic": True}
     s3 = settings.s3
-    assert s3.secret_access_key
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint_url,
-        region_name=s3.region,
-        aws_access_key_id=s3.access_key_id,
-        aws_secret_access_key=s3.secret_access_key.get_secret_value(),
-    )
+    client = s3_client(**s3_options(s3))
     stored = client.get_object(Bucket=s3.bucket, Key=uri.removeprefix(f"s3://{s3.bucket}/"))
     assert stored["ContentType"] == "image/png"
     assert stored["Body"].read() == (tmp_path / "art" / "one.png").read_bytes()

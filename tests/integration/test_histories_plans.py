@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any, cast
 from uuid import uuid4
 
-import psycopg2
 import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
@@ -53,12 +52,12 @@ FILL = (
 def filled(shared_settings: Settings, template_database: str) -> Iterator[DatabaseSettings]:
     """A database of a million interactions of a hundred thousand users in twelve months, analysed."""
     name = "a_million"
-    server = psycopg2.connect(shared_settings.database.url.get_secret_value().replace("+psycopg2", ""))
+    server = connect(shared_settings.database)
     server.autocommit = True
     with server.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     settings = DatabaseSettings.model_validate({"url": f"{template_database}/{name}"})
-    connection = connect(settings)
+    connection = connect(settings.model_copy(update={"statement_timeout_seconds": 600.0}))
     connection.autocommit = True
     with connection.cursor() as cursor:
         partitions.make(cursor, MONTHS)

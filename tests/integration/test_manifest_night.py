@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly import manifest_writer, withdraw
-from generator.nightly.erase import drop_old_manifests, forget_users
+from generator.nightly.erase import drop_old_manifests, erase_users
 from generator.nightly.manifest_images import ImagesMissing
 from generator.nightly.plan import Scope
 from generator.serving.api import DrawRequest, InferenceUnavailable
@@ -382,7 +382,7 @@ def test_only_the_shards_of_an_erased_user_are_written_again(
             store.put(shard.key.replace("night-20260302/", "night-dead/"), stored.body, "application/octet-stream")
     with Session(engine) as session, session.begin():
         session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
-    assert "1 users erased" in forget_users(settings)
+    assert "1 user erased" in erase_users(settings)
     after = pointer(store)
     changed = [old != new for old, new in zip(before.shards, after.current.shards, strict=True)]
     assert changed.count(True) == 1
@@ -445,7 +445,7 @@ def test_sets_of_version_1_are_read_erased_from_and_followed_by_version_2(
     assert reader.variants_for("a", "item8")[0]["renditions"] == ROW["renditions"]
     with Session(engine) as session, session.begin():
         session.add(Erasure(user_id="b", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
-    assert "1 users erased" in forget_users(settings)
+    assert "1 user erased" in erase_users(settings)
     assert reader.refresh()
     assert shown(reader) == {("a", "item8"), ("ü", "item8")}
     assert pointer(store).current.version == 1  # readers of then can go on

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from generator.nightly import online_store, withdraw
-from generator.nightly.erase import forget_users
+from generator.nightly.erase import erase_users
 from generator.nightly.online_store import export, set_name
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
@@ -68,7 +68,7 @@ def stored(server: Any) -> dict[tuple[str, str], list[str]]:
 def test_a_nights_posters_are_in_the_online_store(online: Settings, server: Any, tmp_path: Path) -> None:
     build(online, tmp_path / "art", users=3, targets=2)
     said: list[str] = []
-    night(online, say=said.append).run(Scope())
+    night(online, echo=said.append).run(Scope())
     assert "online store: 12 posters of 3 users written, readers led to it" in said
     expected: dict[tuple[str, str], list[str]] = {}
     for row in rows(online, tmp_path):
@@ -141,7 +141,7 @@ def test_a_forgotten_user_is_gone_from_every_set(online: Settings, server: Any, 
     night(online, on=TOMORROW).run(Scope())
     with Session(engine) as session, session.begin():
         session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
-    forget_users(online)
+    erase_users(online)
     keys = [key.decode() for key in server.scan_iter()]
     assert len([key for key in keys if key.endswith(":u0")]) == 2
     assert [key for key in keys if key.endswith(":u1")] == []

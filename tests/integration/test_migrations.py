@@ -13,6 +13,7 @@ import pytest
 
 from consumers import partitions
 from migrations import database
+from schemas.connections import postgres_connection
 from schemas.errors import InputError, Refused, ServerUnavailable
 from schemas.settings import DatabaseSettings, Settings
 
@@ -24,8 +25,7 @@ def empty(shared_settings: Settings) -> Iterator[DatabaseSettings]:
     """A database without any table."""
     url = shared_settings.database.url.get_secret_value()
     name = f"empty_{uuid.uuid4().hex[:8]}"
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
-    connection.autocommit = True
+    connection = connect(shared_settings.database)
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
     yield DatabaseSettings.model_validate({"url": f"{url.rpartition('/')[0]}/{name}", "lock_timeout_seconds": 1})
@@ -35,7 +35,7 @@ def empty(shared_settings: Settings) -> Iterator[DatabaseSettings]:
 
 
 def connect(settings: DatabaseSettings) -> Any:
-    connection = psycopg2.connect(settings.url.get_secret_value().replace("+psycopg2", ""))
+    connection = postgres_connection(settings, "pigeon-tests")
     connection.autocommit = True
     return connection
 

@@ -1,17 +1,16 @@
-"""The night on real Postgres and S3. The model is a test double (tests/support/fake_pigeon.py); everything else is the product."""
+"""The night on real Postgres and S3; the model is a test double (tests/support/fake_pigeon.py)."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import signal
 from collections import Counter
-from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,24 @@ from pydantic import SecretStr
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from generator.nightly.erase import drop_old_manifests, forget_users
 from generator.nightly.ledger import Ledger
-from generator.nightly.plan import Scope
+from generator.nightly.plan import Drawer, Drawers, Scope
 from generator.nightly.run import Interrupted
-from generator.serving.api import DrawRequest, InferenceRejected, InferenceUnavailable
+from generator.serving.api import DrawnImage, DrawRequest, InferenceRejected, InferenceUnavailable
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import InputError, LockHeld, PartialFailure, ServerUnavailable
-from schemas.manifest import POINTER_KEY, PosterManifest
+from schemas.manifest import POINTER_KEY
+from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
-from schemas.tables import CurrentPosters, Erasure, Item, NightRun, NightSkip, NightTask, Poster
+from schemas.tables import Item, ModelVersion, NightTask, Poster
 from tests.support.fake_pigeon import FakePigeon
-from tests.support.night_world import Announcements, build, night, set_item, set_user
+from tests.support.night_world import NIGHT, Announcements, build, night, reader, set_item, set_user
 
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
+EMPTY = PromptSnapshot(history_titles=(), history_tokens=(), title="", description="", reference_tokens=())
 
 
 def everything(settings: Settings) -> dict[str, str]:
@@ -44,19 +44,10 @@ def everything(settings: Settings) -> dict[str, str]:
     return {key: store.s3.head_object(Bucket=store.bucket, Key=key)["ETag"] for key in store.keys("")}
 
 
-def reader(settings: Settings) -> PosterManifest:
-    return PosterManifest.open(
-        bucket=settings.s3.bucket,
-        client=Store(settings.s3).s3,
-        refresh_seconds=math.inf,
-        cache_dir=settings.state_dir / "cache" / "manifest",
-    )
-
-
 def test_a_night_is_drawn_published_announced_and_read(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=2)
-    model, told = FakePigeon(), Announcements()
-    night(settings, model, told).run(Scope())
+    model, announced = FakePigeon(), Announcements()
+    night(settings, model, announced).run(Scope())
 
     posters = reader(settings)
     rows = posters.rows().to_pylist()
@@ -73,9 +64,9 @@ def test_a_night_is_drawn_published_announced_and_read(settings: Settings, tmp_p
     for row in rows:
         shares[row["user_id"], row["item_id"]] += row["propensity"]
     assert all(share == pytest.approx(1) for share in shares.values())
-    assert {event.poster_id for event in told.events} == {row["poster_id"] for row in rows}
+    assert {event.poster_id for event in announced.events} == {row["poster_id"] for row in rows}
     assert len(model.draws) == 6
-    assert model.pictures_seen == 10  # each needed picture once, not once per user
+    assert model.images_seen == 10  # each needed picture once, not once per user
     choice = posters.poster_for("u0", "item8")
     assert choice
     assert choice.source == "tonight"
@@ -89,11 +80,11 @@ def test_a_night_is_drawn_published_announced_and_read(settings: Settings, tmp_p
 def test_the_same_night_twice_draws_and_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art")
     night(settings).run(Scope())
-    before, said, told, model = everything(settings), [], Announcements(), FakePigeon()
-    night(settings, model, told, say=said.append).run(Scope())
+    before, echoed, announced, model = everything(settings), [], Announcements(), FakePigeon()
+    night(settings, model, announced, echo=echoed.append).run(Scope())
     assert everything(settings) == before
-    assert (model.draws, told.events) == ([], [])
-    assert "published already" in said[-1]
+    assert (model.draws, announced.events) == ([], [])
+    assert "published already" in echoed[-1]
     with pytest.raises(InputError, match="planned for all users"):
         night(settings).run(Scope(users=("u1",)))
 
@@ -143,7 +134,7 @@ def test_everything_left_out_is_counted_with_its_reason(settings: Settings, tmp_
     night(settings).run(Scope())
     ledger = Ledger(connect(settings.database))
     # Popular items that cannot be used are not targets, so "cold" has no skips.
-    assert ledger.skips("night-20260301") == {
+    assert ledger.count_skips("night-20260301") == {
         "too little history": 1,
         "too few readable history pictures": 1,
         "unreadable image": 1,
@@ -200,7 +191,7 @@ def test_a_server_that_is_away_costs_time_not_tasks(settings: Settings, tmp_path
     night(settings, down).dry_run(Scope())
 
     def away() -> None:
-        if down.pictures_seen or down.draws:
+        if down.images_seen or down.draws:
             raise InferenceUnavailable("connection refused")
 
     down.alive = away
@@ -213,9 +204,9 @@ def test_a_server_that_is_away_costs_time_not_tasks(settings: Settings, tmp_path
 
 
 def test_an_empty_night_is_no_error_and_changes_nothing(settings: Settings, tmp_path: Path) -> None:
-    said: list[str] = []
-    night(settings, say=said.append).run(Scope())
-    assert "nothing to draw" in said[-1]
+    echoed: list[str] = []
+    night(settings, echo=echoed.append).run(Scope())
+    assert "nothing to draw" in echoed[-1]
     assert everything(settings) == {}
     build(settings, tmp_path / "art", users=1, targets=1)
     night(settings).run(Scope())  # the same date, now with something to do
@@ -237,32 +228,59 @@ def test_two_nights_at_once_and_a_replaced_leader(settings: Settings, tmp_path: 
 
 def test_limit_and_users_choose_whom_to_draw_for(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=2)
-    said: list[str] = []
-    night(settings, say=said.append).dry_run(Scope(limit=2))
-    assert "would draw 4 tasks for 2 users" in said[-1]
+    echoed: list[str] = []
+    night(settings, echo=echoed.append).dry_run(Scope(limit=2))
+    assert "would draw 4 tasks for 2 users" in echoed[-1]
     night(settings).run(Scope(users=("u2", "nobody")))
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u2"}
-    assert Ledger(connect(settings.database)).skips("night-20260301") == {"user without history": 1}
+    assert Ledger(connect(settings.database)).count_skips("night-20260301") == {"user without history": 1}
+
+
+class Copycat(FakePigeon):
+    """Test double: the first candidate of every task is the same image and fits the text best."""
+
+    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
+        _, *others = super().draw(request, deadline_seconds=deadline_seconds)
+        fixed = self._candidate(dataclasses.replace(request, prompt=EMPTY, seed=7), 0, 0.0)
+        return [dataclasses.replace(fixed, embedding=self.text_embeddings([request.prompt.description])[0]), *others]
 
 
 def test_nobodys_poster_is_withheld_because_another_has_it(settings: Settings, tmp_path: Path) -> None:
     """FLAWS F21: users of one taste get one picture by design."""
-    build(settings, tmp_path / "art", users=2, targets=1)
+    build(settings, tmp_path / "art", users=3, targets=1)
     with Session(connect(settings.database)) as session, session.begin():
-        set_user(session, "u1", ["item0", "item1", "item2"], ["item8"])
-
-    class OneTaste(FakePigeon):
-        def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None):  # type: ignore[no-untyped-def]
-            everybody = request.prompt.model_copy(update={"history_titles": (), "history_tokens": ()})
-            return super().draw(replace(request, prompt=everybody, seed=7), deadline_seconds=deadline_seconds)
-
-    night(settings, OneTaste()).run(Scope())
-    rows = reader(settings).rows().to_pylist()
-    pictures = {user: {row["image_key"] for row in rows if row["user_id"] == user} for user in ("u0", "u1")}
-    assert pictures["u0"] == pictures["u1"]
-    assert len(pictures["u0"]) == 2
+        set_user(session, "u1", ["item0", "item1", "item2"], ["item8"])  # as u0; u2 gets item10
+    by_text = settings.night.model_copy(update={"reference_weight": 1.0})
+    night(settings.model_copy(update={"night": by_text}), Copycat()).run(Scope())
     with Ledger(connect(settings.database)).reading() as session:
-        assert session.scalars(select(Poster.withheld).distinct()).all() == [None]
+        posters = session.scalars(select(Poster).order_by(Poster.user_id, Poster.variant)).all()
+    drawn = {(poster.user_id, poster.variant): poster for poster in posters}
+    assert len(drawn) == 6
+    assert drawn["u0", 0].image_key == drawn["u1", 0].image_key
+    assert {poster.withheld for poster in posters} == {None}
+    rows = {(row["user_id"], row["variant"]): row for row in reader(settings).rows().to_pylist()}
+    assert set(rows) == set(drawn)
+    run = Ledger(connect(settings.database)).get_run(NIGHT)
+    assert run
+    assert (run.figures["posters_drawn"], run.figures["posters_withheld"]) == (6, 0)
+
+
+def test_a_canary_draws_for_its_share_of_the_users_and_the_champion_for_the_others(
+    settings: Settings, tmp_path: Path
+) -> None:
+    build(settings, tmp_path / "art", users=12, targets=1)
+    with Session(connect(settings.database)) as session, session.begin():
+        for number, state in ((1, "champion"), (2, "canary"), (3, "loaded")):
+            session.add(ModelVersion(version=f"nano-{number}", number=number, state=state, base_sha256="b", metrics={}))
+    half = settings.retrain.model_copy(update={"canary_share": 0.5})
+    model = FakePigeon()
+    night(settings.model_copy(update={"retrain": half}), model).run(Scope())
+    drawers = Drawers(Drawer("nano-1", 1), Drawer("nano-2", 2), 0.5)
+    asked = {request.task_id.split("/")[1]: request.adapter_version for request in model.draws}
+    assert asked == {f"u{n}": drawers.drawer_for(f"u{n}").number for n in range(12)}
+    assert set(asked.values()) == {1, 2}
+    versions = {row["user_id"]: row["model_version"] for row in reader(settings).rows().to_pylist()}
+    assert versions == {user: f"nano-{number}" for user, number in asked.items()}
 
 
 def test_the_report_stands_alone(settings: Settings, tmp_path: Path) -> None:
@@ -279,87 +297,14 @@ def test_the_report_stands_alone(settings: Settings, tmp_path: Path) -> None:
     assert "Film of item8" in html
 
 
-def test_a_forgotten_user_is_gone_from_rows_pictures_manifests_and_reports(settings: Settings, tmp_path: Path) -> None:
-    build(settings, tmp_path / "art", users=3, targets=1)
-    night(settings).run(Scope(users=("u0", "u1")))
-    night(settings, on=TOMORROW).run(Scope())
-    before = reader(settings).rows().to_pylist()
-    mine = {row["image_key"] for row in before if row["user_id"] == "u1"}
-    assert mine
-    live = reader(settings)
-    engine = connect(settings.database)
-    with Session(engine) as session, session.begin():
-        session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
-    assert "1 users erased" in forget_users(settings)
-
-    store = Store(settings.s3)
-    for key in store.keys(""):
-        stored = store.get(key)
-        assert stored
-        assert key not in mine
-        assert b">u1<" not in stored.body  # no report names the user
-        assert b"u1" not in stored.body or not key.endswith(".arrow")
-    live.refresh()
-    choice = live.poster_for("u1", "item9")
-    assert choice
-    assert choice.source == "item"
-    assert live.rows().to_pylist() == [row for row in before if row["user_id"] != "u1"]
-    assert live.alarms == {}
-    with Session(engine) as session:
-        for table in (CurrentPosters, Poster, NightTask, NightSkip):
-            assert session.scalars(select(table).where(table.user_id == "u1")).all() == []
-        erasure = session.get(Erasure, "u1")
-        assert erasure
-        assert erasure.completed_at
-        assert erasure.proof["night"]["pictures_deleted"] == 4  # two posters, two pieces of art
-        assert len(erasure.proof["night"]["manifests_rewritten"]) == 2
-        run = session.get(NightRun, "night-20260301")
-        assert run
-        assert run.settings["scope"]["users"] == ["u0"]
-    assert forget_users(settings) == "forget: no open requests"
-    engine.dispose()
-
-
-def test_a_request_during_the_night_keeps_the_user_out_of_its_manifest(settings: Settings, tmp_path: Path) -> None:
-    build(settings, tmp_path / "art", users=2, targets=1)
-    engine = connect(settings.database)
-
-    def erased_meanwhile(request: DrawRequest, attempt: int) -> None:
-        if "/u0/" not in request.task_id:
-            return
-        with Session(engine) as session, session.begin():
-            session.merge(Erasure(user_id="u0", requested_at=datetime(2026, 3, 1, tzinfo=UTC)))
-
-    told = Announcements()
-    night(settings, FakePigeon(erased_meanwhile), told).run(Scope())
-    assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u1"}
-    assert {event.user_id for event in told.events} == {"u1"}
-    forget_users(settings)
-    assert len(list(Store(settings.s3).keys("posters/"))) == 2
-    engine.dispose()
-
-
-def test_old_manifests_are_dropped_but_never_what_readers_see(settings: Settings, tmp_path: Path) -> None:
-    build(settings, tmp_path / "art", users=1, targets=1)
-    few = settings.model_copy(update={"night": settings.night.model_copy(update={"keep_manifests": 2})})
-    for day in range(1, 5):
-        with Session(connect(settings.database)) as session, session.begin():
-            set_user(session, "u0", [f"item{day}", "item5", "item6", "item7"])
-        night(settings, on=date(2026, 3, day)).run(Scope())
-    drop_old_manifests(few)
-    nights = {key.split("/")[1] for key in Store(settings.s3).keys("manifests/") if key != POINTER_KEY}
-    assert nights == {"2026-03-03", "2026-03-04"}
-    assert len(reader(settings).rows()) == 2
-
-
 def test_a_night_of_the_past_does_not_turn_readers_back(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=1, targets=1)
     night(settings, on=TOMORROW).run(Scope())
-    said: list[str] = []
-    told = Announcements()
-    night(settings, announcements=told, say=said.append).run(Scope())
-    assert any("readers stay with it" in line for line in said)
-    assert told.events == []
+    echoed: list[str] = []
+    announced = Announcements()
+    night(settings, announcements=announced, echo=echoed.append).run(Scope())
+    assert any("readers stay with it" in line for line in echoed)
+    assert announced.events == []
     current = reader(settings).current
     assert current
     assert current.logical_date == "2026-03-02"
@@ -392,7 +337,7 @@ def test_sigterm_finishes_what_is_under_way_and_resume_does_the_rest(settings: S
         night(settings, FakePigeon(fault)).run(Scope())
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    counts = Ledger(connect(settings.database)).counts("night-20260301")
+    counts = Ledger(connect(settings.database)).count_tasks("night-20260301")
     assert counts["done"] + counts["pending"] == 8
     assert counts["done"] >= 1
     assert Store(settings.s3).get(POINTER_KEY) is None

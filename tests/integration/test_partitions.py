@@ -126,7 +126,7 @@ def test_a_writer_and_upkeep_for_many_months_at_once(database: DatabaseSettings,
 
 def detach_half_way(database: DatabaseSettings, name: str) -> None:
     """Leave a partition as an upkeep leaves it that ended while a reader kept it waiting."""
-    reader, detacher = connect(database), connect(database, "-c lock_timeout=300")
+    reader, detacher = connect(database), connect(database.model_copy(update={"lock_timeout_seconds": 0.3}))
     detacher.autocommit = True
     with reader.cursor() as reading, detacher.cursor() as cursor:
         reading.execute("SELECT count(*) FROM interactions")

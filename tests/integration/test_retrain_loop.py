@@ -1,4 +1,4 @@
-"""The loop on a real Postgres and a real bucket. Training and serving are test doubles here, with faults put where the parts meet."""
+"""The loop on a real Postgres and bucket; training and serving are test doubles that inject faults."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def settings(stack: Stack, database_url: str, bucket: str) -> Settings:
 def context(settings: Settings, engine: Engine, tmp_path: Path) -> RetrainContext:
     few = settings.retrain.model_copy(update={"gate_min_pairs": 1})
     own = settings.model_copy(update={"state_dir": tmp_path, "retrain": few})
-    said: list[str] = []
-    return RetrainContext(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", said.append)
+    echoed: list[str] = []
+    return RetrainContext(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", echoed.append)
 
 
 def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, context: RetrainContext) -> None:
@@ -139,11 +139,13 @@ def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, cont
         session.add(Erasure(user_id=victim, requested_at=datetime.now(UTC) + timedelta(seconds=1)))
     assert victim not in {d.pair.user_id for d in mine(engine, share=0.5).pairs}
     with Session(engine) as session, session.begin():
-        assert [p.snapshot_id for p in snapshot.forget(session, context.store, dry_run=True)] == [stored.snapshot_id]
+        assert [p.snapshot_id for p in snapshot.erase_users(session, context.store, dry_run=True)] == [
+            stored.snapshot_id
+        ]
     assert context.store.get(stored.key) is not None
     with Session(engine) as session, session.begin():
-        assert [p.users for p in snapshot.forget(session, context.store, dry_run=False)] == [1]
-        assert snapshot.forget(session, context.store, dry_run=False) == []
+        assert [p.users for p in snapshot.erase_users(session, context.store, dry_run=False)] == [1]
+        assert snapshot.erase_users(session, context.store, dry_run=False) == []
     assert context.store.get(stored.key) is None
     with Session(engine) as session:
         assert session.get(Erasure, victim).proof == {"snapshots": [stored.snapshot_id]}
@@ -153,7 +155,7 @@ def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, cont
 
 def states(engine: Engine) -> dict[str, str]:
     with Session(engine) as session:
-        found = {v.version: v.state for v in registry.listed(session)}
+        found = {v.version: v.state for v in registry.list_versions(session)}
     assert list(found.values()).count("champion") == 1
     return found
 
@@ -174,7 +176,7 @@ def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine
         version = registry.get(session, "nano-2")
         assert version.metrics["gate"]["passed"] is True
         assert version.metrics["train"]["last_loss"] is None, "a NaN is null in JSON, not a failed write"
-        assert [e.to_state for e in registry.history(session, "nano-2")] == ["registered", "loaded", "canary"]
+        assert [e.to_state for e in registry.list_events(session, "nano-2")] == ["registered", "loaded", "canary"]
         assert all(e.reason for e in session.scalars(select(ModelEvent)))
     assert len(list(context.store.keys("models/nano-2/"))) == 1
     assert run(context) == "nano-2", "a rerun changes nothing"
@@ -258,7 +260,7 @@ def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
         (context.serving, "install"),
         (context.serving, "probe"),
         (context.serving, "draw"),
-        (registry, "move"),
+        (registry, "change_state"),
         (registry, "_record"),
     ]
     killed = 0
@@ -288,7 +290,7 @@ def test_dying_at_any_step_leaves_one_champion_and_a_rerun_finishes(
     end = "canary" if promote == "canary" else "champion"
     assert states(engine)["nano-2"] == end
     with Session(engine) as session:
-        assert len(registry.listed(session)) == 2
+        assert len(registry.list_versions(session)) == 2
 
 
 @pytest.mark.faults
@@ -369,7 +371,7 @@ def test_another_checkpoint_begins_a_new_line(engine: Engine, context: RetrainCo
         rollout.adopt(new, "better pictures")
         assert states(engine) == {"nano-1": "retired", "nano-2": "retired", "nano-3": "champion"}
     with Session(engine) as session:
-        assert [v.version for v in registry.listed(session) if v.number > 0] == ["nano-3"]
+        assert [v.version for v in registry.list_versions(session) if v.number > 0] == ["nano-3"]
     for refused in (lambda: rollout.rollback(new, "back"), lambda: rollout.promote(new, "nano-2", "back")):
         with pytest.raises(Refused, match="earlier checkpoint"):
             refused()

@@ -13,9 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import numpy as np
-import psycopg2
 import pytest
 import tritonclient.grpc as triton_grpc
 from botocore.exceptions import ClientError
@@ -26,6 +24,7 @@ from deploy.local import ports
 from deploy.local.process import ProcessId, strays
 from deploy.local.stack import Stack, parse_services
 from deploy.local.supervisor import build_servers
+from schemas.connections import kafka_options, postgres_connection, s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings, load_settings
@@ -125,7 +124,7 @@ def new_stack(own_environment: None, tmp_path: Path) -> Iterator[Callable[[str],
 
 
 def query(settings: Settings, sql: str) -> list[tuple[object, ...]]:
-    connection = psycopg2.connect(settings.database.url.get_secret_value().replace("+psycopg2", ""))
+    connection = postgres_connection(settings.database, "pigeon-tests")
     try:
         with connection, connection.cursor() as cursor:
             cursor.execute(sql)
@@ -138,14 +137,7 @@ def test_every_server_does_its_work(settings: Settings, stack: Stack) -> None:
     assert query(settings, "SHOW server_version")[0][0] == "18.6"
     assert query(settings, "SELECT count(*) FROM user_histories") == [(0,)]
 
-    assert settings.s3.secret_access_key
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=settings.s3.endpoint_url,
-        aws_access_key_id=settings.s3.access_key_id,
-        aws_secret_access_key=settings.s3.secret_access_key.get_secret_value(),
-        region_name=settings.s3.region,
-    )
+    s3 = s3_client(**s3_options(settings.s3))
     s3.put_object(Bucket=settings.s3.bucket, Key="a/b", Body=b"poster", IfNoneMatch="*")
     assert s3.get_object(Bucket=settings.s3.bucket, Key="a/b")["Body"].read() == b"poster"
     with pytest.raises(ClientError, match="PreconditionFailed"):
@@ -155,12 +147,12 @@ def test_every_server_does_its_work(settings: Settings, stack: Stack) -> None:
     s3.close()
 
     topic = settings.kafka.topic_prefix + INTERACTIONS
-    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    producer = KafkaProducer(**kafka_options(settings.kafka))
     producer.send(topic, key=b"u1", value=b"{}").get(20)
     producer.close()
     consumer = KafkaConsumer(
         topic,
-        bootstrap_servers=settings.kafka.bootstrap_servers,
+        **kafka_options(settings.kafka),
         auto_offset_reset="earliest",
         consumer_timeout_ms=20_000,
     )
@@ -271,7 +263,7 @@ def test_servers_that_die_or_hang_are_mended(new_stack: Callable[[str], Stack]) 
     wait_until(lambda: [server.state for server in stack.status()] == ["ready"] * 4)
     assert query(settings, "SELECT 1") == [(1,)]
     wait_until(lambda: log.read_text().count("restarted in") == 4)
-    producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+    producer = KafkaProducer(**kafka_options(settings.kafka))
     producer.send(INTERACTIONS, b"{}").get(30)
     producer.close()
     assert double(settings.triton.url) == [3.0, -6.0]

@@ -1,4 +1,4 @@
-"""The whole loop with nothing replaced: real Postgres, S3 and Triton, real DPO, on a tiny random checkpoint."""
+"""The whole loop on real Postgres, S3, Triton and DPO, with a tiny random checkpoint."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_commands_from_feedback_to_champion_and_back(
     filled(engine, users=30, embedding=unit_vector(context))
     trained = pigeon("retrain", "--date", str(DAY), "--min-pairs", "10", timeout=1200)
     assert trained.returncode == 0, trained.stderr + trained.stdout
-    said = trained.stdout.splitlines()
+    echoed = trained.stdout.splitlines()
     assert "loss 0.6931 ->" in trained.stdout, "the first step of DPO is ln 2"
-    assert sum(line.startswith("gate: ok: ") for line in said) == 5
-    assert said[-1] == "nano-2 is canary for 10% of the next night's users"
+    assert sum(line.startswith("gate: ok: ") for line in echoed) == 5
+    assert echoed[-1] == "nano-2 is canary for 10% of the next night's users"
 
     promoted = pigeon("models", "promote", "nano-2", "--reason", "it is better")
     assert promoted.stdout.strip() == "nano-2 is champion, nano-1 retired", promoted.stderr
@@ -120,5 +120,5 @@ def test_flipped_labels_are_learned_and_refused(engine: Engine, context: Retrain
         refused = registry.get(session, "nano-2")
         assert refused.state == "refused"
         assert refused.metrics["train"]["last_epoch_accuracy"] > 0.9, "the flipped labels were learned"
-        assert registry.current(session, "champion").version == "nano-1"
+        assert registry.get_current(session, "champion").version == "nano-1"
     assert np.array_equal(sorted(context.serving.loaded() - {2}), [1])

@@ -21,8 +21,6 @@ from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from typing import Any, get_args
 
-import psycopg2
-
 from consumers import dead_letters, metrics
 from consumers.files.produce import Producer
 from consumers.kafka import clients
@@ -33,9 +31,11 @@ from deploy.local.ports import choose
 from deploy.local.process import Child
 from deploy.local.state import Secrets, StateDir
 from schemas import faultpoints
+from schemas.connections import postgres_connection
 from schemas.errors import PigeonError
 from schemas.events import INTERACTIONS, Event, Interaction, all_topics
 from schemas.runtime import logs
+from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
@@ -95,7 +95,7 @@ class connected:  # noqa: N801 - reads as a function
     """A cursor of a connection of its own, each statement for itself."""
 
     def __init__(self, settings: Settings) -> None:
-        self._connection = psycopg2.connect(settings.database.url.get_secret_value().replace("+psycopg2", ""))
+        self._connection = postgres_connection(settings.database, "pigeon-tests")
         self._connection.autocommit = True
 
     def __enter__(self) -> Any:
@@ -244,9 +244,9 @@ def _consume(
 
     faultpoints.handler = listener
     ingest = Ingest(settings, [INTERACTIONS], progress=tell, **options)
-    signal.signal(signal.SIGTERM, lambda *_: ingest.stop())
     try:
-        ingest.run()
+        with stop_signals(lambda _: ingest.stop(), numbers=(signal.SIGTERM,)):
+            ingest.run()
     except PigeonError as error:
         sys.stderr.write(f"pigeon: {error}\n")
         sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""A test double of the served model: deterministic, quick, draws plain shapes. No product code imports it."""
+"""A test double of the served model: deterministic, quick, draws plain shapes."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def _boxes(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
 
 
 class FakePigeon:
-    """Test double of `PigeonModel`: pictures are gradients and boxes seeded by the request.
+    """Test double of `ServedPigeon`: images are gradients and boxes seeded by the request.
 
-    `fault` is called with each draw request before it is answered and may raise or block; `image_fault` likewise.
+    `fault` is called with each draw request and how often it came, and may raise or block; `alive` is called before anything
+    is answered and may raise.
     """
 
     tokenizer_version = "fake-tokenizer-1"
@@ -67,14 +68,14 @@ class FakePigeon:
         self.answered: list[AnswerRequest] = []
         self.drawn: list[PictureRequest] = []
         self.picture_fault: Callable[[PictureRequest, int], None] | None = None
-        self.pictures_seen = 0
+        self.images_seen = 0
         self._lock = threading.Lock()
 
     def image_features(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageFeatures]:
         if self.alive:
             self.alive()
         with self._lock:
-            self.pictures_seen += len(images)
+            self.images_seen += len(images)
         return [
             ImageFeatures(tuple(int(v) for v in hashlib.sha256(image.tobytes()).digest()[:8]), _vector(image))
             for image in images

@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
-import psycopg2
-
 from consumers.write import staging, upsert
 from consumers.write.decode import Limits, Row, decode
 from consumers.write.upsert import Written
+from schemas.connections import postgres_connection
 from schemas.events import CATALOG, CONSUMED, Event
 from schemas.settings import DatabaseSettings
 
@@ -24,8 +23,8 @@ class Tombstone(str):
     """The id of an item that the catalogue deletes."""
 
 
-def connect(settings: DatabaseSettings, options: str = "-c timezone=UTC -c lock_timeout=10s") -> Any:
-    return psycopg2.connect(settings.url.get_secret_value().replace("+psycopg2", ""), options=options)
+def connect(settings: DatabaseSettings) -> Any:
+    return postgres_connection(settings, "pigeon-tests")
 
 
 def _row(event: Event | Tombstone) -> tuple[str, Row]:

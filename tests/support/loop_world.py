@@ -22,7 +22,7 @@ class Night:
     """Rows as a night and its feedback leave them."""
 
     def __init__(self, engine: Engine, day: date = DAY, embedding: Sequence[float] = (0.0, 1.0)) -> None:
-        """embedding: of the one picture of every history."""
+        """embedding: of the one image of every history."""
         self.engine, self.day, self.run_id = engine, day, f"run-{day}"
         self.clock = 0
         self.owners: dict[str, tuple[str, str]] = {}

@@ -1,11 +1,12 @@
-"""A small catalogue with users for the night's tests, and a process that runs a night with the test double and may die.
+"""A small catalogue with users for the night's tests, and a process that runs a night and may die.
 
-python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself at the COUNT-th passage of the point
+python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself when it reaches the point for the COUNT-th time
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import sys
@@ -17,11 +18,14 @@ import numpy as np
 from PIL import Image
 from sqlalchemy.orm import Session
 
+from generator.nightly.announce import Announcer
 from generator.nightly.plan import Scope
 from generator.nightly.run import Night, NightContext
+from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas import faultpoints
 from schemas.events import PosterPublished
+from schemas.manifest import PosterManifest
 from schemas.settings import Settings, load_settings
 from schemas.tables import Item, Recommendation, UserHistory
 from tests.support.fake_pigeon import FakePigeon
@@ -94,6 +98,16 @@ def build(settings: Settings, folder: Path, *, users: int = 3, targets: int = 2)
     engine.dispose()
 
 
+def reader(settings: Settings) -> PosterManifest:
+    """The manifest as a recommender reads it."""
+    return PosterManifest.open(
+        bucket=settings.s3.bucket,
+        client=Store(settings.s3).s3,
+        refresh_seconds=math.inf,
+        cache_dir=settings.state_dir / "cache" / "manifest",
+    )
+
+
 class Announcements:
     """Test double of the announcer: keeps what it is given."""
 
@@ -110,14 +124,14 @@ class Announcements:
 def night(
     settings: Settings,
     model: FakePigeon | None = None,
-    announcements: Announcements | None = None,
+    announcements: Announcer | None = None,
     on: date = NIGHT,
-    say: Callable[[str], None] = lambda line: None,
+    echo: Callable[[str], None] = lambda line: None,
 ) -> Night:
-    """The product's night with a fake model and announcer."""
+    """The product's night with a fake model and, if none is given, a fake announcer."""
     fake = model or FakePigeon()
-    told = announcements or Announcements()
-    return Night(NightContext(settings, lambda: fake, lambda: told, say), on)
+    announcer = announcements or Announcements()
+    return Night(NightContext(settings, lambda: fake, lambda: announcer, echo), on)
 
 
 def main() -> None:

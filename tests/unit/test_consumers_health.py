@@ -51,7 +51,7 @@ def test_work_that_waits_while_nothing_is_stored_is_dead(clock: list[float]):
         clock[0] += 30
         state.beat(7)
     assert state.alive() == (False, "7 records wait and nothing was stored for 600 s")
-    state.progressed()
+    state.note_progress()
     assert state.alive()[0]
 
 
@@ -60,14 +60,14 @@ def test_waiting_out_an_outage_is_alive_and_not_ready(clock: list[float]):
     assert state.ready() == (False, "not started")
     state.beat(0)
     assert state.ready() == (True, "ok")
-    assert state.outage("database", "read-only")
-    assert not state.outage("database", "still read-only"), "news only once"
+    assert state.note_outage("database", "read-only")
+    assert not state.note_outage("database", "still read-only"), "news only once"
     for _ in range(20):
         clock[0] += 30
         state.beat(7)
     assert state.alive()[0]
     assert state.ready() == (False, "database: still read-only")
-    state.recovered("database")
+    state.note_recovery("database")
     assert state.ready()[0]
     assert state.alive()[0], "the wait does not count against it afterwards"
 

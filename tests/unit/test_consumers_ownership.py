@@ -1,4 +1,4 @@
-"""What a member does when partitions are taken, fenced, cut or made anew, without servers."""
+"""What a member does when partitions are taken, fenced, cut or recreated, without servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kafka import TopicPartition, errors
 
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.loop import ownership
 from consumers.loop.assignment import Assignments
 from consumers.loop.ingest import Ingest
@@ -70,8 +70,8 @@ def owned_by(consumer: Consumer, policy: str = "stop", **next_offsets: int) -> O
     settings = Settings.model_validate({"consumer": {"on_topic_recreated": policy}})
     writer: Any = SimpleNamespace(claim=lambda begin: {tp: Claim(5, 1, "id-1") for tp in begin})
     owned = Ownership(settings, consumer, writer)
-    owned.assigned(consumer.assigned)
-    owned.given = frozenset(consumer.assigned)
+    owned.note_assigned(consumer.assigned)
+    owned.note_joined(consumer.assigned)
     for tp in consumer.assigned:
         owned._begin(tp, 5)
         owned._identity[tp] = "id-1"
@@ -84,12 +84,12 @@ def test_a_fenced_partition_is_claimed_again_only_if_the_group_still_gives_it_to
     owned = owned_by(consumer)
     consumer.assigned = {TP}  # a rebalance took the other one while the write was under way
     owned.give_up({TP, OTHER}, claim_at=10.0)
-    assert owned.next == {}
+    assert owned.next_offset(TP) is owned.next_offset(OTHER) is None
     assert owned._unclaimed == {TP: 10.0}
     assert owned.claim(9.0) is None
     assert owned.claim(10.0) is not None
     owned.give_up({TP})
-    owned.given = frozenset()
+    owned.note_joined(())
     assert owned.settled, "nothing of ours is waited for"
 
 
@@ -176,7 +176,7 @@ def test_another_id_is_noticed_while_running_and_at_once_after_an_outage(monkeyp
     ids["t"] = "id-2"
     assert identify(102.0)
     assert owned.restarting
-    assert owned.next == {}, "nothing is read of it until its offset is set back"
+    assert owned.next_offset(TP) is None, "nothing is read of it until its offset is set back"
 
 
 def member(monkeypatch: pytest.MonkeyPatch, **kafka: Any) -> tuple[Assignments, list[str]]:
@@ -196,7 +196,7 @@ def test_a_revocation_asks_for_the_join_that_follows_it(monkeypatch: pytest.Monk
     assert list(assignments.changes()) == [("revoked", frozenset({TP}))]
 
 
-def test_an_eager_group_gives_all_partitions_anew_each_time(monkeypatch: pytest.MonkeyPatch):
+def test_an_eager_group_gives_all_partitions_again_each_time(monkeypatch: pytest.MonkeyPatch):
     assignments, _ = member(monkeypatch)
     assignments.on_partitions_assigned([TP, OTHER])
     both = frozenset({TP, OTHER})
@@ -207,7 +207,7 @@ def test_an_eager_group_gives_all_partitions_anew_each_time(monkeypatch: pytest.
 def test_a_cooperative_join_that_brings_nothing_new_is_heard_of(monkeypatch: pytest.MonkeyPatch):
     """kafka-python calls the listener for what is new only, and nothing would ever say that the group has spoken."""
     assignments, asked = member(monkeypatch, rebalance="cooperative")
-    assignor = clients.Cooperative(assignments)
+    assignor = quirks.Cooperative(assignments)
     assignor.metadata({"t"})
     assert asked == ["join"], "a join that outlasts one poll is not forgotten"
     assignor.on_assignment(SimpleNamespace(partitions=lambda: [TP]), 1)
@@ -220,9 +220,9 @@ def test_a_member_is_settled_when_all_that_it_was_given_is_being_read():
     consumer = Consumer(TP, OTHER)
     owned = Ownership(Settings(), consumer, SimpleNamespace())  # type: ignore[arg-type]
     assert not owned.settled, "the group has not spoken"
-    owned.given = frozenset()
+    owned.note_joined(())
     assert owned.settled, "a member may be given nothing"
-    owned.given = frozenset({TP})
+    owned.note_joined({TP})
     assert not owned.settled
     owned._begin(TP, 5)
     assert owned.settled

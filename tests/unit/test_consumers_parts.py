@@ -12,7 +12,7 @@ from kafka import TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 
 from consumers import partitions
-from consumers.kafka.clients import sendable_headers
+from consumers.kafka.quirks import sendable_headers
 from consumers.outage import Backoff, is_data_error, is_outage
 from consumers.write.batch import Batch
 from consumers.write.dead_letter_sender import PoisonLimit, headers_of

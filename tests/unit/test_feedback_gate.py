@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from generator.feedback import gate, snapshot, split
-from generator.feedback.pairs import Decided, pair_id
+from generator.feedback.pairs import DatedPair, pair_id
+from generator.feedback.split import SplitPairs
 from schemas.errors import Refused
 from schemas.preferences import PreferencePair, PromptSnapshot
 from schemas.settings import RetrainSettings
@@ -22,7 +24,7 @@ PROMPT = PromptSnapshot(
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
-def decided(user: str, n: int = 0, source: str = "feedback", at: datetime = NOON) -> Decided:
+def dated(user: str, n: int = 0, source: str = "feedback", at: datetime = NOON) -> DatedPair:
     chosen, rejected = f"{user}-{n}-a", f"{user}-{n}-b"
     pair = PreferencePair(
         pair_id=pair_id(chosen, rejected, source),
@@ -38,7 +40,7 @@ def decided(user: str, n: int = 0, source: str = "feedback", at: datetime = NOON
         source=source,
         weight=1.0,
     )
-    return Decided(pair, at)
+    return DatedPair(pair, at)
 
 
 def test_a_better_challenger_passes_with_a_line_per_check() -> None:
@@ -78,12 +80,12 @@ def test_no_checks_is_no_pass() -> None:
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=40), st.floats(0, 1))
 def test_users_are_on_one_side_and_every_pair_is_somewhere(users: set[str], share: float) -> None:
-    pairs = [decided(user, n, at=NOON + timedelta(hours=n)) for user in users for n in range(3)]
-    examples = split.divide(pairs, share)
-    split.check_leaks(examples)
-    assert sorted(e.decided.pair.pair_id for e in examples) == sorted(d.pair.pair_id for d in pairs)
-    trained = [e.decided.decided_at for e in examples if e.split == "train"]
-    assert all(e.decided.decided_at > max(trained) for e in examples if e.split == "future")
+    pairs = [dated(user, n, at=NOON + timedelta(hours=n)) for user in users for n in range(3)]
+    divided = split.divide(pairs, share)
+    split.check_leaks(divided)
+    assert sorted(d.pair.pair_id for _, d in divided.each()) == sorted(d.pair.pair_id for d in pairs)
+    trained = [d.decided_at for d in divided.train]
+    assert all(d.decided_at > max(trained) for d in divided.future)
 
 
 def test_held_out_users_stay_held_out_and_their_share_is_as_asked() -> None:
@@ -94,41 +96,38 @@ def test_held_out_users_stay_held_out_and_their_share_is_as_asked() -> None:
 
 
 def test_leaks_are_named() -> None:
-    same_user = [split.Example("train", decided("u", 0)), split.Example("holdout", decided("u", 1))]
     with pytest.raises(Refused, match="user u is both"):
-        split.check_leaks(same_user)
+        split.check_leaks(SplitPairs(train=(dated("u", 0),), holdout=(dated("u", 1),)))
     with pytest.raises(Refused, match="twice"):
-        split.check_leaks([split.Example("train", decided("u")), split.Example("future", decided("u"))])
-    other = decided("v").pair.model_copy(update={"rejected_poster_id": "u-0-a"})
+        split.check_leaks(SplitPairs(train=(dated("u"),), future=(dated("u"),)))
+    other = dated("v").pair.model_copy(update={"rejected_poster_id": "u-0-a"})
     with pytest.raises(Refused, match="poster u-0-a"):
-        split.check_leaks([split.Example("train", decided("u")), split.Example("holdout", Decided(other, NOON))])
+        split.check_leaks(SplitPairs(train=(dated("u"),), holdout=(DatedPair(other, NOON),)))
 
 
 def test_too_little_one_user_and_nothing_to_judge_by_are_refused_with_counts() -> None:
     with pytest.raises(Refused, match="0 training pairs of 0 users"):
-        split.check_enough([], 1, 1)
-    many = [split.Example("train", decided("u", n)) for n in range(9)]
+        split.check_enough(SplitPairs(), 1, 1)
+    many = tuple(dated("u", n) for n in range(9))
     with pytest.raises(Refused, match=r"9 training pairs.*min_pairs is 10"):
-        split.check_enough(many, 10, 1)
+        split.check_enough(SplitPairs(many), 10, 1)
     with pytest.raises(Refused, match="one user"):
-        split.check_enough(many, 5, 1)
-    two = [*many, split.Example("train", decided("w"))]
-    scored = split.Example("holdout", decided("x", source="score"))
+        split.check_enough(SplitPairs(many), 5, 1)
+    two = (*many, dated("w"))
     with pytest.raises(Refused, match="too little to judge by"):
-        split.check_enough([*two, scored], 5, 1)
-    split.check_enough([*two, split.Example("holdout", decided("x"))], 5, 1)
+        split.check_enough(SplitPairs(two, holdout=(dated("x", source="score"),)), 5, 1)
+    split.check_enough(SplitPairs(two, holdout=(dated("x"),)), 5, 1)
     with pytest.raises(Refused, match="gate_min_pairs is 2"):
-        split.check_enough([*two, split.Example("holdout", decided("x"))], 5, 2)
+        split.check_enough(SplitPairs(two, holdout=(dated("x"),)), 5, 2)
 
 
 def test_a_snapshot_is_named_by_its_content_and_refused_when_altered() -> None:
-    examples = split.divide([decided(f"u{n}") for n in range(20)], 0.2)
-    body = snapshot.encode(examples)
-    assert snapshot.encode(list(reversed(examples))) == body
+    pairs = split.divide([dated(f"u{n}") for n in range(20)], 0.2)
+    body = snapshot.encode(pairs)
+    assert snapshot.encode(SplitPairs(*(each[::-1] for each in pairs))) == body
+    assert [json.loads(line)["split"] for line in body.splitlines()].count("holdout") == len(pairs.holdout) > 0
     name = snapshot.snapshot_of(body)
-    assert snapshot.decode(body, name).examples == tuple(examples)
-    assert not {p.user_id for p in snapshot.decode(body, name).pairs("train")} & {
-        p.user_id for p in snapshot.decode(body, name).pairs("holdout")
-    }
+    assert snapshot.decode(body, name).pairs == pairs
+    assert not {p.user_id for p in pairs.select("train")} & {p.user_id for p in pairs.select("holdout")}
     with pytest.raises(Refused, match="altered"):
         snapshot.decode(body.replace(b'"weight":1.0', b'"weight":2.0', 1), name)

@@ -1,4 +1,4 @@
-"""Scores, quality gate, looks, propensities."""
+"""Scores, quality gate, image hashes, propensities."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from generator.nightly.select import (
     OFF_REFERENCE,
     OUTSCORED,
     ImageHash,
+    PromptFeatures,
     choose,
     image_hash,
     propensities,
@@ -43,11 +44,8 @@ def test_scores_by_hand_and_the_best_are_kept() -> None:
     candidates = [candidate(1, unit(1, 0)), candidate(2, unit(0, 1)), candidate(3, unit(1, 1))]
     judged, kept = choose(
         candidates,
-        text=unit(1, 0),
-        reference=unit(0, 1),
-        history=np.stack([unit(0, 1), unit(1, 0)]),
-        reference_look=image_hash(drawing(99)),
-        settings=SETTINGS,
+        PromptFeatures(unit(1, 0), unit(0, 1), np.stack([unit(0, 1), unit(1, 0)]), image_hash(drawing(99))),
+        SETTINGS,
     )
     # Candidate 0: CS 100, CIS 0 to the reference, mean CIS (0 + 100) / 2; candidate 2 is at 45 degrees to everything.
     assert (judged[0].cs, judged[0].cis_reference, judged[0].cis_history, judged[0].score) == (100, 0, 50, 75)
@@ -64,11 +62,8 @@ def test_another_answer_is_kept_before_the_same_one_drawn_again() -> None:
         ]
         _, chosen = choose(
             candidates,
-            text=unit(1, 0),
-            reference=unit(1, 0),
-            history=np.stack([unit(1, 0)]),
-            reference_look=image_hash(drawing(99)),
-            settings=SETTINGS,
+            PromptFeatures(unit(1, 0), unit(1, 0), np.stack([unit(1, 0)]), image_hash(drawing(99))),
+            SETTINGS,
         )
         return [scored.index for scored in chosen]
 
@@ -90,17 +85,14 @@ def test_the_gate_says_why() -> None:
     ]
     judged, kept = choose(
         candidates,
-        text=unit(1, 0),
-        reference=unit(1, 0),
-        history=np.stack([unit(1, 0)]),
-        reference_look=image_hash(drawing(99)),
-        settings=settings,
+        PromptFeatures(unit(1, 0), unit(1, 0), np.stack([unit(1, 0)]), image_hash(drawing(99))),
+        settings,
     )
     assert [scored.refused for scored in judged] == [BLANK, OFF_REFERENCE, COPY_OF_REFERENCE, None, COPY_OF_VARIANT]
     assert [scored.index for scored in kept] == [3]
 
 
-def test_a_look_sees_shapes_and_colours() -> None:
+def test_an_image_hash_sees_shapes_and_colours() -> None:
     image = drawing(5)
     recoloured = image[..., ::-1]
     assert ImageHash.parse(str(image_hash(image))) == image_hash(image)

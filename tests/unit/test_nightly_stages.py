@@ -1,4 +1,4 @@
-"""Pipeline, patience, ids and seeds, pictures."""
+"""Stages, retries, ids and seeds, and the decoding of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each exported graph against PyTorch, the whole task in numpy against the PyTorch pipeline, and the adapter as an input."""
+"""Each exported graph and the whole task in numpy against PyTorch; the adapter as an input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The repository: built once, refused when it does not fit, replaced whole, adapters carried along."""
+"""The repository: built once, refused when it does not fit, replaced whole, adapters kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `--target tensorrt` says when it cannot begin; compiling itself is shown by the report that it writes."""
+"""Refusals of `--target tensorrt` when it cannot start.
+
+Compiling itself is shown by the report that it writes.
+"""
 
 from __future__ import annotations
 

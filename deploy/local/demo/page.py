@@ -10,8 +10,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from sqlalchemy import create_engine, func, select
@@ -19,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from deploy.local.demo.data import DemoData
 from deploy.local.demo.steps import Step
+from schemas.connections import postgres_options, s3_client, s3_options
 from schemas.settings import Settings
 from schemas.tables import (
     Interaction,
@@ -49,7 +48,9 @@ def write(
     path: Path, settings: Settings, data: DemoData, nights: Sequence[date], steps: Sequence[Step], simulator: str
 ) -> None:
     """Render the page to `path`; `nights` are the logical dates before and after the retrain."""
-    engine = create_engine(settings.database.url.get_secret_value())
+    engine = create_engine(
+        settings.database.url.get_secret_value(), connect_args=postgres_options(settings.database, "pigeon-demo")
+    )
     images = _Thumbnails(settings, data)
     with Session(engine) as session:
         page = {
@@ -73,16 +74,8 @@ class _Thumbnails:
     """Pictures as data URIs, each fetched and shrunk once."""
 
     def __init__(self, settings: Settings, data: DemoData) -> None:
-        s3 = settings.s3
-        self._bucket = s3.bucket
-        self._client: Any = boto3.client(
-            "s3",
-            endpoint_url=s3.endpoint_url,
-            region_name=s3.region,
-            aws_access_key_id=s3.access_key_id,
-            aws_secret_access_key=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
-            config=Config(signature_version="s3v4"),
-        )
+        self._bucket = settings.s3.bucket
+        self._client = s3_client(**s3_options(settings.s3))
         self._folder = data.posters
         self._known: dict[str, str] = {}
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 
 import typer
 
 from deploy.local.demo.steps import Steps
+from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import load_settings
 
 EVENING_USERS = 4
@@ -73,11 +73,8 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM ends the demo like Ctrl-C does, so that the servers are stopped."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
+    with stop_signals(interrupt, numbers=(signal.SIGTERM,)):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

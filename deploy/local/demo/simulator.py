@@ -28,12 +28,11 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-import boto3
 import numpy as np
 import numpy.typing as npt
-from botocore.config import Config
 from PIL import Image
 
+from schemas.connections import kafka_options, s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import FEEDBACK, PosterFeedback
 from schemas.manifest import PosterManifest
@@ -79,7 +78,7 @@ def simulate(settings: Settings, date: str, seed: int) -> str:
     """
     day = _day(date)
     folder = settings.state_dir / "cache" / "demo"
-    s3 = _s3(settings)
+    s3 = s3_client(**s3_options(settings.s3))
     manifest = PosterManifest.open(
         bucket=settings.s3.bucket, client=s3, cache_dir=settings.state_dir / "cache" / "manifest"
     )
@@ -265,38 +264,13 @@ def _poster_art(body: bytes) -> Pixels:
     return np.asarray(image.crop((left, 0, left + side, side)))
 
 
-def _s3(settings: Settings) -> Any:
-    secret = settings.s3.secret_access_key
-    return boto3.client(
-        "s3",
-        endpoint_url=settings.s3.endpoint_url,
-        region_name=settings.s3.region,
-        aws_access_key_id=settings.s3.access_key_id,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-        config=Config(
-            connect_timeout=settings.s3.connect_timeout_seconds,
-            read_timeout=settings.s3.read_timeout_seconds,
-            retries={"mode": "standard", "total_max_attempts": settings.s3.max_attempts},
-            request_checksum_calculation=settings.s3.checksums,
-            response_checksum_validation=settings.s3.checksums,
-        ),
-    )
-
-
 def _send(settings: KafkaSettings, events: list[PosterFeedback]) -> None:
-    """Plain Kafka, as a web front end would send it; the demo's broker asks for no login."""
+    """Send the events as a web front end would."""
     from kafka import KafkaProducer
     from kafka.errors import KafkaError
 
     try:
-        producer = KafkaProducer(
-            bootstrap_servers=settings.bootstrap_servers.split(","),
-            security_protocol=settings.security_protocol,
-            sasl_mechanism=settings.sasl_mechanism,
-            sasl_plain_username=settings.sasl_username,
-            sasl_plain_password=settings.sasl_password.get_secret_value() if settings.sasl_password else None,
-            acks="all",
-        )
+        producer = KafkaProducer(**kafka_options(settings), acks="all")
         try:
             topic = settings.topic_prefix + FEEDBACK
             sent = [

@@ -1,13 +1,17 @@
-"""What runs inside Triton's Python backend: numpy, onnxruntime and tokenizers, no torch, numpy 1.26 or 2.
+"""What runs inside Triton's Python backend: numpy, onnxruntime and tokenizers, no torch.
 
-`pigeon models build` copies these files, with `generator.pigeon`'s numpy-only ones, into each model's version folder under
-the same package names; `model.py` there is one of the `*_model` files. They may import each other and
-`generator.pigeon.{prompt, sampling, ddim}`, nothing else of the project.
+    graph                an ONNX graph as a checked function
+    generation           the personalizer's answers for a grid of variants: shared prefill, cache, sampling
+    masks                which tokens the mask generator keeps
+    task                 one (user, item): all stages in order
+    triton               requests and answers: errors, cancelling, tensors
+    component_model      the Triton models that are one ONNX graph each
+    personalizer_model   the Triton model `personalizer`, one version per adapter
+    image_scorer_model   the Triton model `image_scorer`
+    pigeon_model         the Triton model `pigeon`, which calls the others
 
-    graph               an ONNX graph as a checked function
-    generation          the personalizer's answer for a grid of variants: shared prefill, cache, sampling
-    masks               which tokens the mask generator keeps
-    task                one (user, item): all stages in order
-    triton              requests and answers: errors, cancelling, tensors
-    component_model, personalizer_model, image_scorer_model, pigeon_model    the Triton models
+Works with numpy 1.26 and 2. `pigeon models build` copies these files, with `generator.pigeon`'s numpy-only ones, into each
+model's version folder under the same package names; `model.py` there is one of the `*_model` files. They import each other and
+`generator.pigeon.{prompt, sampling, ddim}`, nothing else of the project. Imported by Triton, and by generator.serving.export
+(graph).
 """

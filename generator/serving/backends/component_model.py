@@ -1,4 +1,4 @@
-"""A Triton model that is one ONNX graph: visual_tokenizer, mask_generator, token_decoder, unet, vae_decoder."""
+"""A Triton model of one ONNX graph: tokenizer, mask generator, token decoder, UNet, VAE decoder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from generator.serving.backends.triton import answer, inputs_of, model_folder, p
 
 
 class TritonPythonModel:
-    """Requests are never merged. With the parameter `rows = single` each row of a request is computed alone as well, so
-    that it does not depend on which others were sent with it (the rounding of a matrix product depends on its size).
+    """One ONNX graph; requests are never merged.
+
+    With the parameter `rows = single` each row of a request is computed alone as well, so that it does not depend on which
+    others were sent with it (the rounding of a matrix product depends on its size).
     """
 
     def initialize(self, args: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The personalizer's answers for a grid of variants: prefill once where the prompts agree, then one step per token."""
+"""The personalizer's answers for a grid of variants: one shared prefill, then one step per token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Floats = NDArray[np.float32]
 
 
 def shared_prefix(prompts: Ints) -> int:
-    """prompts (N, T) -> how many first columns are equal in all rows and free of the reference embedding; at most T - 1."""
+    """Count the first columns of prompts (N, T) that are equal in all rows; at most T - 1.
+
+    It ends before the first reference embedding.
+    """
     differs = (prompts != prompts[:1]).any(axis=0) | (prompts == EMBEDDING).any(axis=0)
     first = int(differs.argmax()) if differs.any() else prompts.shape[1]
     return min(first, int(prompts.shape[1]) - 1)
@@ -34,7 +37,9 @@ class AnswerGenerator:
         end_id: int,
         max_positions: int,
     ) -> None:
-        """lora: `lora_a` (L, 2, r, C) and `lora_b` (L, 2, C, r), alpha / r folded into the latter; end_id: image end.
+        """Check the adapter against the graph.
+
+        lora: `lora_a` (L, 2, r, C) and `lora_b` (L, 2, C, r), alpha / r folded into the latter; end_id: image end.
 
         Raises:
             BadInput: the adapter's matrices are not of the graph's shape.
@@ -58,9 +63,10 @@ class AnswerGenerator:
         streams: Sequence[tuple[int, int]],
         checkpoint: Callable[[], None] = lambda: None,
     ) -> list[list[int]]:
-        """prompts (N, T) ids, -1 masked, -2 the reference embedding; condition (N, E); streams: (seed, variant) per row.
+        """Sample an answer per prompt: its ids, without the end token.
 
-        -> per row the ids drawn, without the end token. `checkpoint` is called before every step and may raise.
+        prompts (N, T) ids, -1 masked, -2 the reference embedding; condition (N, E); streams: (seed, variant) per row.
+        `checkpoint` is called before every step and may raise.
 
         Raises:
             BadInput: no row, or a prompt that does not fit the model's positions.

@@ -15,7 +15,10 @@ from generator.serving.backends.triton import answer, inputs_of, model_folder, p
 
 
 class TritonPythonModel:
-    """images (N, S, S, 3) -> image_embeddings (N, F); texts (M,) UTF-8 -> text_embeddings (M, F). Each row alone."""
+    """Unit features of images and texts, each row computed alone.
+
+    images (N, S, S, 3) -> image_embeddings (N, F); texts (M,) UTF-8 -> text_embeddings (M, F).
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = model_folder(args)

@@ -1,4 +1,7 @@
-"""Which tokens the mutual mask generator keeps (Xu et al., WWW 2025, section 3), in numpy: `generator.pigeon.masking` decides alike."""
+"""Which tokens the mutual mask generator keeps (Xu et al., WWW 2025, section 3), in numpy.
+
+`generator.pigeon.masking` decides alike.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ def probability(scores: Floats, member: Bools) -> Floats:
 
 
 def keep_count(members: int, ratio: float) -> int:
-    """max(1, floor(n * (1 - ratio))), at most n; 1 - ratio is rounded up by float32's error, so that 10 at 0.9 keep 1."""
+    """max(1, floor(n * (1 - ratio))), at most n.
+
+    1 - ratio is rounded up by float32's error, so that 10 at 0.9 keep 1.
+    """
     return min(max(math.floor(members * (1 - ratio + 1e-7)), 1), members)
 
 
 def keep_top(scores: Floats, member: Bools, ratio: float, noise: Floats) -> Bools:
-    """The `keep_count` most probable members with Gumbel noise on the log-probabilities; ties go to the earlier one.
+    """The `keep_count` most probable members under Gumbel noise; ties go to the earlier one.
 
     scores, member, noise (N,) -> (N,) bool.
     """

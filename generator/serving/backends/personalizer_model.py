@@ -16,7 +16,10 @@ from generator.serving.backends.triton import answer, inputs_of, model_folder, p
 
 
 class TritonPythonModel:
-    """prompt_ids (N, T), condition (N, E), seed (1,), variants (N,) -> tokens (N, max_new), -1 behind, and counts (N,)."""
+    """Answers for a grid of prompts.
+
+    prompt_ids (N, T), condition (N, E), seed (1,), variants (N,) -> tokens (N, max_new), -1 behind, and counts (N,).
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         folder = model_folder(args)

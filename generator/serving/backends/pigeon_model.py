@@ -1,4 +1,4 @@
-"""The Triton model `pigeon`: one request is one task. Calls the other models of this server (BLS)."""
+"""The Triton model `pigeon`: one request is one task, for which it calls the other models (BLS)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from generator.serving.backends.triton import answer, call, inputs_of, model_fol
 
 
 class TritonPythonModel:
-    """prompt (1,) JSON, alphas (N,), seed (1,), adapter_version (1,) -> images (N, S, S, 3), tokens (N, M) -1 behind,
+    """One task from prompt to candidates, an image per α.
+
+    prompt (1,) JSON, alphas (N,), seed (1,), adapter_version (1,) -> images (N, S, S, 3), tokens (N, M) -1 behind,
     counts (N,), alphas (N,), embeddings (N, D).
     """
 

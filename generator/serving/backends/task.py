@@ -1,4 +1,6 @@
-"""One (user, item): history and reference -> a candidate per α. The stages of `generator.pigeon.pipeline`, in numpy.
+"""One (user, item) from history and reference to a candidate per α, in numpy.
+
+The stages are those of `generator.pigeon.pipeline`.
 
 The networks are reached through a function, so that the same code runs behind Triton and in a test beside PyTorch.
 """
@@ -81,8 +83,10 @@ class Prompt:
 
     @classmethod
     def from_json(cls, value: Any, codebook_size: int) -> Prompt:
-        """Raises:
-        BadInput: a field is missing or of another type, or a code is outside the codebook.
+        """Read and check a request's prompt.
+
+        Raises:
+            BadInput: a field is missing or of another type, or a code is outside the codebook.
         """
         try:
             prompt = cls(**value)
@@ -142,7 +146,7 @@ def draw(
 def condition(
     config: TaskConfig, prompt: Prompt, alphas: Sequence[float], seed: int, encode: Encode, call: Call
 ) -> tuple[NDArray[np.int64], list[list[int]]]:
-    """Masks history and reference -> prompt ids (N, T) and per α the reference codes that are kept."""
+    """Mask history and reference -> prompt ids (N, T) and per α the reference codes that are kept."""
     history = prompt.history_tokens
     row = mask_inputs([history], [prompt.reference_tokens], config.ids)
     scores = call("mask_generator", {"tokens": row.tokens, "positions": row.positions, "types": row.types}, ["scores"])[
@@ -192,7 +196,7 @@ def personalize(
 
 
 def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> NDArray[np.uint8]:
-    """Codes per row -> pictures (N, S, S, 3): DDIM with classifier-free guidance, zero embeddings as the negative prompt."""
+    """Codes per row -> images (N, S, S, 3) by DDIM with guidance; the negative prompt is zeros."""
     rows = len(codes)
     decoded = call("token_decoder", _padded(codes, config.max_codes), ["prompt_embeds", "pooled"])
     guided = config.guidance != 1.0

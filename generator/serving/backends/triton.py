@@ -1,4 +1,4 @@
-"""Requests and answers of Triton's Python backend: tensors in and out, errors with the right status, cancelling."""
+"""Requests and answers of Triton's Python backend: tensors, errors with their status, cancelling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NotReady(Exception):
 
 
 class CallFailed(Exception):
-    """A model that this one called has failed for a reason that is not ours; trying again may help."""
+    """A model called by this one failed for a reason that is not ours; trying again may help."""
 
 
 # The status tells a client what to do. Between models of one server it is lost (every error of a BLS call is INTERNAL), so
@@ -52,17 +52,20 @@ def inputs_of(request: Any) -> Arrays:
 
 
 def stop_if_cancelled(request: Any) -> None:
-    """Raises:
-    Cancelled: nobody waits for this request any more.
+    """End a request that was cancelled.
+
+    Raises:
+        Cancelled: nobody waits for this request any more.
     """
     if request.is_cancelled():
         raise Cancelled("by the client or its deadline")
 
 
 def answer(request: Any, work: Callable[[Any], Mapping[str, NDArray[Any]]]) -> Any:
-    """Runs `work(request)` and makes the response; an exception becomes an error with the status that tells
-    the client what to do: INVALID_ARG = do not send it again, UNKNOWN = the answer is not valid; UNAVAILABLE, CANCELLED
-    and INTERNAL = try later.
+    """Run `work(request)` and make the response; an exception becomes an error with a status.
+
+    The status tells the client what to do: INVALID_ARG = do not send it again, UNKNOWN = the answer is not valid;
+    UNAVAILABLE, CANCELLED and INTERNAL = try later.
     """
     try:
         stop_if_cancelled(request)
@@ -82,7 +85,7 @@ def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
     Raises:
         Cancelled: `request` was cancelled meanwhile.
         NotReady: the model, or this version of it, is not loaded.
-        BadInput, BadAnswer: as the model said.
+        BadInput, BadAnswer: as the model reports.
         CallFailed: the model answered with another error.
     """
     stop_if_cancelled(request)

@@ -1,0 +1,95 @@
+"""What brokers and kafka-python get wrong, and the one place where it is worked round.
+
+What the two brokers of the tests do otherwise than Apache Kafka, and where it is met; nothing else depends on it.
+Tansu (the embedded one):
+- its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch;
+- a position past the end is never refused, so loop/ownership.py compares it with `known_end` and also takes OffsetOutOfRange;
+- joining a group takes half the session timeout: the embedded settings use a short one;
+- it makes a topic that a producer asks for, even when told not to (noida-db, too): a missing dead-letter topic shows elsewhere only;
+- an idle fetch answers late: `fetch_max_wait_ms` of `clients.consumer` is 50.
+noida-db:
+- a member that died is never put out, so members are static there (`kafka.group_instance_id`), as they may be with Apache Kafka;
+- it loses members that are still joining when the next join begins at once, as a cooperative group's does: `let_others_join`;
+- its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was recreated.
+kafka-python 3.0.12:
+- it refuses to send a header without a value: `sendable_headers`;
+- it loses a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
+- it keeps the known end of a log over a seek: `clear_end`;
+- a cooperative join that brings a member nothing new is not passed on to its listener: `Cooperative`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from kafka import TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+
+JOIN_PAUSE_SECONDS = 0.1
+"""Pause before the next join of a cooperative group, so that this one's members know of it."""
+
+
+class Joins(Protocol):
+    """Receiver of a group's joins."""
+
+    def joining(self) -> None: ...
+    def joined(self, partitions: Iterable[TopicPartition]) -> None: ...
+
+
+class Cooperative(CooperativeStickyAssignor):  # type: ignore[misc] # kafka-python has no types
+    """KIP-429's assignor, which passes on every join and its whole outcome."""
+
+    def __init__(self, joins: Joins) -> None:
+        super().__init__()
+        self._joins = joins
+
+    def metadata(self, topics: Any) -> Any:
+        """What goes into a join."""
+        self._joins.joining()
+        return super().metadata(topics)
+
+    def on_assignment(self, assignment: Any, generation: Any) -> None:
+        """What came out of a join."""
+        super().on_assignment(assignment, generation)
+        self._joins.joined(assignment.partitions())
+
+
+def keep_joining(client: Any) -> None:
+    """Have the join after a revocation finished, however many polls it takes.
+
+    Without this the group's leader, asked to join again because the topics' metadata changed, takes the join for done when the
+    first poll ends; its partitions stay revoked and its heartbeats stopped.
+    """
+    client._coordinator.request_rejoin()
+
+
+def let_others_join() -> None:
+    """Wait, in Kafka's thread, until the members of this join know of it, before the next one begins."""
+    time.sleep(JOIN_PAUSE_SECONDS)
+
+
+def known_end(client: Any, tp: TopicPartition) -> int | None:
+    """The end of a partition's log as of the last fetch; None before the first, or when it is not ours."""
+    end: int | None = client.highwater(tp) if tp in client.assignment() else None
+    return end
+
+
+def clear_end(client: Any, tp: TopicPartition) -> None:
+    """Make `known_end` unknown until the next fetch.
+
+    kafka-python keeps it over a seek, though others may have read on meanwhile.
+    """
+    client._subscription.assignment[tp].highwater = None
+
+
+def sendable_headers(headers: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, bytes]]:
+    """Headers that kafka-python accepts.
+
+    Those without a value get an empty one and are named in a header of their own, `pigeon-null-headers`.
+    """
+    headers = list(headers)
+    empty = [name for name, value in headers if value is None]
+    sendable = [(name, value or b"") for name, value in headers]
+    return [*sendable, ("pigeon-null-headers", ",".join(empty).encode())] if empty else sendable

@@ -1,0 +1,136 @@
+"""Options of the Kafka, S3 and Postgres clients, made from settings in one place for all.
+
+Importing this module imports no client library: boto3, psycopg2 and SQLAlchemy are imported where a client is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from schemas.runtime import kafka_login
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+    from schemas.settings import DatabaseSettings, KafkaSettings, S3Settings
+
+_KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""Seconds without traffic before a probe, seconds between probes, and unanswered probes that end a connection."""
+
+
+def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Options of every kafka-python client: the brokers, the timeout of a request, the login.
+
+    Raises:
+        InputError: the login's settings do not fit together (schemas/runtime/kafka_login.py).
+    """
+    return {
+        "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
+        "request_timeout_ms": settings.request_timeout_ms,
+        **kafka_login.options(settings),
+    }
+
+
+def s3_options(settings: S3Settings) -> dict[str, Any]:
+    """Arguments of `s3_client` that the settings give."""
+    secret = settings.secret_access_key
+    return {
+        "endpoint_url": settings.endpoint_url,
+        "region": settings.region,
+        "access_key_id": settings.access_key_id,
+        "secret_access_key": secret.get_secret_value() if secret else None,
+        "connect_timeout_seconds": settings.connect_timeout_seconds,
+        "read_timeout_seconds": settings.read_timeout_seconds,
+        "max_attempts": settings.max_attempts,
+        "checksums": settings.checksums,
+    }
+
+
+def s3_client(
+    *,
+    endpoint_url: str | None = None,
+    region: str = "us-east-1",
+    access_key_id: str | None = None,
+    secret_access_key: str | None = None,
+    connect_timeout_seconds: float = 5.0,
+    read_timeout_seconds: float = 30.0,
+    max_attempts: int = 5,
+    checksums: Literal["when_required", "when_supported"] = "when_required",
+    pool_connections: int = 16,
+) -> S3Client:
+    """Make a boto3 client.
+
+    Keys that are not given come from where boto3 looks (environment, profile, role).
+
+    Args:
+        max_attempts: tries of a request, the first included.
+        checksums: when botocore adds and checks its extra checksums.
+        pool_connections: connections kept open, for as many threads.
+    """
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=connect_timeout_seconds,
+            read_timeout=read_timeout_seconds,
+            retries={"mode": "standard", "total_max_attempts": max_attempts},
+            max_pool_connections=pool_connections,
+            request_checksum_calculation=checksums,
+            response_checksum_validation=checksums,
+        ),
+    )
+
+
+def postgres_options(
+    settings: DatabaseSettings, application: str, *, end_idle_transactions: bool = False
+) -> dict[str, Any]:
+    """libpq's options of every Postgres connection: name, timeouts, UTC, and notice of a dead peer.
+
+    Args:
+        application: the name that pg_stat_activity shows.
+        end_idle_transactions: whether the server ends a transaction that idles for as long as a statement may take, so that
+            a stalled process keeps no locks.
+    """
+    statement_ms = round(settings.statement_timeout_seconds * 1000)
+    session = {
+        "statement_timeout": statement_ms,
+        "lock_timeout": round(settings.lock_timeout_seconds * 1000),
+        **({"idle_in_transaction_session_timeout": statement_ms} if end_idle_transactions else {}),
+        "timezone": "UTC",
+    }
+    return {
+        "application_name": application,
+        "connect_timeout": max(1, round(settings.connect_timeout_seconds)),
+        **_KEEPALIVES,
+        "tcp_user_timeout": statement_ms,
+        "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
+    }
+
+
+def postgres_connection(settings: DatabaseSettings, application: str, *, end_idle_transactions: bool = False) -> Any:
+    """Connect by psycopg2 to the database of the settings, with `postgres_options`.
+
+    Raises:
+        psycopg2.OperationalError: Postgres does not answer or refuses the login.
+    """
+    import psycopg2
+    from sqlalchemy import make_url
+
+    url = make_url(settings.url.get_secret_value())
+    return psycopg2.connect(
+        host=url.host,
+        port=url.port,
+        user=url.username,
+        password=url.password,
+        dbname=url.database,
+        client_encoding="utf8",
+        **{key: value for key, value in url.query.items() if isinstance(value, str)},
+        **postgres_options(settings, application, end_idle_transactions=end_idle_transactions),
+    )

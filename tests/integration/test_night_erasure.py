@@ -1,0 +1,97 @@
+"""Erasure and retention of what nights keep, on real Postgres and S3; the model is a test double."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from generator.nightly.erase import drop_old_manifests, erase_users
+from generator.nightly.plan import Scope
+from generator.serving.api import DrawRequest
+from generator.storage.objects import Store
+from generator.storage.postgres import connect
+from schemas.manifest import POINTER_KEY
+from schemas.settings import Settings
+from schemas.tables import CurrentPosters, Erasure, NightRun, NightSkip, NightTask, Poster
+from tests.support.fake_pigeon import FakePigeon
+from tests.support.night_world import Announcements, build, night, reader, set_user
+
+pytestmark = pytest.mark.integration
+TOMORROW = date(2026, 3, 2)
+
+
+def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=3, targets=1)
+    night(settings).run(Scope(users=("u0", "u1")))
+    night(settings, on=TOMORROW).run(Scope())
+    before = reader(settings).rows().to_pylist()
+    mine = {row["image_key"] for row in before if row["user_id"] == "u1"}
+    assert mine
+    live = reader(settings)
+    engine = connect(settings.database)
+    with Session(engine) as session, session.begin():
+        session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
+    assert "1 user erased" in erase_users(settings)
+
+    store = Store(settings.s3)
+    for key in store.keys(""):
+        stored = store.get(key)
+        assert stored
+        assert key not in mine
+        assert b">u1<" not in stored.body  # no report names the user
+        assert b"u1" not in stored.body or not key.endswith((".arrow", ".json"))
+    live.refresh()
+    choice = live.poster_for("u1", "item9")
+    assert choice
+    assert choice.source == "item"
+    assert live.rows().to_pylist() == [row for row in before if row["user_id"] != "u1"]
+    assert live.alarms == {}
+    with Session(engine) as session:
+        for table in (CurrentPosters, Poster, NightTask, NightSkip):
+            assert session.scalars(select(table).where(table.user_id == "u1")).all() == []
+        erasure = session.get(Erasure, "u1")
+        assert erasure
+        assert erasure.completed_at
+        assert erasure.proof["night"]["pictures_deleted"] == 4  # two posters, two pieces of art
+        assert len(erasure.proof["night"]["manifests_rewritten"]) == 2
+        run = session.get(NightRun, "night-20260301")
+        assert run
+        assert run.settings["scope"]["users"] == ["u0"]
+    assert erase_users(settings) == "erasure: no open requests"
+    engine.dispose()
+
+
+def test_a_request_during_the_night_keeps_the_user_out_of_its_manifest(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=2, targets=1)
+    engine = connect(settings.database)
+
+    def erased_meanwhile(request: DrawRequest, attempt: int) -> None:
+        if "/u0/" not in request.task_id:
+            return
+        with Session(engine) as session, session.begin():
+            session.merge(Erasure(user_id="u0", requested_at=datetime(2026, 3, 1, tzinfo=UTC)))
+
+    announced = Announcements()
+    night(settings, FakePigeon(erased_meanwhile), announced).run(Scope())
+    assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u1"}
+    assert {event.user_id for event in announced.events} == {"u1"}
+    erase_users(settings)
+    assert len(list(Store(settings.s3).keys("posters/"))) == 2
+    engine.dispose()
+
+
+def test_old_manifests_are_dropped_but_never_what_readers_see(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art", users=1, targets=1)
+    few = settings.model_copy(update={"night": settings.night.model_copy(update={"keep_manifests": 2})})
+    for day in range(1, 5):
+        with Session(connect(settings.database)) as session, session.begin():
+            set_user(session, "u0", [f"item{day}", "item5", "item6", "item7"])
+        night(settings, on=date(2026, 3, day)).run(Scope())
+    drop_old_manifests(few)
+    nights = {key.split("/")[1] for key in Store(settings.s3).keys("manifests/") if key != POINTER_KEY}
+    assert nights == {"2026-03-03", "2026-03-04"}
+    assert len(reader(settings).rows()) == 2
