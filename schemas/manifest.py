@@ -113,7 +113,10 @@ class PosterManifest:
         rotation: Rotation = "day",
         reconnect: Callable[[], S3Client] | None = None,
     ) -> None:
-        """`open` reads the newest set, too. `reconnect` makes a forked process' own client; without, its connections are new."""
+        """Prepare a reader; `open` reads the newest set, too.
+
+        `reconnect` makes a forked process' own client; without, only its connections are its own.
+        """
         place = hashlib.sha256(s3.meta.endpoint_url.encode()).hexdigest()[:8]
         folder = Path(cache_dir) if cache_dir else default_folder()
         self._source = ManifestSource(s3, bucket, FileCache(folder / f"{bucket}-{place}"), reconnect)
@@ -210,7 +213,7 @@ class PosterManifest:
     def posters_for(
         self, user_id: str, item_ids: Iterable[str], *, on: date | None = None, key: str | None = None
     ) -> dict[str, PosterChoice]:
-        """What to show this user for these items, in their order; items of which nothing is known are left out.
+        """What to show this user for these items, in their order; unknown items are left out.
 
         Variants are drawn with their propensities by a stable hash of user, item and the date, which is the night's unless `on`
         is given; of `key` instead of the date where `rotation` is not "day". Never waits and never raises for what is in S3.
@@ -253,7 +256,7 @@ class PosterManifest:
         return found
 
     def rows(self) -> pa.Table:
-        """The whole set less what is withdrawn, as POSTER_SCHEMA, by the users' hashes. For tools: millions of rows."""
+        """The whole set less what is withdrawn, as POSTER_SCHEMA, by the users' hashes; for tools."""
         if self._loaded is None:
             return POSTER_SCHEMA.empty_table()
         batches = [shard.rows.select(POSTER_SCHEMA.names) for shard in self._loaded.shards.values()]
@@ -271,7 +274,7 @@ class PosterManifest:
         return loaded.ref.logical_date if loaded else ""
 
     def _load(self) -> None:
-        """Read what is withdrawn; then the pointer and, when it has changed, the set that it leads to, else the one before."""
+        """Read what is withdrawn, then the pointer and, when it has changed, its set or the one before."""
         self._load_withdrawn()
         for reading in range(READINGS):
             answer = self._source.get(POINTER_KEY, none_match=self._loaded.etag if self._loaded else None)
