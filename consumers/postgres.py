@@ -10,9 +10,22 @@ import psycopg2
 from sqlalchemy import make_url
 
 from consumers.outage import first_line, is_outage
-from schemas.connections import postgres_connection
+from schemas.connections import postgres_options
 from schemas.errors import InputError, PigeonError, ServerUnavailable
 from schemas.settings import DatabaseSettings
+
+
+def postgres_connection(settings: DatabaseSettings, application: str, *, end_idle_transactions: bool = False) -> Any:
+    """Connect by psycopg2 to the database of the settings, with `postgres_options`.
+
+    Raises:
+        psycopg2.OperationalError: Postgres does not answer or refuses the login.
+    """
+    return psycopg2.connect(
+        settings.url.get_secret_value().replace("+psycopg2", "", 1),  # libpq reads the rest of an SQLAlchemy URL itself
+        client_encoding="utf8",
+        **postgres_options(settings, application, end_idle_transactions=end_idle_transactions),
+    )
 
 
 def connect(settings: DatabaseSettings, application: str) -> Any:

@@ -1,4 +1,13 @@
-"""The nightly batch, the model, its serving, its training and the feedback loop. Imports schemas; never consumers.
+"""The nightly batch, the model, its serving, its training and the feedback loop.
 
-`cli.py` is the one module that knows every part of the project.
+    cli        the `pigeon` command, the one module that knows every part of the project
+    datasets   pictures, titles and clicks that the demo and nano's training use; no torch
+    pigeon     the network (PIGEON.md beside it)
+    serving    the network behind Triton: export, model repository, backends, client
+    storage    Postgres, S3 and the lease
+    nightly    plan, draw, publish, announce; the scheduler
+    feedback   what people did with posters becomes a better model
+    training   stage 1, DPO, evaluation, and nano's recipe
+
+Imports `schemas`; never `consumers`.
 """

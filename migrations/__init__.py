@@ -1,4 +1,9 @@
 """Alembic's migrations from empty to head and back, and the check against schemas/tables.py.
 
+    commands   `pigeon db`
+    database   upgrade, downgrade and drift check, as functions
+    env        what Alembic runs for every command
+    versions   one file a revision
+
 Imports schemas only (its command line also calls consumers.partitions); imported by the command line and by tests.
 """

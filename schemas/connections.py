@@ -1,6 +1,6 @@
 """Options of the Kafka, S3 and Postgres clients, made from settings in one place for all.
 
-Importing this module imports no client library: boto3, psycopg2 and SQLAlchemy are imported where a client is made.
+Importing this module imports no client library: boto3 is imported where a client is made.
 """
 
 from __future__ import annotations
@@ -112,25 +112,3 @@ def postgres_options(
         "tcp_user_timeout": statement_ms,
         "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
     }
-
-
-def postgres_connection(settings: DatabaseSettings, application: str, *, end_idle_transactions: bool = False) -> Any:
-    """Connect by psycopg2 to the database of the settings, with `postgres_options`.
-
-    Raises:
-        psycopg2.OperationalError: Postgres does not answer or refuses the login.
-    """
-    import psycopg2
-    from sqlalchemy import make_url
-
-    url = make_url(settings.url.get_secret_value())
-    return psycopg2.connect(
-        host=url.host,
-        port=url.port,
-        user=url.username,
-        password=url.password,
-        dbname=url.database,
-        client_encoding="utf8",
-        **{key: value for key, value in url.query.items() if isinstance(value, str)},
-        **postgres_options(settings, application, end_idle_transactions=end_idle_transactions),
-    )

@@ -19,10 +19,11 @@ from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from consumers.postgres import postgres_connection
 from deploy.local.stack import Stack
 from generator.storage.postgres import connect
 from migrations import database
-from schemas.connections import kafka_options, postgres_connection, s3_client, s3_options
+from schemas.connections import kafka_options, s3_client, s3_options
 from schemas.events import all_topics
 from schemas.settings import DatabaseSettings, Settings, load_settings
 

@@ -9,6 +9,9 @@
     process      children, their identities, and leaving none behind
     state        folders, ports, secrets and the run record of one state folder
     environment  the PIGEON_* addresses, given or written
+    ports        a block of ports that follows from the state folder
+    noida        a second Kafka-protocol broker, for tests
+    demo         `pigeon demo`
 
 Imports `schemas` only. Linux only, because the servers' wheels are.
 """

@@ -1,11 +1,19 @@
-"""The demo's and the nano preset's data: pictures that may be drawn freely, films, clicks, and what is held out.
+"""Data of the demo and of the nano preset: pictures, films, clicks, and what is held out.
 
-Lives here: downloading (`fetch`), icon art (`icons`), films and ratings (`movies`), what a film's poster shows
-(`titles`), how it looks (`palettes`, `posters`), text (`captions`), held-out truth (`splits`), simulated users
-(`stickers`). Needs numpy, Pillow and, to draw icons the first time, resvg-py; no torch. Imported by
-`generator.training`, by `deploy.local` for the demo's catalogue, and by `generator.cli`; imports nothing else of the project.
+- `icons`: concepts that six openly licensed icon sets draw, and their pictures
+- `posters`: what a poster is drawn from, a film's official poster, and drawing it
+- `palettes`: backgrounds of posters
+- `titles`: the concept that a film is about, by the words of its title or its genre
+- `subjects`: the curated words that `titles` reads, from subjects.toml
+- `captions`: texts that describe a picture or a film
+- `movies`: MovieLens-100k, the films and their ratings
+- `stickers`: simulated users of the sticker scenario
+- `splits`: the (concept, style) pairs that training never sees
+- `fetch`: downloads through npm and pip, at set-up time
+- `errors`: the one error that all of them raise
 
-In short:
+Imports `schemas.errors`, numpy and Pillow and, to draw icons the first time, resvg-py; no torch. Imported by `generator.training.nano`
+and by `deploy.local.demo`. Everything is deterministic; `cache_dir` is the caller's, `<state_dir>/cache` in the product.
 
     art = load_icons(cache_dir)                 # IconArt: 1,170 concepts in six styles, pixels [1170, 6, 64, 64, 4]
     films = load_movielens(cache_dir)           # MovieLens(movies, interactions in time order)
@@ -14,8 +22,6 @@ In short:
     picture = draw(spec, 64, art)               # uint8 [64, 64, 3], 0.3 ms; any size from 16, 256 for the page
     text = caption(spec, art.concept(spec.concept), variant=0)
     is_held_out_pair(spec.concept, spec.style)  # True: never train on this picture
-
-`cache_dir` is the caller's (`<state_dir>/cache` in the product). Everything is deterministic.
 """
 
 from generator.datasets.captions import CAPTION_TEMPLATES, caption, description, facts_of, with_article
@@ -25,7 +31,7 @@ from generator.datasets.icons import ICON_SIZE, STYLE_LICENCES, STYLE_NAMES, STY
 from generator.datasets.movies import Interaction, Movie, MovieLens, load_movielens
 from generator.datasets.palettes import PALETTES, POSTER_PALETTES
 from generator.datasets.posters import PosterSpec, attributes, draw, spec_for, sticker_spec
-from generator.datasets.splits import is_held_out_pair, is_held_out_user, split_pairs, stable_hash
+from generator.datasets.splits import is_held_out_pair, stable_hash
 from generator.datasets.stickers import StickerUser, simulate_sticker_users
 from generator.datasets.titles import ConceptFinder, main_genre
 
@@ -53,13 +59,11 @@ __all__ = [
     "draw",
     "facts_of",
     "is_held_out_pair",
-    "is_held_out_user",
     "load_icons",
     "load_movielens",
     "main_genre",
     "simulate_sticker_users",
     "spec_for",
-    "split_pairs",
     "stable_hash",
     "sticker_spec",
     "with_article",

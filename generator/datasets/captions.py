@@ -26,9 +26,9 @@ _UNCOUNTABLE = frozenset(
 
 
 def caption(spec: PosterSpec, concept: Concept, variant: int, facts: str = "") -> str:
-    """A caption of the picture; `variant` picks the template (modulo their number).
+    """A caption of the picture; `variant` chooses the template (modulo their number).
 
-    `facts` is what `facts_of` says of a film; a template that needs it falls back to the plain one without.
+    `facts`: a film's, by `facts_of`; a template that needs it falls back to the plain one without.
     """
     palette = palette_named(spec.palette)
     template = CAPTION_TEMPLATES[variant % len(CAPTION_TEMPLATES)]
@@ -51,7 +51,7 @@ def facts_of(movie: Movie) -> str:
 
 
 def description(movie: Movie, concept: Concept) -> str:
-    """The catalogue's sentence on a film, e.g. "Action, Sci-Fi, 1977. A poster with a rocket."."""
+    """A film's description in the catalogue, e.g. "Action, Sci-Fi, 1977. A poster with a rocket."."""
     return f"{facts_of(movie)}. A poster with {with_article(concept.label)}."
 
 

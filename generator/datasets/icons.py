@@ -63,14 +63,12 @@ class Concept:
     emoji: str
     icons: tuple[str, ...]
 
-    @property
-    def pictorial(self) -> bool:
-        """Whether it depicts something, unlike arrows, signs and lettered buttons."""
-        return self.group != "symbols"
-
 
 class IconArt:
-    """The drawn concepts. `pixels` is uint8 [concepts, styles, 64, 64, 4], straight-alpha RGBA, memory-mapped."""
+    """The drawn concepts.
+
+    `pixels` is uint8 [concepts, styles, 64, 64, 4], straight-alpha RGBA, memory-mapped.
+    """
 
     def __init__(self, concepts: Sequence[Concept], pixels: Pixels, source: Path) -> None:
         self.concepts = tuple(concepts)
@@ -84,14 +82,18 @@ class IconArt:
         return {concept.slug: place for place, concept in enumerate(self.concepts)}
 
     def concept(self, slug: str) -> Concept:
-        """Raises DatasetError when no such concept is drawn in all styles."""
+        """The concept of this slug.
+
+        Raises:
+            DatasetError: no such concept is drawn in all styles.
+        """
         try:
             return self.concepts[self.index[slug]]
         except KeyError:
             raise DatasetError(f"no concept {slug!r} among the {len(self.concepts)} that all styles draw") from None
 
     def icon(self, slug: str, style: str, size: int = ICON_SIZE) -> Pixels:
-        """RGBA uint8 [size, size, 4]: from the cache at 64, rendered anew from the vector art at other sizes."""
+        """RGBA uint8 [size, size, 4]: from the cache at 64, rendered from the vector art at other sizes."""
         concept = self.concept(slug)
         if style not in STYLES:
             raise DatasetError(f"no style {style!r}; one of {', '.join(STYLES)}")
@@ -105,7 +107,9 @@ class IconArt:
 
 
 def load_icons(cache_dir: Path, progress: Progress = no_progress) -> IconArt:
-    """Icons from the cache; the first call downloads the sets and renders some 7,000 icons (half a minute).
+    """Icons from the cache.
+
+    The first call downloads the sets and renders some 7,000 icons (half a minute).
 
     Raises:
         DatasetError: the art cannot be downloaded or drawn.
@@ -166,7 +170,9 @@ def match_concepts(source: Path) -> list[Concept]:
 
 
 def render_icon(icon_set: dict[str, Any], name: str, size: int) -> Pixels:
-    """Draw one icon of an Iconify JSON set to RGBA uint8 [size, size, 4], padded to a square if it is not one.
+    """Draw one icon of an Iconify JSON set to RGBA uint8 [size, size, 4].
+
+    One that is not square is padded to a square.
 
     Raises:
         DatasetError: resvg-py is not installed, or cannot draw this icon.

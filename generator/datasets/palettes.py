@@ -1,4 +1,4 @@
-"""Poster backgrounds: nine palettes, each a colour gradient with one simple motif, and plain white for stickers."""
+"""Poster backgrounds: nine coloured palettes with one simple motif each, and plain white."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,10 @@ _OVERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Palette:
-    """`words` describe it in captions; `ink` is the colour of line art on it, `halo` the glow that lifts an icon off it."""
+    """A background's colours and motif.
+
+    `words` describe it in captions; `ink` is the colour of line art on it, `halo` the glow that lifts an icon off it.
+    """
 
     top: Colour
     bottom: Colour
@@ -51,7 +54,11 @@ POSTER_PALETTES: tuple[str, ...] = tuple(name for name in PALETTES if name != "p
 
 
 def palette_named(name: str) -> Palette:
-    """Raises DatasetError for an unknown name."""
+    """The palette of this name.
+
+    Raises:
+        DatasetError: no such palette.
+    """
     try:
         return PALETTES[name]
     except KeyError:

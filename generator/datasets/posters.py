@@ -65,7 +65,7 @@ PALETTES_OF_GENRE: dict[str, tuple[str, str, str, str]] = {
 
 @dataclass(frozen=True)
 class PosterSpec:
-    """All that a poster is drawn from: concept slug, style id (one of STYLES), palette name (one of PALETTES)."""
+    """All that a poster is drawn from: slug of a concept, a style of STYLES, a palette of PALETTES."""
 
     concept: str
     style: str
@@ -129,7 +129,7 @@ def draw(
 
 
 def attributes(spec: PosterSpec) -> dict[str, Any]:
-    """What the catalogue says of the art: that it is synthetic, whose it is, how it was made."""
+    """Attributes of the art for the catalogue: that it is synthetic, whose it is, how it was made."""
     return {
         "synthetic": True,
         "art": STYLE_NAMES[spec.style],

@@ -14,7 +14,10 @@ NOISE = 0.15
 
 @dataclass(frozen=True)
 class StickerUser:
-    """A simulated user. `clicks` are (concept slug, style id) in time order; `styles` is the taste behind them."""
+    """A simulated user.
+
+    `clicks` are (concept slug, style id) in time order; `styles` is the taste behind them.
+    """
 
     user_id: str
     styles: tuple[str, ...]
@@ -24,7 +27,9 @@ class StickerUser:
 def simulate_sticker_users(
     concepts: Sequence[str], users: int, clicks_per_user: int, seed: int, noise: float = NOISE
 ) -> list[StickerUser]:
-    """Users with a known taste, for training and for tests of whether taste is found. Nothing here is a real person.
+    """Users with a known taste, for training and for tests of whether taste is found.
+
+    Nothing here is a real person.
 
     Each prefers one style, or two with equal chance of either number; a click is on a random concept (none twice for
     one user), in a preferred style, or with probability `noise` in any other.

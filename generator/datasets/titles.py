@@ -37,7 +37,7 @@ def words_of(text: str) -> list[str]:
 
 
 def main_genre(movie: Movie) -> str:
-    """The genre that says most about the film, or "none"."""
+    """The most telling of the film's genres, or "none"."""
     return next((genre for genre in GENRES_BY_WEIGHT if genre in movie.genres), "none")
 
 
@@ -63,7 +63,9 @@ class ConceptFinder:
         self._longest = max(map(len, self._phrases), default=0)
 
     def for_movie(self, movie: Movie) -> tuple[str, str]:
-        """(slug, "title" or "genre"): the concept and where it comes from; genre pools are walked by a hash of the id.
+        """A film's concept and where it comes from: (slug, "title" or "genre").
+
+        Genre pools are walked by a hash of the id.
 
         Raises:
             DatasetError: no concept of the film's genre is drawn, as with an icon set that is not ours.

@@ -89,16 +89,14 @@ def erase(
 
     from generator.feedback.snapshot import erase_users
     from generator.storage.lease import lead
-    from generator.storage.postgres import plain_errors
+    from generator.storage.objects import Store
+    from generator.storage.postgres import connect, plain_errors
+    from schemas.settings import load_settings
 
-    context = _context()
-    with (
-        lead(context.engine, "retrain"),
-        plain_errors(context.engine),
-        Session(context.engine) as session,
-        session.begin(),
-    ):
-        erased = erase_users(session, context.store, dry_run=dry_run)
+    settings = load_settings()  # and no checkpoint: the scheduler's upkeep runs this on machines that have none
+    engine = connect(settings.database)
+    with lead(engine, "retrain"), plain_errors(engine), Session(engine) as session, session.begin():
+        erased = erase_users(session, Store(settings.s3), dry_run=dry_run)
     for one in erased:
         typer.echo(f"snapshot {one.snapshot_id}: {_counted(one.pairs, 'pair')} of {_counted(one.users, 'erased user')}")
     found = _counted(len(erased), "snapshot")

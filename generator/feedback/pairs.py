@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
-from generator.feedback.queries import COUNTS, FEEDBACK_PAIRS, SCORE_PAIRS
+from generator.feedback.queries import COUNTS, FEEDBACK_PAIRS, SCORE_PAIRS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
@@ -65,7 +65,9 @@ def mine(session: Session, start: datetime, stop: datetime, *, score_share: floa
     window = {"start": start, "stop": stop}
     counts = {name: int(value) for name, value in session.execute(COUNTS, window).mappings().one().items()}
     bindings = {**window, "prior": PRIOR_CLICKS, "floor": MIN_EXAMINATION, "max_weight": MAX_WEIGHT}
+    session.execute(WITHOUT_NESTED_LOOPS)
     rows = session.execute(FEEDBACK_PAIRS, bindings).mappings().all()
+    session.execute(WITH_NESTED_LOOPS)
     feedback = _decide(rows, "feedback")
     limit = None if score_share >= 1 else int(len(feedback) * score_share / (1 - score_share) + 1e-9)
     taken = [f"{row['run_id']}/{row['user_id']}/{row['item_id']}" for row in rows]

@@ -1,4 +1,4 @@
-"""Publishing: shards and items, then the pointer's flip; readers see the old set or the new one, whole."""
+"""Publishing: shards and items, then the pointer's flip; readers see the old set or the new one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def store_manifest(store: Store, ledger: Ledger, run: NightRun, settings: Settin
 def _spool(
     store: Store, ledger: Ledger, run: NightRun, settings: Settings, folder: Path
 ) -> tuple[ShardSpool, WrittenShard, ManifestCounts]:
-    """All rows on disk, of one snapshot of the tables, and every image that they name looked for in the bucket."""
+    """Spool all rows of one snapshot of the tables, and look for every image that they name."""
     counts = ManifestCounts()
     images = NamedImages(folder)
     try:

@@ -1,10 +1,21 @@
-"""The network: Pigeon (Xu et al., WWW 2025, arXiv 2410.14170) on LaVIT (Jin et al., ICLR 2024, arXiv 2309.04669).
+"""The network: Pigeon (arXiv 2410.14170) on LaVIT (arXiv 2309.04669), with inference.
 
-PyTorch modules under the published weight names, and beside them the numpy-only modules that serving copies
-(`prompt`, `sampling`, `ddim`, `preprocessing`). No I/O but `checkpoint`. Imports nothing of the project but `schemas`;
-imported by `generator.training`, `generator.serving` and `generator.feedback`.
+PyTorch modules under the published weight names, in the order of a task's path:
 
-The path of one task:
-history and reference images -> `tokenizer` -> code ids -> `masking` -> `prompt` -> `personalizer` (LLaMA) -> code ids
--> `decoder` -> prompt embeddings -> `diffusion` -> image; `scorer` ranks the candidates; `pipeline` runs it all.
+- `preprocessing`: pictures -> the encoder's pixels
+- `vit`, `quantizer`, `tokenizer`: pixels -> visual codes
+- `masking`: which tokens of history and reference are kept
+- `prompt`: texts, codes and masks -> token arrays
+- `llama_step`, `sampling`, `personalizer`: LLaMA with LoRA, which answers in codes
+- `decoder`: codes -> conditions of the diffusion model
+- `ddim`, `diffusion`: conditions -> pictures
+- `scorer`: how well pictures and texts fit
+- `layers`: what several of these share
+- `model`, `pipeline`: all networks together, and a task from pictures to scored pictures
+- `config`, `presets`: sizes, and the two sets of them that have weights
+- `checkpoint`, `pretrained`, `weights`, `placement`: reading and writing checkpoints, and where they are loaded to
+
+`prompt`, `sampling`, `ddim` and `preprocessing` need numpy (and Pillow) only and import nothing of the project: serving copies them.
+`checkpoint`, `pretrained` and `weights` alone read or write files. Imports nothing of the project but `schemas.errors`; imported by
+`generator.training` and `generator.serving`.
 """

@@ -1,4 +1,6 @@
-"""Checkpoint directories: LaVIT-7B-v2's layout with Pigeon's parts beside it (PIGEON.md section 7), for every preset.
+"""Checkpoint directories of every preset: LaVIT-7B-v2's layout, Pigeon's parts beside it.
+
+PIGEON.md section 7.
 
     config.json                         PigeonConfig; LaVIT's own folder has none, then the caller gives it
     wording.json                        PromptWording (optional: the prompt's sentences, instead of config.json's)
@@ -94,7 +96,7 @@ def load_model(
 ) -> PigeonModel:
     """A whole checkpoint in evaluation mode; float32 on the CPU if `placement` does not say otherwise.
 
-    config: what the checkpoint must be (`PigeonConfig.preset("lavit-7b")`). A folder's own config.json is what is built, and
+    config: what the checkpoint must be (`presets.preset("lavit-7b")`). A folder's own config.json is what is built, and
     must bear the same name; LaVIT's published folder has none, and is built as this says.
     pigeon: the folder of Pigeon's parts when it is not `folder/pigeon`.
 
@@ -152,7 +154,7 @@ def _load_config(folder: Path, wanted: PigeonConfig | None) -> PigeonConfig:
     else:
         raise ModelError(
             f"{folder}: no config.json there; give the folder of a Pigeon checkpoint "
-            "(for LaVIT's published folder, write PigeonConfig.preset('lavit-7b').to_json() to it)"
+            "(for LaVIT's published folder, write generator.pigeon.presets.preset('lavit-7b').to_json() to it)"
         )
     path = folder / WORDING
     if not path.is_file():
@@ -166,7 +168,10 @@ def _load_config(folder: Path, wanted: PigeonConfig | None) -> PigeonConfig:
 
 
 def _empty(make: Callable[[], AnyModule], device: torch.device) -> AnyModule:
-    """A module whose numbers are yet to be read: drawing a billion of them at random first takes longer than reading them."""
+    """A module whose weights are yet to be read.
+
+    Drawing a billion of them at random first takes longer than reading them.
+    """
     with torch.device("meta"):
         module = make()
     return module.to_empty(device=device)

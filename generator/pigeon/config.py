@@ -1,4 +1,6 @@
-"""Every dimension and every default of the network, as plain frozen data. No torch here, so it is cheap to import.
+"""Every dimension and every default of the network, as plain frozen data.
+
+No torch here, so it is cheap to import.
 
 A checkpoint's `config.json` is `PigeonConfig` as JSON; code never holds a vocabulary size or a width of its own.
 """
@@ -146,7 +148,10 @@ class ScorerConfig(_Frozen):
 
 
 class PigeonConfig(_Frozen):
-    """The whole network. `PigeonConfig.preset("nano")` or `PigeonConfig.from_json(folder / "config.json")`."""
+    """The whole network.
+
+    Made by `presets.preset("nano")` or `PigeonConfig.from_json(folder / "config.json")`.
+    """
 
     name: str
     format_version: Literal[1] = 1
@@ -196,16 +201,3 @@ class PigeonConfig(_Frozen):
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
-
-    @classmethod
-    def preset(cls, name: str) -> PigeonConfig:
-        """`nano` or `lavit-7b`.
-
-        Raises:
-            ValueError: any other name.
-        """
-        from generator.pigeon.presets import PRESETS
-
-        if name not in PRESETS:
-            raise ValueError(f"preset: unknown name {name!r}; choose one of {', '.join(sorted(PRESETS))}")
-        return PRESETS[name]()

@@ -1,4 +1,7 @@
-"""The token decoder: codes -> the conditions of the diffusion model (PIGEON.md section 4; LaVIT, arXiv 2309.04669)."""
+"""The token decoder: codes -> the conditions of the diffusion model.
+
+PIGEON.md section 4; LaVIT, arXiv 2309.04669.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,12 @@ class AttentionPool(nn.Module):
 
 
 class HighresVQDecoder(nn.Module):
-    """Code vectors (B, N, d), padded behind, and their lengths (B,) -> prompt_embeds (B, Q, a + b), pooled (B, p).
+    """Code vectors (B, N, d) and their lengths (B,) -> prompt_embeds (B, Q, a + b), pooled (B, p).
+
+    Rows are padded behind.
 
     With a `config.code_table` d is the codebook's width and the table's, and the sum of all vectors moves the queries.
-    N may be anything from 1 to `config.max_tokens`. Training: call it on `layers.compact(...)`'s output.
+    N may be anything from 1 to `config.max_tokens`.
     `hidden` alone gives the reference condition's features.
     """
 
@@ -142,7 +147,7 @@ class CodeDecoder(nn.Module):
         return torch.cat([vectors, own], dim=-1)
 
     def decode_kept(self, codes: Tensor, keep: Tensor, places: Tensor | None = None) -> Tensor:
-        """codes (B, N) of which those with keep (B, N) 1 count, in order -> prompt_embeds; differentiable in `keep`.
+        """Decode the codes (B, N) whose keep (B, N) is 1, in order -> prompt_embeds, differentiable in `keep`.
 
         places: each code's place in its picture (B, N), if that is not its place in the row; for a `code_table`.
         More than `max_tokens` kept codes are cut.
@@ -154,7 +159,9 @@ class CodeDecoder(nn.Module):
 
 
 def pad_codes(codes: list[Tensor], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Per image code ids (n,) or code vectors (n, d) -> (B, max_tokens[, d]) with zeros behind, lengths (B,).
+    """Pad each image's code ids (n,) or code vectors (n, d) -> (B, max_tokens[, d]), lengths (B,).
+
+    Zeros stand behind.
 
     More than `max_tokens` are cut, as the published code does.
     """

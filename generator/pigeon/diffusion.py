@@ -1,4 +1,7 @@
-"""Conditions -> pictures: a diffusers UNet with SDXL's conditioning, DDIM with guidance, a VAE (PIGEON.md section 4)."""
+"""Conditions -> pictures: diffusers' UNet with SDXL's conditioning, DDIM with guidance, a VAE.
+
+PIGEON.md section 4.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ class Diffusion(nn.Module):
     """
 
     def __init__(self, config: DiffusionConfig, unet: Any, vae: Any, scheduler: Mapping[str, Any]) -> None:
-        """unet, vae: diffusers' UNet2DConditionModel and AutoencoderKL (their lazy imports hide the types);
-        scheduler: diffusers' scheduler configuration.
+        """Take the networks and diffusers' scheduler configuration.
+
+        unet, vae: a UNet2DConditionModel and an AutoencoderKL (diffusers' lazy imports hide the types).
         """
         super().__init__()
         self.config = config
@@ -66,13 +70,6 @@ class Diffusion(nn.Module):
         ).sample
         return out
 
-    def encode_pictures(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """RGB (B, 3, S, S) in -1..1 -> scaled latents (B, 4, h, w); the mean, or a sample if a generator is given."""
-        distribution = self.vae.encode(images).latent_dist
-        latents: Tensor = distribution.mode() if generator is None else distribution.sample(generator)
-        scaled: Tensor = (latents - self._shift) * float(self.vae.config["scaling_factor"])
-        return scaled
-
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> RGB (B, 3, S, S) about -1..1, in float32."""
         latents = latents.to(self.vae.decoder.conv_in.weight)
@@ -86,7 +83,10 @@ class Diffusion(nn.Module):
     def draw(
         self, prompt_embeds: Tensor, pooled: Tensor, noise: NDArray[np.float32], **options: Any
     ) -> NDArray[np.uint8]:
-        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8; `options` are those of `sample`."""
+        """prompt_embeds (B, Q, E), pooled (B, p), noise (B, 4, h, w) -> RGB (B, S, S, 3) uint8.
+
+        `options` are those of `sample`.
+        """
         return self._images(torch.from_numpy(self.sample(prompt_embeds, pooled, noise, **options)))
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class Diffusion(nn.Module):
         return latents
 
     def preview(self, prompt_embeds: Tensor) -> NDArray[np.uint8]:
-        """prompt_embeds (B, Q, E) -> RGB (B, S, S, 3) uint8: the condition's sketch as it is, without the UNet and its noise.
+        """prompt_embeds (B, Q, E) -> RGB (B, S, S, 3) uint8: the condition's sketch, without the UNet.
 
         Raises:
             ValueError: the conditions of this model sketch nothing (`config.sketched`).
@@ -147,7 +147,9 @@ class Diffusion(nn.Module):
 
 
 def sketch(prompt_embeds: Tensor, channels: int, size: int) -> Tensor:
-    """prompt_embeds (B, Q, E) -> (B, channels, size, size): query q's first numbers are cell q of the grid, row by row.
+    """prompt_embeds (B, Q, E) -> (B, channels, size, size).
+
+    Query q's first numbers are cell q of the grid, row by row.
 
     Zero embeddings, the negative condition, give a zero sketch.
     """
@@ -158,7 +160,7 @@ def sketch(prompt_embeds: Tensor, channels: int, size: int) -> Tensor:
 
 
 def cells(latents: Tensor, queries: int) -> Tensor:
-    """latents (B, channels, size, size) -> (B, queries, channels * cell * cell): the numbers whose `sketch` they are."""
+    """latents (B, channels, size, size) -> (B, queries, channels * cell * cell), the inverse of `sketch`."""
     batch, channels, size = latents.shape[:3]
     side = round(queries**0.5)
     cell = size // side
@@ -167,7 +169,9 @@ def cells(latents: Tensor, queries: int) -> Tensor:
 
 
 def coordinates(channels: int, height: int, width: int) -> Tensor:
-    """Fixed maps (1, channels, h, w): x and y in -1..1, then their sines and cosines at doubling frequencies.
+    """Fixed maps (1, channels, h, w): x and y in -1..1, then their sines and cosines.
+
+    Frequencies double from one pair to the next.
 
     Raises:
         ValueError: channels is not 2, 6, 10, ...

@@ -13,7 +13,9 @@ HIDDEN = -3e4
 
 
 def policy_attention(query: Tensor, key: Tensor, value: Tensor, policy: Tensor) -> Tensor:
-    """Attention that a 0/1 policy switches per key, differentiable in the policy (LaVIT; PIGEON.md section 1.3).
+    """Attention that a 0/1 policy switches per key, differentiable in the policy.
+
+    LaVIT; PIGEON.md section 1.3.
 
     query, key, value (B, H, N, D), policy broadcastable to (B, H, N, N) -> (B, H, N, D).
     A row whose keys are all switched off attends uniformly. That, and the row's maximum being taken over the switched-off
@@ -73,7 +75,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x (B, N, C), memory (B, M, C) -> (B, N, C). Give a policy or an additive bias, each (B, 1, N or 1, M)."""
+    """x (B, N, C), memory (B, M, C) -> (B, N, C).
+
+    Give a policy or an additive bias, each (B, 1, N or 1, M).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -101,7 +106,10 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def gumbel_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Standard Gumbel noise of the given shape; drawn on the CPU, so that a seed means the same on every device."""
+    """Standard Gumbel noise of the given shape.
+
+    Drawn on the CPU, so that a seed means the same on every device.
+    """
     uniform = torch.rand(shape, generator=generator, dtype=torch.float32).clamp_(1e-9, 1 - 1e-7)
     return -torch.log(-torch.log(uniform)).to(device=like.device, dtype=like.dtype)
 

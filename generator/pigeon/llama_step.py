@@ -1,4 +1,4 @@
-"""LLaMA with its key-value cache and its LoRA as plain tensors: one graph for the prompt and for every step after it.
+"""LLaMA with its key-value cache and LoRA as tensors: one graph for the prompt and every later step.
 
 The weights are those of a transformers LlamaForCausalLM (no copy); the result agrees with it. Written out so that
 an exported graph takes a retrained adapter as an input, and so that one prompt's cache serves a whole α grid.
@@ -22,15 +22,13 @@ LORA_MODULES = ("q_proj", "v_proj")
 
 @dataclass(frozen=True)
 class LoraMatrices:
-    """LoRA as two tensors; index 1 is 0 for q_proj and 1 for v_proj. The scaling alpha / r is already in `b`."""
+    """LoRA as two tensors; index 1 is 0 for q_proj and 1 for v_proj.
+
+    The scaling alpha / r is already in `b`.
+    """
 
     a: Tensor  # (L, 2, r, C)
     b: Tensor  # (L, 2, C, r)
-
-    @classmethod
-    def zeros(cls, layers: int, rank: int, width: int) -> LoraMatrices:
-        """An adapter that changes nothing."""
-        return cls(torch.zeros(layers, 2, rank, width), torch.zeros(layers, 2, width, rank))
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], layers: int, scaling: float) -> LoraMatrices:
@@ -66,8 +64,10 @@ class LlamaStep(nn.Module):
     inverse_frequency: Tensor
 
     def __init__(self, llama: LlamaForCausalLM) -> None:
-        """Raises:
-        ValueError: grouped key-value heads, biases or a scaled rotary embedding, which LLaMA-2 7B and nano do not have.
+        """Take over the weights of `llama`, which stay shared.
+
+        Raises:
+            ValueError: grouped key-value heads, biases or a scaled rotary embedding, which LLaMA-2 7B and nano do not have.
         """
         super().__init__()
         config = llama.config
@@ -139,6 +139,9 @@ class LlamaStep(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al., arXiv 2104.09864) in LLaMA's half-split form: (B, H, T, D), cos and sin (B, 1, T, D)."""
+    """Rotary positions in LLaMA's half-split form: (B, H, T, D), cos and sin (B, 1, T, D).
+
+    Su et al., arXiv 2104.09864.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

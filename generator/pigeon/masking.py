@@ -41,7 +41,10 @@ class PositionTable(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """torch.nn.MultiheadAttention's weights under its names, as plain operations: (B, N, C), bias (B, 1, 1, N) -> (B, N, C)."""
+    """torch.nn.MultiheadAttention under its weight names: (B, N, C), bias (B, 1, 1, N) -> (B, N, C).
+
+    Written as plain operations.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -64,7 +67,10 @@ class PackedAttention(nn.Module):
 
 
 class MaskEncoderLayer(nn.Module):
-    """torch.nn.TransformerEncoderLayer (post-norm, ReLU) under its weight names: (B, N, C), (B, 1, 1, N) -> (B, N, C)."""
+    """torch.nn.TransformerEncoderLayer under its weight names: (B, N, C), (B, 1, 1, N) -> (B, N, C).
+
+    Post-norm, ReLU.
+    """
 
     def __init__(self, width: int, config: MaskConfig) -> None:
         super().__init__()
@@ -97,7 +103,7 @@ class MaskEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class MaskOutput:
-    """All (B, N)."""
+    """What is kept and why; all (B, N)."""
 
     keep: Tensor  # 0.0/1.0, straight-through; 0 at padding
     scores: Tensor  # cosine

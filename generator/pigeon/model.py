@@ -18,7 +18,10 @@ from generator.pigeon.tokenizer import DynamicVisualTokenizer
 
 @dataclass(frozen=True)
 class PigeonModel:
-    """The networks, sharing one codebook. `checkpoint.load_model` reads one, `new_model` makes one at random."""
+    """The networks, sharing one codebook.
+
+    `checkpoint.load_model` reads one, `new_model` makes one at random.
+    """
 
     config: PigeonConfig
     tokenizer: DynamicVisualTokenizer

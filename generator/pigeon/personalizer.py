@@ -1,4 +1,7 @@
-"""The personalization module: LLaMA with LoRA, the mask generator and the reference condition (PIGEON.md section 3)."""
+"""The personalization module: LLaMA with LoRA, mask generator and reference condition.
+
+PIGEON.md section 3.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,7 +19,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.llama_step import LlamaStep, LoraMatrices
 from generator.pigeon.masking import MaskOutput, MutualMaskGenerator
-from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, REFERENCE, MaskInputs, PromptBatch
+from generator.pigeon.prompt import EMBEDDING, REFERENCE, MaskInputs, PromptBatch
 from generator.pigeon.sampling import AnswerSampler, answer_codes
 
 
@@ -38,7 +40,7 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What `Personalizer.forward` needs; `from_arrays` makes it from `prompt`'s arrays."""
+    """Prompts with answers, not masked yet, and the mask generator's rows; `from_arrays` makes it."""
 
     tokens: Tensor  # (B, T) unmasked ids and EMBEDDING
     attention: Tensor  # (B, T)
@@ -50,7 +52,7 @@ class TrainingBatch:
 
     @classmethod
     def from_arrays(cls, prompt: PromptBatch, mask: MaskInputs) -> TrainingBatch:
-        """prompt must be assembled from *unmasked* images: the masks are applied here, with their gradients."""
+        """Make one from arrays; `prompt` is of unmasked images, because masks are applied later."""
         return cls(
             *(torch.from_numpy(a) for a in (prompt.tokens, prompt.attention, prompt.labels, prompt.mask_column)),
             *(torch.from_numpy(a) for a in (mask.tokens, mask.positions, mask.types)),
@@ -61,37 +63,31 @@ class TrainingBatch:
         return TrainingBatch(*(value[part] for value in vars(self).values()))
 
 
-@dataclass(frozen=True)
-class PersonalizerOutput:
-    loss: Tensor  # (), mean cross-entropy over the answers' tokens
-    answer_logprobs: Tensor  # (B,), sum over the answer's tokens: DPO's input
-    mask: MaskOutput
-
-
 class Personalizer(nn.Module):
     """History, reference and texts -> the answer's tokens.
 
-    Training (stage 1): `out = personalizer.train()(TrainingBatch.from_arrays(prompt, mask), ratio, noise=...)`, with
-    `ratio` (B,) drawn uniformly from 0..1; `out.loss.backward()` reaches LoRA, mask generator and adapter.
-    Pretraining LLaMA itself: `personalizer.set_trainable(llama=True)`.
-    DPO: `answer_logprobs` of chosen and rejected batches; run the mask generator in inference form with `invert_reference=False`.
+    `generate` answers. Training builds LLaMA's inputs from `masks`, `reference_embedding` and `input_embeddings`, through all
+    of which gradients pass; what then learns and from which loss is `generator.training`'s.
     """
 
     def __init__(self, config: PigeonConfig, llama: LlamaForCausalLM, code_decoder: CodeDecoder) -> None:
-        """code_decoder: frozen here; gradients pass through it."""
+        """Put LoRA on `llama`; the code decoder is frozen, and gradients pass through it."""
         super().__init__()
         self.config = config
         self.llama = with_lora(llama, config)
         width = config.language.width
         self.mask_generator = MutualMaskGenerator(width, config.mask)
         self.adapter = Adapter(config.decoder.prompt_width, config.adapter.mlp_width, width, config.adapter.dropout)
-        self.code_decoder = code_decoder.requires_grad_(False)
+        self.code_decoder = code_decoder
         self.set_trainable()
 
-    def set_trainable(self, *, llama: bool = False) -> None:
-        """LoRA, mask generator and adapter learn; with `llama` LLaMA's own weights do too. The code decoder never."""
+    def set_trainable(self) -> None:
+        """Let LoRA, mask generator and adapter learn, and neither LLaMA's own weights nor the code decoder."""
+        self.code_decoder.requires_grad_(False)
+        for part in (self.mask_generator, self.adapter):
+            part.requires_grad_(True)
         for name, parameter in self.llama.named_parameters():
-            parameter.requires_grad_(llama or "lora_" in name)
+            parameter.requires_grad_("lora_" in name)
 
     def token_embeddings(self, tokens: Tensor) -> Tensor:
         """Ids (B, T), negative markers allowed -> (B, T, C); zero vectors at the markers."""
@@ -134,44 +130,16 @@ class Personalizer(nn.Module):
         return out
 
     def input_embeddings(self, batch: TrainingBatch, keep: Tensor, reference: Tensor) -> Tensor:
-        """keep (B, N), reference (B, C) -> LLaMA's inputs (B, T, C): masked history zero, reference at its place."""
+        """keep (B, N), reference (B, C) -> LLaMA's inputs (B, T, C).
+
+        Masked history is zero vectors, the reference stands at its place.
+        """
         embeds = self.token_embeddings(batch.tokens)
         tokens, mask_column = batch.tokens.to(embeds.device), batch.mask_column.to(embeds.device)
         gathered = keep.to(embeds.dtype).gather(1, mask_column.clamp(min=0))
         factor = torch.where(mask_column >= 0, gathered, torch.ones_like(gathered))
         place = (tokens == EMBEDDING)[..., None].to(embeds.dtype)
         return embeds * factor[..., None] + place * reference.to(embeds.dtype)[:, None]
-
-    def forward(
-        self,
-        batch: TrainingBatch,
-        alpha: Tensor | float,
-        *,
-        invert_reference: bool = True,
-        noise: Tensor | None = None,
-    ) -> PersonalizerOutput:
-        """ratio: α_r (B,) or one number; noise (B, N): Gumbel noise for the masks, none = deterministic."""
-        mask = self.masks(
-            batch.mask_tokens,
-            batch.mask_positions,
-            batch.mask_types,
-            alpha,
-            invert_reference=invert_reference,
-            noise=noise,
-        )
-        reference = self.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
-        embeds = self.input_embeddings(batch, mask.keep, reference)
-        logits = self.logits(embeds, batch.attention)
-        logprobs = token_logprobs(logits, batch.labels)
-        counted = (batch.labels[:, 1:] != IGNORED_LABEL).sum().to(logprobs.device)
-        return PersonalizerOutput(-logprobs.sum() / counted.clamp(min=1), logprobs.sum(dim=1), mask)
-
-    def logits(self, embeds: Tensor, attention: Tensor) -> Tensor:
-        """(B, T, C), (B, T) left-padded -> (B, T, V)."""
-        attention = attention.to(embeds.device)
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        out: Tensor = self.llama(inputs_embeds=embeds, attention_mask=attention, position_ids=positions).logits
-        return out
 
     def lora(self) -> LoraMatrices:
         """The active adapter as plain tensors."""
@@ -180,7 +148,7 @@ class Personalizer(nn.Module):
         return LoraMatrices.from_state(state, language.depth, language.lora_alpha / language.lora_rank)
 
     def step(self) -> LlamaStep:
-        """The language model without its adapter, in the form that generation and export use; shares the weights."""
+        """The language model without its adapter, as generation and export use it; shares the weights."""
         base = self.llama.get_base_model()
         assert isinstance(base, LlamaForCausalLM)  # noqa: S101 -- __init__ took nothing else; for the type checker
         return LlamaStep(base)
@@ -229,15 +197,6 @@ class Personalizer(nn.Module):
             tail = self.token_embeddings(torch.from_numpy(drawn)[:, None])
         rows = [answer_codes(row, ids.code_offset, self.config.decoder.max_tokens) for row in sampler.rows]
         return [rows[start : start + variants] for start in range(0, len(rows), variants)]
-
-
-def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits (B, T, V), labels (B, T) with IGNORED_LABEL -> log-probability of each next label (B, T - 1), 0 where ignored."""
-    targets = labels[:, 1:].to(logits.device)
-    flat = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-    )
-    return -flat.view(targets.shape)
 
 
 def with_lora(llama: LlamaForCausalLM, config: PigeonConfig) -> PeftModel:

@@ -27,7 +27,7 @@ DEFAULT_ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 @dataclass(frozen=True)
 class Item:
-    """A catalogue item. `picture` is RGB uint8 (height, width, 3)."""
+    """A catalogue item; `image` is RGB uint8 (height, width, 3)."""
 
     title: str
     image: ImageArray
@@ -36,7 +36,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """One user and one reference item. `alphas` is the α grid: the share of the reference that is masked, each 0..1."""
+    """One user and one reference item.
+
+    `alphas` is the α grid: the share of the reference that is masked, each 0..1.
+    """
 
     history: Sequence[Item]
     reference: Item
@@ -70,7 +73,9 @@ class TaskResult:
 
 
 class PigeonPipeline:
-    """`pipeline(tasks)` -> a result per task. A task's result does not depend on the other tasks of the call.
+    """`pipeline(tasks)` -> a result per task.
+
+    A task's result does not depend on the other tasks of the call.
 
     It remembers pictures' codes: after a change of the tokenizer's weights make another one.
     """
@@ -84,7 +89,9 @@ class PigeonPipeline:
     def __call__(
         self, tasks: Sequence[Task], *, progress: Callable[[int, int], None] | None = None
     ) -> list[TaskResult]:
-        """progress: called with (denoising steps done, steps).
+        """Draw and score all candidates.
+
+        progress: called with (denoising steps done, steps).
 
         Raises:
             ValueError: a task has no history, another number of alphas than the first, an alpha outside 0..1, or a bad picture.
@@ -129,7 +136,7 @@ class PigeonPipeline:
                 raise ValueError(f"task {number}: seed {task.seed} must lie between 0 and 2**64 - 1")
 
     def encode(self, tasks: Sequence[Task]) -> tuple[list[list[list[int]]], list[list[int]]]:
-        """-> history codes [task][item], reference codes [task]; the last `config.history` items count.
+        """Codes of the pictures: history [task][item], the last `config.history` items, reference [task].
 
         A picture is tokenized once, however many tasks and later calls show it.
         """
@@ -154,8 +161,10 @@ class PigeonPipeline:
     def mask(
         self, tasks: Sequence[Task], history: list[list[list[int]]], references: list[list[int]]
     ) -> tuple[Tensor, Tensor]:
-        """-> the mask generator's keep rows (B, N) at the first ratio (the history's part is the same at all), and the
-        reference embeddings (B, A, C). A task's noise is the same at all its alphas, so larger ones mask strictly more.
+        """Masks and reference conditions: keep rows (B, N) and reference embeddings (B, A, C).
+
+        The keep rows are those of the first alpha; their history part is the same at all. A task's noise is the same at all its alphas,
+        so larger ones mask strictly more.
         """
         inputs = mask_inputs(history, references, self.config.ids)
         variants = len(tasks[0].alphas)
@@ -178,7 +187,7 @@ class PigeonPipeline:
         embeddings: Tensor,
         temperature: float | None = None,
     ) -> list[list[list[int]]]:
-        """-> answer codes [task][variant]; `temperature` in the place of the checkpoint's."""
+        """Answer codes [task][variant]; `temperature` in the place of the checkpoint's."""
         ids = self.config.ids
         texts = [
             prompt_text_ids(
@@ -204,7 +213,7 @@ class PigeonPipeline:
         return out
 
     def score(self, tasks: Sequence[Task], images: ImageArray) -> list[list[tuple[float | None, float | None]]]:
-        """pictures (T, A, S, S, 3) -> [task][variant] (cs, cis_history), from one pass over all pictures.
+        """images (T, A, S, S, 3) -> [task][variant] (cs, cis_history), from one pass over all pictures.
 
         Without a scorer both are None.
         """
@@ -234,11 +243,6 @@ class PigeonPipeline:
 
 
 def fingerprint(image: ImageArray) -> bytes:
-    """Equal for equal pictures."""
+    """A hash that is equal for equal images."""
     shape = f"{image.dtype} {image.shape} ".encode()
     return hashlib.sha256(shape + image.tobytes()).digest()
-
-
-def best(result: TaskResult, variants: int = 1) -> list[Candidate]:
-    """The best-scored candidates, best first; ties go to the earlier alpha."""
-    return sorted(result.candidates, key=lambda candidate: -(candidate.score or 0.0))[:variants]

@@ -1,4 +1,7 @@
-"""Where a checkpoint's networks go and how precise they are. No torch at import, so that a setting can be read cheaply."""
+"""Where a checkpoint's networks go and how precise they are.
+
+No torch at import, so that a setting can be read cheaply.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,10 @@ class Placement:
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def device(self, network: Network) -> torch.device:
-        """Raises:
-        InputError: no such device, or torch was built without it.
+        """The device of a network.
+
+        Raises:
+            InputError: no such device, or torch was built without it.
         """
         import torch
 

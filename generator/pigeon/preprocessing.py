@@ -1,4 +1,7 @@
-"""Pictures -> the encoder's input. Only numpy and Pillow, no project import: serving copies this file as it is."""
+"""Pictures -> the encoder's input.
+
+Only numpy and Pillow, no project import: serving copies this file as it is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from PIL import Image
 def prepare_pixels(
     images: Sequence[NDArray[np.uint8]], size: int, mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.float32]:
-    """RGB pictures (H, W, 3) uint8 of any size -> normalised (B, 3, size, size) float32, resized bicubically.
+    """Resize RGB pictures (H, W, 3) uint8 bicubically and normalise -> (B, 3, size, size) float32.
 
     Raises:
         ValueError: a picture is not (H, W, 3) uint8.

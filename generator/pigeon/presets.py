@@ -1,4 +1,4 @@
-"""The two presets. `lavit-7b`: the published sizes. `nano`: the same architecture, trained by this project."""
+"""The presets: `lavit-7b`, the published sizes, and `nano`, which this project has trained."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ NANO_SCHEDULER = {
 
 
 def lavit_7b() -> PigeonConfig:
-    """LaVIT-7B-v2 with Pigeon: the sizes of the published weights. UNet and VAE come from the checkpoint's folders."""
+    """LaVIT-7B-v2 with Pigeon: the sizes of the published weights.
+
+    UNet and VAE come from the checkpoint's folders.
+    """
     vision = VisionConfig(image_size=224, patch_size=14, width=1408, depth=40, heads=16)
     return PigeonConfig(
         name="lavit-7b",
@@ -141,7 +144,10 @@ def nano() -> PigeonConfig:
 
 
 def tiny() -> PigeonConfig:
-    """For tests: 16 patches, 32 codes, text ids 0..39, every width another. Not a preset, there are no weights for it."""
+    """A configuration for tests: 16 patches, 32 codes, text ids 0..39, every width another.
+
+    It is not a preset; there are no weights for it.
+    """
     fields = nano().model_dump(mode="json")
     vision = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
     fields["name"] = "tiny"
@@ -190,3 +196,14 @@ def tiny() -> PigeonConfig:
 
 
 PRESETS: Mapping[str, Callable[[], PigeonConfig]] = {"nano": nano, "lavit-7b": lavit_7b}
+
+
+def preset(name: str) -> PigeonConfig:
+    """The configuration of one of `PRESETS`.
+
+    Raises:
+        ValueError: any other name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: unknown name {name!r}; choose one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()

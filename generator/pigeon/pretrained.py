@@ -1,4 +1,4 @@
-"""LLaMA through transformers, UNet, VAE and schedule through diffusers, and LLaMA's text tokenizer: checked, then loaded.
+"""Loading of LLaMA, UNet, VAE, schedule and text tokenizer by their libraries, checked first.
 
 The libraries only warn about weights that are missing or misshapen, or name them on the tenth line of a trace.
 """
@@ -141,7 +141,10 @@ def load_text_tokenizer(folder: Path, config: PigeonConfig) -> Tokenizer:
 
 
 def _from_sentencepiece(model: bytes) -> Tokenizer:
-    """LLaMA's BPE from its file; transformers' own reader needs a package that breaks beside Triton's protobuf."""
+    """LLaMA's BPE from its file.
+
+    The reader of transformers needs a package that breaks beside Triton's protobuf.
+    """
     from transformers import LlamaTokenizer
     from transformers.tokenization_utils_base import generate_merges
     from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
@@ -174,7 +177,7 @@ def _load_config(kind: Any, folder: Path) -> dict[str, Any]:
 
 
 def _check_shapes(folder: Path, wanted: nn.Module) -> Path:
-    """The folder's weights (or their index), in which every weight that the network knows has the shape of config.json."""
+    """Find the folder's weights (or their index) and check every shape against config.json."""
     path = find_weights(folder)
     if path is None:
         raise ModelError(f"{folder}: no weights there; expected .safetensors or .bin, whole or shards with their index")

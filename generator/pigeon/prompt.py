@@ -1,5 +1,6 @@
-"""Prompt assembly: text, images and masks -> token arrays. Only the standard library and numpy, no project import:
-serving copies this file as it is.
+"""Prompt assembly: text, images and masks -> token arrays.
+
+Only the standard library and numpy, no project import: serving copies this file as it is.
 
 In the arrays -1 stands for a masked token (a zero vector) and -2 for the place of the reference embedding; every other
 number is a token id of `TokenIds`. In text ids, `image_start` marks the place of an image and `image_end` that of the embedding.
@@ -28,7 +29,7 @@ _FIELDS = re.compile(r"\{(title|description)\}")
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The language model's vocabulary: `text_size` text ids, image start, image end, then the visual codes."""
+    """The language model's vocabulary: `text_size` text ids, image start and end, visual codes."""
 
     text_size: int
     codebook_size: int
@@ -66,7 +67,9 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class PromptWording:
-    """The prompt's fixed sentences. `<img>` is where an image goes, `<emb>` where the reference embedding goes.
+    """The prompt's fixed sentences.
+
+    `<img>` is where an image goes, `<emb>` where the reference embedding goes.
 
     `history_line` may use {title}; `reference` may use {title} and {description} and holds `<emb>` once;
     `response` ends with `<img>`, where the answer starts. Longer titles and descriptions are cut.
@@ -237,14 +240,17 @@ def _flat(rows: Iterable[Sequence[int]]) -> IntArray:
 
 
 def masked(batch: PromptBatch, keep: NDArray[Any]) -> PromptBatch:
-    """A batch of whole images and the mask generator's keep rows (B, N) -> the batch with dropped codes MASKED."""
+    """Mask a batch of whole images by the mask generator's keep rows (B, N); dropped codes are MASKED."""
     kept = np.take_along_axis(keep, np.maximum(batch.mask_column, 0), axis=1) > 0.5
     return replace(batch, tokens=np.where((batch.mask_column >= 0) & ~kept, MASKED, batch.tokens))
 
 
 @dataclass(frozen=True)
 class MaskInputs:
-    """The mask generator's rows, right-padded, all (B, N) int64: history codes first, then the reference with markers."""
+    """The mask generator's rows, right-padded, all (B, N) int64.
+
+    History codes come first, then the reference with its markers.
+    """
 
     tokens: IntArray
     positions: IntArray  # 1.. within each image, 0 for padding
@@ -282,7 +288,7 @@ def mask_inputs(
 def mask_history(
     history: Sequence[Sequence[int]], keep: Sequence[float] | NDArray[Any], ids: TokenIds
 ) -> list[list[int]]:
-    """One row's history codes and its mask generator's keep row (N,) -> images for `assemble`, dropped codes MASKED."""
+    """One row's history codes and keep row (N,) -> images for `assemble`, dropped codes MASKED."""
     images = []
     column = 0
     for codes in history:

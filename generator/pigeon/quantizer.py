@@ -37,20 +37,18 @@ class VectorQuantizer(nn.Module):
         # |v - e|^2 = |v|^2 - 2 v.e + |e|^2, and |v|^2 is the same for every row.
         return (codebook.square().sum(dim=-1) - 2 * vectors @ codebook.t()).argmin(dim=-1)
 
-    def forward(self, vectors: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """vectors (B, N, d), weight (B, N) of 0/1 (which vectors count; all by default).
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """vectors (B, N, d) -> code vectors (B, N, d), ids (B, N) and the commitment loss ().
 
-        Returns code vectors (B, N, d) (straight-through to `vectors`), ids (B, N), commitment loss () = mean squared
-        distance of the counted vectors to their rows.
+        Code vectors are straight-through to `vectors`; the loss is the mean squared distance of the vectors to their rows.
+        In training mode the codebook follows the vectors.
         """
         normalised = F.normalize(vectors, dim=-1)
         ids = self.nearest(vectors)
         codes = self.embedding(ids)
-        counted = torch.ones_like(ids, dtype=vectors.dtype) if weight is None else weight.detach().to(vectors.dtype)
-        distance = (normalised - codes).square().sum(dim=-1)
-        loss = (distance * counted).sum() / counted.sum().clamp(min=1.0)
+        loss = (normalised - codes).square().sum(dim=-1).mean()
         if self.training:
-            self._follow(normalised.detach()[counted > 0], ids[counted > 0])
+            self._follow(normalised.detach().flatten(0, -2), ids.flatten())
         return straight_through(codes, normalised), ids, loss
 
     @torch.no_grad()

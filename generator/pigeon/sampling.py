@@ -1,4 +1,6 @@
-"""Sampling an answer's tokens, reproducibly. Only numpy, no project import: serving copies this file as it is.
+"""Sampling an answer's tokens, reproducibly.
+
+Only numpy, no project import: serving copies this file as it is.
 
 Each row draws from its own counter-based stream (Philox keyed by seed and variant), one number per token, so a row's
 answer does not depend on its neighbours: a batch of N equals N batches of one.

@@ -1,4 +1,7 @@
-"""A CLIP-like dual encoder (Radford et al., arXiv 2103.00020) that scores candidates against texts and pictures."""
+"""A CLIP-like dual encoder that scores candidates against texts and pictures.
+
+Radford et al., arXiv 2103.00020.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from generator.pigeon.layers import Mlp, join_heads, split_heads
 from generator.pigeon.vit import EvaVit
 
 SCORER_EPS = 1e-5
-MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class ImageTower(nn.Module):
@@ -76,9 +78,9 @@ class TextTower(nn.Module):
 
 
 class ImageScorer(nn.Module):
-    """Image and text features whose cosine says how well they fit. Scores are 100 * cosine.
+    """Two towers, `image` and `text`, whose features' cosine measures how well a picture and a text fit.
 
-    Training: `loss = scorer.train()(pixels, tokens)`, the symmetric contrastive loss over the batch.
+    Scores are 100 * cosine. `logit_scale` is the logarithm of the contrastive loss's inverse temperature, for training.
     """
 
     def __init__(self, config: ScorerConfig) -> None:
@@ -88,18 +90,6 @@ class ImageScorer(nn.Module):
         self.text = TextTower(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, pixels: Tensor, tokens: Tensor, same: Tensor | None = None) -> Tensor:
-        """pixels (B, 3, S, S), tokens (B, T), row i of one belongs to row i of the other -> loss ().
-
-        same (B,) int64: a number per picture; other rows of the same number are right answers too (duplicates in a batch).
-        """
-        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        logits = scale * self.image(pixels) @ self.text(tokens).t()  # (B, B)
-        group = torch.arange(len(logits), device=logits.device) if same is None else same
-        target = (group[:, None] == group[None, :]).to(logits.dtype)
-        target = target / target.sum(dim=1, keepdim=True)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
-
 
 def pad_texts(rows: Sequence[Sequence[int]], config: ScorerConfig) -> Tensor:
     """Text ids per row -> (B, text_tokens) int64, cut or padded behind."""
@@ -108,8 +98,3 @@ def pad_texts(rows: Sequence[Sequence[int]], config: ScorerConfig) -> Tensor:
         cut = torch.tensor(list(row[: config.text_tokens]), dtype=torch.int64)
         line[: len(cut)] = cut
     return out
-
-
-def cosine_scores(left: Tensor, right: Tensor) -> Tensor:
-    """L2-normalised features (..., F) and (..., F) -> 100 * cosine (...)."""
-    return 100 * (left * right).sum(dim=-1)

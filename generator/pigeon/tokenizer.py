@@ -1,4 +1,6 @@
-"""The dynamic visual tokenizer: an image -> a variable number of discrete codes (LaVIT, arXiv 2309.04669, section 3.1).
+"""The dynamic visual tokenizer: an image -> a variable number of discrete codes.
+
+LaVIT, arXiv 2309.04669, section 3.1.
 
 Encoder (a ViT) -> keep decision per patch -> merger (kept tokens take in what the dropped ones held) -> quantizer.
 Modules bear the published weight names, so that published weights load as they are.
@@ -6,19 +8,14 @@ Modules bear the published weight names, so that published weights load as they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.config import TokenizerConfig
-from generator.pigeon.layers import CrossAttention, Mlp, SelfAttention, gumbel_noise, straight_through
+from generator.pigeon.layers import CrossAttention, Mlp, SelfAttention
 from generator.pigeon.quantizer import VectorQuantizer
 from generator.pigeon.vit import EvaVit
 
-Sampling = Literal["argmax", "gumbel"]
 MERGER_EPS = 1e-5
 
 
@@ -93,24 +90,10 @@ class TokenMerger(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class TokenizerOutput:
-    """What `DynamicVisualTokenizer.forward` gives; every patch has an entry, `keep` says which ones count."""
-
-    code_vectors: Tensor  # (B, P, d), straight-through to the encoder
-    code_ids: Tensor  # (B, P) int64, 0..K-1
-    keep: Tensor  # (B, P) of 0.0/1.0, straight-through to the keep decision
-    keep_probability: Tensor  # (B, P), differentiable: a rate penalty goes here
-    commitment_loss: Tensor  # ()
-
-
 class DynamicVisualTokenizer(nn.Module):
-    """Normalised pixels (B, 3, S, S) -> codes. `encode_dense` to infer, `encode` for lists, `forward` to train.
+    """Normalised pixels (B, 3, S, S) -> codes: `encode_dense` as tensors, `encode` as lists.
 
-    Training: `out = tokenizer.train()(pixels, temperature=1.0, generator=g)`, then
-    `padded, lengths = compact(out.code_vectors * out.keep[..., None], out.keep)` goes to `HighresVQDecoder`; add
-    `out.commitment_loss` and a penalty on `out.keep_probability.mean()` to the task's loss. The codebook learns by EMA inside
-    `forward` while `tokenizer.quantize.training` is true.
+    A keep decision is the more probable one; the published code can also draw it, with Gumbel noise.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -133,47 +116,19 @@ class DynamicVisualTokenizer(nn.Module):
         out: Tensor = self.encode_task_layer(merged.to(self.quantize.embedding.weight.dtype))
         return out
 
-    def forward(
-        self, pixels: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
-    ) -> TokenizerOutput:
-        """Training pass: hard Gumbel keep decisions with a soft gradient. At least one patch per image is kept."""
-        features = self.features(pixels)
-        logprobs: Tensor = self.token_predictor(features)
-        noise = gumbel_noise(tuple(logprobs.shape), generator, logprobs)
-        keep_soft = ((logprobs + noise) / temperature).softmax(dim=-1)[..., 0]
-        keep = straight_through(at_least_one((keep_soft > 0.5).to(keep_soft.dtype), logprobs), keep_soft)
-        merged = self.causal_encoder(features, keep)
-        vectors, ids, loss = self.quantize(self.to_codebook(merged), keep)
-        return TokenizerOutput(vectors, ids, keep, logprobs[..., 0].exp(), loss)
-
-    def encode_dense(
-        self, pixels: Tensor, sampling: Sampling = "argmax", generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode_dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels (B, 3, S, S) -> code ids (B, P) int64 and keep (B, P) bool.
 
-        No shape depends on the data, so this is the graph to export. `argmax` is deterministic;
-        `gumbel` draws the keep decisions as the published code does.
+        No shape depends on the data, so this is the graph to export.
         """
         features = self.features(pixels)
         logprobs: Tensor = self.token_predictor(features)
-        scores = logprobs
-        if sampling == "gumbel":
-            scores = logprobs + gumbel_noise(tuple(logprobs.shape), generator, logprobs)
-        keep = (scores[..., 0] >= scores[..., 1]).to(scores.dtype)  # argmax: a tie goes to channel 0
+        keep = (logprobs[..., 0] >= logprobs[..., 1]).to(logprobs.dtype)  # argmax: a tie goes to channel 0
         merged = self.causal_encoder(features, keep)
         return self.quantize.nearest(self.to_codebook(merged)), keep > 0.5
 
     @torch.no_grad()
-    def encode(
-        self, pixels: Tensor, sampling: Sampling = "argmax", generator: torch.Generator | None = None
-    ) -> list[Tensor]:
+    def encode(self, pixels: Tensor) -> list[Tensor]:
         """Normalised pixels (B, 3, S, S) -> per image the kept code ids (n,), n = 0..P."""
-        ids, keep = self.encode_dense(pixels, sampling, generator)
+        ids, keep = self.encode_dense(pixels)
         return [row[kept] for row, kept in zip(ids, keep, strict=True)]
-
-
-def at_least_one(keep: Tensor, logprobs: Tensor) -> Tensor:
-    """keep (B, P) of 0/1, logprobs (B, P, 2) -> keep with each empty row's most probable patch switched on."""
-    best = F.one_hot(logprobs[..., 0].argmax(dim=-1), keep.shape[-1]).to(keep.dtype)  # (B, P)
-    empty = (keep.sum(dim=-1, keepdim=True) == 0).to(keep.dtype)
-    return torch.maximum(keep, best * empty)

@@ -1,4 +1,7 @@
-"""The image encoder: EVA-CLIP's ViT, under its published weight names. Also the image tower of the scorer."""
+"""The image encoder: EVA-CLIP's ViT, under its published weight names.
+
+Also the image tower of the scorer.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class EvaBlock(nn.Module):
 
 
 class EvaVit(nn.Module):
-    """Normalised pixels (B, 3, S, S) -> all tokens of the last block before the final norm (B, 1 + patches, C)."""
+    """Normalised pixels (B, 3, S, S) -> all tokens before the final norm (B, 1 + patches, C)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

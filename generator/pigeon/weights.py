@@ -1,4 +1,4 @@
-"""Weight files: .safetensors, and .bin pickles read with `weights_only=True` and nothing else; whole or in shards."""
+"""Weight files, whole or in shards: .safetensors, and .bin pickles read with `weights_only=True`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ USUAL_NAMES = ("model", "adapter_model", "diffusion_pytorch_model", "pytorch_mod
 
 
 def find_weights(stem: Path) -> Path | None:
-    """`stem.safetensors` or `stem.bin`, or the index of either's shards; for a stem that is a folder, those inside it.
+    """The file `stem.safetensors` or `stem.bin`, or the index of either's shards.
+
+    For a stem that is a folder, those inside it.
 
     Raises:
         ModelError: the folder holds several files, none under a usual name.
@@ -69,7 +71,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of an index's shards, on the CPU, in the precision that they are stored in.
+    """All tensors of a file, or of an index's shards, on the CPU and as precise as they are stored.
 
     Raises:
         ModelError: the file is damaged, a pickle that holds more than tensors, or a shard is missing.
@@ -121,7 +123,9 @@ def _damaged(path: Path, error: Exception) -> ModelError:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, *, skip: tuple[str, ...] = ()) -> None:
-    """Copies weights into a module. Names the module does not know are ignored: published files hold unread parts.
+    """Copy weights into a module.
+
+    Names that the module does not know are ignored: published files hold unread parts.
 
     skip: prefixes of names that come from another file.
 

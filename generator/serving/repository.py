@@ -88,7 +88,7 @@ class RepositoryManifest(_Frozen):
 
 
 def default_checkpoint() -> Path:
-    """The nano weights that come with the project."""
+    """The nano weights of the checkout that this code runs from; an installed wheel has none beside it."""
     return Path(generator.__file__).resolve().parent.parent / "deploy" / "models" / "nano"
 
 
@@ -96,7 +96,7 @@ def checkpoint_folder(settings: Settings) -> Path:
     """The checkpoint that the settings name.
 
     Raises:
-        ModelError: a preset other than nano without a checkpoint of its own, or no such folder.
+        ModelError: a preset other than nano without a checkpoint of its own, nano outside a checkout, or no such folder.
     """
     folder = settings.models.checkpoint
     if folder is None:
@@ -106,6 +106,11 @@ def checkpoint_folder(settings: Settings) -> Path:
                 "set PIGEON_MODELS__CHECKPOINT to the folder of yours"
             )
         folder = default_checkpoint()
+        if not folder.is_dir():
+            raise ModelError(
+                "models.checkpoint: the package does not hold nano's weights; "
+                "set PIGEON_MODELS__CHECKPOINT to deploy/models/nano of a checkout, or install the checkout: pip install -e CHECKOUT"
+            )
     if not (folder / "config.json").is_file():
         raise ModelError(f"checkpoint {folder}: no config.json there; set PIGEON_MODELS__CHECKPOINT to a checkpoint")
     return folder
@@ -122,11 +127,15 @@ def file_hash(path: Path) -> str:
 
 
 def tree_hashes(folder: Path) -> dict[str, str]:
-    """Path below `folder` (POSIX) -> SHA-256, of every file but documentation."""
+    """Path below `folder` (POSIX) -> SHA-256, of every file but what only documents it.
+
+    Texts, pictures and an evaluation are left out.
+    """
+    files = [(path.relative_to(folder), path) for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
-        path.relative_to(folder).as_posix(): file_hash(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in {".md", ".pyc"}
+        relative.as_posix(): file_hash(path)
+        for relative, path in files
+        if relative.parts[0] != "evaluation" and path.suffix not in {".md", ".pyc", ".png", ".webp", ".svg"}
     }
 
 

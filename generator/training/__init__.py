@@ -1,5 +1,14 @@
-"""Training of Pigeon: datasets, masked reconstruction, DPO, metrics and evaluation.
+"""Training of Pigeon for any checkpoint, its evaluation, and the making of the nano checkpoint.
 
-`generator.cli` and `generator.feedback` import this package, lazily, because it imports torch. The exception is
-`generator.datasets`, which is torch-free so that the demo's data can be drawn wherever posters are shown.
+- `trainer`: one training loop: exact resume, last good state, loss curve
+- `processes`: a step's work over parts and over processes
+- `logprobs`: log-probabilities of answers
+- `reconstruction`: stage 1, masked preference reconstruction
+- `dpo`: stage 2, direct preference optimization
+- `efficientnet`: the network that judges pictures with ImageNet's weights
+- `evaluation`: what a checkpoint draws, measured against known drawings
+- `nano`: everything that only makes the nano checkpoint, and `pigeon train` and `pigeon evaluate`
+
+Imports `generator.pigeon` and `schemas`; `nano` alone also imports `generator.datasets`. Imported by `generator.feedback`, lazily
+because it imports torch; of `nano`, `generator.cli` imports the commands, and nobody else anything.
 """

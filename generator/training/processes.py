@@ -1,4 +1,4 @@
-"""One step's work over several parts and several processes (`accelerate launch`): sums that do not depend on how it is split.
+"""One step's work in parts and processes, with sums that do not depend on how it is split.
 
 Each process draws the same numbers and takes its own rows, gradients are summed: two processes, or eight parts, follow the
 trajectory of one process with one part (to float32's rounding).
@@ -26,7 +26,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls) -> ProcessGroup:
-        """The team that `accelerate launch` started this process for, or this process alone."""
+        """The processes that `accelerate launch` started together with this one, or this one alone."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState
@@ -42,7 +42,7 @@ class ProcessGroup:
             yield slice(start, min(start + step, last))
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Every process's gradients become the sum of all; a process without rows adds zeros."""
+        """Replace every process's gradients by the sum of all; a process without rows adds zeros."""
         if self.size == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -61,14 +61,17 @@ class ProcessGroup:
         return total
 
     def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
-        """Whether any process was told to stop, and the first one's clock: no process may leave the loop alone."""
+        """Whether any process must stop, and the first one's clock in seconds.
+
+        No process may leave the loop alone.
+        """
         if self.size == 1:
             return stop, seconds
         everyone = self._gather((stop, seconds))
         return any(each for each, _ in everyone), everyone[0][1]
 
     def wait(self) -> None:
-        """Until all are here, so that nobody reads what the first one is still writing."""
+        """Wait until all processes are here, so that nobody reads what the first one is still writing."""
         if self.size > 1:
             torch.distributed.barrier()
 

@@ -31,17 +31,23 @@ log = logging.getLogger(__name__)
 
 Part = tuple[torch.Tensor, dict[str, float]]
 LossFunction = Callable[[int, np.random.Generator], Part | Iterator[Part]]
-"""(step, generator) -> the step's loss and figures to log, or an iterator of parts that add up to them. A part is
-backpropagated before the next one is asked for, so parts cost time and not memory. In a team each process gives its own."""
+"""Function of (step, generator) that gives the step's loss and figures to log, or an iterator of parts that add up to them. A part is
+backpropagated before the next one is asked for, so parts cost time and not memory. Each process of a group gives its own."""
 
 
 class TrainingDiverged(PigeonError):
-    """The loss or a gradient stopped being a number; the last good checkpoint is still in the stage's folder."""
+    """The loss or a gradient stopped being a number.
+
+    The last good checkpoint is still in the stage's folder.
+    """
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Constant learning rate between a linear warm-up and a linear cool-down to a hundredth."""
+    """How long and how fast is trained.
+
+    The learning rate is constant between a linear warm-up and a linear cool-down to a hundredth.
+    """
 
     steps: int
     lr: float = 1e-3
@@ -55,11 +61,13 @@ class TrainerConfig:
     save_every_seconds: float = 120.0
     log_every_seconds: float = 20.0
     budget_seconds: float | None = None
-    """Wall-clock limit over all resumed runs: the cool-down then ends here, and a resume is exact only up to timing."""
+    """Wall-clock limit in seconds over all resumed runs: the cool-down then ends here, and a resume is exact only up to timing."""
 
 
 class Trainer:
-    """Trains `module` on `loss` inside `folder`. Under `accelerate launch` the first process alone writes there.
+    """Training of `module` on `loss` inside `folder`.
+
+    Under `accelerate launch` the first process alone writes there.
 
     The folder holds `state.pt` (weights, EMA, optimizer, step), `loss.csv` and `loss.svg`.
     """
@@ -80,11 +88,7 @@ class Trainer:
         self.group = ProcessGroup.join()
         self._figures: dict[str, list[float]] = {}  # since the last line
 
-    def run(
-        self,
-        on_save: Callable[[], None] | None = None,
-        on_step: Callable[[dict[str, float]], None] | None = None,
-    ) -> None:
+    def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> None:
         """Train until `steps` or the budget is reached; resumes from the folder's state when there is one.
 
         on_step: called after each step with its loss, grad_norm and figures. SIGTERM saves and exits (main thread only).
@@ -118,12 +122,8 @@ class Trainer:
                 if now - saved >= self.config.save_every_seconds:
                     self.save()
                     saved = now
-                    if on_save is not None:
-                        on_save()
         self._log_line()
         self.save()
-        if on_save is not None:
-            on_save()
         self.group.wait()
         if stop:
             raise SystemExit(143)
@@ -181,8 +181,10 @@ class Trainer:
         log.info("%s %s", self.folder.name, " ".join(f"{name}={value:.5g}" for name, value in row.items()))
 
     def check_room(self) -> None:
-        """Raises:
-        InputError: the disk cannot hold one more state (weights, EMA and AdamW's two moments) beside the old one.
+        """Refuse to start without room for one more state beside the old one.
+
+        Raises:
+            InputError: the disk cannot hold it: weights, EMA and AdamW's two moments.
         """
         tensors = [*self.module.state_dict().values(), *self.ema * 3]
         needed = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
@@ -221,7 +223,7 @@ class Trainer:
             ) from error
 
     def resume(self) -> bool:
-        """Take up the folder's last saved state, if any; True when there was one."""
+        """Continue from the folder's last saved state, if any; True when there was one."""
         path = self.folder / "state.pt"
         if not path.exists():
             return False

@@ -119,23 +119,23 @@ def test_fault_6_nothing_but_poison_stops_the_consumer_with_its_offsets_held(qui
 
 @pytest.mark.parametrize("quick", ["noida"], indirect=True)  # Tansu enforces no limit and makes any topic
 def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_with_its_offsets_held(quick: Settings):
-    letters_topic = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX
+    topic = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX
 
-    def make_anew(**configs: str) -> None:
+    def recreate(**configs: str) -> None:
         admin = clients.admin(quick.kafka)
-        admin.delete_topics([letters_topic])
-        admin.create_topics({letters_topic: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
+        admin.delete_topics([topic])
+        admin.create_topics({topic: {"num_partitions": 1, "replication_factor": 1, "configs": configs}})
         admin.close()
 
     send(quick, [event(), b"{"])
-    make_anew(**{"max.message.bytes": "100"})
+    recreate(**{"max.message.bytes": "100"})
     with pytest.raises(ServerUnavailable, match="dead-letter topic cannot be written"):
         consume(quick)
     with Victim(quick, until_idle=0.5) as stops:
         assert stops.ended() == ServerUnavailable.exit_code == 3
     assert stored_offsets(quick) == 0
     assert query(quick, "SELECT count(*) FROM interactions") == [(0,)]
-    make_anew()
+    recreate()
     assert consume(quick).poison == 1
     assert len(dead_letters.read(quick)) == 1
     assert query(quick, "SELECT count(*) FROM interactions") == [(1,)]

@@ -15,9 +15,9 @@ from typing import get_args
 
 import pytest
 
+from consumers.postgres import postgres_connection
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
-from schemas.connections import postgres_connection
 from schemas.faultpoints import NightPoint
 from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings

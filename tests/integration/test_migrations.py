@@ -12,8 +12,8 @@ import psycopg2
 import pytest
 
 from consumers import partitions
+from consumers.postgres import postgres_connection
 from migrations import database
-from schemas.connections import postgres_connection
 from schemas.errors import InputError, Refused, ServerUnavailable
 from schemas.settings import DatabaseSettings, Settings
 

@@ -20,11 +20,12 @@ from botocore.exceptions import ClientError
 from kafka import KafkaConsumer, KafkaProducer
 from tritonclient.utils import InferenceServerException
 
+from consumers.postgres import postgres_connection
 from deploy.local import ports
 from deploy.local.process import ProcessId, strays
 from deploy.local.stack import Stack, parse_services
 from deploy.local.supervisor import build_servers
-from schemas.connections import kafka_options, postgres_connection, s3_client, s3_options
+from schemas.connections import kafka_options, s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings, load_settings

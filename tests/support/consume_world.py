@@ -26,12 +26,12 @@ from consumers.files.produce import Producer
 from consumers.kafka import clients
 from consumers.loop.ingest import Ingest
 from consumers.loop.summary import Summary
+from consumers.postgres import postgres_connection
 from deploy.local.noida import Noida
 from deploy.local.ports import choose
 from deploy.local.process import Child
 from deploy.local.state import Secrets, StateDir
 from schemas import faultpoints
-from schemas.connections import postgres_connection
 from schemas.errors import PigeonError
 from schemas.events import INTERACTIONS, Event, Interaction, all_topics
 from schemas.runtime import logs

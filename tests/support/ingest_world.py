@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+from consumers.postgres import postgres_connection
 from consumers.write import staging, upsert
 from consumers.write.decode import Limits, Row, decode
 from consumers.write.upsert import Written
-from schemas.connections import postgres_connection
 from schemas.events import CATALOG, CONSUMED, Event
 from schemas.settings import DatabaseSettings
 

@@ -1,11 +1,10 @@
-"""Tiny trainings of both alignment stages, in this process or started by `accelerate launch` (`python -m tests.support.tiny_training`)."""
+"""Tiny trainings of stages 1 and 2, in this process or started by `accelerate launch` (`python -m tests.support.tiny_training`)."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -16,14 +15,14 @@ from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.model import new_model
 from generator.pigeon.personalizer import TrainingBatch
 from generator.pigeon.presets import tiny
-from generator.pigeon.prompt import assemble, mask_inputs
+from generator.pigeon.prompt import TokenIds, assemble, mask_inputs
 from generator.training.dpo import DpoConfig, DpoResult, train_dpo
-from generator.training.nano.language import train_alignment
+from generator.training.reconstruction import train_reconstruction
 from generator.training.trainer import TrainerConfig
 from schemas.preferences import PreferencePair, PromptSnapshot
 
 DPO = DpoConfig(learning_rate=3e-2, batch_size=3, epochs=2, warmup_steps=1)
-ALIGNMENT = TrainerConfig(steps=3, lr=1e-2, warmup_steps=1, weight_decay=0.0, log_every_seconds=0.0)
+RECONSTRUCTION = TrainerConfig(steps=3, lr=1e-2, warmup_steps=1, weight_decay=0.0, log_every_seconds=0.0)
 ROWS = 5
 
 
@@ -70,32 +69,38 @@ def run_dpo(folder: Path, out: Path, config: DpoConfig = DPO) -> DpoResult:
     return train_dpo(folder, None, PAIRS, out, config)
 
 
-def run_alignment(folder: Path, out: Path, part_rows: int | None = None) -> None:
+def random_batch(ids: TokenIds, count: int, rng: np.random.Generator) -> TrainingBatch:
     """Prompts of random codes, answers of different lengths."""
+
+    def codes() -> list[int]:
+        return rng.integers(0, ids.codebook_size, int(rng.integers(1, 7))).tolist()
+
+    history = [[codes(), codes()] for _ in range(count)]
+    text = [1, 5, ids.image_start, 6, ids.image_start, 7, ids.image_end, 8, ids.image_start]
+    prompt = assemble(
+        [text] * count,
+        [[ids.image(one) for one in row] for row in history],
+        ids,
+        answers=[ids.image(codes()) for _ in range(count)],
+    )
+    return TrainingBatch.from_arrays(prompt, mask_inputs(history, [codes() for _ in range(count)], ids))
+
+
+def run_reconstruction(
+    folder: Path, out: Path, part_rows: int | None = None, config: TrainerConfig = RECONSTRUCTION
+) -> None:
     model = load_model(folder)
-    ids = model.config.ids
 
-    def batch(count: int, rng: np.random.Generator) -> TrainingBatch:
-        def codes() -> list[int]:
-            return rng.integers(0, ids.codebook_size, int(rng.integers(1, 7))).tolist()
+    def batches(step: int, rng: np.random.Generator) -> TrainingBatch:
+        return random_batch(model.config.ids, ROWS, rng)
 
-        history = [[codes(), codes()] for _ in range(count)]
-        text = [1, 5, ids.image_start, 6, ids.image_start, 7, ids.image_end, 8, ids.image_start]
-        prompt = assemble(
-            [text] * count,
-            [[ids.image(one) for one in row] for row in history],
-            ids,
-            answers=[ids.image(codes()) for _ in range(count)],
-        )
-        return TrainingBatch.from_arrays(prompt, mask_inputs(history, [codes() for _ in range(count)], ids))
-
-    train_alignment(out, SimpleNamespace(model=model, batch=batch), ALIGNMENT, ROWS, part_rows)  # type: ignore[arg-type]
+    train_reconstruction(out, model.personalizer, batches, config, part_rows)
 
 
 def main(stage: str, folder: str, out: str) -> None:
     torch.set_num_threads(1)
-    if stage == "alignment":
-        run_alignment(Path(folder), Path(out))
+    if stage == "reconstruction":
+        run_reconstruction(Path(folder), Path(out))
         return
     result = run_dpo(Path(folder), Path(out))
     rank = torch.distributed.get_rank()

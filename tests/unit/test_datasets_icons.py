@@ -59,7 +59,7 @@ def test_a_concept_is_what_all_styles_draw(tmp_path: Path) -> None:
     concepts = match_concepts(tmp_path)
     assert [concept.slug for concept in concepts] == ["cat-face", "eye"]
     assert concepts[0].tags == ("pet",)
-    assert [concept.pictorial for concept in concepts] == [False, True]
+    assert [concept.group for concept in concepts] == ["symbols", "objects"]
 
 
 def test_icons_are_drawn_once_and_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from typer.testing import CliRunner
 
-from generator.cli import app
+from generator.cli import build_app
 from generator.datasets.fetch import versions_key
 from generator.datasets.icons import STYLES, Concept
 from generator.pigeon.checkpoint import save_model
@@ -24,12 +24,13 @@ from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.pigeon.presets import tiny
 from generator.training.evaluation.extractors import EfficientNet, Own, Pixels
+from generator.training.evaluation.gallery import Gallery, art_key
 from generator.training.evaluation.measure import Judge, Measured
+from generator.training.evaluation.report import markdown
 from generator.training.evaluation.rows import drawn, indifferent_masks
-from generator.training.evaluation.run import ALL_BASELINES, Request, check
-from generator.training.nano.gallery import Gallery, art_key
-from generator.training.nano.samples import Sample, as_rgb, palettes_of, samples
-from generator.training.nano.world import World
+from generator.training.evaluation.run import ALL_BASELINES, ALPHAS, Request, check, evaluate
+from generator.training.evaluation.samples import Sample, Truth
+from generator.training.nano.samples import IconSamples, as_rgb, palettes_of
 from schemas.errors import InputError, ModelError
 
 THINGS = (
@@ -53,17 +54,22 @@ def model() -> PigeonModel:
 
 
 class Flat:
-    """A world of plain colours: red says which concept, green which style, blue which palette."""
+    """Samples of plain colours: red is the concept, green the style, blue the palette."""
 
-    concepts = tuple(SimpleNamespace(slug=f"c{n}", label=f"c{n}") for n in range(20))
+    concepts = tuple(f"c{n}" for n in range(20))
     styles = STYLES
     palettes = ("plain", "one", "two")
-    shown = np.arange(20) < 12
+    shown = np.arange(12)
+    about = "All are alike."
 
-    def draw(self, concept: int, style: int, palette: int) -> np.ndarray:
-        return (
-            np.ones((3, SIDE, SIDE), np.float32) * np.array([colour(concept, style, palette)], np.float32).T[..., None]
-        )
+    def check(self) -> None:
+        """Nothing is needed."""
+
+    def choose(self, count: int, seed: int, alphas: Sequence[float], *, held_out: bool) -> list[Sample]:
+        return [wanted(5, 1, 1)] * count
+
+    def draw(self, truth: Truth) -> np.ndarray:
+        return flat(*truth)
 
 
 def colour(concept: float, style: float, palette: float) -> tuple[float, float, float]:
@@ -77,12 +83,12 @@ def flat(*at: float) -> np.ndarray:
 def wanted(concept: int, style: int, palette: int) -> Sample:
     past = [Item("w1", flat(concept + n, style, palette), "w2") for n in (1, 2)]
     reference = Item("w1", flat(concept, (style + 2) % 6, palette), "w4")
-    return Sample(np.zeros((2, 3)), np.zeros(3), np.array([concept, style, palette]), Task(past, reference, 1))
+    return Sample(Truth(concept, style, palette), Task(past, reference, 1))
 
 
 def test_truth_is_found_by_construction(model: PigeonModel, tmp_path: Path) -> None:
     world, pixels = Flat(), Pixels()
-    gallery = Gallery(world, tmp_path)  # type: ignore[arg-type]  # all that it uses of a World
+    gallery = Gallery(world, tmp_path)
     chosen = [wanted(5, 1, 1), wanted(8, 4, 2)]
     gallery.fill(gallery.missing([pixels], [(1, 1), (4, 2)]), lambda _: None)
     rows = {
@@ -92,7 +98,7 @@ def test_truth_is_found_by_construction(model: PigeonModel, tmp_path: Path) -> N
         "far": np.stack([flat(19, 1, 1), flat(0.2, 4, 2)]),
     }
     done: list[int] = []
-    judge = Judge(world, gallery, [pixels], Own(model))  # type: ignore[arg-type]
+    judge = Judge(world, gallery, [pixels], Own(model))
     measured = judge.measure(chosen, rows, done.append)
     assert done == [2]
 
@@ -113,7 +119,7 @@ def test_likeness_is_a_mean_over_the_history(model: PigeonModel, tmp_path: Path)
     sample = wanted(5, 1, 1)
     rows = {"first": sample.task.history[0].image[None], "copy": sample.task.reference.image[None]}
     own = Own(model)
-    values = Judge(Flat(), Gallery(Flat(), tmp_path), [], own).measure([sample], rows, lambda _: None).values  # type: ignore[arg-type]
+    values = Judge(Flat(), Gallery(Flat(), tmp_path), [], own).measure([sample], rows, lambda _: None).values
     vectors = own.encode(np.stack([*(item.image for item in sample.task.history), sample.task.reference.image])).vectors
     cosine = 100 * vectors @ vectors.T
     assert values["first"]["own.history"][0] == pytest.approx((100 + cosine[0, 1]) / 2, abs=1e-3)
@@ -141,7 +147,7 @@ def test_the_best_scored_candidate_is_chosen_per_sample() -> None:
 
 def test_drawings_are_encoded_once(tmp_path: Path) -> None:
     world, pixels = Flat(), Pixels()
-    gallery = Gallery(world, tmp_path)  # type: ignore[arg-type]
+    gallery = Gallery(world, tmp_path)
     done: list[int] = []
     gallery.fill(gallery.missing([pixels], [(0, 1), (3, 2)]), done.append)
     assert sum(done) == 40
@@ -150,11 +156,11 @@ def test_drawings_are_encoded_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(slab[7], pixels.encode(flat(7, 3, 2)[None]).vectors[0])
 
     class Repainted(Flat):
-        def draw(self, concept: int, style: int, palette: int) -> np.ndarray:
-            return 0.9 * super().draw(concept, style, palette)
+        def draw(self, truth: Truth) -> np.ndarray:
+            return (0.9 * super().draw(truth)).astype(np.uint8)
 
-    assert art_key(Repainted()) != art_key(world)  # type: ignore[arg-type]
-    assert Gallery(Repainted(), tmp_path).missing([pixels], [(3, 2)])  # type: ignore[arg-type]
+    assert art_key(Repainted()) != art_key(world)
+    assert Gallery(Repainted(), tmp_path).missing([pixels], [(3, 2)])
 
 
 def test_efficientnet_sees_likeness() -> None:
@@ -222,15 +228,26 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_any_samples_can_be_evaluated(model: PigeonModel, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "checkpoint")
+    request = Request(tmp_path / "checkpoint", 2, extractors=("pixels",), baselines=("truth",), alphas=(0.5,))
+    found = evaluate(request, Flat(), tmp_path / "vectors", lambda *_: None)
+    assert list(found.rows) == ["pigeon", "pigeon@0.5", "truth"]
+    assert found.rows["truth"].estimates["pixels.all@1"].mean == 1.0
+    assert (found.concepts, found.looks) == ((12, 20), (6, 3))
+    assert Flat.about in markdown(found)
+
+
 def test_samples_keep_their_promises(state: Path) -> None:
-    world = World(state / "cache")
+    samples = IconSamples(state / "cache")
+    world = samples.world
     assert world.shown.all()
-    chosen = samples(world, state / "cache", 9, seed=3)
-    pairs = [tuple(sample.target[:2].tolist()) for sample in chosen]
+    chosen = samples.choose(9, 3, ALPHAS, held_out=True)
+    pairs = [sample.target[:2] for sample in chosen]
     held_out = int((~world.trained).sum())
     assert len(set(pairs)) == min(9, held_out)
     for sample in chosen:
-        concept, style, palette = sample.target.tolist()
+        concept, style, palette = sample.target
         assert not world.trained[concept, style]
         assert sample.reference[0] == concept
         assert sample.reference[1] != style
@@ -241,13 +258,11 @@ def test_samples_keep_their_promises(state: Path) -> None:
         assert (sample.history[:, 2] == palette).all()
         assert concept not in sample.history[:, 0]
         assert len(sample.task.history) == 5
-    again = samples(world, state / "cache", 9, seed=3)
+    again = samples.choose(9, 3, ALPHAS, held_out=True)
     assert [s.task.seed for s in again] == [s.task.seed for s in chosen]
-    assert [tuple(s.target.tolist()) for s in samples(world, state / "cache", 9, seed=4)] != [
-        tuple(s.target.tolist()) for s in chosen
-    ]
-    trained = samples(world, state / "cache", 5, seed=3, held_out=False)
-    assert all(world.trained[tuple(sample.target[:2])] for sample in trained)
+    assert [s.target for s in samples.choose(9, 4, ALPHAS, held_out=True)] != [s.target for s in chosen]
+    trained = samples.choose(5, 3, ALPHAS, held_out=False)
+    assert all(world.trained[sample.target[:2]] for sample in trained)
     assert {palette for style in range(6) for palette in palettes_of(world, style)} == set(
         range(1, len(world.palettes))
     )
@@ -260,7 +275,7 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
     output = tmp_path / "out"
     asked = ["evaluate", str(tmp_path / "stage2"), "--compare", str(tmp_path / "stage1"), "--output", str(output)]
     asked += ["--count", "2", "--extractor", "own", "--extractor", "pixels", "--ratio", "0", "--ratio", "0.5"]
-    result = CliRunner().invoke(app, asked, catch_exceptions=False)
+    result = CliRunner().invoke(build_app(), asked, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "Known truth by softened pixels" in result.output
     assert "Seconds per sample: draw " in result.output
@@ -288,7 +303,9 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
     assert "| the true drawing | 100 ±0 % |" in table
     assert "| chance | 16.7 % | 10.0 % |" in table
     # History; reference, two alphas, best, other, no history, random mask, redrawn, truth: ten groups with gaps between.
-    with Image.open(output / "contact-sheet.png") as sheet:
+    assert (output / "contact-sheet.webp").stat().st_size < 150_000
+    with Image.open(output / "contact-sheet.webp") as sheet:
+        assert sheet.format == "WEBP"
         assert sheet.size == (14 * 64 + 9 * 6, 14 + 2 * 64)
     assert (output / "alpha.svg").read_text().lstrip().startswith("<?xml")
     with Image.open(output / "alpha.png") as plot:
@@ -296,7 +313,7 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
 
     # Once more: real drawings come from the cache, and figures are the same.
     before = sorted(path.stat().st_mtime_ns for path in (state / "cache/evaluation").rglob("*.npy"))
-    CliRunner().invoke(app, [*asked, "--baselines", "none"], catch_exceptions=False)
+    CliRunner().invoke(build_app(), [*asked, "--baselines", "none"], catch_exceptions=False)
     assert before == sorted(path.stat().st_mtime_ns for path in (state / "cache/evaluation").rglob("*.npy"))
     second = json.loads((output / "evaluation.json").read_text())
     assert list(second["rows"]) == grids
@@ -314,20 +331,20 @@ def test_the_command(state: Path, model: PigeonModel, tmp_path: Path, monkeypatc
         ({"extractors": ("clip",)}, "extractor: unknown name 'clip'; one of own, efficientnet, pixels"),
     ],
 )
-def test_what_is_wrong_is_named_before_anything_is_loaded(state: Path, fields: dict, message: str) -> None:
+def test_what_is_wrong_is_named_before_anything_is_loaded(fields: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check(Request(Path("nowhere"), **fields), state / "cache")
+        check(Request(Path("nowhere"), **fields))
 
 
 def test_missing_data_and_checkpoints_are_named(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIGEON_STATE_DIR", str(tmp_path))
     asked = ["evaluate", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, asked)
+    result = CliRunner().invoke(build_app(), asked)
     assert isinstance(result.exception, InputError)
     assert "pigeon train stage text" in str(result.exception)
     monkeypatch.setenv("PIGEON_STATE_DIR", str(state))
-    assert isinstance(CliRunner().invoke(app, asked).exception, ModelError)
+    assert isinstance(CliRunner().invoke(build_app(), asked).exception, ModelError)
     (tmp_path / "file").touch()
-    blocked = CliRunner().invoke(app, ["evaluate", "--output", str(tmp_path / "file/out")])
+    blocked = CliRunner().invoke(build_app(), ["evaluate", "--output", str(tmp_path / "file/out")])
     assert isinstance(blocked.exception, InputError)
     assert str(blocked.exception).startswith("output: ")

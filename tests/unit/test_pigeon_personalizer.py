@@ -11,7 +11,9 @@ import torch
 from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.personalizer import Personalizer, TrainingBatch, new_llama
 from generator.pigeon.presets import tiny
-from generator.pigeon.prompt import EMBEDDING, assemble, mask_history, mask_inputs
+from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, assemble, mask_history, mask_inputs
+from generator.training.logprobs import Answers, answer_logprobs, label_logprobs
+from generator.training.reconstruction import masked_logprobs
 
 torch.set_num_threads(1)
 CONFIG = tiny()
@@ -47,6 +49,24 @@ def training_batch() -> TrainingBatch:
     return TrainingBatch.from_arrays(prompt, mask_inputs(HISTORY, REFERENCE, IDS))
 
 
+def transformers_logits(personalizer: Personalizer, embeds: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """(B, T, C), (B, T) padded in front -> (B, T, V)."""
+    positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+    logits: torch.Tensor = personalizer.llama(
+        inputs_embeds=embeds, attention_mask=attention, position_ids=positions
+    ).logits
+    return logits
+
+
+def inputs(personalizer: Personalizer, batch: TrainingBatch, *alphas: float) -> Answers:
+    """LLaMA's inputs behind stage 1's masks, without noise; a ratio per row."""
+    mask = personalizer.masks(
+        batch.mask_tokens, batch.mask_positions, batch.mask_types, torch.tensor(alphas), invert_reference=True
+    )
+    reference = personalizer.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
+    return Answers(personalizer.input_embeddings(batch, mask.keep, reference), batch.labels, batch.attention)
+
+
 def test_step_agrees_with_transformers_and_peft(personalizer: Personalizer) -> None:
     torch.manual_seed(1)
     embeds = torch.randn(3, 10, CONFIG.language.width)
@@ -54,7 +74,7 @@ def test_step_agrees_with_transformers_and_peft(personalizer: Personalizer) -> N
     attention[0, :4] = 0
     attention[1, :1] = 0
     lora, step = personalizer.lora(), personalizer.step()
-    expected = personalizer.logits(embeds, attention)
+    expected = transformers_logits(personalizer, embeds, attention)
     keys = values = step.empty_cache(3)
     cuts = [0, 5, 6, 8, 10]
     for start, stop in pairwise(cuts):
@@ -63,7 +83,7 @@ def test_step_agrees_with_transformers_and_peft(personalizer: Personalizer) -> N
         )
         torch.testing.assert_close(logits, expected[:, stop - 1], rtol=1e-4, atol=1e-5)
     with torch.no_grad(), personalizer.llama.disable_adapter():
-        without = personalizer.logits(embeds, attention)
+        without = transformers_logits(personalizer, embeds, attention)
     assert (without - expected).abs().max() > 1e-2
 
 
@@ -82,24 +102,45 @@ def test_masked_tokens_are_zero_vectors_and_the_reference_is_in_its_place(person
 
 def test_gradients_reach_what_stage_one_trains_and_nothing_else(personalizer: Personalizer) -> None:
     personalizer.zero_grad()
-    out = personalizer(training_batch(), torch.tensor([0.1, 0.5, 0.9]), noise=None)
-    out.loss.backward()
+    alphas = torch.tensor([0.1, 0.5, 0.9])
+    batch = training_batch()
+    logprobs = masked_logprobs(personalizer, batch, (alphas, torch.zeros(batch.mask_types.shape)))
+    assert len(logprobs) == sum(len(answer) + 1 for answer in ANSWER)
+    (-logprobs.mean()).backward()
     for name, parameter in personalizer.named_parameters():
         trained = "lora_" in name or name.startswith(("mask_generator.", "adapter."))
         assert parameter.requires_grad == trained, name
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == trained, name
-    count = sum(len(answer) + 1 for answer in ANSWER)
-    torch.testing.assert_close(out.loss * count, -out.answer_logprobs.sum())
+    torch.testing.assert_close(label_logprobs(personalizer, inputs(personalizer, batch, 0.1, 0.5, 0.9)), logprobs)
+
+
+def test_an_answers_log_probability_is_the_full_softmaxs(personalizer: Personalizer) -> None:
+    answers = inputs(personalizer, training_batch(), 0.1, 0.5, 0.9)
+    assert answers.attention is not None
+    whole = transformers_logits(personalizer, answers.embeds, answers.attention).double().log_softmax(dim=-1)
+    expected = torch.zeros(3, dtype=torch.float64)
+    for row, labels in enumerate(answers.labels.tolist()):
+        for place, label in enumerate(labels):
+            if label != IGNORED_LABEL:
+                expected[row] += whole[row, place - 1, label].detach()
+    found = answer_logprobs(personalizer, answers).detach()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    # The same rows padded behind instead of in front, as packed ones are.
+    length = answers.labels.shape[1]
+    for row in range(3):
+        first = length - int(answers.attention[row].sum())
+        behind = Answers(*(value[row : row + 1].roll(-first, dims=1) for value in (answers.embeds, answers.labels)))
+        torch.testing.assert_close(answer_logprobs(personalizer, behind)[0].detach(), found[row], rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_of_a_batch_equals_the_row_alone(personalizer: Personalizer) -> None:
-    together = personalizer(training_batch(), 0.5)
+    together = answer_logprobs(personalizer, inputs(personalizer, training_batch(), 0.5, 0.5, 0.5))
     for row in range(3):
         images = [[IDS.image(codes) for codes in HISTORY[row]]]
         prompt = assemble([text(row)], images, IDS, answers=[IDS.image(ANSWER[row])])
         alone = TrainingBatch.from_arrays(prompt, mask_inputs([HISTORY[row]], [REFERENCE[row]], IDS))
         torch.testing.assert_close(
-            personalizer(alone, 0.5).answer_logprobs[0], together.answer_logprobs[row], rtol=1e-4, atol=1e-4
+            answer_logprobs(personalizer, inputs(personalizer, alone, 0.5))[0], together[row], rtol=1e-4, atol=1e-4
         )
 
 

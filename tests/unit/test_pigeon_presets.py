@@ -19,13 +19,14 @@ from generator.pigeon.decoder import HighresVQDecoder
 from generator.pigeon.masking import MutualMaskGenerator
 from generator.pigeon.personalizer import new_llama
 from generator.pigeon.preprocessing import prepare_pixels
+from generator.pigeon.presets import preset
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 
 PACKAGE = Path(generator.pigeon.__file__).parent
 
 
 def test_published_sizes() -> None:
-    config = PigeonConfig.preset("lavit-7b")
+    config = preset("lavit-7b")
     with torch.device("meta"):
         tokenizer = DynamicVisualTokenizer(config.tokenizer).state_dict()
         decoder = HighresVQDecoder(config.decoder, config.tokenizer.code_dim).state_dict()
@@ -49,7 +50,7 @@ def test_published_sizes() -> None:
 
 @pytest.mark.parametrize("name", ["nano", "lavit-7b"])
 def test_config_survives_json(name: str, tmp_path: Path) -> None:
-    config = PigeonConfig.preset(name)
+    config = preset(name)
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
     assert PigeonConfig.from_json(path) == config
@@ -65,7 +66,7 @@ def test_config_survives_json(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_field_is_named(section: str, field: str, value: object, message: str, tmp_path: Path) -> None:
-    fields = json.loads(PigeonConfig.preset("nano").to_json())
+    fields = json.loads(preset("nano").to_json())
     fields[section][field] = value
     path = tmp_path / "config.json"
     path.write_text(json.dumps(fields))
@@ -75,7 +76,7 @@ def test_a_wrong_field_is_named(section: str, field: str, value: object, message
 
 def test_unknown_preset() -> None:
     with pytest.raises(ValueError, match="preset: unknown name 'giga'; choose one of lavit-7b, nano"):
-        PigeonConfig.preset("giga")
+        preset("giga")
 
 
 @pytest.mark.parametrize("name", ["prompt", "sampling", "ddim", "preprocessing"])
@@ -92,7 +93,7 @@ def test_modules_that_serving_copies_import_numpy_only(name: str) -> None:
 
 
 def test_a_configuration_is_read_without_torch() -> None:
-    code = "import sys, generator.pigeon.config as c; c.PigeonConfig.preset('nano'); sys.exit('torch' in sys.modules)"
+    code = "import sys, generator.pigeon.presets as p; p.preset('nano'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parents[1], check=False).returncode == 0
 
 

@@ -329,7 +329,7 @@ def test_damage_is_named(
 
 
 def test_a_folder_without_configuration_needs_a_preset(published: Path) -> None:
-    with pytest.raises(ModelError, match=r"no config\.json there.*PigeonConfig\.preset\('lavit-7b'\)"):
+    with pytest.raises(ModelError, match=r"no config\.json there.*presets\.preset\('lavit-7b'\)"):
         load_model(published)
     with pytest.raises(ModelError, match=r"no config\.json there"):
         load_model(published / "nowhere", small())

@@ -167,6 +167,10 @@ def test_where_things_are(tmp_path, monkeypatch) -> None:
         checkpoint_folder(Settings(models={"preset": "lavit-7b"}))
     with pytest.raises(ModelError, match=r"no config\.json there"):
         checkpoint_folder(Settings(models={"checkpoint": tmp_path}))
+    assert checkpoint_folder(settings) == default_checkpoint()
+    monkeypatch.setattr("generator.serving.repository.default_checkpoint", lambda: tmp_path / "deploy/models/nano")
+    with pytest.raises(ModelError, match="set PIGEON_MODELS__CHECKPOINT to deploy/models/nano of a checkout"):
+        checkpoint_folder(settings)
 
 
 def test_adapters_that_do_not_fit_are_refused(world, tmp_path) -> None:

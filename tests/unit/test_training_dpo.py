@@ -15,20 +15,20 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from generator.pigeon.checkpoint import save_model
-from generator.pigeon.model import new_model
+from generator.pigeon.checkpoint import load_model, save_model
+from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.presets import tiny
 from generator.training import dpo
 from generator.training.dpo import (
     DpoConfig,
     DpoLoss,
-    answer_logprobs,
     dpo_loss,
     load_policy,
     measure_pairs,
     prepare,
     train_dpo,
 )
+from generator.training.logprobs import answer_logprobs
 from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
@@ -179,6 +179,31 @@ def test_a_stopped_training_resumes_on_the_same_trajectory(checkpoint: Path, tmp
     assert parts.losses == pytest.approx(whole.losses, abs=1e-7)
     ours, theirs = (load_policy(checkpoint, r.adapter_dir).personalizer.state_dict() for r in (parts, whole))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_the_checkpoint_is_loaded_once_and_the_result_is_that_of_separate_models(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path] = []
+
+    def counted(folder: Path) -> PigeonModel:
+        loaded.append(folder)
+        return load_model(folder)
+
+    monkeypatch.setattr(dpo, "load_model", counted)
+    champion = train_dpo(checkpoint, None, PAIRS[:2], tmp_path / "champion", QUICK).adapter_dir
+    assert loaded == [checkpoint]
+    result = train_dpo(checkpoint, champion, PAIRS, tmp_path / "next", QUICK)
+    assert loaded == [checkpoint] * 2
+    assert measure_pairs(checkpoint, result.adapter_dir, champion, PAIRS).kl == result.kl
+    logprobs = []
+    for adapter in (result.adapter_dir, champion):
+        model = load_policy(checkpoint, adapter)
+        with torch.no_grad():
+            logprobs.append(answer_logprobs(model.personalizer, prepare(model, PAIRS)).view(2, -1))
+    apart = logprobs[0] - logprobs[1]
+    margins = measure_pairs(checkpoint, result.adapter_dir, champion, PAIRS, beta=0.5).margins
+    assert margins == pytest.approx((0.5 * (apart[0] - apart[1])).tolist(), abs=1e-5)
 
 
 def test_an_adapter_against_itself_differs_in_nothing(checkpoint: Path) -> None:

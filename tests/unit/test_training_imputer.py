@@ -1,4 +1,4 @@
-"""What stage `imputer` guesses by: the thing's other drawings, its relatives, and the eye that compares them on posters."""
+"""What stage `imputer` guesses by: the thing's other drawings, its neighbours, and the features that compare them on posters."""
 
 from __future__ import annotations
 
@@ -131,21 +131,21 @@ def test_what_is_turned_comes_back_by_the_opposite_turn_and_all_of_a_thing_moves
     assert (back - images).abs().mean() < 0.02
 
 
-def test_relatives_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:
-    twin = np.flatnonzero(world.trained.sum(axis=1) >= 4)[:2]
-    style = int(world.trained[twin[1]].argmax())
-    world.trained[twin[0]] = True
-    world.trained[twin[0], style] = False
+def test_neighbours_are_known_in_the_style_and_alike_in_the_others(world: World) -> None:
+    pair = np.flatnonzero(world.trained.sum(axis=1) >= 4)[:2]
+    style = int(world.trained[pair[1]].argmax())
+    world.trained[pair[0]] = True
+    world.trained[pair[0], style] = False
     # Two things that are drawn alike but for the upper half, one of them never in this style.
-    world.art.pixels[twin[0]] = world.art.pixels[twin[1]]
-    world.art.pixels[twin[0], :, :32] = 255 - world.art.pixels[twin[1], :, :32]
+    world.art.pixels[pair[0]] = world.art.pixels[pair[1]]
+    world.art.pixels[pair[0], :, :32] = 255 - world.art.pixels[pair[1], :, :32]
     found = find_neighbours(world)
-    assert found.concept[twin[0], style, 0] == twin[1]
-    near = found.nearness[twin[0], style]
+    assert found.concept[pair[0], style, 0] == pair[1]
+    near = found.nearness[pair[0], style]
     assert 0 < near[0] <= 1
     assert near[0] > near[1]
-    assert found.differ[twin[0], style, 0, :16].min() > 0.01
-    assert found.differ[twin[0], style, 0, 16:].max() == 0
+    assert found.differ[pair[0], style, 0, :16].min() > 0.01
+    assert found.differ[pair[0], style, 0, 16:].max() == 0
     assert ((found.nearness == 0) | world.trained[found.concept, np.arange(6)[:, None]]).all()
     assert ((found.nearness == 0) | (found.concept != np.arange(20)[:, None, None])).all()
     world.art.pixels[~world.trained] = 7
@@ -163,7 +163,7 @@ def soft_icon() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return (np.stack([down / 2 + 0.5, across / 2 + 0.5, 0 * down + 0.3, alpha], axis=2) * 255).astype(np.uint8)
 
 
-def test_the_easel_sets_icons_as_posters_do(world: World) -> None:
+def test_the_renderer_places_icons_as_posters_do(world: World) -> None:
     icon = soft_icon()
     renderer = PosterRenderer(world.palettes)
     for style, name in enumerate(world.styles):
@@ -184,7 +184,7 @@ def test_icons_come_back_from_their_premultiplied_form() -> None:
     assert (straight(torch.zeros(4, 8, 8)) == 0).all()
 
 
-def test_the_eye_tells_the_right_drawing_from_the_things_others(world: World) -> None:
+def test_perceptual_losses_tell_the_right_drawing_from_the_concepts_others(world: World) -> None:
     perceptual, renderer = PerceptualFeatures(), PosterRenderer(world.palettes)
     styles = torch.arange(6)
     drawings = renderer(premultiplied(world.art.pixels[0]), styles, torch.ones(6, dtype=torch.long))

@@ -63,13 +63,13 @@ def near(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=2e-5, msg=name)
 
 
-def test_alignment_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Path) -> None:
-    tiny_training.run_alignment(checkpoint, tmp_path / "whole")
-    tiny_training.run_alignment(checkpoint, tmp_path / "parts", part_rows=2)
-    launch("alignment", checkpoint, tmp_path / "team")
+def test_stage_one_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Path) -> None:
+    tiny_training.run_reconstruction(checkpoint, tmp_path / "whole")
+    tiny_training.run_reconstruction(checkpoint, tmp_path / "parts", part_rows=2)
+    launch("reconstruction", checkpoint, tmp_path / "group")
     whole = trained(tmp_path / "whole")
-    assert len(losses(tmp_path / "whole")) == tiny_training.ALIGNMENT.steps
-    for other in ("parts", "team"):
+    assert len(losses(tmp_path / "whole")) == tiny_training.RECONSTRUCTION.steps
+    for other in ("parts", "group"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
         near(trained(tmp_path / other), whole)
 
@@ -77,8 +77,8 @@ def test_alignment_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Pat
 def test_dpo_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Path) -> None:
     whole = tiny_training.run_dpo(checkpoint, tmp_path / "whole")
     parts = tiny_training.run_dpo(checkpoint, tmp_path / "parts", replace(tiny_training.DPO, part_size=1))
-    launch("dpo", checkpoint, tmp_path / "team")
-    group = [json.loads((tmp_path / "team" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    launch("dpo", checkpoint, tmp_path / "group")
+    group = [json.loads((tmp_path / "group" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert parts.losses == pytest.approx(whole.losses, abs=1e-6)
     assert parts.margins == pytest.approx(whole.margins, abs=1e-5)
     for rank in group:
@@ -86,7 +86,7 @@ def test_dpo_in_parts_and_in_two_processes(checkpoint: Path, tmp_path: Path) -> 
         assert rank["kl"] == pytest.approx(whole.kl, rel=1e-3)
     ours = load_file(whole.adapter_dir / "llama" / "adapter_model.safetensors")
     near(load_file(parts.adapter_dir / "llama" / "adapter_model.safetensors"), ours)
-    near(load_file(tmp_path / "team" / "adapter" / "llama" / "adapter_model.safetensors"), ours)
+    near(load_file(tmp_path / "group" / "adapter" / "llama" / "adapter_model.safetensors"), ours)
 
 
 def test_every_row_belongs_to_one_part_of_one_process() -> None:

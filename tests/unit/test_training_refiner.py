@@ -1,4 +1,4 @@
-"""What stage `retouch` makes of a twin's drawing and of a guess: what it looks at, what never, and what it begins as."""
+"""What stage `retouch` makes of the paired style's drawing and of a guess: what it sees, what never, and how it begins."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_neither_training_nor_drawing_looks_at_what_is_held_out_nor_at_what_is_t
     guesses = noise(world)
     network = trained(world, guesses, tmp_path / "first")
     first = refined(network, world, guesses)
-    anew = (first != guesses).any(axis=(2, 3, 4))
-    assert anew[:10, [FLUENT, FLAT]].all()
-    assert anew.sum() == 20, "what no film shows, and the other styles, are as they were guessed"
+    redrawn = (first != guesses).any(axis=(2, 3, 4))
+    assert redrawn[:10, [FLUENT, FLAT]].all()
+    assert redrawn.sum() == 20, "what no film shows, and the other styles, are as they were guessed"
 
     world.art.pixels[~world.trained] = 7
     again = trained(world, guesses, tmp_path / "second")
@@ -56,23 +56,23 @@ def test_neither_training_nor_drawing_looks_at_what_is_held_out_nor_at_what_is_t
     world.art.pixels[concept, FLAT] = 3
     second = refined(network, world, guesses)
     np.testing.assert_array_equal(second[concept, FLAT], first[concept, FLAT])
-    assert (second[concept, FLUENT] != first[concept, FLUENT]).any(), "its twin looks at it"
+    assert (second[concept, FLUENT] != first[concept, FLUENT]).any(), "the paired style looks at it"
 
 
-def test_a_known_twin_is_drawn_again_and_else_the_guess(world: World) -> None:
+def test_the_paired_styles_drawing_is_redrawn_where_it_is_known_and_else_the_guess(world: World) -> None:
     guesses, concepts = noise(world), np.arange(20)
-    for style, twin in ((FLUENT, FLAT), (FLAT, FLUENT)):
+    for style, partner in ((FLUENT, FLAT), (FLAT, FLUENT)):
         name, nothing = world.styles[style], np.zeros((20, 6), dtype=bool)
-        assert PAIRED_STYLES[name] == world.styles[twin]
+        assert PAIRED_STYLES[name] == world.styles[partner]
         base, sources = shown(world, guesses, concepts, name, nothing)
-        known = world.trained[:, twin]
+        known = world.trained[:, partner]
         assert 0 < known.sum() < 20
-        torch.testing.assert_close(base[known], premultiplied(world.art.pixels[known, twin]))
+        torch.testing.assert_close(base[known], premultiplied(world.art.pixels[known, partner]))
         torch.testing.assert_close(base[~known], premultiplied(guesses[~known, style]))
         assert sources.shape == (20, 3, 4, 64, 64)
         torch.testing.assert_close(sources[:, 2], premultiplied(guesses[:, style]))
         dropped = nothing.copy()
-        dropped[:, twin] = True
+        dropped[:, partner] = True
         base, _ = shown(world, guesses, concepts, name, dropped)
         torch.testing.assert_close(base, premultiplied(guesses[:, style]))
 

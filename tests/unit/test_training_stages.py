@@ -144,23 +144,23 @@ def test_answers_are_what_the_tokenizer_says_most_and_a_thing_has_one_in_all_sty
     clean = coded(world)
     favourite = [int(np.flatnonzero(styles)[0]) if styles.any() else 0 for styles in world.trained]
     clean[..., 4:] = (10 * np.arange(20) + favourite)[:, None, None, None]
-    heard = coded(world)
+    codes = coded(world)
     for concept in np.flatnonzero(world.trained.sum(axis=1) > 2):
         # Of a thing's drawings the second says nearly what the first says; the others speak of themselves.
         second = np.flatnonzero(world.trained[concept])[1]
-        heard[concept, second, :, 4:-1] = clean[concept, second, :, 4:-1]
-    heard[2, :, 0, :2] = 7  # one concept's pictures say something else of their palette
-    heard[~world.trained] = 9  # and what is held out counts for nothing
-    cache = CodeCache.of(heard, world)
+        codes[concept, second, :, 4:-1] = clean[concept, second, :, 4:-1]
+    codes[2, :, 0, :2] = 7  # one concept's pictures say something else of their palette
+    codes[~world.trained] = 9  # and what is held out counts for nothing
+    cache = CodeCache.of(codes, world)
     shown = world.shown & (world.trained.sum(axis=1) > 2)
     np.testing.assert_array_equal(cache.answers[shown], clean[shown])
-    np.testing.assert_array_equal(cache.codes, heard)
+    np.testing.assert_array_equal(cache.codes, codes)
 
 
 def test_mixed_conditions_mean_the_picture_and_never_show_a_held_out_one(world: World) -> None:
-    heard = coded(world)
-    heard[~world.trained] = -1
-    cache = CodeCache.of(heard, world)
+    codes = coded(world)
+    codes[~world.trained] = -1
+    cache = CodeCache.of(codes, world)
     rng = np.random.default_rng(3)
     triple = world.sample(400, rng)
     concept, style, palette = triple
@@ -275,8 +275,7 @@ def learn_to_draw(world: World, folder: Path, latents: Latents, imputed: Latents
     torch.manual_seed(0)
     model = new_model(nano(), Tokenizer(WordLevel({"a": 0})))
     cache, critic = CodeCache.of(coded(world) % 512, world), build_critic(world, latents)
-    parts = model.config, model.diffusion, model.code_decoder, cache, latents, imputed, critic
-    train_diffusion(folder, world, *parts, TrainerConfig(steps=2), batch=6)
+    train_diffusion(folder, world, model, cache, latents, imputed, critic, TrainerConfig(steps=2), batch=6)
 
 
 def test_the_unet_is_shown_guesses_of_what_is_held_out_and_never_the_drawings(world: World, tmp_path: Path) -> None:
@@ -293,7 +292,7 @@ def test_the_unet_is_shown_guesses_of_what_is_held_out_and_never_the_drawings(wo
     assert any(not torch.equal(weight, made[2][name]) for name, weight in made[0].items())
 
 
-def test_two_processes_share_a_step_of_unet_imputer_and_retouch(
+def test_two_processes_share_a_step_of_unet_imputer_and_refiner(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = np.random.default_rng(0).standard_normal((20, 6, 3, 4, 16, 16)).astype(np.float16)

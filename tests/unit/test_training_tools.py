@@ -24,8 +24,8 @@ from tests.support.training_world import drawn, small_world, to_look_at
 torch.set_num_threads(1)
 
 
-def workshop(root: Path, start: Path | None = None) -> NanoRun:
-    """One of the world of noise, with the caches that the tools are built for."""
+def nano_run(root: Path, start: Path | None = None) -> NanoRun:
+    """A run in the world of noise, with the caches that the tools are built for."""
     run = NanoRun(root, root / "cache", nano(), start)
     world = small_world()
     run.__dict__.update(world=world, drawings=to_look_at(world))
@@ -38,8 +38,8 @@ def workshop(root: Path, start: Path | None = None) -> NanoRun:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A model and its tools, exported from a workshop that has trained only these."""
-    run = workshop(tmp_path / "first")
+    """A model and its tools, exported from a run that has trained only these."""
+    run = nano_run(tmp_path / "first")
     train_critic(run.root / "critic", run.world, run.latents(), TrainerConfig(steps=1), batch=4)
     train_imputer(run.root / "imputer", run.drawings, TrainerConfig(steps=1), concepts=2)
     train_refiner(run.root / "retouch", run.world, run.world.art.pixels, TrainerConfig(steps=1), batch=2)
@@ -49,7 +49,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_training_goes_on_from_a_checkpoints_tools_and_passes_them_on(checkpoint: Path, tmp_path: Path) -> None:
     load_model(checkpoint)
-    first, second = workshop(tmp_path / "first"), workshop(tmp_path / "second", checkpoint)
+    first, second = nano_run(tmp_path / "first"), nano_run(tmp_path / "second", checkpoint)
     for name in TOOLS:
         for weight, again in zip(first.tool(name).parameters(), second.tool(name).parameters(), strict=True):
             torch.testing.assert_close(again, weight, rtol=1e-3, atol=1e-4)  # float16 lies between
@@ -68,7 +68,7 @@ def test_training_goes_on_from_a_checkpoints_tools_and_passes_them_on(checkpoint
 
 
 def test_a_tools_stage_begins_from_the_checkpoints_tool(checkpoint: Path, tmp_path: Path) -> None:
-    run = workshop(tmp_path / "second", checkpoint)
+    run = nano_run(tmp_path / "second", checkpoint)
     for name in TOOLS:
         before = [weight.detach().clone() for weight in run.tool(name).parameters()]
         run.imputed()
@@ -80,12 +80,12 @@ def test_a_tools_stage_begins_from_the_checkpoints_tool(checkpoint: Path, tmp_pa
 
 
 def test_a_tool_that_is_nowhere_or_another_networks_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    alone = workshop(tmp_path / "alone")
+    alone = nano_run(tmp_path / "alone")
     with pytest.raises(ModelError, match=r"imputer/state.pt is missing: train that stage first"):
         alone.imputed()
     tool_path(checkpoint, "imputer").unlink()
     with pytest.raises(ModelError, match=r"imputer/state.pt is missing"):
-        workshop(tmp_path / "bare", checkpoint).imputed()
+        nano_run(tmp_path / "bare", checkpoint).imputed()
     tool_path(checkpoint, "imputer").write_bytes(tool_path(checkpoint, "critic").read_bytes())
     with pytest.raises(ModelError, match=r"training/imputer.safetensors: .* weights are missing"):
-        workshop(tmp_path / "wrong", checkpoint).imputed()
+        nano_run(tmp_path / "wrong", checkpoint).imputed()

@@ -29,7 +29,9 @@ def demo(
     ] = False,
     page: Annotated[Path | None, typer.Option(help="Where the page goes; default <state_dir>/demo.html")] = None,
 ) -> None:
-    """Clicks through Kafka into Postgres, a night through Triton, posters in S3, feedback, a DPO retrain, and a page."""
+    """Run the whole loop on real clicks and write a page about it.
+
+    Clicks through Kafka into Postgres, a night through Triton, posters in S3, feedback, a DPO retrain."""
     if context.invoked_subcommand:
         return
     from deploy.local.demo.run import run
@@ -53,7 +55,9 @@ def feedback(
     date: Annotated[str, typer.Option(help="Logical date of the night whose posters are shown, YYYY-MM-DD.")],
     seed: Seed = 7,
 ) -> None:
-    """Simulated users look at a night's posters and click by taste; their events go to posters.feedback.v1."""
+    """Send the feedback of simulated users who click by taste.
+
+    They look at a night's posters; their events go to posters.feedback.v1."""
     from deploy.local.demo.simulator import simulate
     from schemas.settings import load_settings
 

@@ -1,4 +1,6 @@
-"""The demo's input files: MovieLens-100k as a catalogue, clicks and recommendations, with posters that we draw.
+"""The demo's input files: MovieLens-100k with posters that we draw.
+
+A catalogue, clicks and recommendations.
 
 Real: users, films, and when somebody rated one 4 or 5 (a "click" here). Synthetic, and labelled so in the catalogue:
 the posters. Recommendations come from a plain item-to-item recommender over those clicks.
@@ -63,7 +65,7 @@ class DemoData:
 
 
 def build(settings: Settings, progress: Progress) -> DemoData:
-    """Fetch what is missing, draw, and write the input files into `<state_dir>/cache/demo`; quick when they are there.
+    """Write the input files into `<state_dir>/cache/demo`, fetching and drawing what is missing.
 
     Raises:
         DatasetError: a download failed or the art cannot be drawn.
@@ -135,7 +137,9 @@ def build(settings: Settings, progress: Progress) -> DemoData:
 
 
 def recommend(clicks: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Item-to-item collaborative filtering: unseen items by summed cosine similarity to the user's clicks, best first."""
+    """Recommend by item-to-item collaborative filtering.
+
+    Unseen items by summed cosine similarity to the user's clicks, best first."""
     pairs = sorted(set(clicks))
     users = sorted({user for user, _ in pairs})
     items = sorted({item for _, item in pairs})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from deploy.local.demo.steps import Steps
+from deploy.local.demo.steps import Steps, tell
 from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import load_settings
 
@@ -29,16 +29,19 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
     from deploy.local.demo.progress import bar
     from deploy.local.demo.simulator import ASSUMPTIONS
 
-    steps = Steps(total=15 + fresh)
+    steps = Steps(total=16 + fresh)
     target = page or load_settings().state_dir / "demo.html"
     with _terminated_like_interrupted():
         try:
             if fresh:
                 steps.run("down", "--purge")
             settings = load_settings()
+            steps.announce("pigeon demo data")
             with bar() as progress:
                 data = build(settings, progress)
-            typer.echo(f"{data.items} films, {data.click_count} clicks of {data.user_count} users, posters drawn by us")
+            found = f"{data.items} films, {data.click_count} clicks of {data.user_count} users, posters drawn by us"
+            tell(found)
+            steps.finish(found)
             steps.run("models", "build")
             steps.run("up", "--detach")
             settings = load_settings()

@@ -1,4 +1,6 @@
-"""Simulated users of the demo: they look at a night's posters and click by taste. Stated here, printed on the page.
+"""Simulated users of the demo, who look at a night's posters and click by taste.
+
+Their rules are stated here and printed on the page.
 
 What is assumed:
 
@@ -70,7 +72,7 @@ class Shown:
 
 
 def simulate(settings: Settings, date: str, seed: int) -> str:
-    """Show the newest night's posters, send what the users did to posters.feedback.v1, and say so in one line.
+    """Show the newest night's posters and send what the users did to posters.feedback.v1.
 
     Raises:
         InputError: the date is malformed or not that of the newest night, or the demo's data have not been built.
@@ -102,7 +104,9 @@ def simulate(settings: Settings, date: str, seed: int) -> str:
 
 
 class Looks:
-    """Picture features, independent of the model: colours (4x4x4 RGB histogram) and drawing (edges, strengths, saturation, tones).
+    """Image features that are independent of the model.
+
+    Colours (4x4x4 RGB histogram) and drawing (edges, strengths, saturation, tones).
 
     Each block is standardised over the catalogue and scaled to length 1, so that palette and drawing style count alike.
     """
@@ -257,7 +261,9 @@ def _day(text: str) -> date:
 
 
 def _poster_art(body: bytes) -> Pixels:
-    """The picture within a composed poster: the square above the title of a portrait one, at the left of a landscape one."""
+    """The picture within a composed poster.
+
+    The square above the title of a portrait one, at the left of a landscape one."""
     image = Image.open(io.BytesIO(body)).convert("RGB")
     side = min(image.width, round(image.height * 0.7)) if image.height > image.width else image.height
     left = (image.width - side) // 2 if image.height > image.width else 0

@@ -1,10 +1,12 @@
-"""Runs the demo's steps: `pigeon` commands as child processes, each with one line of outcome."""
+"""Runs the demo's steps: `pigeon` commands as child processes, each under a line of its own."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,10 @@ from dataclasses import dataclass, field
 import typer
 
 from schemas.errors import PigeonError
+
+INDENT = " " * 8
+LONGEST_SHOWN = 80
+"""Characters of the longest argument that is shown whole; of a longer one (a list of users) only the beginning is."""
 
 
 class StepFailed(PigeonError):
@@ -34,33 +40,69 @@ class Steps:
 
     total: int
     done: list[Step] = field(default_factory=list)
+    _command: str = ""
+    _begin: float = 0.0
+
+    def announce(self, command: str) -> None:
+        """Print the next step's number and command, and start its clock."""
+        self._command, self._begin = command, time.monotonic()
+        typer.secho(f"[{len(self.done) + 1}/{self.total}] {command}", bold=True)
+
+    def finish(self, outcome: str, code: int = 0) -> Step:
+        """Print how long the announced step took, and remember it."""
+        step = Step(self._command, outcome, code, time.monotonic() - self._begin)
+        self.done.append(step)
+        tell(f"({step.seconds:.1f} s)")
+        return step
 
     def run(self, *arguments: str, allowed: Sequence[int] = (0,)) -> Step:
-        """Run `pigeon ARGUMENTS`; progress (stderr) passes through, the last line of stdout is the outcome.
+        """Run `pigeon ARGUMENTS`, passing on what it prints; the last line of stdout is the outcome.
 
         Raises:
             StepFailed: the exit code is not among `allowed`.
         """
-        shown = "pigeon " + " ".join(a for a in arguments if len(a) < 80)
-        typer.secho(f"[{len(self.done) + 1}/{self.total}] {shown}", bold=True)
-        begin = time.monotonic()
-        child = subprocess.run(
-            [sys.executable, "-m", "generator.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=None if not allowed[1:] else subprocess.PIPE,
-            text=True,
-            check=False,
-            env=os.environ,
-        )
-        lines = [line for line in (child.stdout + (child.stderr or "")).splitlines() if line.strip()]
-        step = Step(shown, lines[-1] if lines else "", child.returncode, time.monotonic() - begin)
-        self.done.append(step)
-        typer.echo(f"        {step.outcome}  ({step.seconds:.1f} s)")
-        if child.returncode not in allowed:
-            for line in lines[:-1][-15:]:
-                typer.echo(f"        {line}", err=True)
+        self.announce(" ".join(["pigeon", *(_shown(argument) for argument in arguments)]))
+        outcome, code = _run(arguments, refusals_are_outcomes=len(allowed) > 1)
+        step = self.finish(outcome, code)
+        if code not in allowed:
             raise StepFailed(
-                f"`{shown}` ended with exit code {child.returncode}; `pigeon --debug ...` shows more. If an earlier demo of other "
-                "options is in the way, `pigeon demo --fresh` begins anew"
+                f"`{step.command}` ended with exit code {code}; `pigeon --debug ...` shows more. If an earlier demo of other "
+                "options is in the way, `pigeon demo --fresh` starts over"
             )
         return step
+
+
+def tell(line: str) -> None:
+    """Print a line of a step, below its label."""
+    if sys.stdout.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        line = textwrap.fill(line, width - len(INDENT), break_long_words=False, break_on_hyphens=False)
+    typer.echo(textwrap.indent(line, INDENT))
+
+
+def _shown(argument: str) -> str:
+    return argument if len(argument) <= LONGEST_SHOWN else f"{argument[: LONGEST_SHOWN // 4]}..."
+
+
+def _run(arguments: Sequence[str], *, refusals_are_outcomes: bool) -> tuple[str, int]:
+    """Run a command; its last line and exit code.
+
+    Progress (stderr) is on the terminal's own, unless the outcome may be a line of it."""
+    outcome = ""
+    with subprocess.Popen(
+        [sys.executable, "-m", "generator.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if refusals_are_outcomes else None,
+        text=True,
+        # Clicks of 1998 have the consumers warn of old partitions: nothing that a reader of the demo can act on.
+        env={"PIGEON_LOG_LEVEL": "error", **os.environ},
+    ) as child:
+        try:
+            for line in child.stdout or ():
+                if line.strip():
+                    outcome = line.strip()
+                    tell(line.rstrip())
+        except BaseException:
+            child.kill()
+            raise
+    return outcome, child.returncode

@@ -1,6 +1,16 @@
-"""`pigeon evaluate`: what a checkpoint draws for simulated users, measured against drawings whose concept, style and palette are known.
+"""Evaluation of a checkpoint: what it draws for simulated users, measured against known drawings.
 
-Parts: who asks for what (`samples`), what is drawn for them and what it is compared with (`rows`), how pictures become vectors
-(`extractors`), real drawings to find the nearest of (`gallery`), the figures (`metrics`, `measure`, `bootstrap`), and
-what is written (`report`, `plots`). `run.evaluate` is the whole of it.
+- `samples`: what is needed of a world of users and drawings (a protocol; the icon world's is `training.nano.samples`)
+- `run`: the whole evaluation, `evaluate(request, samples, folder, progress)`
+- `rows`: what is drawn for a sample, and what that is compared with
+- `extractors`: pictures -> vectors in which nearness means likeness
+- `gallery`: vectors of real drawings, kept in a folder
+- `metrics`: similarities and distances of pictures and vectors
+- `measure`: every figure of every row and sample
+- `bootstrap`: means with 95 % intervals
+- `report`: tables for a terminal and a model card, and JSON
+- `plots`: the α_r sweep and the contact sheet
+
+Imports `generator.pigeon`, `training.efficientnet` and `schemas`. Imported by `generator.training.nano`, whose commands hold
+`pigeon evaluate`.
 """

@@ -1,4 +1,7 @@
-"""Means over samples with 95 % intervals (percentile bootstrap; Efron and Tibshirani 1993, chapter 13)."""
+"""Means over samples with 95 % intervals by the percentile bootstrap.
+
+Efron and Tibshirani 1993, chapter 13.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class Estimate:
 
 
 class Bootstrap:
-    """Draws n samples with replacement, the same ones for every figure: so the interval of a difference is a paired one."""
+    """Resampling of n samples with replacement, the same for every figure.
+
+    So the interval of a difference is a paired one.
+    """
 
     def __init__(self, n: int, seed: int, resamples: int = RESAMPLES) -> None:
         counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)

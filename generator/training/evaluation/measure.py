@@ -1,4 +1,4 @@
-"""One encoder pass over everything that was drawn and everything that it is held against -> figures per row and sample."""
+"""Figures per row and sample, from one encoder pass over all images that they compare."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from generator.training.evaluation.bootstrap import Values
 from generator.training.evaluation.extractors import Encoded, Extractor, ImageArrays, Own, as_pixels
+from generator.training.evaluation.gallery import Advance, Gallery
 from generator.training.evaluation.metrics import (
     Vectors,
     cosines,
@@ -19,20 +20,20 @@ from generator.training.evaluation.metrics import (
     ranks,
     ssim,
 )
-from generator.training.nano.gallery import Advance, Gallery
-from generator.training.nano.samples import Sample, as_rgb
-from generator.training.nano.world import World
+from generator.training.evaluation.samples import Sample, Samples, Truth
 
 AT_ONCE = 4
-"""Samples that are encoded together: about a hundred pictures."""
+"""Number of samples that are encoded together: about a hundred images."""
 RECALL = (1, 5)
 SCORE = "score"
-"""0.5 * CS with the description + 0.5 * CIS with the history, both the own scorer's: what selects a candidate."""
+"""Name of the figure that selects a candidate: 0.5 * CS with the description + 0.5 * CIS with the history, by the own scorer."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`values`: row -> figure -> (n,), one number per sample; `features`: extractor -> row -> (n, D); `truths`: extractor -> (n, D).
+    """The figures of all rows, and the vectors that whole-row distances need.
+
+    `values`: row -> figure -> (n,), one number per sample; `features`: extractor -> row -> (n, D); `truths`: extractor -> (n, D).
 
     Figures, with X an extractor's name: `X.style`, `X.palette`, `X.concept@1`, `X.concept@5` (of the concepts that films show),
     `X.all@1`, `X.all@5` (of all concepts), 0 or 1; `X.reference`, `X.history`, `X.truth`, 100 * cosine; `X.distance`, feature distance
@@ -45,7 +46,7 @@ class Measured:
     truths: dict[str, Vectors]
 
     def choose(self, name: str, among: Sequence[str]) -> list[int]:
-        """Adds the row that holds for each sample the best-scored of the rows `among`; -> which it was, per sample."""
+        """Add the row `name`: for each sample the best-scored of the rows `among`; return which it was."""
         scores = np.stack([self.values[row][SCORE] for row in among])  # (A, n)
         best = scores.argmax(axis=0)  # ties: the earlier
         places = np.arange(len(best))
@@ -65,7 +66,10 @@ class Measured:
 
 @dataclass
 class _Chunk:
-    """Where a sample's pictures are among those of its chunk: rows, then reference, history, six styles, all palettes."""
+    """Where a sample's images are among those of its chunk.
+
+    Rows come first, then reference, history, the concept in all styles, and on all palettes.
+    """
 
     sample: Sample
     rows: slice
@@ -78,15 +82,18 @@ class _Chunk:
 class Judge:
     """Measures rows of pictures against what each sample asked for."""
 
-    def __init__(self, world: World, gallery: Gallery, extractors: Sequence[Extractor], own: Own) -> None:
+    def __init__(self, samples: Samples, gallery: Gallery, extractors: Sequence[Extractor], own: Own) -> None:
         """`own` selects candidates, whether it is among the reported extractors or not."""
-        self._world, self._gallery, self._own = world, gallery, own
+        self._samples, self._gallery, self._own = samples, gallery, own
         self._reported = {extractor.name for extractor in extractors}
         self._extractors = [own, *(extractor for extractor in extractors if extractor.name != own.name)]
-        self._shown = np.flatnonzero(world.shown)
+        self._shown = samples.shown
 
     def measure(self, chosen: Sequence[Sample], rows: Mapping[str, ImageArrays], advance: Advance) -> Measured:
-        """rows: name -> pictures (n, S, S, 3), of the drawings' size; advance is called with samples done."""
+        """Measure all samples, a few at a time.
+
+        rows: name -> images (n, S, S, 3), of the drawings' size; advance: called with the number of samples done.
+        """
         values: dict[str, dict[str, Values]] = {row: {} for row in rows}
         features: dict[str, list[Vectors]] = {extractor.name: [] for extractor in self._extractors}
         truths: dict[str, list[Vectors]] = {extractor.name: [] for extractor in self._extractors}
@@ -100,9 +107,9 @@ class Judge:
                 for chunk, figures in zip(chunks, found, strict=True):
                     figures.update(self._likeness(extractor, encoded, chunk))
                     features[extractor.name].append(encoded.vectors[chunk.rows])
-                    truths[extractor.name].append(encoded.vectors[chunk.styles][chunk.sample.target[1]])
+                    truths[extractor.name].append(encoded.vectors[chunk.styles][chunk.sample.target.style])
                     if extractor.name in self._reported:
-                        style, palette = chunk.sample.target[1:].tolist()
+                        _, style, palette = chunk.sample.target
                         key = extractor.name, style, palette
                         if key not in slabs:
                             slabs[key] = self._gallery.slab(extractor, style, palette)
@@ -125,15 +132,15 @@ class Judge:
         images: list[ImageArrays] = []
         chunks = []
         for number, sample in enumerate(part):
-            concept, style, palette = sample.target.tolist()
+            concept, style, palette = sample.target
             first = len(images)
             images += [row[number] for row in rows.values()]
             reference = len(images)
             images += [sample.task.reference.image, *(item.image for item in sample.task.history)]
             styles = len(images)
-            images += [as_rgb(self._world.draw(concept, s, palette)) for s in range(len(self._world.styles))]
+            images += [self._samples.draw(Truth(concept, s, palette)) for s in range(len(self._samples.styles))]
             palettes = len(images)
-            images += [as_rgb(self._world.draw(concept, style, p)) for p in range(len(self._world.palettes))]
+            images += [self._samples.draw(Truth(concept, style, p)) for p in range(len(self._samples.palettes))]
             chunks.append(
                 _Chunk(
                     sample,
@@ -149,7 +156,7 @@ class Judge:
     def _of_images(self, images: ImageArrays, chunk: _Chunk) -> dict[str, Values]:
         ours = as_pixels(images[chunk.rows])  # (R, 3, S, S)
         past = as_pixels(images[chunk.history])
-        truth = as_pixels(images[chunk.styles][chunk.sample.target[1]][None])
+        truth = as_pixels(images[chunk.styles][chunk.sample.target.style][None])
         rows, items = len(ours), len(past)
         left, right = ours.repeat_interleave(items, dim=0), past.repeat(rows, 1, 1, 1)
         return {
@@ -161,7 +168,7 @@ class Judge:
     def _likeness(self, extractor: Extractor, encoded: Encoded, chunk: _Chunk) -> dict[str, Values]:
         vectors, name = encoded.vectors, extractor.name
         ours = vectors[chunk.rows]
-        truth = vectors[chunk.styles][chunk.sample.target[1]][None]
+        truth = vectors[chunk.styles][chunk.sample.target.style][None]
         figures = {
             f"{name}.reference": cosines(ours, vectors[chunk.reference][None])[:, 0],
             f"{name}.history": cosines(ours, vectors[chunk.history]).mean(axis=1),
@@ -177,7 +184,7 @@ class Judge:
         return {figure: numbers.astype(np.float64) for figure, numbers in figures.items()}
 
     def _truth(self, name: str, vectors: Vectors, slab: Vectors, chunk: _Chunk) -> dict[str, Values]:
-        concept, style, palette = chunk.sample.target.tolist()
+        concept, style, palette = chunk.sample.target
         ours = vectors[chunk.rows]
         apart = distances(ours, slab)  # (R, concepts)
         of_all = ranks(apart, concept)
@@ -194,10 +201,10 @@ class Judge:
     def _descriptions(self, vectors: Vectors, chunk: _Chunk) -> dict[str, Values]:
         task = chunk.sample.task
         words = self._own.texts([item.description for item in (task.reference, *task.history)])
-        told = cosines(vectors[chunk.rows], words).astype(np.float64)  # (R, 1 + H)
+        text_scores = cosines(vectors[chunk.rows], words).astype(np.float64)  # (R, 1 + H)
         past = cosines(vectors[chunk.rows], vectors[chunk.history]).mean(axis=1)
         return {
-            "cs.reference": told[:, 0],
-            "cs.history": told[:, 1:].mean(axis=1),
-            SCORE: 0.5 * told[:, 0] + 0.5 * past.astype(np.float64),
+            "cs.reference": text_scores[:, 0],
+            "cs.history": text_scores[:, 1:].mean(axis=1),
+            SCORE: 0.5 * text_scores[:, 0] + 0.5 * past.astype(np.float64),
         }

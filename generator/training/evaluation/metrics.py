@@ -15,18 +15,21 @@ Vectors = npt.NDArray[np.float32]
 WINDOW, SIGMA = 11, 1.5
 LUMINANCE, CONTRAST = 0.01**2, 0.03**2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Of the five scales (Wang et al. 2003); fewer scales share their sum again."""
+"""Weights of the five scales (Wang et al. 2003); fewer scales are weighted to the same sum."""
 
 
 def ssim(left: Tensor, right: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), mean over windows and channels: (N, 3, S, S) twice in [0, 1] -> (N,)."""
+    """Structural similarity, mean over windows and channels: (N, 3, S, S) twice in [0, 1] -> (N,).
+
+    Wang et al. 2004.
+    """
     return _similarity(left, right)[0]
 
 
 def ms_ssim(left: Tensor, right: Tensor) -> Tensor:
-    """SSIM over scales, each half the last; as many of the five as the window fits in (three at 64 pixels).
+    """SSIM over scales, each half the last: (N, 3, S, S) twice in [0, 1] -> (N,).
 
-    (N, 3, S, S) twice in [0, 1] -> (N,). Negative contrast terms count as 0, as they have no power.
+    As many of the five scales as the window fits in (three at 64 pixels). Negative contrast terms count as 0, as they have no power.
     """
     scales = min(len(SCALE_WEIGHTS), (left.shape[-1] // WINDOW).bit_length())
     weights = [weight / sum(SCALE_WEIGHTS[:scales]) for weight in SCALE_WEIGHTS[:scales]]
@@ -65,7 +68,9 @@ def _similarity(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feature_distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """LPIPS without its learned weights (Zhang et al., arXiv 1801.03924): maps (N, C, h, w) per layer, twice -> (N,).
+    """LPIPS without its learned weights: maps (N, C, h, w) per layer, twice -> (N,).
+
+    Zhang et al., arXiv 1801.03924.
 
     Channels are L2-normalised at each place; squared distances are averaged over places and layers, so 0 to 4.
     """
@@ -77,7 +82,9 @@ def feature_distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def frechet_distance(left: Vectors, right: Vectors) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to (n, D) and (m, D) features; covariances with n - 1.
+    """Squared Fréchet distance of the Gaussians fitted to (n, D) and (m, D) features.
+
+    Covariances with n - 1.
 
     ‖μ₁ - μ₂‖² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½. With Σ = AᵀA the last trace is the sum of the singular values of A₁A₂ᵀ,
     an (n, m) matrix: exact also where n is below D. It is biased upwards by small n, so compare equal n only.
@@ -103,6 +110,6 @@ def cosines(ours: Vectors, theirs: Vectors) -> Vectors:
 
 
 def ranks(apart: Vectors, own: int) -> npt.NDArray[np.int64]:
-    """distances (R, K) -> (R,): how many of the K are strictly nearer than number `own`; 0 = it is the nearest."""
+    """Ranks (R,) of number `own` by distances (R, K): how many of the K are strictly nearer."""
     out: npt.NDArray[np.int64] = (apart < apart[:, [own]]).sum(axis=1)
     return out

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from generator.pigeon.pipeline import ImageArray
 from generator.training.evaluation.extractors import Extractor, ImageArrays, Own, Pixels
 from generator.training.evaluation.rows import PIGEON
 from generator.training.evaluation.run import Evaluation
-from generator.training.nano.samples import ImageArray
 
 SHEET_ROWS = 16
+"""Number of users on a contact sheet."""
 GAP, HEAD = 6, 14
+"""Pixels between groups of pictures, and of the line of titles above them."""
+SHEET_BYTES = 150_000
+"""Size of a contact sheet, at most, in bytes: it is kept with the figures and shown in their card."""
 
 
 def plot_alphas(evaluation: Evaluation, folder: Path) -> None:
-    """folder/alpha.svg and alpha.png: per extractor likeness to the history over likeness to the reference, a point per α_r."""
+    """Plot the α_r sweep as folder/alpha.svg and alpha.png: a point per α_r, a panel per extractor.
+
+    Likeness to the history is drawn over likeness to the reference.
+    """
     from matplotlib.figure import Figure
 
     seen: Sequence[Extractor] = [e for e in evaluation.extractors if e.name != Pixels.name] or evaluation.extractors
@@ -49,7 +57,10 @@ def plot_alphas(evaluation: Evaluation, folder: Path) -> None:
 
 
 def contact_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) -> None:
-    """A line per sample: history | reference | a candidate per α_r | their best and the baselines' pictures | the true drawing."""
+    """Write a contact sheet as WebP, a line per sample.
+
+    history | reference | a candidate per α_r | their best and the baselines' images | the true drawing
+    """
     chosen = evaluation.samples[:rows]
     own = evaluation.grids[PIGEON]
     others = [name for name in evaluation.grids if name != PIGEON]
@@ -76,11 +87,23 @@ def contact_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) ->
         block: ImageArray = np.concatenate([np.concatenate(list(line), axis=1) for line in images], axis=0)
         sheet.paste(Image.fromarray(block), (left, HEAD))
         left += block.shape[1] + GAP
-    sheet.save(path)
+    path.write_bytes(webp(sheet))
+
+
+def webp(image: Image.Image, limit: int = SHEET_BYTES) -> bytes:
+    """The image as WebP, as good as fits into `limit` bytes; at quality 10 whatever its size."""
+    found = b""
+    for quality in range(95, 5, -5):
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=quality, method=6)
+        found = buffer.getvalue()
+        if len(found) <= limit:
+            break
+    return found
 
 
 SHORT = {"no-personalization": "no history", "random-mask": "rand. mask"}
-"""Heads that fit over a picture of 64 pixels."""
+"""Titles that fit over a picture of 64 pixels."""
 
 
 def _column(evaluation: Evaluation, row: str, count: int) -> ImageArrays:

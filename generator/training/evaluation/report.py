@@ -1,4 +1,4 @@
-"""What is said of an evaluation: tables for a terminal and for a model card, and everything as JSON."""
+"""Reports of an evaluation: tables for a terminal and for a model card, and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ TRADED = ("reference", "history")
 
 @dataclass(frozen=True)
 class Figure:
-    """A column: `key` as `measure.Measured` names it; `digits` behind the point, or none for a share in percent."""
+    """A column of a table.
+
+    `key` is as `measure.Measured` names it; `digits` behind the point, or none for a share in percent.
+    """
 
     key: str
     head: str
@@ -108,12 +111,12 @@ def tables(evaluation: Evaluation) -> list[Text]:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """What a model card can take as it is."""
+    """The report as Markdown, which a model card can take as it is."""
     request = evaluation.request
     pairs = "held-out" if request.held_out else "trained"
     head = (
         f"{request.count} simulated users (seed {request.seed}), {pairs} (concept, style) pairs of the concepts that films show.\n"
-        "Four of a user's five history pictures are in the style and palette that the user likes; the reference is in another style.\n"
+        f"{evaluation.about}\n"
         "± is half of a 95 % bootstrap interval over users (for none or all of n, which it gives as ±0, it is up to 3/n).\n"
         "The own scorer also selects the candidates, so its figures flatter the model; the other extractors are independent of it.\n"
     )
@@ -121,14 +124,14 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything that was measured; figures are named as `measure.Measured` says."""
+    """The report as JSON: everything that was measured, by the names of `measure.Measured`."""
     request = evaluation.request
     return {
         "format_version": FORMAT_VERSION,
         "checkpoint": str(request.checkpoint),
         "compare": None if request.compare is None else str(request.compare),
         "count": request.count,
-        "distinct_pairs": len({tuple(sample.target[:2].tolist()) for sample in evaluation.samples}),
+        "distinct_pairs": len({sample.target[:2] for sample in evaluation.samples}),
         "pairs": "held-out" if request.held_out else "trained",
         "seed": request.seed,
         "ratios": list(request.alphas),
@@ -153,7 +156,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def chance(evaluation: Evaluation) -> dict[str, float]:
-    """What a blind guess gets, in the order of `truth_figures`."""
+    """Share that a blind guess gets right, in the order of `truth_figures`."""
     styles, palettes = evaluation.looks
     shown, every = evaluation.concepts
     return {
@@ -179,7 +182,7 @@ def _known_truth(evaluation: Evaluation, extractor: Extractor, rows: Sequence[Ro
 
 
 def _reference(evaluation: Evaluation, rows: Sequence[RowReport]) -> Text:
-    """With the Fréchet distances, which are of whole rows."""
+    """The table of likeness to the reference, with the Fréchet distances, which are of whole rows."""
     extractors = evaluation.extractors
     note = (
         "CS, CIS and similarities are 100·cosine. Fréchet distances are between extractor features of the row and of the true drawings; "

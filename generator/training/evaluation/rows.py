@@ -1,4 +1,4 @@
-"""The rows of the table: what Pigeon draws for each sample, and what it is compared with."""
+"""The rows of the tables: what a checkpoint draws for each sample, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ from torch import Tensor
 
 from generator.pigeon.masking import MutualMaskGenerator
 from generator.pigeon.model import PigeonModel
-from generator.pigeon.pipeline import PigeonPipeline, Task
+from generator.pigeon.pipeline import ImageArray, PigeonPipeline, Task
 from generator.pigeon.sampling import noise_image
 from generator.training.evaluation.extractors import ImageArrays
-from generator.training.nano.samples import ImageArray, Sample, as_rgb
-from generator.training.nano.world import World
+from generator.training.evaluation.samples import Sample, Samples
 
 BATCH = 12
-"""Tasks that are drawn at once."""
+"""Number of tasks that are drawn at once."""
 PIGEON, OTHER = "pigeon", "other"
 
 
 @dataclass(frozen=True)
 class Row:
-    """`draw(samples)` -> a picture for each, (B, S, S, 3); `pictures`: how many it pays diffusion for per sample."""
+    """A row of the tables: `draw(samples)` gives an image for each, (B, S, S, 3)."""
 
     name: str
     title: str
     draw: Callable[[Sequence[Sample]], ImageArrays]
-    images: int = 0
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One checkpoint over the α_r grid: a row per ratio, of which the scorer's choice is the row `name`."""
+    """One checkpoint over the α_r grid: a row per ratio, and the scorer's choice, the row `name`."""
 
     name: str
     title: str
@@ -47,13 +45,13 @@ class Grid:
         return f"{self.name}@{alpha:g}"
 
     def draw(self, chosen: Sequence[Sample]) -> dict[str, ImageArrays]:
-        """-> pictures (B, S, S, 3) by row name."""
+        """Images (B, S, S, 3) by row name."""
         images = drawn(PigeonPipeline(self.model), [replace(s.task, alphas=tuple(self.alphas)) for s in chosen])
         return {self.row_name(alpha): images[:, number] for number, alpha in enumerate(self.alphas)}
 
 
-def baselines(world: World, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
-    """By the name that the command line has for them. `ratio`: α_r of the row without the mutual mask."""
+def baselines(samples: Samples, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
+    """Rows to compare with, by their names on the command line; `alpha`: that of the random mask."""
     pipeline = PigeonPipeline(model)
 
     def without_history(chosen: Sequence[Sample]) -> ImageArrays:
@@ -71,18 +69,18 @@ def baselines(world: World, model: PigeonModel, alpha: float, seed: int) -> dict
         return np.stack([s.task.reference.image for s in chosen])
 
     def truth(chosen: Sequence[Sample]) -> ImageArrays:
-        return np.stack([as_rgb(world.draw(*s.target.tolist())) for s in chosen])
+        return np.stack([samples.draw(s.target) for s in chosen])
 
     def redrawn(chosen: Sequence[Sample]) -> ImageArrays:
         codes = [row.tolist() for row in model.tokenizer.encode(pipeline.pixels(list(truth(chosen))))]
         return rendered(pipeline, codes, [(s.task.seed, 0) for s in chosen])
 
     rows = (
-        Row("no-personalization", "no history (α_r 0)", without_history, 1),
-        Row("random-mask", f"random mask (α_r {alpha:g})", randomly_masked, 1),
+        Row("no-personalization", "no history (α_r 0)", without_history),
+        Row("random-mask", f"random mask (α_r {alpha:g})", randomly_masked),
         Row("reference-copied", "reference copied", copied),
         Row("random-history", "random history picture", past),
-        Row("redrawn", "true codes drawn again", redrawn, 1),
+        Row("redrawn", "true codes drawn again", redrawn),
         Row("truth", "the true drawing", truth),
     )
     return {row.name: row for row in rows}
@@ -90,7 +88,7 @@ def baselines(world: World, model: PigeonModel, alpha: float, seed: int) -> dict
 
 @torch.no_grad()
 def drawn(pipeline: PigeonPipeline, tasks: Sequence[Task]) -> ImageArrays:
-    """The pipeline without its scores and with a history that may be empty: (B, A, S, S, 3) for A alphas."""
+    """Draw the tasks without scoring them: (B, A, S, S, 3) for A alphas; a history may be empty."""
     history, references = pipeline.encode(tasks)
     keeps, embeddings = pipeline.mask(tasks, history, references)
     answers = pipeline.generate(tasks, history, keeps, embeddings)
@@ -103,14 +101,17 @@ def drawn(pipeline: PigeonPipeline, tasks: Sequence[Task]) -> ImageArrays:
 
 @torch.no_grad()
 def rendered(pipeline: PigeonPipeline, codes: list[list[int]], streams: Sequence[tuple[int, int]]) -> ImageArrays:
-    """Codes per picture, (seed, variant) of its noise -> (N, S, S, 3)."""
+    """Draw codes (one list per image) from the noise of their (seed, variant) -> (N, S, S, 3)."""
     shape = pipeline.model.diffusion.latent_shape
     noise = np.stack([noise_image(seed, variant, shape) for seed, variant in streams])
     return pipeline.model.diffusion.draw(*pipeline.decode(codes), noise)
 
 
 class IndifferentMasks(MutualMaskGenerator):
-    """Likes all tokens alike: with Gumbel noise, what is kept is random, and as much as the mutual mask keeps."""
+    """A mask generator that scores all tokens alike.
+
+    With Gumbel noise, what is kept is random, and as much as the mutual mask keeps.
+    """
 
     def scores(self, embeds: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         return embeds.new_zeros(types.shape)
@@ -118,7 +119,7 @@ class IndifferentMasks(MutualMaskGenerator):
 
 @contextmanager
 def indifferent_masks(model: PigeonModel) -> Iterator[None]:
-    """The model's mask generator is another one inside."""
+    """Replace the model's mask generator by one that is indifferent, for a `with` block."""
     personalizer = model.personalizer
     own = personalizer.mask_generator
     personalizer.mask_generator = IndifferentMasks(model.config.language.width, own.config).eval()
@@ -129,7 +130,7 @@ def indifferent_masks(model: PigeonModel) -> Iterator[None]:
 
 
 def sized(images: ImageArrays, side: int) -> ImageArrays:
-    """(N, S, S, 3) at the side of the real drawings."""
+    """Resize (N, S, S, 3) to the side of the real drawings."""
     if images.shape[1] == side:
         return images
     fitted: list[ImageArray] = [

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
-from generator.datasets.fetch import versions_key
-from generator.datasets.icons import ICON_SIZE
 from generator.pigeon.checkpoint import load_model
+from generator.pigeon.model import PigeonModel
 from generator.training.evaluation.bootstrap import Bootstrap, Estimate
 from generator.training.evaluation.extractors import NAMES, Extractor, ImageArrays, Own, extractor
+from generator.training.evaluation.gallery import Gallery
 from generator.training.evaluation.measure import Judge, Measured
 from generator.training.evaluation.rows import BATCH, OTHER, PIGEON, Grid, Row, baselines, sized
-from generator.training.nano.gallery import Gallery
-from generator.training.nano.samples import ALPHAS, Sample, samples
-from generator.training.nano.world import World
+from generator.training.evaluation.samples import Sample, Samples
 from schemas.errors import InputError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, units done, units in all)."""
+"""Callback that takes (what is being done, units done, units in all)."""
+ALPHAS = (0.0, 0.3, 0.6, 0.9)
+"""Grid of masking ratios, where none is asked for."""
 ALL_BASELINES = ("no-personalization", "random-mask", "reference-copied", "random-history", "redrawn", "truth")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `pigeon evaluate` was asked for."""
+    """What is to be evaluated, as `pigeon evaluate` is asked."""
 
     checkpoint: Path
     count: int = 100
@@ -60,7 +60,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`grids`: names of the rows that are the scorer's choice over an α_r grid, each with its rows per ratio."""
+    """What an evaluation found.
+
+    `grids`: names of the rows that are the scorer's choice over an α_r grid, each with its rows per ratio.
+    """
 
     request: Request
     extractors: Sequence[Extractor]
@@ -71,11 +74,16 @@ class Evaluation:
     images: dict[str, ImageArrays]  # row -> (n, S, S, 3)
     concepts: tuple[int, int]  # that films show, all
     looks: tuple[int, int]  # styles, palettes
+    about: str  # as `Samples` has it
     seconds: dict[str, float]  # per step
 
 
-def check(request: Request, cache: Path) -> None:
-    """Raises InputError for what can be known to be wrong before anything is loaded."""
+def check(request: Request) -> None:
+    """Check what can be known to be wrong before anything is loaded.
+
+    Raises:
+        InputError: a field of the request is wrong.
+    """
     if request.count < 1:
         raise InputError(f"count: {request.count} is too few; draw 1 or more")
     if not request.alphas or any(not 0 <= alpha <= 1 for alpha in request.alphas):
@@ -88,80 +96,96 @@ def check(request: Request, cache: Path) -> None:
     for name in request.extractors:
         if name not in NAMES:
             raise InputError(f"extractor: unknown name {name!r}; one of {', '.join(NAMES)}")
-    for path in (cache / f"icons-{versions_key()}-{ICON_SIZE}.json", cache / "ml-100k"):
-        if not path.exists():
-            raise InputError(
-                f"{path} is missing: `pigeon train stage text` fetches the data; if it is elsewhere, set PIGEON_STATE_DIR"
-            )
 
 
-def evaluate(request: Request, cache: Path, progress: Progress) -> Evaluation:
-    """Draw, measure, estimate; deterministic but for float rounding.
+def evaluate(request: Request, samples: Samples, folder: Path, progress: Progress) -> Evaluation:
+    """Draw, measure and estimate; deterministic but for float rounding.
+
+    folder: where vectors of real drawings are kept from one evaluation to the next.
 
     Raises:
-        InputError: a field of the request is wrong, or the data is not there.
+        InputError: a field of the request is wrong, or the samples' data is not there.
         ModelError: a checkpoint is missing, incomplete or has no scorer.
     """
-    check(request, cache)
+    check(request)
+    samples.check()
     clock = Clock()
     model = load_model(request.checkpoint)
     own = Own(model)
     extractors = [own if name == own.name else extractor(name, model) for name in dict.fromkeys(request.extractors)]
-    grids = [Grid(PIGEON, "Pigeon", model, request.alphas)]
-    if request.compare is not None:
-        grids.append(Grid(OTHER, f"Pigeon of {request.compare.name}", load_model(request.compare), request.alphas))
-    world = World(cache)
-    chosen = samples(world, cache, request.count, request.seed, held_out=request.held_out, alphas=tuple(request.alphas))
+    grids = _grids(request, model)
+    chosen = samples.choose(request.count, request.seed, request.alphas, held_out=request.held_out)
     middle = request.alphas[len(request.alphas) // 2]
-    known = baselines(world, model, middle, request.seed)
+    known = baselines(samples, model, middle, request.seed)
     wanted = [known[name] for name in dict.fromkeys(request.baselines)]
 
     with clock("draw"):
         images = draw(chosen, grids, wanted, progress)
-    gallery = Gallery(world, cache / "evaluation")
+    gallery = Gallery(samples, folder)
     with clock("gallery"):
-        slabs = sorted({(style, palette) for _, style, palette in (s.target.tolist() for s in chosen)})
-        missing = gallery.missing(extractors, slabs)
-        counted = Counted(progress, "Encode real drawings", len(missing) * len(world.concepts))
+        missing = gallery.missing(
+            extractors, sorted({(sample.target.style, sample.target.palette) for sample in chosen})
+        )
+        counted = Counted(progress, "Encode real drawings", len(missing) * len(samples.concepts))
         gallery.fill(missing, counted)
     with clock("measure"):
-        judge = Judge(world, gallery, extractors, own)
+        judge = Judge(samples, gallery, extractors, own)
         measured = judge.measure(chosen, images, Counted(progress, "Measure", len(chosen)))
     titles = {row.name: row.title for row in wanted}
-    alphas: dict[str, list[str]] = {}
     for grid in grids:
-        alphas[grid.name] = [grid.row_name(alpha) for alpha in request.alphas]
-        best = measured.choose(grid.name, alphas[grid.name])
-        among = np.stack([images[row] for row in alphas[grid.name]])
-        images[grid.name] = among[best, np.arange(len(chosen))]
-        titles |= {grid.name: f"{grid.title}, best of grid"}
-        titles |= {grid.row_name(alpha): f"{grid.title}, α_r {alpha:g}" for alpha in request.alphas}
+        titles |= _choose_best(grid, measured, images)
     bootstrap = Bootstrap(len(chosen), request.seed)
-    order = [*alphas, *(name for names in alphas.values() for name in names), *(row.name for row in wanted)]
-    rows = {name: _reported(name, titles[name], measured, bootstrap) for name in order}
-    pairs = [(PIGEON, OTHER)] if request.compare is not None else []
-    if "random-mask" in titles:
-        pairs.append((grids[0].row_name(middle), "random-mask"))
-    if "no-personalization" in titles and 0 in request.alphas:
-        pairs.append((grids[0].row_name(0), "no-personalization"))
+    swept = {grid.name: [grid.row_name(alpha) for alpha in grid.alphas] for grid in grids}
+    order = [*swept, *(name for names in swept.values() for name in names), *(row.name for row in wanted)]
     return Evaluation(
         request,
         extractors,
-        rows,
-        [_difference(left, right, measured, bootstrap) for left, right in pairs],
-        alphas,
+        {name: _reported(name, titles[name], measured, bootstrap) for name in order},
+        [_difference(left, right, measured, bootstrap) for left, right in _compared(request, grids[0], middle)],
+        swept,
         chosen,
         images,
-        (int(world.shown.sum()), len(world.concepts)),
-        (len(world.styles), len(world.palettes)),
+        (len(samples.shown), len(samples.concepts)),
+        (len(samples.styles), len(samples.palettes)),
+        samples.about,
         clock.seconds,
     )
+
+
+def _grids(request: Request, model: PigeonModel) -> list[Grid]:
+    """The checkpoint's grid and, where another checkpoint is to be compared, that one's."""
+    grids = [Grid(PIGEON, "Pigeon", model, request.alphas)]
+    if request.compare is not None:
+        grids.append(Grid(OTHER, f"Pigeon of {request.compare.name}", load_model(request.compare), request.alphas))
+    return grids
+
+
+def _choose_best(grid: Grid, measured: Measured, images: dict[str, ImageArrays]) -> dict[str, str]:
+    """Add the row of the scorer's choice over the grid to `measured` and `images`.
+
+    Returns the titles of the grid's rows, by name.
+    """
+    names = [grid.row_name(alpha) for alpha in grid.alphas]
+    best = measured.choose(grid.name, names)
+    images[grid.name] = np.stack([images[name] for name in names])[best, np.arange(len(best))]
+    titles = {name: f"{grid.title}, α_r {alpha:g}" for name, alpha in zip(names, grid.alphas, strict=True)}
+    return titles | {grid.name: f"{grid.title}, best of grid"}
+
+
+def _compared(request: Request, grid: Grid, middle: float) -> list[tuple[str, str]]:
+    """Pairs of rows whose difference is reported, as far as both were drawn."""
+    pairs = [(PIGEON, OTHER)] if request.compare is not None else []
+    if "random-mask" in request.baselines:
+        pairs.append((grid.row_name(middle), "random-mask"))
+    if "no-personalization" in request.baselines and 0 in request.alphas:
+        pairs.append((grid.row_name(0), "no-personalization"))
+    return pairs
 
 
 def draw(
     chosen: Sequence[Sample], grids: Sequence[Grid], wanted: Sequence[Row], progress: Progress
 ) -> dict[str, ImageArrays]:
-    """-> pictures (n, S, S, 3) by row, at the side of the real drawings."""
+    """Draw all rows: images (n, S, S, 3) by row name, at the side of the real drawings."""
     side = chosen[0].task.reference.image.shape[0]
     parts: dict[str, list[ImageArrays]] = {}
     for start in range(0, len(chosen), BATCH):
@@ -187,7 +211,7 @@ def _difference(left: str, right: str, measured: Measured, bootstrap: Bootstrap)
 
 
 class Counted:
-    """Turns "so many more" into a progress of (what, done, in all)."""
+    """A progress callback of (what, done, in all) as one that takes how many more are done."""
 
     def __init__(self, progress: Progress, what: str, total: int) -> None:
         self._progress, self._what, self._total, self._done = progress, what, total, 0
@@ -198,7 +222,7 @@ class Counted:
 
 
 class Clock:
-    """`with clock("draw")`: wall-clock seconds by step."""
+    """Wall-clock seconds by step, measured by `with clock("draw")`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What the stages have trained so far, put together into one model."""
+"""The model that is put together from what the stages have trained so far."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
 from generator.training.nano.decoder import build_decoder_task
 from generator.training.nano.diffusion import DiffusionTask
-from generator.training.nano.language import learning_alignment, learning_language
+from generator.training.nano.language import learning_language
 from generator.training.nano.scorer import build_scorer_task
 from generator.training.nano.tokenizer import build_task
 from generator.training.nano.vae import UNIT
-from generator.training.nano.vae_finetune import PolishTask
+from generator.training.nano.vae_finetune import VaeDecoderTask
 from generator.training.nano.world import World
 from generator.training.trainer import load_averaged
 from schemas.errors import ModelError
@@ -30,8 +30,9 @@ TEXT_TOKENIZER = "text/tokenizer.json"
 def assemble_model(
     root: Path, world: World, config: PigeonConfig, start: Path | None = None, *, preference: bool = True
 ) -> PigeonModel:
-    """A model from the stages' folders under `root`; a part that no stage has trained is as in the checkpoint `start`, or
-    random, and is logged. Without `preference`: as before stage 2.
+    """A model from the stages' folders under `root`.
+
+    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2.
 
     Raises:
         ModelError: there is no text tokenizer yet.
@@ -45,7 +46,8 @@ def assemble_model(
     if (root / "language/state.pt").exists():
         trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
     if (root / "alignment/state.pt").exists():
-        trained["alignment"] = load_averaged(learning_alignment(model.personalizer), root / "alignment")
+        model.personalizer.set_trainable()
+        trained["alignment"] = load_averaged(model.personalizer, root / "alignment")
     adapter = root / "preference/adapter"
     if preference and adapter.exists():
         load_adapter(model.personalizer, adapter)
@@ -66,7 +68,7 @@ def assemble_model(
     if (root / "diffusion/state.pt").exists():
         trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
     if (root / "polish/state.pt").exists():
-        trained["polish"] = load_averaged(PolishTask(model.diffusion), root / "polish")
+        trained["polish"] = load_averaged(VaeDecoderTask(model.diffusion), root / "polish")
     if model.scorer is not None and (root / "scorer/state.pt").exists():
         scored = build_scorer_task(config, world)
         trained["scorer"] = load_averaged(scored, root / "scorer")

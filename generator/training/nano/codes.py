@@ -1,4 +1,4 @@
-"""Codes and latents of every picture of the world, made once by the frozen tokenizer and VAE."""
+"""Codes and latents of every picture of the world, computed once by the frozen tokenizer and VAE."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class CodeCache:
-    """`codes` int16 (concepts, styles, palettes, N): what the tokenizer says of every picture.
+    """Codes of every picture, and the answers that the language model learns.
 
-    `answers`, of the same shape: what the language model learns to say. A picture has many codes that draw it; of them the
+    `codes` int16 (concepts, styles, palettes, N): the tokenizer's.
+
+    `answers`, of the same shape: what the language model learns to answer. A picture has many codes that draw it; of them the
     answer takes those that the tokenizer uses most for the palette, for the style, and for the thing in any style on any
     palette. So a thing has the same answer in a style in which it was never drawn as in the others.
     """
@@ -51,7 +53,7 @@ class CodeCache:
         return cls(codes, answers)
 
     def mixed(self, world: World, triple: Triple, rng: np.random.Generator, other_style_share: float) -> Tensor:
-        """Codes (B, N) int64 that mean the pictures `triple`, each role's from another picture, as the tokenizer learned it.
+        """Codes (B, N) int64 for the pictures `triple`, each role's codes from another picture.
 
         `ANSWER_SHARE` of the rows are the answers, and all of drawings that training may not see; `other_style_share` of the
         rest take the shape from another style's drawing.
@@ -62,7 +64,7 @@ class CodeCache:
         some = np.flatnonzero((rng.random(count) >= ANSWER_SHARE) & world.trained[concept, style])
         others, other_styles, other_palettes = world.sample(count, rng)
         rows[some, PALETTE] = self.codes[others, other_styles, palette][some, PALETTE]
-        fit = np.where(world.trained[others, style], others, concept)  # no held-out drawing says what its style is
+        fit = np.where(world.trained[others, style], others, concept)  # no held-out drawing shows what its style is
         rows[some, STYLE] = self.codes[fit, style, other_palettes][some, STYLE]
         drawn = np.where(rng.random(count) < other_style_share, world.other_styles(concept, style, rng), style)
         rows[some, SHAPE] = self.codes[concept, drawn, other_palettes][some, SHAPE]
@@ -70,7 +72,7 @@ class CodeCache:
 
 
 def most_used(rows: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """(n, k) -> (k,): the commonest row."""
+    """The commonest row: (n, k) -> (k,)."""
     found, count = np.unique(rows, axis=0, return_counts=True)
     row: npt.NDArray[np.int16] = found[count.argmax()]
     return row
@@ -83,14 +85,12 @@ def fill(
     shape: tuple[int, ...],
     dtype: str,
     make: Callable[[Tensor], Tensor],
-    part: tuple[int, int] = (0, 1),
     every: bool = False,
 ) -> npt.NDArray[np.generic]:
-    """Make `<folder>/<name>.npy`, (concepts, styles, palettes, *shape), of every picture that films show, or that there is.
+    """Fill `<folder>/<name>.npy`, (concepts, styles, palettes, *shape), with numbers of every picture.
 
-    The other concepts stay zero. `part` (i, n): do only the i-th n-th.
-
-    make: pixels (B, 3, S, S) in [0, 1] -> (B, *shape). The parts of one array may be filled by several processes at once.
+    make: pixels (B, 3, S, S) in [0, 1] -> (B, *shape).
+    every: of all concepts; else of those that films show, and the others stay zero.
     """
     full = (len(world.concepts), len(world.styles), len(world.palettes), *shape)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,13 +104,13 @@ def fill(
     array: npt.NDArray[np.generic] = np.lib.format.open_memmap(path, mode="r+")
     flat = array.reshape(-1, *shape)
     triples = np.stack(np.unravel_index(np.arange(len(flat)), full[:3]), axis=1)
-    mine = np.array_split(np.flatnonzero(world.shown[triples[:, 0]] | every), part[1])[part[0]]
+    wanted = np.flatnonzero(world.shown[triples[:, 0]] | every)
     with torch.no_grad():
-        for number, start in enumerate(range(0, len(mine), CHUNK)):
-            places = mine[start : start + CHUNK]
+        for number, start in enumerate(range(0, len(wanted), CHUNK)):
+            places = wanted[start : start + CHUNK]
             pixels = torch.from_numpy(world.images(*triples[places].T))
             flat[places] = make(pixels).numpy().astype(dtype)
             if number % 100 == 0:
-                log.info("%s: %d of %d", name, start, len(mine))
+                log.info("%s: %d of %d", name, start, len(wanted))
     np.lib.format.open_memmap(path, mode="r+").flush()
     return array

@@ -1,4 +1,6 @@
-"""Stage `decoder`: the token decoder learns to say in its prompt_embeds what the codes stand for, latents and words.
+"""Stage `decoder`: the token decoder learns from codes the latents and the words of their pictures.
+
+Both stand in its prompt_embeds.
 
 Trained on the frozen tokenizer's cached codes it sees many times more pictures per second than the UNet does: what is
 known of a drawing is learned here, cheaply, and the UNet has to place and sharpen it. Of a drawing that training may not
@@ -34,7 +36,7 @@ OTHER_STYLE_SHARE = 0.6
 GUESSED_SHARE = 0.3
 """Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
 MASKED_SHARE = 0.15
-"""Share of the steps that decode as for a reference, half of them without a random part of the codes; those learn the words only."""
+"""Share of the steps that decode as for a reference and learn the words only; half of them lack a random part of the codes."""
 
 
 class DecoderTask(nn.Module):
@@ -66,7 +68,9 @@ def train_decoder(
     config: TrainerConfig,
     batch: int = 32,
 ) -> None:
-    """Train the model's token decoder on cached codes and latents (concepts, styles, palettes, 4, 16, 16); its codebook stays as it is.
+    """Train the model's token decoder on cached codes and latents; its codebook stays as it is.
+
+    latents: (concepts, styles, palettes, 4, 16, 16).
 
     imputed: of the latents' shape, for the drawings that may not be seen.
     """

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from generator.pigeon.config import PigeonConfig
 from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.diffusion import Diffusion, cells
+from generator.pigeon.model import PigeonModel
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import Critic, Critique, Latents
 from generator.training.nano.world import World
@@ -30,14 +30,15 @@ GUESSED_SHARE = 0.5
 UNSEEN_SHARE = 0.6
 """Share of the rows that take a style in which the thing was never drawn, where there is one: of three things in seven."""
 MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 0.05, 0.1
-"""Of what the critique says, beside the distance from the drawing."""
+"""Weights of the critique's two losses, beside the squared distance from the drawing."""
 NOISY_HALF_SHARE = 0.6
 """Extra share of samples in the noisier half of the schedule, where what is drawn is decided."""
 
 
 class DiffusionTask(nn.Module):
-    """What learns: the UNet and the decoder's pooled condition. The prompt_embeds are the tokenizer stage's, frozen,
-    because the language model's reference condition is made of them.
+    """The modules that learn: the UNet and the decoder's pooled condition.
+
+    The prompt_embeds are the tokenizer stage's, frozen, because the language model's reference condition is made of them.
     """
 
     def __init__(self, diffusion: Diffusion, decoder: CodeDecoder) -> None:
@@ -58,35 +59,35 @@ def training_alphas(scheduler: dict[str, object]) -> Tensor:
 def train_diffusion(
     folder: Path,
     world: World,
-    model: PigeonConfig,
-    diffusion: Diffusion,
-    decoder: CodeDecoder,
+    model: PigeonModel,
     codes: CodeCache,
     latents: Latents,
     imputed: Latents,
     critic: Critic,
     config: TrainerConfig,
     batch: int = 16,
-) -> DiffusionTask:
-    """v-prediction on cached latents (concepts, styles, palettes, 4, h, w), half from the sketches `imputed`, of the same shape;
-    a tenth of the conditions are dropped (zero). Of drawings that may not be seen `imputed` is what is to be drawn. The critic
-    compares the picture that a prediction under conditions means with the drawing, and with the thing's drawings in other styles:
-    squares alone are content with a blur.
+) -> None:
+    """Train the UNet by v-prediction on cached latents (concepts, styles, palettes, 4, h, w).
+
+    Half of the sketches are `imputed`, of the latents' shape, which is also what is drawn of drawings that may not be seen; a tenth of
+    the conditions are dropped (zero). The critic compares the picture that a prediction under conditions means with the drawing, and with
+    the concept's drawings in other styles: squares alone are content with a blur.
     """
+    diffusion, decoder = model.diffusion, model.code_decoder
     task = DiffusionTask(diffusion, decoder)
     critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join()
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:
         drawn, unseen = world.some_unseen(world.sample(batch, rng), UNSEEN_SHARE, rng)
-        said = codes.mixed(world, drawn, rng, OTHER_STYLE_SHARE)
+        mixed = codes.mixed(world, drawn, rng, OTHER_STYLE_SHARE)
         by_guess, kept_rows = rng.random(batch) < GUESSED_SHARE, rng.random(batch) >= DROPPED_SHARE
         noisiest = rng.random(batch) < NOISY_HALF_SHARE
         times = rng.integers(np.where(noisiest, len(alphas) // 2, 0), len(alphas))
         noise = torch.randn(batch, *latents.shape[3:])
         (mine,) = group.parts(batch)
         triple = (drawn[0][mine], drawn[1][mine], drawn[2][mine])
-        rows, noise, timesteps = said[mine], noise[mine], torch.from_numpy(times[mine])
+        rows, noise, timesteps = mixed[mine], noise[mine], torch.from_numpy(times[mine])
         imagined = imputed[triple]
         drawing = np.where(unseen[mine, None, None, None], imagined, latents[triple])
         clean = torch.from_numpy(drawing.astype(np.float32))
@@ -111,4 +112,3 @@ def train_diffusion(
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
     Trainer(task, loss, folder, config).run()
-    return task

@@ -1,4 +1,4 @@
-"""Stages `language` and `alignment`: LLaMA learns to draw in codes, then in a user's taste.
+"""Stages `language` and `alignment`: LLaMA learns to answer in codes, then in a user's taste.
 
 Pretraining packs several drawings into one sequence, all in one user's taste: a short history, then reference text and
 embedding and the codes of the picture in that taste, again and again. Every drawing is supervised and is history to the
@@ -7,26 +7,24 @@ next. Later steps use the real prompt (five history pictures, one reference, one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from generator.datasets.captions import facts_of, with_article
 from generator.datasets.movies import load_movielens
 from generator.pigeon.decoder import pad_codes
-from generator.pigeon.masking import draw_noise
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
 from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, assemble, mask_inputs, prompt_text_ids
+from generator.training.logprobs import Answers, label_logprobs
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.world import Indices, World
-from generator.training.trainer import Part, Trainer, TrainerConfig
+from generator.training.reconstruction import mask_draws, masked_logprobs, train_reconstruction
+from generator.training.trainer import Trainer, TrainerConfig
 
 SAME_LOOK_SHARE = 0.3
 """Share of references that are already drawn in the user's style and palette."""
@@ -38,7 +36,7 @@ NOISE_SHARE = 0.12
 
 @dataclass(frozen=True)
 class Taste:
-    """One simulated user's prompt: history pictures, a reference picture, and the answer; (concept, style, palette) rows."""
+    """One simulated user's prompt and its answer, as (concept, style, palette) rows."""
 
     history: Indices  # (H, 3)
     reference: Indices  # (3,)
@@ -102,7 +100,7 @@ class Prompts:
         return self.titles[rng.integers(len(self.titles))]
 
     def brief(self, concept: int, rng: np.random.Generator) -> tuple[str, str]:
-        """Title and description, most often without what says nothing of the picture."""
+        """Title and description, most often reduced to what describes the picture."""
         if rng.random() < 0.25:
             return self.title(concept, rng), self.description(concept, rng)
         return "", f"A poster with {with_article(self.world.concepts[concept].label)}."
@@ -112,12 +110,12 @@ class Prompts:
         return sentence if rng.random() < 0.2 else f"{self.facts[rng.integers(len(self.facts))]}. {sentence}"
 
     def image_codes(self, rows: Indices) -> list[list[int]]:
-        """(N, 3) -> what the tokenizer says of each."""
+        """Codes by the tokenizer of the pictures (N, 3)."""
         found: list[list[int]] = self.codes.codes[tuple(rows.T)].tolist()
         return found
 
     def answer(self, row: Indices) -> list[int]:
-        """(3,) -> the codes that the language model is to draw it with."""
+        """Codes that the language model is to answer for the picture (3,)."""
         codes: list[int] = self.codes.answers[tuple(row)].tolist()
         return codes
 
@@ -147,7 +145,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Packed:
-    """Several drawings per row: tokens (B, T) right-padded, labels (B, T); references: their codes, row by row."""
+    """Several drawings per row: tokens (B, T) and labels (B, T), padded behind.
+
+    references: codes of the references, row by row.
+    """
 
     tokens: Tensor
     labels: Tensor
@@ -155,7 +156,10 @@ class Packed:
 
 
 def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng: np.random.Generator) -> Packed:
-    """A short history, then `drawings` times "reference text, embedding, response mark, picture", all in one taste."""
+    """Rows of a short history and `drawings` references with their answers, all in one taste.
+
+    A reference is "reference text, embedding, response mark", its answer a picture.
+    """
     config = prompts.model.config
     ids, wording = config.ids, config.wording
     head = len(prompts.encode(wording.instruction)) + (ids.bos_id is not None)
@@ -194,29 +198,11 @@ def packed_batch(prompts: Prompts, count: int, history: int, drawings: int, rng:
     return Packed(tokens, wanted, references)
 
 
-def answer_logprobs(
-    personalizer: Personalizer,
-    embeds: Tensor,
-    attention: Tensor | None,
-    labels: Tensor,
-) -> Tensor:
-    """Log-probability of each label (n,) in row order, and nothing else: the vocabulary's matrix is a third of the cost.
-
-    embeds (B, T, C), attention (B, T) left-padded, or none for right-padded rows; labels (B, T).
-    """
-    positions = None if attention is None else (attention.cumsum(dim=1) - 1).clamp(min=0)
-    base: Any = personalizer.llama.get_base_model()
-    hidden = base.model(
-        inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False
-    ).last_hidden_state
-    wanted = labels[:, 1:]
-    place = wanted != IGNORED_LABEL
-    logits = base.lm_head(hidden[:, :-1][place])
-    return -F.cross_entropy(logits.float(), wanted[place], reduction="none")
-
-
 def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.Generator) -> Tensor:
-    """(n,): half of the references are given whole, the others lose a random share of their codes."""
+    """Log-probability of each label (n,).
+
+    Half of the references are given whole, the others lose a random share of their codes.
+    """
     codes, lengths = pad_codes([torch.tensor(row) for row in packed.references], max(map(len, packed.references)))
     kept = np.arange(codes.shape[1])[None] < lengths.numpy()[:, None]
     share = np.where(rng.random(len(kept)) < 0.5, 1.0, rng.random(len(kept)))
@@ -225,47 +211,15 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
         condition = personalizer.code_decoder.decode_kept(codes, torch.from_numpy(kept).float()).mean(dim=1)
     embeds = personalizer.token_embeddings(packed.tokens)
     embeds = embeds.masked_scatter((packed.tokens == EMBEDDING)[..., None], personalizer.adapter(condition))
-    return answer_logprobs(personalizer, embeds, None, packed.labels)
-
-
-def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A masking ratio per row (B,) and Gumbel noise (B, N) (PIGEON.md section 5)."""
-    alpha = torch.from_numpy(rng.random(len(batch.tokens)))
-    return alpha, draw_noise(batch.mask_types, None, alpha.float())
-
-
-def masked_logprobs(
-    personalizer: Personalizer, batch: TrainingBatch, draws: tuple[Tensor, Tensor], *, invert_reference: bool = True
-) -> Tensor:
-    """(n,): masked preference reconstruction's, at the drawn ratios and noise."""
-    alpha, noise = draws
-    mask = personalizer.masks(
-        batch.mask_tokens,
-        batch.mask_positions,
-        batch.mask_types,
-        alpha,
-        invert_reference=invert_reference,
-        noise=noise,
-    )
-    reference = personalizer.reference_embedding(batch.mask_tokens, batch.mask_types, mask.keep)
-    embeds = personalizer.input_embeddings(batch, mask.keep, reference)
-    return answer_logprobs(personalizer, embeds, batch.attention, batch.labels)
+    return label_logprobs(personalizer, Answers(embeds, packed.labels))
 
 
 def learning_language(personalizer: Personalizer) -> Personalizer:
-    """Sets what stage `language` trains: LLaMA without LoRA, and the adapter (and the mask generator, a little)."""
+    """Let learn what stage `language` trains: all but LoRA and the code decoder; return the personalizer."""
     personalizer.requires_grad_(True)
     personalizer.code_decoder.requires_grad_(False)
     for name, parameter in personalizer.llama.named_parameters():
         parameter.requires_grad_("lora_" not in name)
-    return personalizer
-
-
-def learning_alignment(personalizer: Personalizer) -> Personalizer:
-    """Sets what stage `alignment` trains: LoRA, mask generator and adapter."""
-    personalizer.requires_grad_(True)
-    personalizer.code_decoder.requires_grad_(False)
-    personalizer.set_trainable()
     return personalizer
 
 
@@ -276,7 +230,10 @@ def train_language(
     rows: int = 8,
     packed_share: float = 0.65,
 ) -> None:
-    """Pretrain LLaMA and the adapter: packed drawings first, then (from `packed_share` of the way on) also real prompts."""
+    """Pretrain LLaMA and the adapter on packed drawings and, later, also on real prompts.
+
+    `packed_share` of the way is packed alone.
+    """
     personalizer = learning_language(prompts.model.personalizer)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -295,19 +252,9 @@ def train_language(
 def train_alignment(
     folder: Path, prompts: Prompts, config: TrainerConfig, rows: int = 8, part_rows: int | None = None
 ) -> None:
-    """Stage 1 of the paper: masked preference reconstruction; LoRA, mask generator and adapter learn.
+    """Stage `alignment`: `train_reconstruction` on `rows` real prompts a step.
 
-    part_rows: at most so many rows at once (gradient accumulation). `accelerate launch` splits the rows over its processes.
+    part_rows: at most so many rows at once.
     """
-    personalizer = learning_alignment(prompts.model.personalizer)
-
-    def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
-        batch = prompts.batch(rows, rng)
-        alpha, noise = mask_draws(batch, rng)
-        counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
-        for part in trainer.group.parts(rows, part_rows):
-            logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
-            yield -logprobs.sum() / counted, {}
-
-    trainer = Trainer(personalizer, loss, folder, config)
-    trainer.run()
+    personalizer = prompts.model.personalizer
+    train_reconstruction(folder, personalizer, lambda _, rng: prompts.batch(rows, rng), config, part_rows)

@@ -1,7 +1,8 @@
-"""Stage `preference`, the paper's stage 2: of the candidates over the α_r grid the one that is most like the history is chosen
-over the one that is least (PIGEON.md section 5), and DPO learns it on top of stage 1's adapter, the frozen reference.
+"""Stage `preference`, the paper's stage 2: DPO of answers that were ranked by likeness to the history.
 
-The users are simulated, as in the other stages. `pigeon retrain` does the same from what real users did.
+Of the candidates over the α_r grid the one that is most like the history is chosen over the one that is least (PIGEON.md section 5),
+and DPO learns it on top of stage 1's adapter, the frozen reference. The users are simulated, as in the other stages.
+`pigeon retrain` does the same from what real users did.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, Tas
 from generator.pigeon.sampling import noise_image
 from generator.training.dpo import DpoConfig, DpoResult, train_dpo
 from generator.training.nano.language import Prompts
+from generator.training.nano.samples import as_rgb
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
@@ -26,25 +28,26 @@ log = logging.getLogger(__name__)
 USERS = 900
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 LEAST_GAP = 4.5
-"""Of 100 * cosine. Where candidates are drawn, less is what another noise makes of the same codes."""
+"""Difference of a pair's history scores, at least, in 100 * cosine; another noise alone makes as much of the same codes."""
 TEMPERATURE = 1.1
-"""Of the answers that are ranked. At nano's own, 0.7, seven of ten users get none that differ by as much."""
+"""Temperature of the answers that are ranked; at nano's own, 0.7, seven of ten users get none that differ by as much."""
 AT_ONCE = 8
-BEGINNING = "start"
+START = "start"
 """Folder of the checkpoint that learns, within the stage's."""
 CONFIG = DpoConfig(learning_rate=3e-4, epochs=3, beta=1.0)
-"""The paper's rate, 5e-6, is for 7 billion weights. At its β, 0.1, with 5e-4 and four epochs, a few hundred pairs were
-learned by heart: the right palette became rarer in what fresh users were told (the card has the figures)."""
+"""Settings of the stage. The paper's rate, 5e-6, is for 7 billion weights.
+At its β, 0.1, with 5e-4 and four epochs, a few hundred pairs were
+learned by heart: the right palette became rarer in the answers for fresh users (the card has the figures)."""
 
 
 def tasks(prompts: Prompts, count: int, seed: int = 0) -> Iterator[Task]:
-    """What simulated users ask for, of drawings that training may see."""
+    """Tasks of simulated users, whose drawings training may all see."""
     world, history = prompts.world, prompts.model.config.history
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         taste = prompts.taste(rng, history)
         rows = [*taste.history, taste.reference]
-        images = [(world.draw(*row.tolist()) * 255).round().astype(np.uint8).transpose(1, 2, 0) for row in rows]
+        images = [as_rgb(world.draw(*row.tolist())) for row in rows]
         concept = int(taste.target[0])
         past = [
             Item(prompts.title(int(row[0]), rng), image) for row, image in zip(taste.history, images[:-1], strict=True)
@@ -54,7 +57,9 @@ def tasks(prompts: Prompts, count: int, seed: int = 0) -> Iterator[Task]:
 
 
 def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None:
-    """Highest over lowest history score; none when they are the same codes, or not `LEAST_GAP` apart.
+    """The pair of the highest over the lowest history score, or none.
+
+    There is none when they are the same codes, or not `LEAST_GAP` apart.
 
     Raises:
         InputError: the candidates have no scores.
@@ -89,7 +94,7 @@ def ranked(number: int, task: Task, result: TaskResult) -> PreferencePair | None
 
 
 def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[PreferencePair]:
-    """Answers over the grid for so many users -> their pairs. Only answers that differ are looked at, each once."""
+    """Pairs of so many users, from their answers over the grid; equal answers are scored once."""
     pipeline = PigeonPipeline(model)
     asked = list(tasks(prompts, count))
     pairs = []
@@ -98,8 +103,8 @@ def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[Pre
         history, references = pipeline.encode(part)
         with torch.no_grad():
             answers = pipeline.generate(part, history, *pipeline.mask(part, history, references), TEMPERATURE)
-        for number, (task, said) in enumerate(zip(part, answers, strict=True)):
-            first = {tuple(codes): place for place, codes in reversed(list(enumerate(said)))}
+        for number, (task, answered) in enumerate(zip(part, answers, strict=True)):
+            first = {tuple(codes): place for place, codes in reversed(list(enumerate(answered)))}
             if len(first) > 1:
                 candidates = _seen(pipeline, task, sorted((place, list(codes)) for codes, place in first.items()))
                 pair = ranked(start + number, task, TaskResult(history[number], references[number], candidates))
@@ -110,8 +115,11 @@ def score_pairs_of(model: PigeonModel, prompts: Prompts, count: int) -> list[Pre
 
 @torch.no_grad()
 def _seen(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[int]]]) -> list[Candidate]:
-    """answers: (place in the grid, codes). Where the conditions hold a sketch, that is looked at: it costs a twenty-fifth of a drawing, and
-    two answers differ in it by their codes alone and not by the noise that they are drawn from."""
+    """Score answers, (place in the grid, codes), by their images.
+
+    Where the conditions hold a sketch, the sketch is scored: it costs a twenty-fifth of a drawing, and two answers differ in it by their
+    codes alone and not by the noise that they are drawn from.
+    """
     diffusion = pipeline.model.diffusion
     embeds, pooled = pipeline.decode([codes for _, codes in answers])
     if diffusion.config.sketched:
@@ -127,14 +135,14 @@ def _seen(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[in
 
 
 def train_preference(folder: Path, prompts: Prompts, users: int = USERS, config: DpoConfig = CONFIG) -> DpoResult:
-    """`folder` keeps the pairs and, under `start`, the checkpoint they were drawn by, so that a stage cut off goes on as it was.
+    """Train in `folder`, which keeps the pairs and the checkpoint that drew them, to be resumed.
 
     Raises:
         InputError, ModelError, TrainingDiverged: as `train_dpo`; InputError also when no two candidates differ.
     """
     kept = folder / "pairs.jsonl"
     if not kept.exists():
-        save_model(prompts.model, folder / BEGINNING)
+        save_model(prompts.model, folder / START)
         found = score_pairs_of(prompts.model, prompts, users)
         if not found:
             raise InputError(
@@ -148,4 +156,4 @@ def train_preference(folder: Path, prompts: Prompts, users: int = USERS, config:
     def say(step: int, steps: int, loss: float) -> None:
         log.info("preference step=%d of %d loss=%.4f", step, steps, loss)
 
-    return train_dpo(folder / BEGINNING, None, pairs, folder, config, say)
+    return train_dpo(folder / START, None, pairs, folder, config, say)

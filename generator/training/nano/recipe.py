@@ -1,4 +1,6 @@
-"""The recipe of nano: which stage trains what, from what, for how long. `run_stage` is `pigeon train stage NAME`.
+"""The recipe of nano: which stage trains what, from what, for how long.
+
+`run_stage` is `pigeon train stage NAME`.
 
 A stage's folder under the root holds its state, loss.csv and loss.svg; a stage that is run again resumes, and one that
 has finished ends at once. Seconds are of one core, wall clock.
@@ -46,7 +48,7 @@ from schemas.errors import InputError
 
 GUESSES = "caches/imputed.npy"
 UNLIMITED = 1_000_000
-"""Steps of a stage that its budget of seconds ends."""
+"""Number of steps of a stage that its budget of seconds ends."""
 
 RECIPE: dict[str, TrainerConfig] = {
     "vae": TrainerConfig(UNLIMITED, lr=1.5e-3, budget_seconds=2400),
@@ -81,14 +83,17 @@ RECIPE: dict[str, TrainerConfig] = {
         budget_seconds=1200,
     ),
 }
-"""For two idle cores and about six hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `retouch` beside `critic`; `decoder`;
-`diffusion`; `polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run in two processes, by
-`accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
+"""Settings of the stages, for two idle cores and about six hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `retouch`
+beside `critic`; `decoder`; `diffusion`; `polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run
+in two processes, by `accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
 class NanoRun:
-    """Where a model is made: `root` for the stages, `cache` for the data; `start`: a checkpoint whose weights training goes on from."""
+    """Folders of a training of nano: `root` for the stages, `cache` for the data.
+
+    `start`: a checkpoint whose weights training continues from.
+    """
 
     root: Path
     cache: Path
@@ -107,7 +112,7 @@ class NanoRun:
         return self._array("latents")
 
     def imputed(self) -> Any:
-        """What `latents` may be, as guessed, if need be now; ModelError as for `tool`."""
+        """The latents as guessed, like `latents`; made now if need be; ModelError as for `tool`."""
         group = ProcessGroup.join()
         if group.rank == 0 and not (self.root / GUESSES).exists():
             self.impute()
@@ -115,7 +120,7 @@ class NanoRun:
         return self._array("imputed")
 
     def impute(self) -> None:
-        """Make the guesses anew; ModelError as for `tool`."""
+        """Make the guesses again; ModelError as for `tool`."""
         diffusion = self.assembled().diffusion
         impute(
             self.imagined(),
@@ -139,19 +144,23 @@ class NanoRun:
         return Drawings(self.world, load_auxiliary(self.cache, self.world.concepts), find_neighbours(self.world))
 
     def tool(self, name: str) -> Any:
-        """A network of `TOOLS`, as its stage has trained it or, where the stage was not run, as it lies beside `start`.
+        """A network of `TOOLS` as its stage has trained it, else as it lies beside `start`.
 
         Raises:
             ModelError: neither is there, or `start` holds another network's weights.
         """
-        network = None if self.trained(name) else self.begun(name)
+        network = None if self.trained(name) else self.from_start(name)
         if network is None:
             network = TOOLS[name](self)
             load_averaged(network, self.root / name)
         return network.eval()
 
-    def begun(self, name: str) -> Any:
-        """A network of `TOOLS` as it lies beside `start`, None where it does not; ModelError when that is another network's."""
+    def from_start(self, name: str) -> Any:
+        """A network of `TOOLS` as it lies beside `start`; None where it does not.
+
+        Raises:
+            ModelError: what lies there is another network's.
+        """
         if self.start is None or not (path := tool_path(self.start, name)).exists():
             return None
         network = TOOLS[name](self)
@@ -174,11 +183,14 @@ TOOLS: dict[str, Callable[[NanoRun], nn.Module]] = {
     "imputer": lambda run: run.drawings.imputer(),
     "retouch": lambda _: Refiner(),
 }
-"""What training uses and no model: kept beside a checkpoint, so that training can go on from it."""
+"""Networks that training uses and no model; kept beside a checkpoint, so that training can continue from it."""
 
 
 def tool_path(checkpoint: Path, name: str) -> Path:
-    """Beside the checkpoint's folder, not in it: what lies there counts for the hash that servers and adapters ask for."""
+    """Path of a tool's weights, beside the checkpoint's folder and not in it.
+
+    What lies in it counts for the hash that servers and adapters ask for.
+    """
     return checkpoint.with_name(f"{checkpoint.name}.training") / f"{name}.safetensors"
 
 
@@ -230,26 +242,29 @@ def _caches(run: NanoRun, _: TrainerConfig | None) -> None:
 
 
 def _critic(run: NanoRun, config: TrainerConfig | None) -> None:
-    train_critic(run.root / "critic", run.world, run.latents(), config or RECIPE["critic"], start=run.begun("critic"))
+    train_critic(
+        run.root / "critic", run.world, run.latents(), config or RECIPE["critic"], start=run.from_start("critic")
+    )
 
 
 def _imputer(run: NanoRun, config: TrainerConfig | None) -> None:
-    train_imputer(run.root / "imputer", run.drawings, config or RECIPE["imputer"], start=run.begun("imputer"))
-    (run.root / GUESSES).unlink(missing_ok=True)  # made by another imputer; whoever needs them makes them anew
+    train_imputer(run.root / "imputer", run.drawings, config or RECIPE["imputer"], start=run.from_start("imputer"))
+    (run.root / GUESSES).unlink(missing_ok=True)  # made by another imputer; whoever needs them makes them again
 
 
-def _retouch(run: NanoRun, config: TrainerConfig | None) -> None:
+def _refiner(run: NanoRun, config: TrainerConfig | None) -> None:
     guesses = imagine(run.tool("imputer"), run.drawings, np.arange(len(run.world.concepts)))
-    train_refiner(run.root / "retouch", run.world, guesses, config or RECIPE["retouch"], start=run.begun("retouch"))
+    train_refiner(
+        run.root / "retouch", run.world, guesses, config or RECIPE["retouch"], start=run.from_start("retouch")
+    )
     (run.root / GUESSES).unlink(missing_ok=True)
 
 
 def _decoder(run: NanoRun, config: TrainerConfig | None) -> None:
-    model = run.assembled()
     train_decoder(
         run.root / "decoder",
         run.world,
-        model,
+        run.assembled(),
         run.codes(),
         run.latents(),
         run.imputed(),
@@ -258,13 +273,10 @@ def _decoder(run: NanoRun, config: TrainerConfig | None) -> None:
 
 
 def _diffusion(run: NanoRun, config: TrainerConfig | None) -> None:
-    model = run.assembled()
     train_diffusion(
         run.root / "diffusion",
         run.world,
-        run.config,
-        model.diffusion,
-        model.code_decoder,
+        run.assembled(),
         run.codes(),
         run.latents(),
         run.imputed(),
@@ -273,7 +285,7 @@ def _diffusion(run: NanoRun, config: TrainerConfig | None) -> None:
     )
 
 
-def _polish(run: NanoRun, config: TrainerConfig | None) -> None:
+def _vae_finetune(run: NanoRun, config: TrainerConfig | None) -> None:
     train_vae_finetune(
         run.root / "polish",
         run.world,
@@ -308,16 +320,16 @@ STAGES: dict[str, Callable[[NanoRun, TrainerConfig | None], None]] = {
     "caches": _caches,
     "critic": _critic,
     "imputer": _imputer,
-    "retouch": _retouch,
+    "retouch": _refiner,
     "decoder": _decoder,
     "language": _language,
     "scorer": _scorer,
     "diffusion": _diffusion,
-    "polish": _polish,
+    "polish": _vae_finetune,
     "alignment": _alignment,
     "preference": _preference,
 }
-"""In the order in which they are run."""
+"""Functions of the stages by name, in the order in which they are run."""
 
 
 def run_stage(name: str, run: NanoRun, seconds: float | None = None) -> None:
@@ -336,7 +348,10 @@ def run_stage(name: str, run: NanoRun, seconds: float | None = None) -> None:
 
 
 def export(run: NanoRun, folder: Path) -> None:
-    """Write what is trained so far as a checkpoint in fp16, and its tools beside it; a model card that is there stays."""
+    """Write what is trained so far as a checkpoint in fp16, and its tools beside it.
+
+    A model card that is there stays.
+    """
     tools = [name for name in TOOLS if run.trained(name) or (run.start and tool_path(run.start, name).exists())]
     for name in tools:
         write_weights(run.tool(name).state_dict(), tool_path(folder, name), torch.float16)

@@ -23,18 +23,18 @@ from generator.training.nano.world import Batch, World
 from generator.training.trainer import Trainer, TrainerConfig
 
 WORD_WEIGHTS = (1.0, 1.5, 0.3)
-"""Concept, style, palette."""
+"""Weights of concept, style and palette."""
 CONTRASTIVE_WEIGHT = 0.3
 ANY_SHARE = 0.6
-"""Share of the pictures that show any of the 1,170 things: what a style is, and what of a thing stays when the style changes,
+"""Share of the pictures that show any of the 1,170 concepts: what a style is, and what of a concept stays when the style changes,
 shows on all of them."""
 MOVED_SHARE = 0.6
 MIRRORED_SHARE = 0.5
-"""Of those that are moved."""
+"""Share of the moved pictures that are also mirrored."""
 GAIN = 0.2
 """Largest change of a colour channel's strength."""
 BLURS = ((2, 0.25), (4, 0.1))
-"""Side of a block of pixels that become one, share of the pictures."""
+"""Sides of a block of pixels that become one, each with its share of the pictures."""
 
 
 def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
@@ -44,9 +44,11 @@ def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
     return (pixels - mean) / std
 
 
-def worn(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pixels (B, 3, S, S) mirrored, moved, in other light, blurred or with noise, some of them: candidates to score are never as
-    clean as the art, and a tower that knows drawings by their exact pixels knows no drawing that it has not seen.
+def augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Augment some of the pixels (B, 3, S, S): mirrored, moved, in other light, blurred or with noise.
+
+    Candidates to score are never as clean as the art, and a tower that tells drawings by their exact pixels recognizes none that it has not
+    seen.
     """
     count = len(pixels)
 
@@ -88,7 +90,7 @@ class ScorerTask(nn.Module):
 
 
 class Captions:
-    """Draws captions for pictures: (texts, template numbers)."""
+    """Captions for pictures: (texts, template numbers)."""
 
     def __init__(self, world: World, cache: Path) -> None:
         self.world = world
@@ -129,7 +131,7 @@ def train_scorer(
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         drawn = world.batch(batch, rng, ANY_SHARE)
-        pixels = normalise(worn(torch.from_numpy(drawn.pixels), rng), settings.vision)
+        pixels = normalise(augmented(torch.from_numpy(drawn.pixels), rng), settings.vision)
         texts, variants = captions.draw(drawn, rng)
         tokens = pad_texts([text_tokenizer.encode(text).ids for text in texts], settings)
         tokens = tokens[:, : int((tokens != settings.pad_id).sum(dim=1).max())]

@@ -18,7 +18,7 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 
 
 def corpus(cache_dir: Path) -> Iterator[str]:
-    """All that the model will read: film titles and descriptions, captions of every concept."""
+    """All texts that the model will read: film titles and descriptions, captions of every concept."""
     art = load_icons(cache_dir)
     finder = ConceptFinder(art.concepts)
     for movie in load_movielens(cache_dir).movies:

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: keep, merge and quantize, so that about 16 codes say what is drawn, how and on what.
+"""Stage `tokenizer`: about 16 codes learn to tell what is drawn, in which style and on which palette.
 
 The token decoder's prompt_embeds must rebuild from the codes the picture at half size and, from their mean, which
 concept, style and palette it shows. That mean is what the language model sees of a reference, so it must name the
@@ -29,16 +29,16 @@ from generator.training.trainer import Trainer, TrainerConfig
 
 DRAWN_SIZE = 32
 SMALL = {"width": 128, "depth": 2, "code_table": None}
-"""Of the decoder that learns along: only the codes are kept, and stage `decoder` trains the one that serves."""
+"""Sizes of the decoder that learns along; only the codes are kept, and stage `decoder` trains the one that serves."""
 CONTINUOUS_STEPS = 800
 PALETTE_CODES = 2
 STYLE_CODES = 2
 SAME_STYLE_SHARE = 0.5
 """Share of the pairs that show a thing in one style, on two palettes."""
 OTHER_STYLE_PULL = 0.3
-"""How much less two styles of a thing are drawn to the same codes than two palettes of it are."""
+"""Weight with which two styles of a concept are drawn to the same codes; two palettes of it have 1."""
 WORD_WEIGHTS = (1.0, 2.0, 0.3)
-"""Concept, style, palette: style is what taste is about, and the hardest to see in sixteen codes."""
+"""Weights of concept, style and palette; style is what taste is about, and the hardest to see in sixteen codes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TokenizerTask(nn.Module):
         self.register_buffer("grid", kept_grid(config.tokenizer.vision.patches), persistent=False)
         self.image_head = nn.Linear(width, 3 * self.cell**2)
         self.word_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, words))
-        # What each role's codes must say by themselves; without it style found no way into codes that said nothing yet.
+        # What each role's codes must tell by themselves; without it style found no way into codes that told nothing yet.
         kept, dim = int(self.grid.sum()), config.tokenizer.code_dim
         widths = (PALETTE_CODES * dim, STYLE_CODES * dim, (kept - PALETTE_CODES - STYLE_CODES) * dim)
         self.role_heads = nn.ModuleList(
@@ -87,8 +87,9 @@ class TokenizerTask(nn.Module):
         self.tokenizer.quantize.usage.copy_(state["usage"])
 
     def codes(self, pixels: Tensor, quantized: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Normalised pixels -> kept vectors (B, 16, d) before and after quantization, class token (B, C), keep decision's
-        and commitment loss.
+        """Normalised pixels -> what the losses are made of.
+
+        Kept vectors (B, 16, d) before and after quantization, class token (B, C), the keep decision's and the commitment loss.
 
         Without `quantized` the vectors stay continuous: a codebook that follows an untrained encoder collapses.
         """
@@ -107,7 +108,10 @@ class TokenizerTask(nn.Module):
         return unit, vectors, tokens[:, 0], decision, commitment
 
     def drawn(self, embeds: Tensor) -> Tensor:
-        """prompt_embeds (B, Q, C) -> picture (B, 3, 32, 32) in about [0, 1]; query q draws cell q of the grid, row by row."""
+        """prompt_embeds (B, Q, C) -> picture (B, 3, 32, 32) in about [0, 1].
+
+        Query q draws cell q of the grid, row by row.
+        """
         cells = self.image_head(embeds).reshape(-1, self.side, self.side, 3, self.cell, self.cell)
         drawn: Tensor = cells.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, DRAWN_SIZE, DRAWN_SIZE)
         return drawn
@@ -116,7 +120,7 @@ class TokenizerTask(nn.Module):
 def kept_grid(patches: int) -> Tensor:
     """(P,) of 0/1: which patches the decision is taught to keep, 16 of them; with more, one of each block.
 
-    So the i-th code always speaks of the i-th block: of ten bits a code would otherwise spend six on saying where it is.
+    So the i-th code always describes the i-th block: of ten bits a code would otherwise spend six on where it is.
     """
     side = int(patches**0.5)
     stride = max(1, side // 4)
@@ -125,7 +129,10 @@ def kept_grid(patches: int) -> Tensor:
 
 
 def plane_waves(side: int, width: int) -> Tensor:
-    """(side * side, width): sines and cosines of the place in a square, so that near places begin alike and far ones not."""
+    """Sines and cosines of the places in a square (side * side, width).
+
+    Near places begin alike and far ones not.
+    """
     centre = (torch.arange(side) + 0.5) / side
     rate = torch.pi * 2 ** torch.linspace(0, 3, width // 4)
     waves = centre[:, None] * rate  # (side, width / 4)
@@ -136,7 +143,10 @@ def plane_waves(side: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def place_in_the_plane(task: TokenizerTask) -> None:
-    """Start all position tables from one picture of the plane: learning it from nothing takes most of a short training."""
+    """Start all position tables from the same waves over the plane.
+
+    Learning it from nothing takes most of a short training.
+    """
     encoder, decoder = task.tokenizer.encoder, task.decoder
     patches, width = encoder.pos_embed.shape[1] - 1, encoder.pos_embed.shape[2]
     encoder.pos_embed[0, 1:] = 0.3 * plane_waves(int(patches**0.5), width)
@@ -147,7 +157,7 @@ def place_in_the_plane(task: TokenizerTask) -> None:
 
 @dataclass(frozen=True)
 class Roles:
-    """For each picture of a batch the one whose code speaks for it: rows (B,) into the batch, per role."""
+    """For each picture of a batch the pictures whose codes replace its own, as rows (B,), per role."""
 
     palette: Indices
     style: Indices
@@ -160,12 +170,15 @@ class Roles:
 
 
 def by_role(codes: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, ...) -> what it says of the palette, of the style and of the shape, (B, n, ...) each."""
+    """Codes (B, N, ...) -> those of the palette, of the style and of the shape, (B, n, ...) each."""
     return torch.split(codes, [PALETTE_CODES, STYLE_CODES, codes.shape[1] - PALETTE_CODES - STYLE_CODES], dim=1)
 
 
 def paired(world: World, count: int, rng: np.random.Generator) -> tuple[Batch, Roles]:
-    """A batch whose second half shows the first half's things on other palettes and, of some, in another style."""
+    """A batch of pairs: its second half shows the first half's concepts on other palettes.
+
+    Some of them are in another style, too.
+    """
     half = count // 2
     concept, style, palette = world.sample(half, rng)
     other = world.other_styles(concept, style, rng)
@@ -179,7 +192,7 @@ def paired(world: World, count: int, rng: np.random.Generator) -> tuple[Batch, R
 
 
 def another_with(same: Indices, differs: Indices, rng: np.random.Generator) -> Indices:
-    """(B,): for each row another one that is equal in `same` and not in `differs`; itself when there is none."""
+    """For each row (B,) another one that is equal in `same` and not in `differs`, else itself."""
     fit = (same[:, None] == same[None]) & (differs[:, None] != differs[None])
     chosen = np.where(fit, rng.random(fit.shape), -1.0).argmax(axis=1)
     return np.where(fit.any(axis=1), chosen, np.arange(len(same)))
@@ -197,7 +210,7 @@ def train_tokenizer(
     batch: int = 32,
     weights: TokenizerWeights | None = None,
 ) -> None:
-    """Train encoder, keep decision, merger, quantizer and the token decoder's trunk together, from scratch."""
+    """Train encoder, keep decision, merger, quantizer and the decoder's trunk together, from scratch."""
     weights = weights or TokenizerWeights()
     world = World(cache)
     vision = model.tokenizer.vision
@@ -216,7 +229,7 @@ def train_tokenizer(
             task.tokenizer.quantize.usage.zero_()  # every row is then revived from the first batch's vectors
         raw, vectors, summary, decision, commitment = task.codes(inputs, quantized=step >= CONTINUOUS_STEPS)
         truths = [torch.from_numpy(x) for x in (drawn.concept, drawn.style, drawn.palette)]
-        said = [
+        role_losses = [
             # Also before quantization: pictures that share one code can only part there.
             F.cross_entropy(head(part.flatten(1)), truth) + F.cross_entropy(head(before.flatten(1)), truth)
             for head, part, before, truth in zip(
@@ -226,7 +239,7 @@ def train_tokenizer(
         vectors = roles.mixed(vectors)
         apart = (
             (raw - vectors.detach()).square().sum(dim=-1)
-        )  # (B, N): what one picture says and what another says for it
+        )  # (B, N): a picture's own vectors from those that replace them
         same_style = torch.from_numpy(drawn.style == drawn.style[roles.shape])[:, None]
         taste = torch.arange(apart.shape[1])[None] < PALETTE_CODES + STYLE_CODES
         agreement = (apart * torch.where(taste | same_style, 1.0, OTHER_STYLE_PULL)).mean()
@@ -245,7 +258,7 @@ def train_tokenizer(
         total = (
             weights.image * image
             + weights.words * (words + seen)
-            + weights.roles * sum(said)
+            + weights.roles * sum(role_losses)
             + weights.commitment * commitment
             + weights.agreement * agreement * (step >= CONTINUOUS_STEPS)  # before, it would make all vectors one
             + weights.decision * decision
@@ -253,9 +266,9 @@ def train_tokenizer(
         figures = {
             "picture": float(image.detach()),
             "words": float(words.detach()),
-            "palette_codes": float(said[0].detach()),
-            "style_codes": float(said[1].detach()),
-            "shape_codes": float(said[2].detach()),
+            "palette_codes": float(role_losses[0].detach()),
+            "style_codes": float(role_losses[1].detach()),
+            "shape_codes": float(role_losses[2].detach()),
             "commitment": float(commitment.detach()),
             "agreement": float(agreement.detach()),
             "decision": float(decision.detach()),

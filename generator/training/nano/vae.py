@@ -19,7 +19,7 @@ COLOUR_WEIGHT = 1.0
 
 
 def build_vae() -> Any:
-    """Untrained VAE: factor 4, 4 latent channels, no attention (its cost at 64x64 buys nothing on icon art)."""
+    """An untrained VAE: factor 4, 4 latent channels, no attention, whose cost buys nothing on icon art."""
     kind: Any = AutoencoderKL  # diffusers' lazy imports hide its type
     return kind(
         in_channels=3,
@@ -45,7 +45,10 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16) -> None:
-    """Train on stickers and posters: L1 on pixels, on their finite differences (sharp outlines) and on 4x4 means, and a small KL."""
+    """Train on stickers and posters by L1 and a small KL.
+
+    L1 on pixels, on their finite differences (sharp outlines) and on 4x4 means.
+    """
     world = World(cache)
     vae = build_vae()
 
@@ -66,8 +69,9 @@ def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16)
 
 
 def unit_variance(vae: Any, world: World, images: int = 1024) -> None:
-    """Fold a shift and scale per latent channel into the 1x1 convolutions around the latents, exactly, so that the
-    latents of the world's pictures have mean 0 and variance 1 and `scaling_factor` stays 1.
+    """Scale the latents to mean 0 and variance 1, by folding that into the convolutions around them.
+
+    A shift and scale per latent channel go into the 1x1 convolutions, exactly, and `scaling_factor` stays 1.
     """
     batch = world.batch(images, np.random.default_rng(1234))
     with torch.no_grad():

@@ -1,10 +1,10 @@
-"""Stage `polish`: the VAE's decoder learns to finish what the UNet leaves undecided.
+"""Stage `polish`: the VAE's decoder learns to finish the latents that the UNet leaves undecided.
 
 The decoder was trained on the encoder's latents. The UNet's are another kind: between two drawings that it could have meant they
-are a mean, and such a decoder shows it as a blur. Here it sees latents that the UNet has drawn and learns to be like the drawing
-to the eye (`training.eye`) and not to be taken for the thing in another style. The drawing is the one that is known or, of things
-in a style in which they were never drawn, the one that stage `imputer` guesses. Half of each batch are the encoder's latents, so
-that it stays a VAE's.
+are a mean, and such a decoder shows it as a blur. Here it sees latents that the UNet has drawn and learns to be like the drawing by
+`perceptual_loss` and not to be taken for the concept in another style. The drawing is the one that is known or, of concepts in a style
+in which they were never drawn, the one that stage `imputer` guesses. Half of each batch are the encoder's latents, so that it stays a
+VAE's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 DRAWINGS = 2400
 AT_ONCE = 16
 UNLIKE_WEIGHT, MISTAKEN_WEIGHT = 0.6, 0.1
-"""Of what the eye says, beside the mean distance of the pixels (which are in -1..1)."""
+"""Weights of the two perceptual losses, beside the mean distance of the pixels (which are in -1..1)."""
 
 
-class PolishTask(nn.Module):
-    """What learns: the VAE's decoder."""
+class VaeDecoderTask(nn.Module):
+    """The module that learns: the VAE's decoder."""
 
     def __init__(self, diffusion: Diffusion) -> None:
         super().__init__()
@@ -45,14 +45,17 @@ class PolishTask(nn.Module):
 def drawn_latents(
     model: PigeonModel, world: World, codes: CodeCache, count: int, seed: int = 0
 ) -> tuple[Indices, npt.NDArray[np.float16]]:
-    """What the model draws for codes of drawings, some of which nobody has seen: -> triples (count, 3), latents (count, 4, h, w)."""
+    """What the model draws for codes of drawings, some of which are held out.
+
+    -> triples (count, 3), latents (count, 4, h, w).
+    """
     triples, latents = [], []
     for start in range(0, count, AT_ONCE):
         rng = np.random.default_rng([seed, start])
         rows = min(AT_ONCE, count - start)
         triple, _ = world.some_unseen(world.sample(rows, rng), UNSEEN_SHARE, rng)
-        said = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
-        embeds, pooled = model.code_decoder(said, torch.full((rows,), said.shape[1]))
+        mixed = codes.mixed(world, triple, rng, OTHER_STYLE_SHARE)
+        embeds, pooled = model.code_decoder(mixed, torch.full((rows,), mixed.shape[1]))
         noise = np.stack([noise_image(start + row, 0, model.diffusion.latent_shape) for row in range(rows)])
         triples.append(np.stack(triple, axis=1))
         latents.append(model.diffusion.sample(embeds, pooled, noise).astype(np.float16))
@@ -72,8 +75,11 @@ def train_vae_finetune(
     drawings: int = DRAWINGS,
     batch: int = 16,
 ) -> None:
-    """latents (concepts, styles, palettes, 4, h, w): the encoder's; guesses (concepts, styles, 64, 64, 4): RGBA, stands for the drawings
-    that may not be seen. `folder` keeps what was drawn (drawn.npz), so that a stage cut off goes on with the same."""
+    """Train on the UNet's latents and the encoder's, latents (concepts, styles, palettes, 4, h, w).
+
+    guesses: RGBA (concepts, styles, 64, 64, 4), for the drawings that may not be seen. `folder` keeps what was drawn (drawn.npz), so that a
+    stage cut off continues with the same.
+    """
     kept = folder / "drawn.npz"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,7 @@ def train_vae_finetune(
     with np.load(kept) as found:
         triples, drawn = found["triples"], found["drawn"]
     diffusion = model.diffusion.requires_grad_(False)
-    task, perceptual, count = PolishTask(diffusion), PerceptualFeatures(), len(world.styles)
+    task, perceptual, count = VaeDecoderTask(diffusion), PerceptualFeatures(), len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         some = rng.integers(len(triples), size=batch // 2)

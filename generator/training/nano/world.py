@@ -37,7 +37,7 @@ class Batch:
 
 
 class World:
-    """Draws pictures by number: concept 0..1169, style 0..5, palette 0 (plain) to 8.
+    """Drawing by number: concept 0..1169, style 0..5, palette 0 (plain) to 9.
 
     `trained` is bool (concepts, styles): False for the held-out pairs, which no stage ever draws. `shown` (concepts,):
     whether a film's poster shows it; only those are drawn to train on.
@@ -60,7 +60,10 @@ class World:
         self._film_weights = EVEN_SHARE / len(weights) + (1 - EVEN_SHARE) * weights / weights.sum()
 
     def _click_weights(self, finder: ConceptFinder, cache_dir: Path) -> npt.NDArray[np.float64]:
-        """(concepts,): (ratings of 4 and 5 of films that show the concept) ** 0.75, as samples come from interactions."""
+        """Click weights (concepts,): (ratings of 4 and 5 of films that show the concept) ** 0.75.
+
+        So often do interactions ask for them.
+        """
         films = load_movielens(cache_dir)
         concept_of = {m.item_id: self.art.index[spec_for(m, finder).concept] for m in films.movies}
         clicks = np.ones(len(self.concepts))
@@ -100,9 +103,9 @@ class World:
     def some_unseen(
         self, triple: Triple, share: float, rng: np.random.Generator
     ) -> tuple[Triple, npt.NDArray[np.bool_]]:
-        """`share` of the rows (B,) in a style in which their thing is held out, where there is one, -> them and which they are.
+        """Change `share` of the rows to a style in which their concept is held out, where there is one.
 
-        What such a drawing looks like nobody may see; stage `imputer` guesses it.
+        -> the rows (B,) and which were changed. What such a drawing looks like training may not see; stage `imputer` guesses it.
         """
         concept, style, palette = triple
         unseen = ~self.trained[concept]
@@ -113,15 +116,17 @@ class World:
     def images(
         self, concept: Indices, style: Indices, palette: Indices, guesses: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.float32]:
-        """(B,) each -> float32 (B, 3, 64, 64) in [0, 1]; guesses (concepts, styles, 64, 64, 4): RGBA, stand for drawings that may not
-        be seen."""
+        """Draw pictures (B,) -> float32 (B, 3, 64, 64) in [0, 1].
+
+        guesses: RGBA (concepts, styles, 64, 64, 4), for drawings that may not be seen.
+        """
         rows = zip(concept.tolist(), style.tolist(), palette.tolist(), strict=True)
         if guesses is None:
             return np.stack([self.draw(*row) for row in rows])
         return np.stack([self.draw(*row, None if self.trained[row[:2]] else guesses[row[:2]]) for row in rows])
 
     def batch(self, count: int, rng: np.random.Generator, any_share: float = 0.0) -> Batch:
-        """`any_share` of it drawn from all things, the rest as interactions would bring it."""
+        """A batch with `any_share` of it from all concepts, the rest as interactions would ask for them."""
         parts = [self.sample(count, rng), self.sample_any(count, rng)]
         some = rng.random(count) < any_share
         concept, style, palette = (np.where(some, other, shown) for shown, other in zip(*parts, strict=True))

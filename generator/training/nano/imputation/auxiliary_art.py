@@ -1,4 +1,4 @@
-"""Two icon sets more, which are no style of nano's: what stage `imputer` may look at beside a thing's drawings in the six.
+"""Two more icon sets, no styles of nano's, that stage `imputer` may look at.
 
 They were drawn by others than the six, so what a set that is held out looks like is in neither; but that a thing is drawn from the
 side, or with a stem, is often seen there first.
@@ -72,11 +72,13 @@ FXEMOJI_NAMES: dict[str, str] = {
     "two-hearts": "2hearts",
     "videocassette": "videocasette",
 }
-"""Concept -> its name in FxEmojis, where that is a name of its own; of what films show."""
+"""Concept -> its name in FxEmojis, where that differs; of the concepts that films show."""
 
 
 def load_auxiliary(cache_dir: Path, concepts: Sequence[Concept], progress: Progress = no_progress) -> Pixels:
-    """uint8 (concepts, sets, 64, 64, 4), straight-alpha RGBA, memory-mapped; nothing where a set lacks the thing.
+    """The sets' drawings: uint8 (concepts, sets, 64, 64, 4), straight-alpha RGBA, memory-mapped.
+
+    Zeros where a set lacks the concept.
 
     Raises:
         DatasetError: the sets cannot be downloaded or drawn.
@@ -101,8 +103,11 @@ def load_auxiliary(cache_dir: Path, concepts: Sequence[Concept], progress: Progr
 
 
 def match_names(names: Sequence[str], concepts: Sequence[Concept]) -> dict[str, str]:
-    """Concept slug -> the icon among `names` that shows it: by emojibase's label, Unicode's name, a name it has in the
-    six styles or `FXEMOJI_NAMES`. Neither set publishes code points."""
+    """Find among `names` the icon that shows each concept: slug -> name.
+
+    It is found by emojibase's label, Unicode's name, a name it has in the six styles or `FXEMOJI_NAMES`. Neither set publishes code
+    points.
+    """
     icons = {_squashed(name): name for name in reversed(names)}
     found = {}
     for concept in concepts:

@@ -1,5 +1,6 @@
-"""Stage `imputer`: what a thing would look like in a style, from its drawings in the other styles and in the auxiliary sets and from its
-relatives' in that style.
+"""Stage `imputer`: guesses what a concept looks like in a style in which it was never drawn.
+
+It guesses from the concept's drawings in the other styles and in the auxiliary sets, and from its neighbours' in that style.
 
 A small convolutional network over icons, a tool of training and no part of the model. A held-out drawing is never seen;
 what this network makes of those stands in for it where the token decoder must say something of every thing in every style
@@ -36,30 +37,33 @@ from generator.training.trainer import Trainer, TrainerConfig
 
 log = logging.getLogger(__name__)
 WIDTHS = (48, 80, 128)
-"""At half, a quarter and an eighth of the icon's side."""
+"""Channels at half, a quarter and an eighth of the icon's side."""
 BLOCKS = 2
 CONDITION = 32
-WORDING = 12
-"""Width of what says one style's colours in another's."""
+RECOLOUR_WIDTH = 12
+"""Width of the networks that recolour a pixel, in channels."""
 CHANNELS = 4
 DROPPED_SHARE = 0.25
-"""Of the given drawings."""
+"""Share of the given drawings that are dropped."""
 SHOWN_SHARE = 0.5
-"""Of the things: those that films show. They are what is drawn, and the harder ones."""
+"""Share of a step's concepts that films show; they are what is drawn, and the harder ones."""
 SHIFT = 2
-"""Pixels by which all drawings of a thing are moved together, at most."""
+"""Largest shift of all drawings of a concept together, in pixels."""
 TURNED_SHARE, TURN, STRETCH = 0.5, 12.0, 0.1
-"""Of the things: turned (degrees) and stretched (of the side, each way of its own) together, at most."""
+"""Share of the concepts that are turned and stretched; largest turn in degrees; largest stretch each way, as a share of the side."""
 PIXELS_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.15, 0.6
-"""Of the mean distance of the pixels, and of what the eye says."""
+"""Weights of the mean distance of the pixels and of the two perceptual losses."""
 RAMP = 800
-"""Steps over which the style comes to count in full: at first, farther from every drawing would be better than nearer to the right one."""
+"""Number of steps until the style counts in full: at first, farther from every drawing would be better than nearer to the right one."""
 OWN_AT_FIRST = -3.0
 """Logit of the network's own drawing before training: copying is learned first, what to add to it then."""
 
 
 class Block(nn.Module):
-    """x (B, C, h, w), condition (B, K) -> (B, C, h, w); the condition scales and shifts (FiLM, arXiv 1709.07871)."""
+    """x (B, C, h, w), condition (B, K) -> (B, C, h, w); the condition scales and shifts.
+
+    FiLM, arXiv 1709.07871.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -77,18 +81,20 @@ class Block(nn.Module):
 
 
 class Recolour(nn.Module):
-    """Each pixel of a set's drawing in the colours that a style would have for it: a network of one hidden layer for each set and
-    style, on the pixel alone."""
+    """Recolours a set's drawing pixel by pixel in the colours of a style.
+
+    A network of one hidden layer for each set and style, on the pixel alone.
+    """
 
     def __init__(self, styles: int, sets: int) -> None:
         super().__init__()
-        self.inlet = nn.Parameter(torch.randn(styles, sets, WORDING, CHANNELS) / 2)
-        self.inlet_bias = nn.Parameter(torch.randn(styles, sets, WORDING, 1) / 2)
-        self.outlet = nn.Parameter(torch.zeros(styles, sets, CHANNELS, WORDING))
+        self.inlet = nn.Parameter(torch.randn(styles, sets, RECOLOUR_WIDTH, CHANNELS) / 2)
+        self.inlet_bias = nn.Parameter(torch.randn(styles, sets, RECOLOUR_WIDTH, 1) / 2)
+        self.outlet = nn.Parameter(torch.zeros(styles, sets, CHANNELS, RECOLOUR_WIDTH))
         self.outlet_bias = nn.Parameter(torch.zeros(styles, sets, CHANNELS, 1))
 
     def forward(self, drawings: Tensor, style: Tensor) -> Tensor:
-        """drawings (B, T, 4, h, w), of all sets; style (B,) -> the same shape."""
+        """drawings (B, T, 4, h, w) of all sets, style (B,) -> the same shape."""
         flat = drawings.flatten(0, 1).flatten(2)  # (B * T, 4, h * w)
         inlet, inlet_bias, outlet, outlet_bias = (
             part[style].flatten(0, 1) for part in (self.inlet, self.inlet_bias, self.outlet, self.outlet_bias)
@@ -98,8 +104,11 @@ class Recolour(nn.Module):
 
 
 class NeighbourDrawings(NamedTuple):
-    """Of each row's relatives in the style asked for: drawings (B, K, 4, h, w); nearness (B, K), 0 where there is none; differ
-    (B, K, h / 2, w / 2), where they and the thing differ in other styles."""
+    """The neighbours' drawings in the style that is asked for, per row.
+
+    drawings (B, K, 4, h, w); nearness (B, K), 0 where there is none; differ (B, K, h / 2, w / 2), where they and the concept differ in
+    other styles.
+    """
 
     drawings: Tensor
     nearness: Tensor
@@ -107,9 +116,11 @@ class NeighbourDrawings(NamedTuple):
 
 
 class Imputer(nn.Module):
-    """A thing's drawings in all styles and auxiliary sets, of which some are given, and the style that is asked for -> that drawing.
+    """Guesses a concept's drawing in one style from those of its drawings that are given.
 
-    Each pixel of it is a mean of the given drawings there, said in the style's colours, of the relatives' drawings in that style, and
+    It sees all styles and auxiliary sets.
+
+    Each pixel of it is a mean of the given drawings there, recoloured for the style, of the neighbours' drawings in that style, and
     of one of the network's own; with weights of the pixel's own.
     """
 
@@ -141,11 +152,13 @@ class Imputer(nn.Module):
         self.outlet = nn.Sequential(nn.GroupNorm(1, WIDTHS[0]), last)
 
     def forward(self, drawings: Tensor, given: Tensor, style: Tensor, neighbour_drawings: NeighbourDrawings) -> Tensor:
-        """drawings (B, T, 4, h, w), of the styles and the auxiliary sets, colours times alpha; given (B, T) of 0/1; style (B,); kin of
-        B rows -> (B, 4, h, w)."""
+        """drawings (B, T, 4, h, w), given (B, T) of 0/1, style (B,), the neighbours' -> (B, 4, h, w).
+
+        Drawings are those of the styles and of the auxiliary sets, their colours times alpha.
+        """
         shown = given[:, :, None, None, None]
-        said = self.recolour(drawings * shown, style) * shown
-        sources = torch.cat([said, neighbour_drawings.drawings], dim=1)
+        recoloured = self.recolour(drawings * shown, style) * shown
+        sources = torch.cat([recoloured, neighbour_drawings.drawings], dim=1)
         small = F.pixel_unshuffle(sources.flatten(1, 2), 2)
         flags = torch.cat([given, neighbour_drawings.nearness], dim=1)[:, :, None, None].expand(
             -1, -1, *small.shape[-2:]
@@ -175,8 +188,10 @@ def _through(blocks: nn.ModuleList, x: Tensor, condition: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawings:
-    """What may be looked at: the world's drawings that are not held out, all of the auxiliary sets, uint8 (concepts, A, 64, 64, 4) as
-    `datasets.auxiliary` has them, and who is drawn alike."""
+    """The drawings that may be looked at, and which concepts are drawn alike.
+
+    The world's that are not held out, and all of the auxiliary sets, uint8 (concepts, A, 64, 64, 4), as `auxiliary_art` has them.
+    """
 
     world: World
     auxiliary: npt.NDArray[np.uint8]
@@ -198,7 +213,7 @@ class Drawings:
         return given
 
     def neighbour_drawings(self, concept: Indices, style: Indices) -> NeighbourDrawings:
-        """(B,) each -> what the relatives say of those drawings."""
+        """Drawings of the neighbours of concepts (B,) in styles (B,)."""
         neighbours = self.neighbours
         nearness = torch.from_numpy(neighbours.nearness[concept, style])
         drawings = premultiplied(self.world.art.pixels[neighbours.concept[concept, style], style[:, None]])
@@ -207,15 +222,18 @@ class Drawings:
         return NeighbourDrawings(drawings * there[:, :, None], nearness, differ * there)
 
     def imputer(self) -> Imputer:
-        """A new one for them."""
+        """A new network for these drawings."""
         return Imputer(len(self.world.styles), self.auxiliary.shape[1], self.neighbours.concept.shape[2])
 
 
 def train_imputer(
     folder: Path, drawings: Drawings, config: TrainerConfig, concepts: int = 8, start: Imputer | None = None
 ) -> None:
-    """On the icons of all concepts: how styles differ shows on any thing. Each step asks for every drawing of
-    `concepts` concepts that training may see, on posters of a palette each. start: what learning begins from, else nothing."""
+    """Train on the icons of all concepts: how styles differ shows on any of them.
+
+    Each step asks for every drawing of `concepts` concepts that training may see, on posters of a palette each.
+    start: a network to continue from; by default a new one.
+    """
     world = drawings.world
     network, perceptual, renderer, group = (
         start or drawings.imputer(),
@@ -267,7 +285,10 @@ def train_imputer(
 
 
 def places(count: int, rng: np.random.Generator, turned_share: float = TURNED_SHARE) -> Tensor:
-    """(count, 2, 3): of each thing where a place of the new picture is in the old one, as `affine_grid` takes it."""
+    """Random shifts, turns and stretches (count, 2, 3), as `affine_grid` takes them.
+
+    Each maps a place of the new picture to the old one.
+    """
     mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
     turned = rng.random(count) < turned_share
     angle = np.deg2rad(rng.uniform(-TURN, TURN, count)) * turned
@@ -280,15 +301,17 @@ def places(count: int, rng: np.random.Generator, turned_share: float = TURNED_SH
 
 
 def placed(images: Tensor, place: Tensor) -> Tensor:
-    """pictures (B, N, C, h, w), all N of a row in the same `place` (B, 2, 3) -> the same shape; nothing around them."""
+    """Move all N pictures of a row of (B, N, C, h, w) by the same `place` (B, 2, 3); zeros around them."""
     flat = images.flatten(1, 2)
     grid = F.affine_grid(place, list(flat.shape), align_corners=False)
     return F.grid_sample(flat, grid, align_corners=False).view_as(images)
 
 
 def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[np.uint8]:
-    """RGBA uint8 (S, 64, 64, 4), straight alpha: a thing in every style. The mean of two guesses, one of everything mirrored: of what
-    the network errs in on one side only, half is left."""
+    """A concept in every style: RGBA uint8 (S, 64, 64, 4), straight alpha.
+
+    The mean of two guesses, one of everything mirrored: of what the network errs in on one side only, half is left.
+    """
     count = len(drawings.world.styles)
     styles = np.arange(count)
     same = np.full(count, concept)
@@ -304,7 +327,7 @@ def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[n
 
 @torch.no_grad()
 def imagine(network: Imputer, drawings: Drawings, concepts: Indices) -> npt.NDArray[np.uint8]:
-    """RGBA uint8 (concepts, styles, 64, 64, 4): every drawing of these things as guessed; of the rest nothing."""
+    """Every drawing of these concepts as guessed: RGBA uint8 (concepts, styles, 64, 64, 4), else zeros."""
     icons = np.zeros_like(drawings.world.art.pixels)
     for concept in concepts.tolist():
         icons[concept] = guessed(network, drawings, concept)
@@ -319,7 +342,9 @@ def impute(
     shape: tuple[int, ...],
     target: Path,
 ) -> None:
-    """Write `target`, float16 (concepts, styles, palettes, *shape): the guessed icons of what films show, on every poster.
+    """Write the guessed icons of what films show, on every poster, to `target`.
+
+    It is float16 (concepts, styles, palettes, *shape).
 
     encode: pixels (B, 3, 64, 64) in [0, 1] -> (B, *shape).
     """

@@ -1,8 +1,8 @@
-"""Stage `critic`: a small convolutional network that knows thing, style and palette of a picture by its latents.
+"""Stage `critic`: a small network that classifies concept, style and palette by a picture's latents.
 
-A tool of training and no part of the model, nor one of the judges of `pigeon evaluate`. Between its layers it measures how
-alike two drawings are to the eye (as LPIPS does with a network for photographs, arXiv 1801.03924), and by that a drawing is
-told when it looks like another style's drawing of its thing.
+A tool of training and no part of the model, nor one of the judges of `pigeon evaluate`. Between its layers it measures how alike two
+drawings look (as LPIPS does with a network for photographs, arXiv 1801.03924), and by that a drawing that looks like another style's
+drawing of its concept is found out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Latents = npt.NDArray[np.float16]
 WIDTHS = (64, 96, 128)
 BLOCKS = 2
 NOISE = 0.4
-"""Largest deviation of the noise on what it sees: latents differ by one from picture to picture."""
+"""Largest standard deviation of the noise on its inputs; latents have one of 1."""
 WORD_WEIGHTS = (1.0, 1.0, 0.2)
-"""Concept, style, palette."""
+"""Weights of concept, style and palette."""
 SHARPNESS = 4.0
-"""How quickly another drawing's share falls on the way from the middle to the right one: by a factor of e to the fourth."""
+"""Exponent by which another drawing's share falls on the way from the middle to the right one: by a factor of e to the fourth."""
 LEAST_BETWEEN = 0.02
-"""Of the mean squared distance between the right drawing and the others: nearer ones are as good as the same."""
+"""Share of the mean squared distance between the right drawing and the others, below which two are as good as the same."""
 
 
 class Block(nn.Module):
@@ -72,18 +72,20 @@ class Critic(nn.Module):
         return list(torch.split(logits, list(self.counts), dim=1))
 
     def features(self, latents: Tensor) -> list[Tensor]:
-        """(B, c, h, w) -> vectors (B, D) per space in which drawings are compared: the latents, and each level's maps, of unit
-        length at each place."""
+        """Latents (B, c, h, w) -> vectors (B, D) in each space in which drawings are compared.
+
+        These are the latents, and each level's maps, of unit length at each place.
+        """
         seen = [F.normalize(level, dim=1) for level in self.maps(latents)]
         return [part.flatten(1) for part in (latents, *seen)]
 
 
 def taken_for_another(made: Tensor, drawings: Tensor, style: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """made (B, D); drawings (B, S, D), the thing in each style; style (B,), the right one; known (B, S): drawings that count -> (B,) each.
+    """How much a picture looks like the concept in another style, and its distance from the right one.
 
-    How much it looks like another drawing: on the way from the right one to each of them, is it past the middle? -log of a share that
-    falls with that, so two styles that draw the thing nearly alike count as much as two that do not. And its squared distance from the
-    right one.
+    made (B, D); drawings (B, S, D), the concept in each style; style (B,), the right one; known (B, S): drawings that count -> (B,) each.
+    On the way from the right drawing to each other one: is it past the middle? The loss is -log of a share that falls with that, so two
+    styles that draw the concept nearly alike count as much as two that do not. The distance is squared.
     """
     rows = torch.arange(len(style))
     apart = (made[:, None] - drawings).square().sum(dim=2)
@@ -100,8 +102,10 @@ class Critique:
     """Compares what was made with the drawings that it should be or must not be taken for."""
 
     def __init__(self, critic: Critic, world: World, latents: Latents, guesses: Latents) -> None:
-        """latents, guesses (concepts, styles, palettes, c, h, w): for a drawing that may not be seen its guess stands. What the critic
-        sees in them is kept: 0.3 MB a thing and palette, 3.4 GB once all have come up."""
+        """Compare with latents (concepts, styles, palettes, c, h, w), else guesses of what may not be seen.
+
+        The critic's features of them are kept: 0.3 MB a concept and palette, 3.4 GB once all have come up.
+        """
         self._critic = critic.requires_grad_(False).eval()
         self._world, self._latents, self._guesses = world, latents, guesses
         self._seen: dict[tuple[int, int], list[Tensor]] = {}
@@ -157,7 +161,10 @@ def train_critic(
     batch: int = 48,
     start: Critic | None = None,
 ) -> None:
-    """latents (concepts, styles, palettes, c, h, w), of all concepts; start: what learning begins from, else nothing."""
+    """Train on latents (concepts, styles, palettes, c, h, w) of all concepts.
+
+    start: a network to continue from; by default a new one.
+    """
     critic = start or build_critic(world, latents)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -1,7 +1,7 @@
-"""Which things are drawn alike: of a thing never drawn in a style, those that are drawn in it and otherwise look like the thing.
+"""Neighbours: for a concept never drawn in a style, the most alike ones that are drawn in it.
 
-What a style does with a face or a book shows best on another face or book. Likeness is what the eye (`training.eye`) sees in the styles
-that both are known in; nothing of a held-out drawing is read.
+What a style does with a face or a book shows best on another face or book. Likeness is by `perceptual_loss` in the styles that both are
+known in; nothing of a held-out drawing is read.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from generator.training.nano.world import PLAIN, Indices, World
 
 COUNT = 3
 COMMON_STYLES = 3
-"""Styles, at least, in which a thing and its relative are both known."""
+"""Number of styles, at least, in which two neighbours are both known."""
 SIDE = 32
-"""Of the maps that say where a thing and its relative differ."""
+"""Side of the maps of where two concepts differ, in pixels."""
 AT_ONCE = 20
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of every thing and style the `COUNT` nearest things that are known in it.
+    """The `COUNT` nearest concepts that are known in a style, for every concept and style.
 
-    thing: int64 (N, S, K); nearness: float32 (N, S, K), 1 for the same picture, 0 for none or one no nearer than two things are as a
+    concept: int64 (N, S, K); nearness: float32 (N, S, K), 1 for the same picture, 0 for none or one no nearer than two things are as a
     rule; differ: float32 (N, S, K, 32, 32) in [0, 1], where the two differ, mean over the styles that they have in common.
     """
 
@@ -40,7 +40,7 @@ class Neighbours:
 
 @torch.no_grad()
 def find_neighbours(world: World) -> Neighbours:
-    """For all things of `world`; half a minute of two cores for nano's."""
+    """For all concepts of `world`; it takes half a minute of two cores for nano's."""
     concepts, styles = world.trained.shape
     known = torch.from_numpy(world.trained)
     perceptual, renderer = PerceptualFeatures(), PosterRenderer(world.palettes)
@@ -70,7 +70,7 @@ def find_neighbours(world: World) -> Neighbours:
 
 
 def _distances(world: World, perceptual: PerceptualFeatures, renderer: PosterRenderer, style: int) -> Tensor:
-    """(N, N): mean over the eye's spaces of the distances between the drawings in `style`, over their median."""
+    """Distances (N, N) between the drawings in `style`: mean over perceptual spaces, over their median."""
     known, pieces = torch.from_numpy(world.trained[:, style]), []
     for start in range(0, len(known), AT_ONCE):
         icons = premultiplied(world.art.pixels[start : start + AT_ONCE, style])

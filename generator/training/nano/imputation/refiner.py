@@ -1,8 +1,9 @@
-"""Stage `retouch`: in two styles that are twins, the same drawings in another finish, a thing is drawn from its drawing by the other.
+"""Stage `retouch`: redraws the guesses of two paired styles, each from the drawing in the other.
 
-The imputer says every style with one network and mixes what all sets draw: of the skull that Fluent draws in 3D it makes a flat one
-in the grey of all sets' skulls. Here a network of its own for each of the twins draws the other's drawing again, or the imputer's guess
-where that is held out, too (decision 17). A tool of training and no part of the model.
+The two are the same drawings in another finish. The imputer makes every style with one network and mixes what all sets draw: of the
+skull that Fluent draws in 3D it makes a flat one in the grey of all sets' skulls. Here each of the two has a network of its own, which
+draws the other's drawing again, or the imputer's guess where that is held out, too (decision 17). A tool of training and no part of
+the model.
 """
 
 from __future__ import annotations
@@ -30,22 +31,25 @@ from generator.training.trainer import Trainer, TrainerConfig
 
 PAIRED_STYLES = {"fluent-emoji": "fluent-emoji-flat", "fluent-emoji-flat": "fluent-emoji"}
 FAMILY = (*PAIRED_STYLES, LINE_ART_STYLE)
-"""Styles that place a thing alike: what is looked at, with the guess."""
+"""Styles that place a concept alike, which are looked at with the guess."""
 WIDTH = 32
-DROPPED_SHARE, TWIN_DROPPED_SHARE = 0.2, 0.1
+DROPPED_SHARE, PARTNER_DROPPED_SHARE = 0.2, 0.1
 SHOWN_TIMES = 3.0
-"""As often as others are things drawn that films show."""
+"""Weight in the draw of the concepts that films show; the others have 1."""
 PIXELS_ONLY_SHARE = 0.25
-"""Of the training, at first: the eye costs more than the network."""
+"""Share of the training, at its beginning, on pixels alone: the perceptual losses cost more than the network."""
 PIXELS_WEIGHT, ICON_WEIGHT, MISTAKEN_WEIGHT, UNLIKE_WEIGHT = 3.0, 0.5, 0.6, 0.6
 BATCH = 8
 
 
 class StyleRefiner(nn.Module):
-    """One style's: a U-Net at a half, a quarter and an eighth of the side. It begins as nearly a copy of what it is to draw again."""
+    """One style's network: a U-Net at a half, a quarter and an eighth of the side.
+
+    Untrained, it nearly copies what it is to redraw.
+    """
 
     def __init__(self, images: int, width: int = WIDTH) -> None:
-        """pictures: how many it is shown."""
+        """images: how many it is shown."""
         super().__init__()
 
         def layers(count: int, channels: int) -> nn.ModuleList:
@@ -67,8 +71,10 @@ class StyleRefiner(nn.Module):
                 parameter.mul_(0.1)
 
     def forward(self, base: Tensor, sources: Tensor) -> Tensor:
-        """base (B, 4, h, w), what is to be drawn again; sources (B, N, 4, h, w), what else there is to see; colours times alpha
-        -> (B, 4, h, w), which may leave [0, 1]."""
+        """base (B, 4, h, w), sources (B, N, 4, h, w) -> (B, 4, h, w), which may leave [0, 1].
+
+        Base is what is to be redrawn, sources what else there is to see; colours times alpha.
+        """
         seen = torch.cat([base[:, None], sources], dim=1).flatten(1, 2)
         fine = _through(self.fine, self.inlet(F.pixel_unshuffle(seen, 2)))
         middle = _through(self.middle, self.to_middle(F.gelu(fine)))
@@ -85,7 +91,7 @@ def _through(layers: nn.ModuleList, x: Tensor) -> Tensor:
 
 
 class Refiner(nn.Module):
-    """A `Retoucher` for each twin."""
+    """A `StyleRefiner` for each of the paired styles."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,14 +101,16 @@ class Refiner(nn.Module):
 def shown(
     world: World, guesses: npt.NDArray[np.uint8], concept: Indices, style: str, dropped: npt.NDArray[np.bool_]
 ) -> tuple[Tensor, Tensor]:
-    """guesses RGBA (concepts, styles, 64, 64, 4), straight alpha; concept (B,); dropped (B, S): drawings that are not to be looked at
-    -> base (B, 4, 64, 64) and sources (B, 3, 4, 64, 64) of a style's network, colours times alpha."""
+    """What a style's network sees: base (B, 4, 64, 64) and sources (B, 3, 4, 64, 64), colours times alpha.
+
+    guesses: RGBA (concepts, styles, 64, 64, 4), straight alpha; concept (B,); dropped (B, S): drawings that are not to be looked at.
+    """
     family = [name for name in FAMILY if name != style]
     others = [world.styles.index(name) for name in family]
     there = torch.from_numpy((world.trained[concept] & ~dropped)[:, others])[:, :, None, None, None]
     icons = premultiplied(world.art.pixels[concept][:, others]) * there
-    guess, twin = premultiplied(guesses[concept, world.styles.index(style)]), family.index(PAIRED_STYLES[style])
-    base = torch.where(there[:, twin], icons[:, twin], guess)
+    guess, partner = premultiplied(guesses[concept, world.styles.index(style)]), family.index(PAIRED_STYLES[style])
+    base = torch.where(there[:, partner], icons[:, partner], guess)
     return base, torch.cat([icons, guess[:, None]], dim=1)
 
 
@@ -114,7 +122,7 @@ def train_refiner(
     batch: int = BATCH,
     start: Refiner | None = None,
 ) -> None:
-    """Each step is of one of the two, in turn, and of `batch` things that training may see in it.
+    """Train the two networks in turn, a step each, on `batch` concepts that training may see in its style.
 
     guesses: RGBA uint8 (concepts, styles, 64, 64, 4), the imputer's of every drawing, made without looking at it; start: what learning
     begins from, else nothing.
@@ -131,15 +139,15 @@ def train_refiner(
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         name = tuple(PAIRED_STYLES)[step % len(PAIRED_STYLES)]
-        style, twin = world.styles.index(name), world.styles.index(PAIRED_STYLES[name])
+        style, partner = world.styles.index(name), world.styles.index(PAIRED_STYLES[name])
         concept = rng.choice(len(chances), batch, p=chances[:, style])
         palette, place = torch.from_numpy(world.sample_palettes(batch, rng)), places(batch, rng, turned_share=0.0)
         dropped = rng.random((batch, count)) < DROPPED_SHARE
-        dropped[:, twin] = rng.random(batch) < TWIN_DROPPED_SHARE
+        dropped[:, partner] = rng.random(batch) < PARTNER_DROPPED_SHARE
         (mine,) = group.parts(batch)
         concept, palette = concept[mine], palette[mine]
         base, sources = shown(world, guesses, concept, name, dropped[mine])
-        both = np.array([style, twin])
+        both = np.array([style, partner])
         real = premultiplied(world.art.pixels[concept][:, both])
         moved = placed(torch.cat([base[:, None], sources, real], dim=1), place[mine])
         base, sources, real = torch.split(moved, [1, sources.shape[1], real.shape[1]], dim=1)
@@ -166,8 +174,11 @@ def train_refiner(
 
 @torch.no_grad()
 def refined(network: Refiner, world: World, guesses: npt.NDArray[np.uint8], at_once: int = 32) -> npt.NDArray[np.uint8]:
-    """guesses RGBA uint8 (concepts, styles, 64, 64, 4), straight alpha -> the same; what films show is drawn again, by the twins.
-    The mean of two drawings, one of everything mirrored, as the guess itself."""
+    """Redraw the guesses of what films show in the paired styles; the others stay as they are.
+
+    guesses: RGBA uint8 (concepts, styles, 64, 64, 4), straight alpha. The mean of two drawings, one of everything mirrored, as the guess
+    itself.
+    """
     out, concepts = guesses.copy(), np.flatnonzero(world.shown)
     for start in range(0, len(concepts), at_once):
         part = concepts[start : start + at_once]

@@ -1,4 +1,7 @@
-"""Vectors of real drawings, made once: all concepts in one style and palette are a slab, a file each under the state's cache."""
+"""Vectors of real drawings, computed once and kept in files.
+
+The vectors of all concepts in one style and palette are a slab, a file each.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ import numpy as np
 
 from generator.training.evaluation.extractors import Extractor
 from generator.training.evaluation.metrics import Vectors
-from generator.training.nano.samples import ImageArray, as_rgb
-from generator.training.nano.world import World
+from generator.training.evaluation.samples import Samples, Truth
 
 Slab = tuple[int, int]
-"""(style, palette)"""
+"""Numbers of a style and a palette."""
 Advance = Callable[[int], None]
-"""Called with a number of pictures that are done."""
+"""Callback that takes the number of images that were done since its last call."""
 CHUNK = 64
+"""Number of drawings that are encoded at once."""
 
 
 class Gallery:
-    """`fill`, then `slab`."""
+    """The slabs under a folder: `fill` those that are `missing`, then read them by `slab`."""
 
-    def __init__(self, world: World, folder: Path) -> None:
-        self._world = world
+    def __init__(self, samples: Samples, folder: Path) -> None:
+        self._samples = samples
         self._folder = folder
-        self._art = art_key(world)
+        self._art = art_key(samples)
 
     def missing(self, extractors: Sequence[Extractor], slabs: Iterable[Slab]) -> dict[Slab, list[Extractor]]:
         """What `fill` has to make: for each slab the extractors that have not seen it."""
@@ -35,12 +38,12 @@ class Gallery:
 
     def fill(self, missing: dict[Slab, list[Extractor]], advance: Advance) -> None:
         """Draw each slab once and encode it with all that lack it."""
-        concepts = range(len(self._world.concepts))
+        concepts = range(len(self._samples.concepts))
         for (style, palette), lacking in missing.items():
             parts: list[list[Vectors]] = [[] for _ in lacking]
             for start in range(0, len(concepts), CHUNK):
                 places = concepts[start : start + CHUNK]
-                images = np.stack([as_rgb(self._world.draw(concept, style, palette)) for concept in places])
+                images = np.stack([self._samples.draw(Truth(concept, style, palette)) for concept in places])
                 for part, extractor in zip(parts, lacking, strict=True):
                     part.append(extractor.encode(images).vectors)
                 advance(len(places))
@@ -60,15 +63,17 @@ class Gallery:
     def _path(self, extractor: Extractor, slab: Slab) -> Path:
         style, palette = slab
         folder = self._folder / f"{extractor.name}-{extractor.key}-{self._art}"
-        return folder / f"{self._world.styles[style]}-{self._world.palettes[palette]}.npy"
+        return folder / f"{self._samples.styles[style]}-{self._samples.palettes[palette]}.npy"
 
 
-def art_key(world: World) -> str:
-    """12 hex digits that change when drawings do: of a few concepts in every style on every palette, and of all names."""
-    digest = hashlib.sha256("\n".join(concept.slug for concept in world.concepts).encode())
-    for concept in np.linspace(0, len(world.concepts) - 1, 3).astype(int).tolist():
-        for style in range(len(world.styles)):
-            for palette in range(len(world.palettes)):
-                image: ImageArray = as_rgb(world.draw(concept, style, palette))
-                digest.update(image.tobytes())
+def art_key(samples: Samples) -> str:
+    """Twelve hex digits that change with the drawings.
+
+    They hash three concepts in all styles and palettes, and all names.
+    """
+    digest = hashlib.sha256("\n".join(samples.concepts).encode())
+    for concept in np.linspace(0, len(samples.concepts) - 1, 3).astype(int).tolist():
+        for style in range(len(samples.styles)):
+            for palette in range(len(samples.palettes)):
+                digest.update(samples.draw(Truth(concept, style, palette)).tobytes())
     return digest.hexdigest()[:12]
