@@ -7,6 +7,13 @@
     connections                options of the Kafka, S3 and Postgres clients
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads
+    manifest_choice            which poster a user is shown
+    manifest_source            sets as they are read from the bucket
+    manifest_shards            shards: sorted, memory-mapped, searched in place
+    manifest_cache             the folder of shards that processes share
+    manifest_refresh           the thread that looks for new sets
+    manifest_withdrawn         the list of what was taken back
+    answers                    a task's answers as they are stored
     faultpoints                named points at which the fault tests kill a process
     hashing                    a number in [0, 1) from a text
     runtime                    logs, metrics, health, Kafka logins and stop signals of long-running parts

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from schemas.connections import s3_client
 from schemas.errors import InputError, ServerUnavailable
 from schemas.manifest_cache import FileCache, default_folder
 from schemas.manifest_choice import PosterChoice, Source, choose, places_of, without
@@ -90,7 +91,10 @@ READINGS = 3
 
 
 class PosterManifest:
-    """The recommender's side. Light: pyarrow, numpy and boto3 only. Safe to use from several threads and after a fork.
+    """The recommender's reader of the newest set; safe to use from several threads and after a fork.
+
+    Light: of libraries it imports pyarrow, numpy and boto3 only.
+
 
     Shards are downloaded into a cache folder that the processes of a machine share, and memory-mapped. A thread of its own
     looks for a new night every `refresh_seconds`, by the pointer's ETag; no caller waits for it. It begins with a process's first
@@ -109,7 +113,10 @@ class PosterManifest:
         rotation: Rotation = "day",
         reconnect: Callable[[], S3Client] | None = None,
     ) -> None:
-        """`open` reads the newest set, too. `reconnect` makes a forked process' own client; without, its connections are new."""
+        """Prepare a reader; `open` reads the newest set, too.
+
+        `reconnect` makes a forked process' own client; without, only its connections are its own.
+        """
         place = hashlib.sha256(s3.meta.endpoint_url.encode()).hexdigest()[:8]
         folder = Path(cache_dir) if cache_dir else default_folder()
         self._source = ManifestSource(s3, bucket, FileCache(folder / f"{bucket}-{place}"), reconnect)
@@ -137,7 +144,9 @@ class PosterManifest:
         cache_dir: Path | str | None = None,
         rotation: Rotation = "day",
     ) -> PosterManifest:
-        """Connect and read the newest set. Keys that are not given come from where boto3 looks (environment, profile, role).
+        """Connect and read the newest set.
+
+        Keys that are not given come from where boto3 looks (environment, profile, role).
 
         `refresh_seconds` of infinity looks only when `refresh` is called. `cache_dir` needs room for two sets; without, it is
         in the user's cache folder. `rotation` says for how long a user sees one variant of an item: a day, or as long as the
@@ -150,7 +159,14 @@ class PosterManifest:
         """
         connect = None
         if client is None:
-            connect = functools.partial(_connect, endpoint_url, region, access_key_id, secret_access_key)
+            connect = functools.partial(
+                s3_client,
+                endpoint_url=endpoint_url,
+                region=region or "us-east-1",
+                access_key_id=access_key_id,
+                secret_access_key=secret_access_key,
+                max_attempts=4,
+            )
             client = connect()
         reader = cls(
             client,
@@ -175,7 +191,10 @@ class PosterManifest:
         return self._withdrawn
 
     def refresh(self) -> bool:
-        """Look for a newer set now, in this thread; True when there was one. Never raises: what goes wrong is an alarm."""
+        """Look for a newer set now, in this thread; True when there was one.
+
+        Never raises: what goes wrong is an alarm.
+        """
         with self._lock:
             self._refresher.release()
             before = self._loaded
@@ -194,7 +213,7 @@ class PosterManifest:
     def posters_for(
         self, user_id: str, item_ids: Iterable[str], *, on: date | None = None, key: str | None = None
     ) -> dict[str, PosterChoice]:
-        """What to show this user for these items, in their order; items of which nothing is known are left out.
+        """What to show this user for these items, in their order; unknown items are left out.
 
         Variants are drawn with their propensities by a stable hash of user, item and the date, which is the night's unless `on`
         is given; of `key` instead of the date where `rotation` is not "day". Never waits and never raises for what is in S3.
@@ -237,7 +256,7 @@ class PosterManifest:
         return found
 
     def rows(self) -> pa.Table:
-        """The whole set less what is withdrawn, as POSTER_SCHEMA, by the users' hashes. For tools: millions of rows."""
+        """The whole set less what is withdrawn, as POSTER_SCHEMA, by the users' hashes; for tools."""
         if self._loaded is None:
             return POSTER_SCHEMA.empty_table()
         batches = [shard.rows.select(POSTER_SCHEMA.names) for shard in self._loaded.shards.values()]
@@ -255,7 +274,7 @@ class PosterManifest:
         return loaded.ref.logical_date if loaded else ""
 
     def _load(self) -> None:
-        """Read what is withdrawn; then the pointer and, when it has changed, the set that it leads to, else the one before."""
+        """Read what is withdrawn, then the pointer and, when it has changed, its set or the one before."""
         self._load_withdrawn()
         for reading in range(READINGS):
             answer = self._source.get(POINTER_KEY, none_match=self._loaded.etag if self._loaded else None)
@@ -328,26 +347,3 @@ class PosterManifest:
         """Of a forked process: neither the thread nor whoever held the lock is here."""
         self._lock = threading.Lock()
         self._source.after_fork()
-
-
-def _connect(
-    endpoint_url: str | None, region: str | None, access_key_id: str | None, secret_access_key: str | None
-) -> S3Client:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint_url,
-        region_name=region or "us-east-1",
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        config=Config(
-            signature_version="s3v4",
-            connect_timeout=5,
-            read_timeout=30,
-            retries={"mode": "standard", "total_max_attempts": 4},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )

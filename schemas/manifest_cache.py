@@ -51,7 +51,7 @@ class FileCache:
         self._folder = folder
 
     def open(self, name: str, make: Callable[[Path], None]) -> int:
-        """A file descriptor of file `name`, made by `make(path)` when it is not there; close it after mapping the file.
+        """Open file `name`, made by `make(path)` when it is not there; returns a descriptor to close.
 
         `make` writes the whole file or raises. Of several processes that want the same file one makes it.
         """

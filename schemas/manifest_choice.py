@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.hashing import unit_interval
 from schemas.manifest_shards import Shard
 from schemas.manifest_source import ManifestSet
 from schemas.manifest_withdrawn import Withdrawn
@@ -109,7 +109,7 @@ def without(table: pa.Table, withdrawn: Withdrawn) -> pa.Table:
 
 def pick(propensities: Sequence[float], key: str) -> int:
     """The number of a variant, with its propensity, by the hash of `key`."""
-    point = int(hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:13], 16) / 16**13 * sum(propensities)
+    point = unit_interval(key.encode("utf-8", "surrogatepass")) * sum(propensities)
     for number, propensity in enumerate(propensities):
         point -= propensity
         if point < 0:

@@ -1,4 +1,6 @@
-"""The manifest's files: keys in the bucket, schemas, the pointer. For writers; readers want schemas/manifest.py.
+"""The manifest's files, for writers: keys in the bucket, schemas, the pointer.
+
+Readers want schemas/manifest.py.
 
 bucket/
   posters/<sha256>.webp               composed posters, content-addressed, created only if absent
@@ -126,7 +128,9 @@ def report_key(logical_date: str, run_id: str) -> str:
 
 
 def to_parquet(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, **about: str) -> bytes:
-    """Rows as a file of version 1; the same rows in the same order give the same bytes. `about` joins the file's metadata.
+    """Rows as a file of version 1; the same rows in the same order give the same bytes.
+
+    `about` joins the file's metadata.
 
     Keys of a row that are not in the schema are left out.
     """

@@ -34,7 +34,7 @@ class Refreshed(Protocol):
 
 
 class Refresher:
-    """Refreshes a reader in a daemon thread of its own, one in each process; it does not keep the reader alive."""
+    """Refreshes a reader in a daemon thread, one in each process, without keeping the reader alive."""
 
     def __init__(self, reader: Refreshed, seconds: float) -> None:
         self._reader = weakref.ref(reader)
@@ -83,7 +83,10 @@ class Refresher:
             self._retired.append((time.monotonic(), before))
 
     def release(self) -> None:
-        """Close what was retired a while ago. Unmapping gigabytes takes milliseconds: here it holds up no caller."""
+        """Close what was retired a while ago.
+
+        Unmapping gigabytes takes milliseconds: here it holds up no caller.
+        """
         self._looked_at = time.monotonic()
         self._retired = [entry for entry in self._retired if self._looked_at - entry[0] < RETIRE_SECONDS]
         maps, self._maps = self._maps, []

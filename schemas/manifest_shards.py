@@ -1,4 +1,4 @@
-"""Shards of a manifest: Arrow files sorted by a hash of the id, so that they can be memory-mapped and searched in place.
+"""Shards of a manifest: Arrow files sorted by a hash of the id, mapped and searched in place.
 
 A shard is an Arrow IPC file, uncompressed, with one record batch. Its first column is `user_hash` (`item_hash` in the items'
 file), which the rows are sorted by; ties are in the order of the ids, as bytes, and of the variants. Shard i of n = 2^b holds the
@@ -32,7 +32,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def stable_hash(text: str) -> int:
-    """The first 8 bytes of the SHA-256 of the UTF-8 text, big endian: the same in every language and for good."""
+    """First 8 bytes of the SHA-256 of the UTF-8 text, big endian: the same in every language."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
@@ -60,7 +60,10 @@ def with_hashes(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def write_shard(rows: pa.Table, path: Path, **about: str) -> None:
-    """Sort rows of SHARD_SCHEMA or ITEM_SHARD_SCHEMA and write them as a shard. `about` joins the file's metadata."""
+    """Sort rows of SHARD_SCHEMA or ITEM_SHARD_SCHEMA and write them as a shard.
+
+    `about` joins the file's metadata.
+    """
     keys = [name for name in (USER_HASH, "user_id", ITEM_HASH, "item_id", "variant") if name in rows.column_names]
     order = pc.sort_indices(rows.select(keys).combine_chunks(), sort_keys=[(name, "ascending") for name in keys])
     schema = rows.schema.with_metadata({**about, **(rows.schema.metadata or {})})

@@ -46,8 +46,10 @@ class ManifestSet:
     def __init__(
         self, ref: ManifestRef, shards: dict[str, Shard], *, is_previous: bool = False, etag: str = ""
     ) -> None:
-        """`shards` by their place and name, in the order of the users' hashes. `etag` is the pointer's that led here;
-        empty when another set had to be read than the pointer's."""
+        """Take shards by their place and name, in the order of the users' hashes.
+
+        `etag` is the pointer's that led here; empty when another set had to be read than the pointer's.
+        """
         self.ref = ref
         self.shards = shards
         self.items: dict[str, Shard] = {}
@@ -80,7 +82,10 @@ class ManifestSet:
 
 
 class ManifestSource:
-    """Reads one bucket. Every method may raise InputError (wrong bucket, keys), ServerUnavailable, or OSError of the cache."""
+    """Reads one bucket.
+
+    Every method may raise InputError (wrong bucket, keys), ServerUnavailable, or OSError of the cache.
+    """
 
     def __init__(
         self, s3: S3Client, bucket: str, cache: FileCache, reconnect: Callable[[], S3Client] | None = None
@@ -121,7 +126,7 @@ class ManifestSource:
     def open_set(
         self, ref: ManifestRef, *, is_previous: bool = False, etag: str = "", known: ManifestSet | None = None
     ) -> ManifestSet:
-        """Map all shards of a set; those that `known` has open are used again. Its items are added by `open_items`.
+        """Map all shards of a set; those that `known` has open are used again. `open_items` adds the items.
 
         Raises:
             ObjectMissing, ObjectCorrupt: the message names the object.

@@ -1,4 +1,4 @@
-"""What was taken back, as readers are told: `manifests/withdrawn.json`. Small, and read whole at every refresh."""
+"""What was taken back, as readers are told: `manifests/withdrawn.json`, read whole at every refresh."""
 
 from __future__ import annotations
 

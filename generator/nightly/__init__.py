@@ -1,42 +1,50 @@
 """The night: from users' histories to posters in S3 and a manifest that recommenders read.
 
-    commands        `pigeon night` and `pigeon schedule`
-    run             one night from plan to announcement
-    backfill        nights of several dates
-    runs            rows of `night_runs`: cancelled, drawn, taken up again, announced later
-    cancelled       notice that the run that is being drawn was cancelled
-    figures         what a process drew, what the run came to, what a night to come will need
-    plan            users with something new, their targets, and each task's frozen input
-    frozen_prompt   what a plan freezes of a task; ids and seeds
-    images          catalogue images: fetched, decoded, hashed
-    image_features  their visual tokens and embeddings, computed once
-    generate        the pending tasks: answers, a choice among them, pictures, posters; in stages
-    stages          stages that work at the same time; items may come back, or be parked outside
-    retry           retries of model calls, and outages of the model server
-    jobs            a task on its way, and the rows that come of it
-    answers         which answers are asked for, and as what they are stored
-    policies        which of them are drawn, and with which probability
-    pictures        each distinct picture drawn once, whoever asks for it
-    picture_rows    the table `pictures`, and the claim of the one process that draws
-    select          scores of a picture for a task, and why it is not kept
-    compose         the poster around an image: title, sizes, WebP
-    compositions    each poster file composed and stored once
-    tally           a session in figures
-    rows            the rows of the night's tables, as plain values
-    ledger          the night's own tables: reads, and writes under the lease
-    manifest_rows   which posters are in the manifest
-    publish         manifest, items, and the pointer that readers follow
-    announce        events of `posters.published.v1`
-    report          the night's HTML report
-    progress        a bar or lines on stderr
-    status          a night in figures
-    wording         numbers with their nouns
-    unused_files    deletion of files that nobody else has, under the rows' locks
-    erase           erasure of users, and retention of manifests
-    schedule        jobs by cron, each due moment until it is done, by one leader
-    cron            when jobs are due
-    moments         the due moments of jobs: done, tried again, given up
-    schedule_watch  the scheduler's metrics, health, and the alarm of a night that is not published
+    commands          `pigeon night` and `pigeon schedule`
+    run               one night from plan to announcement
+    backfill          nights of several dates
+    runs              rows of `night_runs`: cancelled, drawn, taken up again, announced later
+    cancelled         notice that the run that is being drawn was cancelled
+    figures           what a process drew, what the run came to, what a night to come will need
+    plan              users with something new, their targets, and each task's frozen input
+    frozen_prompt     what a plan freezes of a task; ids and seeds
+    images            catalogue images: asked for when they may have changed, known by their hash
+    image_cache       their bytes on disk, within a size limit
+    image_hosts       which picture hosts are away, waited for once per host
+    image_features    their visual tokens and embeddings, computed once
+    generate          the pending tasks: answers, a choice among them, pictures, posters; in stages
+    stages            stages that work at the same time; items may come back, or be parked outside
+    retry             retries of model calls, and outages of the model server
+    jobs              a task on its way, and the rows that come of it
+    answers           which answers are asked for, and as what they are stored
+    policies          which of them are drawn, and with which probability
+    pictures          each distinct picture drawn once, whoever asks for it
+    picture_rows      the table `pictures`, and the claim of the one process that draws
+    select            scores of a picture for a task, and why it is not kept
+    compose           the poster around an image: title, sizes, WebP
+    compositions      each poster file composed and stored once
+    tally             a session in figures
+    rows              the rows of the night's tables, as plain values
+    ledger            the night's own tables: reads, and writes under the lease
+    manifest_rows     which posters are in the manifest
+    manifest_writer   its shards, in constant memory
+    manifest_images   whether every image that it names is in the bucket
+    manifest_edit     shards without erased users
+    publish           manifest, items, and the pointer that readers follow
+    taken_back        the condition by which queries leave out what is withdrawn or objected to
+    withdraw          withdrawals, lifting them, and rolling a night back
+    online_store      export to a store of the Redis protocol
+    announce          events of `posters.published.v1`
+    report            the night's HTML report
+    progress          a bar or lines on stderr
+    status            a night in figures
+    wording           numbers with their nouns
+    unused_files      deletion of files that nobody else has, under the rows' locks
+    erase             erasure of users, and retention of manifests
+    schedule          jobs by cron, each due moment until it is done, by one leader
+    cron              when jobs are due
+    moments           the due moments of jobs: done, tried again, given up
+    schedule_watch    the scheduler's metrics, health, and the alarm of a night that is not published
 
 Imports schemas, generator.storage, generator.serving.api, and generator.serving.client inside commands; no torch: the model is
 reached through Triton. Imported by generator/cli.py, and frozen_prompt by generator.feedback.

@@ -1,5 +1,6 @@
-"""Taking users out of stored sets: clean copies beside what has them, the pointer's flip, then the old files go.
+"""Taking users out of stored sets.
 
+Clean copies come first, beside what has the users, then the pointer's flip; then the old files go.
 Readers that are at work on an old file keep it open until they refresh. No night may write a set at the same time (the lease):
 its flip would lead to a set that still has the users.
 """
@@ -40,7 +41,7 @@ def remove_users(store: Store, ledger: Ledger, users: Iterable[str], work: Path)
 
     Raises:
         LockHeld: another process has taken the night over.
-        InputError, ServerUnavailable: of S3 and Postgres; repeating it finishes what was begun.
+        InputError, ServerUnavailable: of S3 and Postgres; repeating it finishes the work.
     """
     gone = sorted(set(users))
     had: dict[str, list[str]] = {user: [] for user in gone}
@@ -86,7 +87,10 @@ def users_left(store: Store, users: Iterable[str], work: Path) -> set[str]:
 
 
 def _clean_shards(store: Store, users: list[str], work: Path) -> tuple[dict[str, ShardRef], dict[str, set[str]]]:
-    """A clean copy of each shard that has one of the users; by the old key, the copy and which users it had."""
+    """Write a clean copy of each shard that has one of the users.
+
+    Returns by the old key the copy, and which of the users were there.
+    """
     copies: dict[str, ShardRef] = {}
     found: dict[str, set[str]] = {}
     for key, shard, there in _shards_with(store, users, work):
@@ -148,7 +152,10 @@ def _parquet(store: Store) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _clean_parquet(store: Store, users: list[str]) -> Iterator[tuple[str, ManifestRef, set[str]]]:
-    """A clean copy of each set of version 1 that has one of the users. Of its reference only what changes is filled in."""
+    """Write a clean copy of each set of version 1 that has one of the users.
+
+    Of the references only what changes is filled in.
+    """
     names = pa.array(users, pa.string())
     for key, table in _parquet(store):
         hit = pc.is_in(table["user_id"], value_set=names)

@@ -25,7 +25,7 @@ _POSTER = re.compile(r"posters/([0-9a-f]{64})\.webp")
 
 
 class ImagesMissing(PigeonError):
-    """The manifest names images that are not in the bucket; nothing was published. `keys` are some of them, or all."""
+    """The manifest names images that are not in the bucket; nothing was published. `keys` are those."""
 
     def __init__(self, bucket: str, keys: list[str]) -> None:
         self.keys = keys

@@ -1,4 +1,4 @@
-"""The rows of the night's manifest: the current posters of every user and item.
+"""The rows of the night's manifest: every user's current posters, tonight's or an earlier night's.
 
 `current_posters` names the task whose posters are shown. The rows are read in its order, page by page in one snapshot, so that
 neither memory nor any one statement grows with the users.
@@ -102,7 +102,10 @@ class ManifestCounts:
 
 
 def make_current(ledger: Ledger, run_id: str, logical_date: date) -> None:
-    """Make a run's posters the current ones of their users and items, in one transaction; repeating it changes nothing."""
+    """Make a run's posters the current ones of their users and items, in one transaction.
+
+    Repeating it changes nothing.
+    """
     with ledger.writing() as session:
         for bounds in _ranges(session, "night_tasks", {"run_id": run_id}):
             session.execute(_DRAWN, {**bounds, "run_id": run_id, "logical_date": logical_date})

@@ -1,4 +1,7 @@
-"""Writing shards in constant memory: rows are spooled to disk by shard, then each shard is sorted and written on its own."""
+"""Writing shards in constant memory.
+
+Rows are spooled to disk by shard, then each shard is sorted and written on its own.
+"""
 
 from __future__ import annotations
 

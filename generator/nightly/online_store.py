@@ -145,7 +145,10 @@ def _batches(users: Iterator[User], size: int) -> Iterator[list[User]]:
 
 
 def _enter(redis: Redis, prefix: str, ref: ManifestRef, lifetime: int) -> None:
-    """Remember a set before anything of it is written, so that an erasure finds it; forget those that have expired."""
+    """List a set before anything of it is written, so that an erasure finds it.
+
+    Those that have expired are taken off the list.
+    """
     now = time.time()
     redis.zadd(f"{prefix}:sets", {set_name(ref): now + 2 * lifetime})
     redis.zremrangebyscore(f"{prefix}:sets", "-inf", now)

@@ -1,4 +1,4 @@
-"""Publishing: shards and items, report, then the pointer's flip. A reader sees the old set or the new one, whole."""
+"""Publishing: shards and items, then the pointer's flip; readers see the old set or the new one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def store_manifest(store: Store, ledger: Ledger, run: NightRun, settings: Settin
 def _spool(
     store: Store, ledger: Ledger, run: NightRun, settings: Settings, folder: Path
 ) -> tuple[ShardSpool, WrittenShard, ManifestCounts]:
-    """All rows on disk, of one snapshot of the tables, and every image that they name looked for in the bucket."""
+    """Spool all rows of one snapshot of the tables, and look for every image that they name."""
     counts = ManifestCounts()
     images = NamedImages(folder)
     try:
@@ -118,10 +118,15 @@ def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
 def replace_pointer(
     store: Store, ledger: Ledger | None, change: Callable[[Pointer | None], Pointer | None]
 ) -> Pointer | None:
-    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it. Returns what is there now.
+    """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it.
 
-    The lease is checked between reading the tag and writing: a replaced leader is stopped by the one or by the other. Without
-    a ledger the tag alone decides.
+    Returns what `change` returned last. The lease is checked between reading the tag and writing: a replaced leader is
+    stopped by the one or by the other. Without a ledger the tag alone decides.
+
+    Raises:
+        InputError: the pointer is not readable.
+        LockHeld: another process has taken the night over.
+        ServerUnavailable: S3 or Postgres is away, or others keep changing the pointer.
     """
     for _ in range(FLIP_ATTEMPTS):
         stored = store.get(POINTER_KEY)

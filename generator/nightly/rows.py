@@ -206,21 +206,6 @@ class PosterRow:
         return cls(**values, sizes=tuple(sizes), tokens=tuple(columns["tokens"]))
 
 
-@dataclass(frozen=True)
-class ManifestRow:
-    """A poster that is current for its user and item."""
-
-    poster: PosterRow
-    tonight: bool
-    """Drawn by the night whose manifest this is, not carried over."""
-    withheld: str | None
-    """Why it is in no manifest."""
-
-    def columns(self) -> Json:
-        """Values by name of the manifest's schema, and some more."""
-        return {**self.poster.columns(), "drawn_by_run": self.poster.run_id}
-
-
 def _shallow(row: Any) -> Json:
     """A dataclass' fields; `asdict` would copy every prompt."""
     return {field.name: getattr(row, field.name) for field in fields(row)}

@@ -1,4 +1,4 @@
-"""Which posters nobody may be shown: withdrawn ones and those of users who object. One condition for all queries."""
+"""Which posters nobody may be shown, withdrawn ones and those of users who object: one SQL condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking back what was published: posters, pictures, items, users, whole nights; and lifting that again.
+"""Taking back what was published, posters, pictures, items, users, whole nights; and lifting that.
 
 Rows of `withdrawals` come first, then `manifests/withdrawn.json`, which every reader looks at when it refreshes: what dies in
 between is mended by the next call, and by the next night, which leaves out what the rows say. Nothing here needs the night's
@@ -62,7 +62,9 @@ WHERE c.logical_date <= excluded.logical_date
 
 
 def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:
-    """Take back a poster, a picture, an item or a user's posters; readers leave it out from their next refresh on.
+    """Take back a poster, a picture, an item or a user's posters.
+
+    Readers leave it out from their next refresh on. Returns a line that says so.
 
     Raises:
         InputError: there is no such poster, picture or item, or no reason was given.
@@ -83,7 +85,9 @@ def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: s
 
 
 def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:
-    """Undo a withdrawal; readers show what is in their set again, later nights publish it again. Of a night: it is current again.
+    """Undo a withdrawal.
+
+    Readers show again what is in their set, later nights publish it again. What a night drew is current again.
 
     Raises:
         InputError: it is not withdrawn, or no reason was given.
@@ -159,7 +163,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
 
 
 def sync_withdrawn(store: Store, engine: Engine) -> Withdrawn:
-    """Write the list that readers look at from the open rows of `withdrawals`; nothing is written when it is right already.
+    """Write the list that readers look at from the open rows of `withdrawals`, unless it is right already.
 
     Raises:
         ServerUnavailable: others keep changing the list.

@@ -1,4 +1,4 @@
-"""Writing and reading manifests at scale, as ratios of one run: `python -m tests.benchmarks.manifest [--small]`.
+"""Writing and reading manifests at scale: `python -m tests.benchmarks.manifest [--small]`.
 
 Rows are made up and the bucket is a folder; each measurement is a process of its own, so that memory is its own as well. What
 the numbers are for: memory and p99 that do not grow with the rows, and callers that no refresh holds up.
@@ -109,7 +109,7 @@ def private_mib() -> float:
 
 
 def read(folder: Path, rows: int) -> dict[str, float]:
-    """Open a set with a full cache; memory that is the process' own; microseconds of processor time of `posters_for`.
+    """Open a set with a full cache, look up pages; memory that is the process' own, processor time.
 
     Processor time, not the clock's: on a machine that others use, the hundredth call is one that had to wait for them.
     """
@@ -143,9 +143,10 @@ def read(folder: Path, rows: int) -> dict[str, float]:
 
 
 def refresh(folder: Path, rows: int) -> dict[str, float]:
-    """The same calls, paced, by the clock: without a refreshing thread, while it polls, while it takes over a set, and after.
+    """Pace the same calls by the clock: no refreshing thread, polling, taking over a set, and after.
 
-    The new set is not in the cache, so all of it is downloaded. What a busy machine does to the first row it does to all.
+    The new set is not in the cache, so all of it is downloaded. What a busy machine does to the first row it does to all; the
+    figures mean something where nothing else runs, or under `chrt -f 1`.
     """
     sets = [(folder / name).read_bytes() for name in ("a.json", "b.json")]
     (folder / POINTER_KEY).write_bytes(sets[0])

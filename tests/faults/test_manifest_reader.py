@@ -1,4 +1,4 @@
-"""Faults 13 and 14 on a real store: readers meet half-written, missing and damaged sets, and two publishers race."""
+"""Faults 13 and 14 on a real store: readers of missing and damaged sets, publishers that race."""
 
 from __future__ import annotations
 
@@ -86,20 +86,20 @@ def test_a_missing_or_damaged_shard_falls_back_to_the_set_before(two_nights: Sto
     key = shard_of_user(current, "u0")
     stored = store.get(key)
     assert stored
-    heard: list[tuple[str, str]] = []
+    alarms: list[tuple[str, str]] = []
     for damage, alarm in ((None, "manifest_missing"), (stored.body[:-100], "manifest_corrupt")):
         store.delete(key)
         if damage:
             store.put(key, damage, "application/octet-stream")
-        heard.clear()
-        reader = open_reader(on_alarm=lambda name, detail: heard.append((name, detail)))
+        alarms.clear()
+        reader = open_reader(on_alarm=lambda name, detail: alarms.append((name, detail)))
         choice = reader.poster_for("u0", "item8")
         assert choice
         assert choice.source == "last_good"
         assert choice.poster_id != tonight.poster_id
         assert reader.alarms == {alarm: 1}
-        assert heard[0][0] == alarm
-        assert key in heard[0][1]
+        assert alarms[0][0] == alarm
+        assert key in alarms[0][1]
     # Who had read the set before keeps it: its own refresh asks for the pointer only, which has not changed.
     before.refresh()
     assert before.poster_for("u0", "item8") == tonight

@@ -1,4 +1,4 @@
-"""What a night's manifest holds, and taking it back, on real Postgres and S3; the model is a test double."""
+"""What a night's manifest has, and taking it back, on real Postgres and S3; the model is a double."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def pointer(store: Store) -> Pointer:
 
 
 def click_on(engine: Engine, user: str, item: str) -> None:
-    """The user's history changes, so that the next night draws anew for this one."""
+    """The user's history changes, so that the next night draws for this one again."""
     with Session(engine) as session, session.begin():
         set_user(session, user, ["item4", "item5", "item6", item])
 

@@ -1,4 +1,4 @@
-"""A page of the manifest's rows is read through indexes, wherever it is and however many rows there are."""
+"""A page of the manifest's rows is read through indexes, wherever it is."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def rows_of(users: list[str], items: list[str], variants: int = 2) -> pa.Table:
 
 
 def pages_of(rows: int, *, items_per_user: int = 40, variants: int = 2, page: int = 20_000) -> Iterator[pa.Table]:
-    """Pages of about `rows` rows in all, quick to make: users have `items_per_user` of 50,000 items, pictures are shared."""
+    """Pages of about `rows` rows in all; users have some of 50,000 items and share pictures."""
     per_user = items_per_user * variants
     hexes = np.array([hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(4096)])
     for first in range(0, rows // per_user, page // per_user):

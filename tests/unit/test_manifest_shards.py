@@ -1,4 +1,4 @@
-"""Shards: the same bytes for the same rows, look-ups in place, the cache folder, the writer's memory, choices for a page."""
+"""Shards: the same bytes for the same rows, look-ups in place, the cache folder, choices for a page."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_a_page_is_answered_in_its_order_by_the_ladder(bucket: Bucket, tmp_path:
 
 
 def test_a_day_a_session_or_a_request_decides_which_variant_it_is(bucket: Bucket, tmp_path: Path) -> None:
-    """FLAWS F1: who sees one variant a day never sees both; a session's or a request's rotation shows them all."""
+    """FLAWS F1: who sees one variant a day never sees both; another rotation shows them all."""
 
     def shares(reader: PosterManifest, **key: Any) -> list[int | None]:
         return [choice.variant for user in USERS for choice in reader.posters_for(user, ITEMS, **key).values()]
@@ -271,7 +271,7 @@ def test_what_is_withdrawn_is_shown_no_more(
 
 
 def test_a_set_that_is_replaced_while_it_is_read_is_no_alarm(bucket: Bucket, tmp_path: Path) -> None:
-    """An erasure leads the pointer elsewhere and deletes: a reader that comes between the two reads the pointer again."""
+    """An erasure moves the pointer and deletes: who comes between the two reads the pointer again."""
     real, moved = bucket.get_object, []
 
     def erased_meanwhile(**arguments: Any) -> dict[str, Any]:

