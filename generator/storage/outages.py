@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from generator.storage.objects import Store, Stored
 from schemas.errors import ServerUnavailable
@@ -89,5 +89,5 @@ class PatientStore(Store):
         """As `Store.delete`."""
         self._outages.call(lambda: super(PatientStore, self).delete(key))
 
-    def _put(self, key: str, body: bytes, content_type: str, **condition: Any) -> bool:
+    def _put(self, key: str, body: bytes | BinaryIO, content_type: str, **condition: Any) -> bool:
         return self._outages.call(lambda: super(PatientStore, self)._put(key, body, content_type, **condition))
