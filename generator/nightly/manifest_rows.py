@@ -169,7 +169,8 @@ def _share_again(columns: dict[str, list[Any]], exploration: float) -> list[dict
     changed: list[dict[str, str | float]] = []
     for task in np.flatnonzero(abs(sums - 1) > 1e-5).tolist():
         place = slice(starts[task], starts[task + 1] if task + 1 < len(starts) else len(pairs))
-        wanted = propensities(columns["score"][place], exploration)
+        # As the night shares them: most to the variant that the policy prefers, the first of those shown.
+        wanted = propensities([-variant for variant in columns["variant"][place]], exploration)
         for poster_id, share, before in zip(columns["poster_id"][place], wanted, shares[place], strict=True):
             if abs(share - before) > 1e-6:
                 changed.append({"poster_id": poster_id, "propensity": share})

@@ -51,7 +51,9 @@ class ShardSpool:
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def add(self, rows: pa.Table) -> None:
-        """Rows of POSTER_SCHEMA, in any order."""
+        """Rows of POSTER_SCHEMA, in any order; there may be none."""
+        if not len(rows):
+            return
         rows = with_hashes(rows, SHARD_SCHEMA)
         numbers = shard_of(rows[USER_HASH].to_numpy(), self.shards)
         order = np.argsort(numbers, kind="stable")

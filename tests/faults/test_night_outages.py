@@ -88,7 +88,7 @@ def test_postgres_restarted_mid_night_costs_time_only(restarted: Settings, own_p
     faultpoints.handler = handler
     night(restarted, model).run(Scope())
     assert len(restarts) == len(refused) == 1
-    assert len(model.draws) == 8, "what was drawn is not drawn again"
+    assert len(model.answered) == 8, "what was drawn is not drawn again"
     assert len(reader(restarted).rows()) == 16
 
 
@@ -148,7 +148,7 @@ def test_s3_away_mid_night_costs_time_only(far: tuple[Settings, TcpProxy], tmp_p
     faultpoints.handler = handler
     night(settings, model).run(Scope())
     assert points == []
-    assert len(model.draws) == 6
+    assert len(model.answered) == 6
     assert len(reader(settings).rows()) == 12
 
 

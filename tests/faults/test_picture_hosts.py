@@ -79,7 +79,7 @@ def test_a_host_that_was_never_seen_and_is_away_publishes_no_empty_night(served:
     model = FakePigeon()
     night(served, model).run(Scope())
     assert runs(served) == {NIGHT: "published"}
-    assert len(model.draws) == 6
+    assert len(model.answered) == 6
 
 
 def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after(
@@ -91,7 +91,7 @@ def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after
         host.down = down
         model = FakePigeon()
         night(served, model, on=day).run(Scope())
-        assert model.draws == []
+        assert model.answered == []
         assert skips(served, f"night-{day:%Y%m%d}").get("unreadable image") is None
     host.down = False
 
@@ -102,5 +102,5 @@ def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Setti
     host.down = True
     model = FakePigeon()
     night(served, model).run(Scope())
-    assert len(model.draws) == 6
+    assert len(model.answered) == 6
     assert runs(served) == {NIGHT: "published"}

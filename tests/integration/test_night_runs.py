@@ -70,11 +70,11 @@ def test_a_trial_that_was_looked_at_can_be_published(settings: Settings, tmp_pat
     model, announced = FakePigeon(), Announcements()
     night(settings, model).run(Scope(users=("u1",)))
     night(settings, model, announced).run(Scope(users=("u1",)), publish=True)
-    assert len(model.draws) == 1
+    assert len(model.answered) == 1
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u1"}
     assert len(announced.events) == 2
     night(settings, model).run(Scope())
-    assert len(model.draws) == 3, "what the trial published is not drawn again"
+    assert len(model.answered) == 3, "what the trial published is not drawn again"
     assert {row["user_id"] for row in reader(settings).rows().to_pylist()} == {"u0", "u1", "u2"}
 
 
@@ -121,7 +121,7 @@ def test_a_cancelled_night_stops_keeps_what_is_done_and_can_be_resumed(
     engine = connect(settings.database)
 
     def fault(request: DrawRequest, attempt: int) -> None:
-        if len(model.draws) == 2:
+        if len(model.answered) == 2:
             runs.cancel(engine, "night-20260301")
 
     model = FakePigeon(fault)
@@ -137,7 +137,7 @@ def test_a_cancelled_night_stops_keeps_what_is_done_and_can_be_resumed(
     counts = Ledger(engine).count_tasks("night-20260301")
     again = FakePigeon()
     night(settings, again).resume()
-    assert len(again.draws) == counts.get("pending", 0)
+    assert len(again.answered) == counts.get("pending", 0)
     assert len(reader(settings).rows()) == 24
     with pytest.raises(InputError, match="is published: there is nothing left to cancel"):
         runs.cancel(engine, "night-20260301")
@@ -181,7 +181,7 @@ def test_failed_tasks_are_tried_again_and_the_night_is_published_again(settings:
         night(settings, FakePigeon(fault), announced).run(Scope())
     model = FakePigeon()
     night(settings, model, announced).retry_failed()
-    assert len(model.draws) == 1
+    assert len(model.answered) == 1
     rows = reader(settings).rows().to_pylist()
     assert {row["user_id"] for row in rows} == {"u0", "u1", "u2"}
     assert sorted(event.poster_id for event in announced.events) == sorted(row["poster_id"] for row in rows)
@@ -202,10 +202,10 @@ def test_nights_of_several_days_are_drawn_one_after_the_other(settings: Settings
         return night(settings, model, on=day, echo=echoed.append)
 
     backfill(one, NIGHT, NIGHT + timedelta(days=2), echoed.append)
-    assert len(model.draws) == 2, "the histories are the same on every day"
+    assert len(model.answered) == 2, "the histories are the same on every day"
     assert [status(settings, f"night-2026030{n}") for n in (1, 2, 3)] == ["published"] * 3
     backfill(one, NIGHT, NIGHT + timedelta(days=2), echoed.append)
-    assert len(model.draws) == 2
+    assert len(model.answered) == 2
     for first, last in ((TOMORROW, NIGHT), (NIGHT, NIGHT + timedelta(days=400))):
         with pytest.raises(InputError, match="366 nights at most"):
             backfill(one, first, last, echoed.append)
@@ -222,10 +222,10 @@ def test_what_triton_serves_is_asked_before_anything_is_drawn(settings: Settings
     context = NightContext(settings, lambda: model, Announcements, lambda line: None, refuse)
     with pytest.raises(ModelError, match="another build"):
         Night(context, NIGHT).run(Scope())
-    assert (asked, model.draws) == ([[("nano-1", 1)]], [])
+    assert (asked, model.answered) == ([[("nano-1", 1)]], [])
     model.base_weights = "others"
     with pytest.raises(ModelError, match=r"planned for weights fake-weight.*Triton serves others"):
         night(settings, model).resume()
-    assert model.draws == []
+    assert model.answered == []
     night(settings).resume()
     assert len(reader(settings).rows()) == 2

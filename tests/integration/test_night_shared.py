@@ -429,7 +429,7 @@ def test_two_generators_over_the_same_tables_draw_each_picture_once(settings: Se
     with ExitStack() as stack:
         lease = stack.enter_context(lead(engine, "night"))
         ledger = Ledger(engine, lease)
-        images = CatalogImages(quick.night, store, tmp_path / "cache")
+        images = CatalogImages(engine, quick)
         with ledger.reading() as session:
             planner = Planner(session, quick, images, served, NIGHT)
             recipe = {"recipe": drawing_settings(quick.night, served.drawing)}
@@ -518,6 +518,6 @@ def test_a_dead_tokenizer_fails_the_tasks_whose_images_are_new(
 
     with pytest.raises(PartialFailure, match="visual_tokenizer is not ready"):
         night(settings, Deaf(), on=TOMORROW).run(Scope(users=("old", "new")))
-    tonight = [task for task in rows(settings, NightTask) if task.run_id == "night-20260302"]
+    tonight = [task for task in rows(settings, NightTask) if task.run_id.startswith("trial-20260302")]
     assert {task.user_id: task.status for task in tonight} == {"old": "done", "new": "failed"}
     assert Counter(row["user_id"] for row in reader(settings).rows().to_pylist())["old"] == 2
