@@ -194,7 +194,7 @@ def test_eight_bit_without_torchao_says_what_to_install(published: Path, monkeyp
 
 
 def test_the_command_does_not_repeat_what_torchao_says_of_kernels_for_other_machines() -> None:
-    code = "from generator import cli; cli._options(debug=False); import generator.pigeon.checkpoint"
+    code = "from generator import cli; cli._set_up_logging(debug=False); import generator.pigeon.checkpoint"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stderr == ""
 

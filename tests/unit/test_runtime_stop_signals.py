@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,6 +27,15 @@ def test_a_signal_stops_the_part_and_is_named():
     assert [signal.getsignal(number) for number in STOP] == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a shell that starts the tests in the background has it ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_acts_as_before_when_one_is_enough():
     asked: list[int] = []
     with stop_signals(asked.append, once=True):
