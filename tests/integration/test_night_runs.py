@@ -87,11 +87,11 @@ def test_the_nights_report_its_runs_and_rates(settings: Settings, tmp_path: Path
     run = Ledger(connect(settings.database)).get_run(NIGHT)
     assert run
     (session,) = run.figures["sessions"]
-    assert (session["tasks"], session["pictures_drawn"]) == (2, 2 * len(settings.night.alphas))
+    assert (session["tasks"], session["pictures_drawn"]) == (2, 4)
     with Session(connect(settings.database)) as writing, writing.begin():
         set_user(writing, "u9", ["item1", "item2", "item3"], ["item8"])
     night(settings, on=TOMORROW, echo=echoed.append).dry_run(Scope())
-    assert f"estimate: about {len(settings.night.alphas)} pictures in" in echoed[-2]
+    assert "estimate: about 2 pictures in" in echoed[-2]
     assert "in the last 1 night)" in echoed[-2]
 
 
@@ -224,7 +224,7 @@ def test_what_triton_serves_is_asked_before_anything_is_drawn(settings: Settings
         Night(context, NIGHT).run(Scope())
     assert (asked, model.answered) == ([[("nano-1", 1)]], [])
     model.base_weights = "others"
-    with pytest.raises(ModelError, match=r"planned for weights fake-weight.*Triton serves others"):
+    with pytest.raises(InputError, match="planned for another checkpoint than Triton serves"):
         night(settings, model).resume()
     assert model.answered == []
     night(settings).resume()

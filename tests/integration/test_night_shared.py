@@ -507,7 +507,7 @@ def test_a_dead_tokenizer_fails_the_tasks_whose_images_are_new(
 ) -> None:
     monkeypatch.setattr("generator.nightly.retry.FIRST_WAIT_SECONDS", 0.01)
     two_alike(settings, tmp_path / "art")
-    night(settings, OfOneMind()).run(Scope(users=("u0",)))
+    night(settings, OfOneMind()).run(Scope(users=("u0",)), publish=True)
     with Session(connect(settings.database)) as session, session.begin():
         set_user(session, "old", ["item3", "item2", "item1"], ["item8"])  # tokenized already
         set_user(session, "new", ["item5", "item6", "item7"], ["item8"])
@@ -517,7 +517,7 @@ def test_a_dead_tokenizer_fails_the_tasks_whose_images_are_new(
             raise InferenceUnavailable("visual_tokenizer is not ready")
 
     with pytest.raises(PartialFailure, match="visual_tokenizer is not ready"):
-        night(settings, Deaf(), on=TOMORROW).run(Scope(users=("old", "new")))
+        night(settings, Deaf(), on=TOMORROW).run(Scope(users=("old", "new")), publish=True)
     tonight = [task for task in rows(settings, NightTask) if task.run_id.startswith("trial-20260302")]
     assert {task.user_id: task.status for task in tonight} == {"old": "done", "new": "failed"}
     assert Counter(row["user_id"] for row in reader(settings).rows().to_pylist())["old"] == 2
