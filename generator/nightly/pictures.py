@@ -198,7 +198,9 @@ class Pictures:
             Stopped: the night is being stopped; the picture is anybody's again.
         """
         start = time.monotonic()
-        claim = self._table.claim(order.key, order.tokens, lost=order.lost)
+        # Another process may have drawn a lost picture again since it was missed.
+        lost = order.lost if order.lost and not self._store.exists(order.lost) else None
+        claim = self._table.claim(order.key, order.tokens, lost=lost)
         if claim is None:
             row = self._table.read([order.key])[order.key]
             if isinstance(row, PictureRow):

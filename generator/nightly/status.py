@@ -66,6 +66,12 @@ def words(found: dict[str, Any]) -> str:
             f"  posters  {figures['posters_drawn']} drawn, {figures['posters_carried']} carried over, "
             f"{figures['posters_withheld']} withheld"
         )
+    session = figures.get("last_session", {})
+    if "pictures_drawn" in session:
+        lines.append(
+            f"  pictures {session['pictures_drawn']} drawn ({session['pictures_drawn_per_poster']:.2f} per poster kept), "
+            f"{session['pictures_reused']} reused; {session['distinct_answers_per_task']:.2f} distinct answers per task"
+        )
     lines += [
         f"  {name:8} {found[key]}"
         for name, key in (("manifest", "manifest_key"), ("report", "report_key"))
