@@ -64,7 +64,7 @@ def runs(settings: Settings) -> dict[date, str]:
 
 def skips(settings: Settings, run_id: str) -> dict[str, int]:
     engine = connect(settings.database)
-    found = Ledger(engine).skips(run_id)
+    found = Ledger(engine).count_skips(run_id)
     engine.dispose()
     return found
 
