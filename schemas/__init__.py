@@ -14,6 +14,9 @@
     manifest_refresh           the thread that looks for new sets
     manifest_withdrawn         the list of what was taken back
     answers                    a task's answers as they are stored
+    fetch, deadline_http       catalogue pictures fetched within one deadline
+    image_addresses            where pictures may come from
+    images                     what a picture is, for import and night
     faultpoints                named points at which the fault tests kill a process
     hashing                    a number in [0, 1) from a text
     runtime                    logs, metrics, health, Kafka logins and stop signals of long-running parts

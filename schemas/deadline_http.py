@@ -1,4 +1,6 @@
-"""HTTP on urllib3 with one deadline for everything that a thread does, and connections only to addresses that were checked.
+"""HTTP on urllib3 with one deadline for everything that a thread does.
+
+And connections only to addresses that were checked.
 
 A timeout of urllib3 holds for each read alone, so a host that sends a byte now and then is never given up. Here every wait
 (name lookup, connecting, TLS, headers, body) ends at the deadline that `deadline` sets for the thread.
@@ -82,7 +84,7 @@ class _SecureSocket(ssl.SSLSocket):
 
 
 def pool_manager(check_ip: CheckIp, *, proxy: str | None, per_host: int) -> PoolManager:
-    """Connections that are kept and used again by all threads, each one to an address that `check_ip` let pass.
+    """Connections that all threads use again, each one to an address that `check_ip` let pass.
 
     With a proxy they lead to the proxy; where it goes is decided by the list of hosts.
     """
@@ -223,5 +225,5 @@ def retry_after(value: str | None) -> float | None:
 
 
 def one_line(text: str) -> str:
-    """The first 200 characters of a text, its line breaks as blanks, without what a database does not store."""
+    """The first 200 characters of a text in one line, without what a database does not store."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:200]

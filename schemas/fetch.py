@@ -1,4 +1,6 @@
-"""The one fetcher of catalogue pictures, for import and night: http(s), s3 and file addresses within limits.
+"""The one fetcher of catalogue pictures, for import and night.
+
+Http(s), s3 and file addresses within limits.
 
 Two errors, and nothing else, come out of it: `ImageProblem`, a property of the picture, and `HostUnavailable`, an outage.
 urllib3 and boto3 are imported inside functions, so that this module is light to import.
@@ -105,7 +107,7 @@ class NotModified:
 
 
 class Fetcher:
-    """Fetches pictures, as the settings images, night.max_image_bytes and night.image_timeout_seconds allow.
+    """Fetches pictures as the settings images.* and night.{max_image_bytes, image_timeout_seconds} allow.
 
     Safe to use from several threads. `files` lets it read paths of this machine whatever images.allowed_schemes says.
     """
@@ -235,7 +237,10 @@ class Fetcher:
 
     @contextlib.contextmanager
     def _answer(self, pool: PoolManager, url: str, known: Known) -> Any:
-        """One question, without following redirects; the connection is kept only when the answer was read to its end."""
+        """One question, without following redirects.
+
+        The connection is kept only when the answer was read to its end.
+        """
         import urllib3
 
         headers = {"User-Agent": agent(), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "gzip, deflate"}
@@ -311,7 +316,10 @@ class Fetcher:
             return self._pools[kind]
 
     def _signed(self, address: BucketAddress, region: str) -> str:
-        """An address that carries our signature, so that objects are read under the same limits as other pictures."""
+        """An address that carries our signature.
+
+        So that objects are read under the same limits as other pictures.
+        """
         signer = self._signer(region)
         from botocore.exceptions import BotoCoreError
 

@@ -1,4 +1,6 @@
-"""Where a picture may come from: addresses parsed and quoted as a browser does, and the rules for hosts, buckets and networks.
+"""Where a picture may come from.
+
+Addresses parsed and quoted as a browser does, and the rules for hosts, buckets and networks.
 
 Everything here is decided without a question to anybody but `AddressRules.check_ip`, which is asked for each resolved address.
 """

@@ -1,4 +1,6 @@
-"""What a picture is: one list of formats and one rule that decides and decodes, for import and night alike.
+"""What a picture is: one list of formats and one rule that decides and decodes.
+
+For import and night alike.
 
 Pillow and NumPy are imported inside functions, so that this module is light to import.
 """
@@ -75,7 +77,7 @@ class Decoded:
 
 
 def decode(data: bytes) -> Pixels:
-    """Return (H, W, 3) sRGB pixels of the first frame, upright, 8 bits deep, transparency laid on a ground.
+    """Return (H, W, 3) sRGB pixels of the first frame, upright, 8 bits deep, laid on a ground.
 
     Raises:
         ImageProblem: not a picture, damaged, of another format, too large or too small.
@@ -183,7 +185,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: Any) -> Image.Image | None:
-    """Convert by the colour profile in the file; None when there is none, it is sRGB, or it does not fit the picture."""
+    """Convert by the colour profile in the file.
+
+    None when there is none, it is sRGB, or it does not fit the picture.
+    """
     from PIL import ImageCms
 
     if not isinstance(profile, bytes) or image.mode not in {"RGB", "L", "CMYK"}:

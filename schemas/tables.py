@@ -341,7 +341,9 @@ class Poster(Base):
 
 
 class AnswerSet(Base):
-    """The answers that were sampled for a task, packed by schemas/answers.py, for as long as retraining looks back.
+    """The answers that were sampled for a task, packed by schemas/answers.py.
+
+    For as long as retraining looks back.
 
     Tasks that differ only in how answers are chosen, drawn or composed share one: see `NightTask.answers_fingerprint`.
     """
@@ -358,7 +360,9 @@ class AnswerSet(Base):
 
 
 class Picture(Base):
-    """A picture drawn from an answer's codes, for all users and items that have this answer. `picture_key` names no user and no item.
+    """A picture drawn from an answer's codes, for all users and items that have this answer.
+
+    `picture_key` names no user and no item.
 
     A row is claimed before it is drawn: `claim_token` fences the claimant, `claimed_until` frees the row of a dead one.
     `reason` says why a refused picture is shown to nobody; `look` is what near-duplicates are found by.
@@ -390,7 +394,10 @@ class Picture(Base):
 
 
 class Composition(Base):
-    """A poster file: a picture with a title at a size, made once for everybody. `reason` says why there is none."""
+    """A poster file: a picture with a title at a size, made once for everybody.
+
+    `reason` says why there is none.
+    """
 
     __tablename__ = "compositions"
     __table_args__ = (
@@ -411,7 +418,10 @@ class Composition(Base):
 
 
 class CurrentPosters(Base):
-    """Which task's posters a user is shown for an item: the latest that was done. What the manifest is written from."""
+    """Which task's posters a user is shown for an item: the latest that was done.
+
+    What the manifest is written from.
+    """
 
     __tablename__ = "current_posters"
     __table_args__ = (Index("ix_current_posters_logical_date", "logical_date"),)

@@ -1,4 +1,6 @@
-"""Real servers for the tests: one stack for the whole run; for each test its own database, bucket and topics on it.
+"""Real servers for the tests: one stack for the whole run.
+
+For each test its own database, bucket and topics on it.
 
 Fixtures: `stack` (the servers), `database_url` (migrated, empty), `bucket`, `topic_prefix` (topics made), `settings` (all three),
 `pigeon` (runs the command in a process of its own with these settings).
@@ -45,7 +47,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No PIGEON_* setting of the developer's shell reaches the tests; Triton's environment is made once per checkout."""
+    """No PIGEON_* setting of the developer's shell reaches the tests.
+
+    Triton's environment is made once per checkout.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("PIGEON_") and name != "PIGEON_TRITON_VENV"]:
             patch.delenv(name)
@@ -59,7 +64,10 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stack(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Postgres, S3, Kafka and Triton (no models), in a temporary state folder; they end with the test run, also when it is killed."""
+    """Postgres, S3, Kafka and Triton (no models), in a temporary state folder.
+
+    They end with the test run, also when it is killed.
+    """
     servers = Stack(tmp_path_factory.mktemp("stack"))
     servers.up(tied=True)
     try:
@@ -70,7 +78,10 @@ def stack(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def own_triton(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """The settings of a Triton of the module's own: a model that failed to load keeps a server's readiness red for good."""
+    """The settings of a Triton of the module's own.
+
+    A model that failed to load keeps a server's readiness red for good.
+    """
     servers = Stack(tmp_path_factory.mktemp("triton"))
     servers.up(services=("triton",), tied=True)
     try:
@@ -93,7 +104,10 @@ def _connect(settings: DatabaseSettings) -> Any:
 
 @pytest.fixture(scope="session")
 def template_database(shared_settings: Settings) -> str:
-    """A database at the newest migration that nobody is connected to; returns the server's URL without a database name."""
+    """A database at the newest migration that nobody is connected to.
+
+    Returns the server's URL without a database name.
+    """
     url = shared_settings.database.url.get_secret_value()
     server = url.rpartition("/")[0]
     connection = _connect(shared_settings.database)  # not as a context manager: that would begin a transaction
@@ -141,7 +155,10 @@ def topic_prefix(shared_settings: Settings) -> str:
 
 @pytest.fixture
 def settings(stack: Stack, database_url: str, bucket: str, topic_prefix: str) -> Settings:
-    """Settings that lead to this test's own database, bucket and topics; its consumer group is its own as well."""
+    """Settings that lead to this test's own database, bucket and topics.
+
+    Its consumer group is its own as well.
+    """
     return load_settings(
         state_dir=stack.state.path,
         database={"url": database_url},

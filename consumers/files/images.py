@@ -42,7 +42,7 @@ class CheckedImage:
 
 
 def check(path: Path, limit_bytes: int) -> CheckedImage:
-    """Read a picture file and decode it once by the rule that the night has, to be sure that it can be used.
+    """Read a picture file and decode it once by the night's rule, to be sure that it can be used.
 
     Raises:
         ImageProblem: it is missing, too large, damaged, or no picture.
@@ -65,7 +65,9 @@ class Uploader:
         self.uploaded = 0
 
     def upload(self, content: bytes, kind: FileKind) -> str:
-        """Store a picture unless its content is there already; returns its s3:// URI. May be called from several threads.
+        """Store a picture unless its content is there already; returns its s3:// URI.
+
+        May be called from several threads.
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.

@@ -18,7 +18,9 @@ from schemas.tables import ModelVersion
 
 
 def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: bool = True) -> None:
-    """Load a version's adapter into Triton, from the bucket if need be, and draw an image with it (`probe`).
+    """Load a version's adapter into Triton, from the bucket if need be.
+
+    And draw an image with it (`probe`).
 
     Raises:
         Refused: the version has no adapter to load.
@@ -41,7 +43,9 @@ def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: boo
 
 
 def ensure_drawers(context: RetrainContext, drawers: Sequence[tuple[str, int]], *, has_repository: bool) -> None:
-    """Have Triton serve the versions (name, number of the adapter) that a night is drawn by; adapters that are missing are loaded.
+    """Have Triton serve the versions (name, number of the adapter) that a night is drawn by.
+
+    Adapters that are missing are loaded.
 
     Without the server's repository on this machine what is loaded is all that can be asked.
 

@@ -27,7 +27,10 @@ MAX_TITLE = 240
 
 
 class NotComposable(Exception):
-    """There is no poster with this title; the text is the reason that is stored, such as `title_not_drawable`."""
+    """There is no poster with this title.
+
+    The text is the reason that is stored, such as `title_not_drawable`.
+    """
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,10 @@ class FrozenPrompt(BaseModel):
 
 
 def drawing_settings(settings: NightSettings, drawing_version: str) -> dict[str, Any]:
-    """What changes which posters come of a prompt but the model's weights: settings, and the version of what draws."""
+    """What changes which posters come of a prompt but the model's weights.
+
+    Settings, and the version of what draws.
+    """
     dumped = settings.model_dump(mode="json")
     names = (*ANSWERING, *CHOOSING.split())
     return {"version": RECIPE_VERSION, "drawing_version": drawing_version, **{name: dumped[name] for name in names}}
@@ -104,7 +107,9 @@ def as_planned(settings: NightSettings, run_settings: dict[str, Any]) -> NightSe
 
 
 def check_served(served: ServedVersions, run_settings: dict[str, Any]) -> None:
-    """Refuse to draw a night with another model than it was planned for: its rows would name the wrong one.
+    """Refuse to draw a night with another model than it was planned for.
+
+    Its rows would name the wrong one.
 
     Raises:
         InputError: tokenizer, decoder or base weights are others now.

@@ -1,4 +1,7 @@
-"""Bytes of catalogue pictures on disk, by their hash, within a size limit. Several threads and processes may share a folder."""
+"""Bytes of catalogue pictures on disk, by their hash, within a size limit.
+
+Several threads and processes may share a folder.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,10 @@ TRY_AGAIN_SECONDS = 30.0
 
 
 class AddressInTrouble(HostUnavailable):
-    """The host answers for others, but fails for this address again and again: a broken picture, or bad luck."""
+    """The host answers for others, but fails for this address again and again.
+
+    A broken picture, or bad luck.
+    """
 
 
 class HostOutage(ServerUnavailable):
@@ -70,7 +73,9 @@ class ImageHosts:
         self._lock = threading.Lock()
 
     def ask(self, host: str, work: Callable[[], T], *, patient: bool = False) -> T:
-        """The result of `work`, which asks the host once; a host that has failed often enough is mostly not asked.
+        """The result of `work`, which asks the host once.
+
+        A host that has failed often enough is mostly not asked.
 
         Raises:
             HostUnavailable: it is away.
@@ -95,7 +100,9 @@ class ImageHosts:
         return result
 
     def ask_patiently(self, host: str, work: Callable[[], T]) -> T:
-        """As `ask`, again and again until the host has been away for night.outage_seconds, or answers for others only.
+        """As `ask`, repeated until the host has been away for night.outage_seconds.
+
+        It also ends when the host answers for others only.
 
         Raises:
             HostUnavailable: it is away still.

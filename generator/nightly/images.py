@@ -1,4 +1,6 @@
-"""Catalogue pictures for the night: asked for only when they may have changed, known by the hash of their bytes.
+"""Catalogue pictures for the night.
+
+Asked for only when they may have changed, known by the hash of their bytes.
 
 What is known of an address is in `catalog_images`, bytes are in a folder (image_cache.py), who is away in image_hosts.py;
 fetching and decoding are schemas/fetch.py and schemas/images.py, the same as for imports.
@@ -44,7 +46,10 @@ PAGE = 500
 
 
 class ImageAway(ImageProblem):
-    """The host of a picture whose bytes are needed does not give them; the text names it. Nothing is known against the picture."""
+    """The host of a picture whose bytes are needed does not give them; the text names it.
+
+    Nothing is known against the picture.
+    """
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,9 @@ def features_version(tokenizer_version: str) -> str:
 
 
 class CatalogImages:
-    """Looks at catalogue pictures and gives their pixels. Safe to use from several threads, and from several processes.
+    """Looks at catalogue pictures and gives their pixels.
+
+    Safe to use from several threads, and from several processes.
 
     `stopping` ends every wait for a host that is away.
     """
@@ -104,7 +111,9 @@ class CatalogImages:
         """Addresses whose pictures were found to have one colour only."""
 
     def probe_all(self, uris: Iterable[str], *, threads: int = 8) -> dict[str, Probe]:
-        """Look at each address once, and wait for hosts of pictures that were never seen, as long as night.outage_seconds.
+        """Look at each address once.
+
+        And wait for hosts of pictures that were never seen, as long as night.outage_seconds.
 
         A picture that was seen before is taken as it was seen last while its host is away.
 

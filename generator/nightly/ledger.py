@@ -1,4 +1,6 @@
-"""The night's own tables: runs, tasks, answers, skips and posters; pictures and compositions have modules of their own.
+"""The night's own tables: runs, tasks, answers, skips and posters.
+
+Pictures and compositions have modules of their own.
 
 `get_`, `count_` and `read_` methods read; `save_`, `insert_`, `mark_` and `delete_` methods write. Every write checks the
 lease first, so that a replaced leader cannot write. All methods may raise ServerUnavailable (Postgres away for longer than
@@ -146,7 +148,9 @@ class Ledger:
 
     @waits_out
     def mark_running(self, run_id: str) -> int:
-        """Mark the run as running under our lease and its failed tasks as pending; a published run stays published.
+        """Mark the run as running under our lease and its failed tasks as pending.
+
+        A published run stays published.
 
         Returns:
             How many tasks are pending.

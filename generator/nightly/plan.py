@@ -142,7 +142,10 @@ class Planner:
         self.drawers = Drawers.read(session, settings, served.base_weights)
 
     def chunks(self, scope: Scope) -> Iterator[Chunk]:
-        """Tasks and skips, users in the order of their ids; with a limit it begins at another user on every date."""
+        """Tasks and skips, users in the order of their ids.
+
+        With a limit it begins at another user on every date.
+        """
         limit = scope.limit if scope.limit is not None else self._night.max_users
         self._run_id = run_id_of(self._date, scope.name)
         popular = self._popular()

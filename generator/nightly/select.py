@@ -79,7 +79,9 @@ class PromptFeatures:
 
 @dataclass(frozen=True)
 class Judged:
-    """A picture of a task's answer with its scores (100 x cosine) and, when the task does not keep it, the reason."""
+    """A picture of a task's answer with its scores (100 x cosine).
+
+    With the reason, when the task does not keep it."""
 
     index: int
     """Place of the answer among the task's answers."""

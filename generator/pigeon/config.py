@@ -169,7 +169,10 @@ class PigeonConfig(_Frozen):
 
     @property
     def preview_kind(self) -> Literal["sketch", "conditions"]:
-        """Space in which answers are compared before they are drawn: the scorer's, of a sketch, or the mean condition's."""
+        """Space in which answers are compared before they are drawn.
+
+        The scorer's, of a sketch, or the mean condition's.
+        """
         return "sketch" if self.diffusion.sketched and self.scorer is not None else "conditions"
 
     @property

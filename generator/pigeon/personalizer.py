@@ -181,7 +181,9 @@ class Personalizer(nn.Module):
         sampling: GenerationConfig,
         temperatures: Sequence[float] | None = None,
     ) -> AnswerSampler:
-        """Runs the language model until every answer has ended; returns the sampler, which holds them row by row.
+        """Runs the language model until every answer has ended.
+
+        Returns the sampler, which holds them row by row.
 
         prompt: B assembled rows without answers, history already masked; references (B, A, C): an embedding per variant;
         streams: per task and variant (seed, variant); temperatures: per row, B * A. The part of the prompt before

@@ -78,7 +78,9 @@ def noise_image(seed: int, variant: int, shape: Sequence[int]) -> NDArray[np.flo
 def sample_tokens(
     logits: Floats, uniforms: NDArray[np.float64], top_k: int, temperatures: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Top-k sampling by inverse distribution function: logits (B, V), uniforms (B,) in [0, 1), temperatures (B,).
+    """Top-k sampling by inverse distribution function.
+
+    Logits (B, V), uniforms (B,) in [0, 1), temperatures (B,).
 
     -> ids (B,) and their natural log-probabilities (B,) under this very rule. Temperature 0 takes the likeliest id, with
     log-probability 0. -inf logits are never drawn; ties go to the lower id.
@@ -98,7 +100,9 @@ def sample_tokens(
 
 
 def token_logprobs(logits: Floats, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """logits (B, V), -inf where an id is not allowed, ids (B,) -> natural log-probabilities (B,) at temperature 1."""
+    """Natural log-probabilities (B,) at temperature 1 of ids (B,).
+
+    logits (B, V), -inf where an id is not allowed."""
     scores = logits.astype(np.float64)
     scores -= scores.max(axis=1, keepdims=True)
     chosen = np.take_along_axis(scores, ids[:, None], axis=1)[:, 0]
@@ -120,7 +124,9 @@ class AnswerSampler:
         vocab_size: int,
         temperatures: Sequence[float] | None = None,
     ) -> None:
-        """streams: (seed, variant) per row; end_id: image end; temperatures: per row, 0 is greedy; the checkpoint's by default.
+        """streams: (seed, variant) per row.
+
+        End_id: image end; temperatures: per row, 0 is greedy; the checkpoint's by default.
 
         Raises:
             ValueError: another number of temperatures than of streams, or one that is neither 0 nor in 0.01..100.
@@ -161,7 +167,9 @@ class AnswerSampler:
 
     @property
     def logprobs(self) -> NDArray[np.float64]:
-        """Natural log-probability of what each row has drawn (B,): the model's at temperature 1, over the allowed ids.
+        """Natural log-probability of what each row has drawn (B,).
+
+        The model's at temperature 1, over the allowed ids.
 
         The end token counts, top-k does not.
         """

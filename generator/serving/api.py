@@ -154,7 +154,10 @@ class ServedPigeon(Protocol):
 
     @property
     def drawing_version(self) -> str:
-        """Hash of what turns codes into pixels: token decoder, UNet, VAE, schedule, steps, guidance; part of a picture's key."""
+        """Hash of what turns codes into pixels: token decoder, UNet, VAE, schedule, steps, guidance.
+
+        Part of a picture's key.
+        """
 
     @property
     def base_weights(self) -> str:

@@ -1,4 +1,7 @@
-"""What crosses the wire to Triton and back, checked: it lets a wrong type, a missing output and NaN pass. No torch."""
+"""What crosses the wire to Triton and back, checked.
+
+It lets a wrong type, a missing output and NaN pass. No torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a checkpoint's parts are known by: short hashes of files and settings, so that equal versions mean equal results.
+"""What a checkpoint's parts are known by.
+
+Short hashes of files and settings, so that equal versions mean equal results.
 
 Retrained adapters are not in any of them: an adapter has a hash of its own.
 """
@@ -41,13 +43,13 @@ class Versions:
     """The versions of one checkpoint."""
 
     adapter_base: str
-    """Of what an adapter is trained for."""
+    """Hash of what an adapter is trained for."""
     tokenizer_version: str
-    """Of what decides over a picture's tokens and embedding."""
+    """Hash of what decides over a picture's tokens and embedding."""
     drawing_version: str
-    """Of what turns codes into pixels: token decoder with its codebook, UNet, VAE, schedule, steps, guidance."""
+    """Hash of what turns codes into pixels: token decoder with its codebook, UNet, VAE, schedule, steps, guidance."""
     base_weights: str
-    """Of what decides over an answer and its preview."""
+    """Hash of what decides over an answer and its preview."""
 
 
 def checkpoint_versions(hashes: dict[str, str], pigeon: PigeonModel) -> Versions:
@@ -71,7 +73,10 @@ def checkpoint_versions(hashes: dict[str, str], pigeon: PigeonModel) -> Versions
 def drawing_version(
     hashes: dict[str, str], config: PigeonConfig, scheduler: Mapping[str, Any], codebook_hash: str
 ) -> str:
-    """The codebook lies in a file of the tokenizer's, the rest of which draws nothing; hence a hash of its own."""
+    """The codebook lies in a file of the tokenizer's, the rest of which draws nothing.
+
+    Hence a hash of its own.
+    """
     return combined_hash(
         [
             DRAWING_REVISION,

@@ -1,1 +1,4 @@
-"""Benchmarks: ratios of things measured in one run on the machine at hand. `make bench`; no promise in seconds."""
+"""Benchmarks: ratios of things measured in one run on the machine at hand.
+
+`make bench`; no promise in seconds.
+"""

@@ -65,7 +65,10 @@ def produce(settings: Settings, count: int) -> int:
 
 
 def read(settings: Settings, limit: int, each: Callable[[list[Any]], None]) -> int:
-    """Poll `limit` records of the interactions topic from its start, a poll at a time; returns how many there were."""
+    """Poll `limit` records of the interactions topic from its start, a poll at a time.
+
+    Returns how many there were.
+    """
     topic = settings.kafka.topic_prefix + INTERACTIONS
     consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap_servers, fetch_max_wait_ms=50)
     partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
@@ -85,7 +88,10 @@ def read(settings: Settings, limit: int, each: Callable[[list[Any]], None]) -> i
 
 @dataclass
 class Cost:
-    """What `count` events took: wall seconds, and seconds of this process's (or its children's) processor time."""
+    """What `count` events took: wall seconds.
+
+    And seconds of this process's (or its children's) processor time.
+    """
 
     count: int
     wall: float
@@ -136,7 +142,10 @@ def copy_all(settings: Settings, rows: list[Row]) -> None:
 
 @dataclass
 class Consumed(Cost):
-    """(c), and the resident memory of the largest member in bytes: after each quarter of the backlog, and at its peak."""
+    """(c), and the resident memory of the largest member in bytes.
+
+    After each quarter of the backlog, and at its peak.
+    """
 
     resident: list[int] = field(default_factory=list)
 
@@ -150,7 +159,9 @@ def resident(process: int) -> int:
 
 
 def consume_all(settings: Settings, count: int, members: int) -> Consumed | None:
-    """(c) `pigeon consume` in processes of its own: exactly once, histories and all, offsets from the start.
+    """(c) `pigeon consume` in processes of its own.
+
+    Exactly once, histories and all, offsets from the start.
 
     The clock runs from when every member has stored some of its own partitions to the last event: joining a group takes as long
     as its session timeout wants. None when a member got nothing to do in time, which is the broker's to decide.
@@ -204,7 +215,10 @@ def consume_all(settings: Settings, count: int, members: int) -> Consumed | None
 
 
 def loop(settings: Settings, count: int, *, many: bool) -> None:
-    """(d) one INSERT and one commit per event; (e) executemany and one commit per poll. No histories, no offsets, no dedupe."""
+    """(d) one INSERT and one commit per event; (e) executemany and one commit per poll.
+
+    No histories, no offsets, no dedupe.
+    """
     connection = connect(settings)
 
     def each(records: list[Any]) -> None:

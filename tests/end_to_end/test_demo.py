@@ -1,4 +1,7 @@
-"""The whole loop as a user runs it: `pigeon demo` at its smallest, with the committed model, on servers of its own."""
+"""The whole loop as a user runs it.
+
+`pigeon demo` at its smallest, with the committed model, on servers of its own.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,10 @@ from tests.support.consume_world import REPORT, NoidaBroker, make_topics
 
 @pytest.fixture(autouse=True)
 def report(record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """What the test tells of goes with its result, from whichever process it ran in; tests/conftest.py prints it."""
+    """What the test tells of goes with its result, from whichever process it ran in.
+
+    Tests/conftest.py prints it.
+    """
     yield
     for line in REPORT:
         record_property("faults", line)
@@ -35,7 +38,10 @@ def noida(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoidaBroker]:
 
 @pytest.fixture(params=["tansu", "noida"])
 def quick(request: pytest.FixtureRequest, stack: Stack, database_url: str) -> Settings:
-    """A dead member is missed soon; a stalled transaction ends after 2 s; outages are retried every second; batches are small."""
+    """A dead member is missed soon.
+
+    A stalled transaction ends after 2 s; outages are retried every second; batches are small.
+    """
     prefix = f"{database_url.rpartition('/')[2]}."
     kafka = {"topic_prefix": prefix, "group_id": f"{prefix}pigeon", "session_timeout_ms": 1_500}
     if request.param == "noida":

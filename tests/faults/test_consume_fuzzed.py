@@ -1,4 +1,6 @@
-"""Whatever comes in is stored, a dead letter or a counted skip; nothing else ever happens, and nothing blocks.
+"""Whatever comes in is stored, a dead letter or a counted skip.
+
+Nothing else ever happens, and nothing blocks.
 
 Batches of mutated events, half-broken JSON and plain bytes go through decoding, the writer and Postgres; only Kafka is left out.
 """

@@ -1,4 +1,7 @@
-"""Fault 4: Postgres stops, hangs, is read-only or locked; the consumer waits, and no outage is ever poison."""
+"""Fault 4: Postgres stops, hangs, is read-only or locked.
+
+The consumer waits, and no outage is ever poison.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ STOPPED_SECONDS = 30.0 if ROUNDS >= 100 else 4.0
 
 @pytest.fixture(scope="module")
 def own_postgres(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A Postgres that may be ill-treated; its supervisor starts it again when it dies, as an operator would."""
+    """A Postgres that may be ill-treated.
+
+    Its supervisor starts it again when it dies, as an operator would.
+    """
     servers = Stack(tmp_path_factory.mktemp("postgres"))
     servers.up(services=("postgres",), tied=True)
     yield servers

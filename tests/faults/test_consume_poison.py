@@ -50,7 +50,10 @@ POISON: dict[str, tuple[bytes | None, str]] = {
 
 
 def send(settings: Settings, values: list[bytes | None], key: bytes = b"k\xff") -> list[tuple[int, int, int]]:
-    """Send with a key that is no text, a header and a time of our own; returns (partition, offset, timestamp)."""
+    """Send with a key that is no text, a header and a time of our own.
+
+    Returns (partition, offset, timestamp).
+    """
     producer = clients.producer(settings.kafka, 4 * 2**20)
     now = int(time.time() * 1000) - 60_000  # not so old that retention would take it
     sent = [

@@ -148,7 +148,7 @@ class OtherMachine(FakePigeon):
 
 @pytest.mark.timeout(600)
 def test_killed_and_resumed_where_pictures_come_out_otherwise(settings: Settings, tmp_path: Path) -> None:
-    """F8, fault 10: what is in the bucket under a row's key is what the row says, on whichever machine it was drawn."""
+    """F8, fault 10: under a row's key is what the row says, on whichever machine it was drawn."""
     build(settings, tmp_path / "art", users=4, targets=2)
     died = [point for point in POINTS if point in MANY and run_and_die(settings, point, 2)]
     assert died == [point for point in POINTS if point in MANY]

@@ -1,4 +1,7 @@
-"""Picture hosts that are away while a night is planned or drawn, on real Postgres and S3; the model is a test double."""
+"""Picture hosts that are away while a night is planned or drawn, on real Postgres and S3.
+
+The model is a test double.
+"""
 
 from __future__ import annotations
 

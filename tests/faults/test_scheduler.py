@@ -1,4 +1,4 @@
-"""Fault 9 on real Postgres: two schedulers, missed moments, failing jobs, clocks that jump, a leader that is replaced.
+"""Fault 9 on real Postgres: two schedulers, missed moments, failing jobs, clocks that jump.
 
 Commands are recorded, not run, and the clock is the test's own.
 """

@@ -1,4 +1,7 @@
-"""What the night remembers of catalogue pictures, on real Postgres and S3 and against a web server of the tests' own."""
+"""What the night remembers of catalogue pictures, on real Postgres and S3.
+
+Their host is a web server of the tests' own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How `pigeon consume` is refused, watched and stopped: its process, its group and its offsets, whatever the topics bring."""
+"""How `pigeon consume` is refused, watched and stopped.
+
+Its process, its group and its offsets, whatever the topics bring.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ Pigeon = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_a_group_that_shares_out_otherwise_is_refused_by_name(
     settings: Settings, rebalance: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """What Apache Kafka answers to a member whose assignors none of the others has; the brokers of the tests let it in."""
+    """What Apache Kafka answers to a member whose assignors none of the others has.
+
+    The brokers of the tests let it in.
+    """
     join = BaseCoordinator._process_join_group_response
     answers = []
 

@@ -93,7 +93,10 @@ class Explaining:
 
 
 def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(table, index) of every scan in a plan, months as one; the index is "" where a table is read from end to end."""
+    """(table, index) of every scan in a plan, months as one.
+
+    The index is "" where a table is read from end to end.
+    """
     below = [scan for child in plan.get("Plans", []) for scan in scans(child)]
     if plan["Node Type"] == "Bitmap Index Scan":
         below.append(("", plan["Index Name"]))
@@ -142,7 +145,10 @@ def test_a_batch_of_interactions_goes_by_index(filled: DatabaseSettings, count: 
 
 @pytest.fixture
 def counted_while_empty(filled: DatabaseSettings) -> Iterator[None]:
-    """Statistics as autovacuum leaves them when it comes by while the first batch is not committed: pages without rows."""
+    """Statistics as autovacuum leaves them when it comes by while the first batch is not committed.
+
+    Pages without rows.
+    """
     connection = connect(filled)
     connection.autocommit = True
     with connection.cursor() as cursor:

@@ -130,7 +130,9 @@ def test_what_a_dead_earlier_run_intended_is_tonights_when_tonight_finished_it(
     assert choice
     assert choice.source == "tonight"
     with Session(engine) as session:
-        assert set(session.scalars(select(Poster.run_id))) == {"night-20260302"}, "the run that finished the task has them"
+        assert set(session.scalars(select(Poster.run_id))) == {"night-20260302"}, (
+            "the run that finished the task has them"
+        )
         assert set(session.scalars(select(CurrentPosters.run_id))) == {"night-20260302"}
     click_on(engine, "u0", "item1")
     with pytest.raises(PartialFailure):

@@ -1,4 +1,7 @@
-"""Migrations on a real Postgres: from empty to head and back, no drift, one migrator at a time, bounded waits."""
+"""Migrations on a real Postgres.
+
+From empty to head and back, no drift, one migrator at a time, bounded waits.
+"""
 
 from __future__ import annotations
 

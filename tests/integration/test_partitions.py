@@ -75,7 +75,10 @@ def test_retention_counts_from_when_events_came_in(database: DatabaseSettings, c
 
 
 def test_writers_go_on_while_a_month_is_being_detached(database: DatabaseSettings, connection: Any) -> None:
-    """A reader of long standing keeps the detaching waiting; in that time batches are written, also to new months."""
+    """A reader of long standing keeps the detaching waiting.
+
+    In that time batches are written, also to new months.
+    """
     store(connection, [click(1, datetime(2023, 5, 4, tzinfo=UTC))])
     aged(connection)
     reader, other = connect(database), connect(database)
@@ -98,7 +101,10 @@ def test_writers_go_on_while_a_month_is_being_detached(database: DatabaseSetting
 
 
 def test_a_writer_and_upkeep_for_many_months_at_once(database: DatabaseSettings, connection: Any) -> None:
-    """A hundred batches into the months beside those that go: every one of them is stored at its first try."""
+    """A hundred batches into the months beside those that go.
+
+    Every one of them is stored at its first try.
+    """
     old = [datetime(2022 + n // 12, n % 12 + 1, 3, tzinfo=UTC) for n in range(24)]
     store(connection, [click(number, at) for number, at in enumerate(old)])
     aged(connection)

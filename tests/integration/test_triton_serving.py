@@ -1,4 +1,7 @@
-"""The tiny model behind the real Triton: the same answers as PyTorch, no matter what else the server does."""
+"""The tiny model behind the real Triton.
+
+The same answers as PyTorch, no matter what else the server does.
+"""
 
 from __future__ import annotations
 

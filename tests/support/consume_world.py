@@ -1,4 +1,6 @@
-"""The world of the consumers' tests: what they are sent; for the fault tests brokers, the ledger of what those acknowledged, and
+"""The world of the consumers' tests: what they are sent.
+
+For the fault tests brokers, the ledger of what those acknowledged, and
 consumers that are cheap to kill.
 
 `FAULT_ROUNDS` (rounds of each point) and `FUZZ_CASES` (generated cases of each property) are small in `make test` and large in
@@ -184,7 +186,10 @@ class Ledger:
         self.known += fresh
 
     def check(self) -> int:
-        """The table holds exactly the events below the stored offsets; returns how many records are below them."""
+        """The table holds exactly the events below the stored offsets.
+
+        Returns how many records are below them.
+        """
         with connected(self.settings) as cursor:
             cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             cursor.execute("SELECT partition, next_offset FROM consumer_offsets WHERE topic = %s", (self.topic,))

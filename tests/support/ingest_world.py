@@ -1,4 +1,7 @@
-"""The consumer's write path without Kafka: staged, applied and committed as one batch, for tests of its SQL."""
+"""The consumer's write path without Kafka.
+
+Staged, applied and committed as one batch, for tests of its SQL.
+"""
 
 from __future__ import annotations
 

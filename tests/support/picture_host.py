@@ -1,4 +1,7 @@
-"""A small web server of the tests' own that serves pictures as hosts in the world do: slow, busy, moody, redirecting."""
+"""A small web server of the tests' own that serves pictures as hosts in the world do.
+
+Slow, busy, moody, redirecting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model's networks as the backends reach them, without Triton: exported graphs, or the same modules in PyTorch."""
+"""A model's networks as the backends reach them, without Triton.
+
+Exported graphs, or the same modules in PyTorch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A tiny random checkpoint and its model repository, for the serving tests; kept between runs, because the build is keyed by hash."""
+"""A tiny random checkpoint and its model repository, for the serving tests.
+
+Kept between runs, because the build is keyed by hash.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ CACHE = CHECKOUT / ".pigeon" / "cache" / "tests" / "tiny-repository"
 
 
 def tiny_config() -> PigeonConfig:
-    """The tiny preset with what nano has beyond it: a sketch in its conditions and codes of taste. Calls itself nano, too."""
+    """The tiny preset with what nano has beyond it: a sketch in its conditions and codes of taste.
+
+    Calls itself nano, too.
+    """
     fields = tiny().model_dump(mode="json")
     fields["name"] = "nano"  # which the settings know
     fields["decoder"]["queries"] = 16
@@ -58,7 +64,10 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 
 def copy_repository(checkpoint: Path, folder: Path) -> None:
-    """A copy of the tiny checkpoint's repository, which is exported only when something that matters has changed."""
+    """A copy of the tiny checkpoint's repository.
+
+    Which is exported only when something that matters has changed.
+    """
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with CACHE.with_name(f"{CACHE.name}.wait").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be exporting it; the product would refuse

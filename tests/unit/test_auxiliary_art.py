@@ -41,7 +41,10 @@ def test_a_thing_is_found_by_any_of_its_names() -> None:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sets as if npm had brought them: a square each, one of them under an alias; -> how often they were asked for."""
+    """The sets as if npm had brought them: a square each, one of them under an alias.
+
+    -> how often they were asked for.
+    """
     asked = [0]
 
     def fetch(cache_dir: Path, progress: object) -> Path:

@@ -1,4 +1,7 @@
-"""Any bytes become a row or poison; nothing raises; times are clamped; what is staged survives COPY's text format."""
+"""Any bytes become a row or poison.
+
+Nothing raises; times are clamped; what is staged survives COPY's text format.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Liveness proves progress, readiness names what is in the way; Postgres being down is no reason for a restart."""
+"""Liveness proves progress, readiness names what is in the way.
+
+Postgres being down is no reason for a restart.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ def test_waiting_out_an_outage_is_alive_and_not_ready(clock: list[float]):
 
 
 def test_a_store_that_is_away_is_not_ready_and_no_reason_for_a_restart(clock: list[float]):
-    """Kafka's client says nothing when its brokers are gone, and Postgres is not asked while there is nothing to write."""
+    """Kafka's client says nothing when its brokers are gone.
+
+    And Postgres is not asked while there is nothing to write.
+    """
     away = {}
     state = Health(lambda: away)
     state.beat(7)

@@ -205,7 +205,10 @@ def test_an_eager_group_gives_all_partitions_again_each_time(monkeypatch: pytest
 
 
 def test_a_cooperative_join_that_brings_nothing_new_is_heard_of(monkeypatch: pytest.MonkeyPatch):
-    """kafka-python calls the listener for what is new only, and nothing would ever say that the group has spoken."""
+    """kafka-python calls the listener for what is new only.
+
+    And nothing would ever say that the group has spoken.
+    """
     assignments, asked = member(monkeypatch, rebalance="cooperative")
     assignor = quirks.Cooperative(assignments)
     assignor.metadata({"t"})

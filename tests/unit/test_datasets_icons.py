@@ -20,7 +20,10 @@ CODELESS = ("noto-v1", "fluent-emoji")  # these two sets publish no code points
 
 
 def write_art(folder: Path) -> None:
-    """Three emoji: a cat drawn by all sets, a rocket that one set lacks, and an eye with a variation selector."""
+    """Three emoji: a cat drawn by all sets, a rocket that one set lacks.
+
+    And an eye with a variation selector.
+    """
     for style in STYLES:
         icons = {"cat-face": {"body": SQUARE}, "rocket": {"body": SQUARE}, "eye": {"body": SQUARE}}
         if style == "twemoji":

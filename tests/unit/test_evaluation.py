@@ -1,4 +1,7 @@
-"""`pigeon evaluate`: rows whose figures are known by construction, and the whole command on a small world and a tiny model."""
+"""`pigeon evaluate`: rows whose figures are known by construction.
+
+And the whole command on a small world and a tiny model.
+"""
 
 from __future__ import annotations
 
@@ -210,7 +213,10 @@ def test_a_history_may_be_dropped_and_masks_may_be_random(model: PigeonModel) ->
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A state folder with the data of a small world: twenty things, each a blot of its own in each style, and films that name them."""
+    """A state folder with the data of a small world.
+
+    Twenty things, each a blot of its own in each style, and films that name them.
+    """
     folder = tmp_path_factory.mktemp("state")
     cache = folder / "cache"
     (cache / f"art-{versions_key()}").mkdir(parents=True)

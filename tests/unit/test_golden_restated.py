@@ -1,4 +1,6 @@
-"""Other sizes and other weights than the golden ones: PIGEON.md's formulas written down once more, plainly, in float64 and
+"""Other sizes and other weights than the golden ones.
+
+PIGEON.md's formulas written down once more, plainly, in float64 and
 with loops, under the published weight names. Tensors agree to 1e-4, ids and decisions exactly.
 """
 
@@ -57,7 +59,10 @@ def random_weights(module: nn.Module, seed: int) -> Weights:
 def attention(
     query: Array, key: Array, value: Array, heads: int, weigh: object = None, bias: Array | None = None
 ) -> Array:
-    """(N, C), (M, C), (M, C) -> (N, C), one head and one row at a time; `weigh(row, scores)` replaces the softmax."""
+    """(N, C), (M, C), (M, C) -> (N, C), one head and one row at a time.
+
+    `weigh(row, scores)` replaces the softmax.
+    """
     out = np.zeros_like(query)
     width = query.shape[1] // heads
     for head in range(heads):

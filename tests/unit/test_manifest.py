@@ -1,4 +1,7 @@
-"""The manifest's files, its pointer, and how a variant is chosen. The reader on a real store: tests/faults/test_manifest_reader.py."""
+"""The manifest's files, its pointer, and how a variant is chosen.
+
+The reader on a real store: tests/faults/test_manifest_reader.py.
+"""
 
 from __future__ import annotations
 

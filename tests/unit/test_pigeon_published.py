@@ -1,4 +1,7 @@
-"""The published layout (no config.json of ours, Pigeon's parts beside it), small and random: every form of file, every precision."""
+"""The published layout (no config.json of ours, Pigeon's parts beside it), small and random.
+
+Every form of file, every precision.
+"""
 
 from __future__ import annotations
 

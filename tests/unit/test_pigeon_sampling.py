@@ -119,7 +119,10 @@ def test_a_greedy_answer_has_no_chance_in_it() -> None:
 
 
 def test_logprobs_are_of_what_was_drawn_under_both_rules() -> None:
-    """Over the allowed ids at temperature 1, and over the likeliest `top_k` at the row's own; the end counts, what follows not."""
+    """Over the allowed ids at temperature 1, and over the likeliest `top_k` at the row's own.
+
+    The end counts, what follows not.
+    """
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(12, 6, VOCABULARY)).astype(np.float32) * 2
     logits[:, :, END] += 2

@@ -1,4 +1,7 @@
-"""The simulated users: seeded, honest about what they see, and clicking by taste, position and noise as stated."""
+"""The simulated users: seeded, honest about what they see.
+
+And clicking by taste, position and noise as stated.
+"""
 
 from __future__ import annotations
 

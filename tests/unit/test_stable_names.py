@@ -1,4 +1,7 @@
-"""What others build on keeps its name: a change is made in the committed list knowingly, or not at all."""
+"""What others build on keeps its name.
+
+A change is made in the committed list knowingly, or not at all.
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,10 @@ PAIRS = [pair(number) for number in range(5)]
 
 
 def test_the_loss_is_trls() -> None:
-    """The trainer of TRL is only read for its arithmetic: its model and its accelerator are stand-ins that hold given numbers."""
+    """The trainer of TRL is only read for its arithmetic.
+
+    Its model and its accelerator are stand-ins that hold given numbers.
+    """
     from trl.trainer.dpo_trainer import DPOTrainer
 
     torch.manual_seed(3)

@@ -1,4 +1,7 @@
-"""What stage `imputer` guesses by: the thing's other drawings, its neighbours, and the features that compare them on posters."""
+"""What stage `imputer` guesses by.
+
+The thing's other drawings, its neighbours, and the features that compare them on posters.
+"""
 
 from __future__ import annotations
 

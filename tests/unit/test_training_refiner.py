@@ -1,4 +1,7 @@
-"""What stage `retouch` makes of the paired style's drawing and of a guess: what it sees, what never, and how it begins."""
+"""What stage `retouch` makes of the paired style's drawing and of a guess.
+
+What it sees, what never, and how it begins.
+"""
 
 from __future__ import annotations
 

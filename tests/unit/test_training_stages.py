@@ -1,4 +1,7 @@
-"""The stages' parts that must hold whatever is trained: held-out pairs are never drawn, every code has one role, latents are scaled."""
+"""The stages' parts that must hold whatever is trained.
+
+Held-out pairs are never drawn, every code has one role, latents are scaled.
+"""
 
 from __future__ import annotations
 

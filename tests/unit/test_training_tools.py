@@ -1,4 +1,7 @@
-"""What training uses beside the model: kept with a checkpoint, found again when training goes on from it."""
+"""What training uses beside the model.
+
+Kept with a checkpoint, found again when training goes on from it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Several answers to one prompt, not drawn: masks, one prefill, a batch of answers, and a preview of each."""
+"""Several answers to one prompt, not drawn.
+
+Masks, one prefill, a batch of answers, and a preview of each.
+"""
 
 from __future__ import annotations
 

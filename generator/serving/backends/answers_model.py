@@ -1,4 +1,7 @@
-"""The Triton model `answers`: one request is the answers of one task. Calls the other models of this server (BLS)."""
+"""The Triton model `answers`: one request is the answers of one task.
+
+Calls the other models of this server (BLS).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from generator.serving.backends.triton import answer, call, inputs_of, model_fol
 
 
 class TritonPythonModel:
-    """prompt (1,) JSON, alphas (K,), temperatures (K,), seed (1,), adapter_version (1,) -> tokens (K, M) -1 behind, counts (K,),
+    """Several answers to one prompt, with their previews.
+
+    prompt (1,) JSON, alphas (K,), temperatures (K,), seed (1,), adapter_version (1,) -> tokens (K, M) -1 behind, counts (K,),
     logprobs (K,), sampling_logprobs (K,), previews (K, D), history_previews (H, D), preview_kind (1,).
     """
 

@@ -1,4 +1,7 @@
-"""Codes and seeds -> pictures. Each is computed alone, so that its bytes depend on its own request and nothing else."""
+"""Codes and seeds -> pictures.
+
+Each is computed alone, so that its bytes depend on its own request and nothing else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The Triton model `pictures`: draws codes, whoever's answer they are. Calls the other models of this server (BLS)."""
+"""The Triton model `pictures`: draws codes, whoever's answer they are.
+
+Calls the other models of this server (BLS).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from generator.serving.backends.triton import answer, call, inputs_of, model_fol
 
 
 class TritonPythonModel:
-    """tokens (N, M), counts (N,), seeds (N,) -> images (N, S, S, 3), embeddings (N, D). What is behind a count is not read."""
+    """tokens (N, M), counts (N,), seeds (N,) -> images (N, S, S, 3), embeddings (N, D).
+
+    What is behind a count is not read.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         self._config = TaskConfig.from_folder(model_folder(args))

@@ -1,4 +1,6 @@
-"""Previews: what the picture of some codes will be like, without drawing it. The one place that knows what a preview is.
+"""Previews: what the picture of some codes will be like, without drawing it.
+
+The one place that knows what a preview is.
 
     sketch       the first numbers of each condition sketch the latents; the VAE decodes them and the scorer looks at them
     conditions   where nothing is sketched: the mean of the token decoder's conditions, of unit length
@@ -21,7 +23,9 @@ Floats = NDArray[np.float32]
 
 
 def preview_rows(config: TaskConfig, codes: Sequence[Sequence[int]], call: Call) -> Floats:
-    """Codes per picture -> (N, D), unit rows. Equal codes are computed once, and each row alone: it depends on its codes only.
+    """Codes per picture -> (N, D), unit rows.
+
+    Equal codes are computed once, and each row alone: it depends on its codes only.
 
     Raises:
         BadAnswer: a mean condition is zero.
@@ -51,7 +55,10 @@ def _preview(config: TaskConfig, codes: tuple[int, ...], call: Call) -> Floats:
 
 
 def sketch(prompt_embeds: Floats, channels: int, size: int) -> Floats:
-    """prompt_embeds (B, Q, E) -> latents (B, channels, size, size), as `generator.pigeon.diffusion.sketch` lays them out."""
+    """Lay out prompt_embeds (B, Q, E) as latents (B, channels, size, size).
+
+    As `generator.pigeon.diffusion.sketch` does.
+    """
     side = round(prompt_embeds.shape[1] ** 0.5)
     cell = size // side
     cells = prompt_embeds[..., : channels * cell * cell].reshape(-1, side, side, channels, cell, cell)

@@ -65,7 +65,10 @@ class TaskConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> TaskConfig:
-        """config: the checkpoint's config.json with `scheduler`, `latent_shape` and `preview_kind` added by the build."""
+        """From the checkpoint's config.json.
+
+        The build adds `scheduler`, `latent_shape` and `preview_kind`.
+        """
         diffusion = config["diffusion"]
         channels, height, width = config["latent_shape"]
         return cls(
