@@ -74,6 +74,13 @@ class Ledger:
             lease.check(session.connection())
             yield session
 
+    def hold_lease(self) -> None:
+        """Take the lease's lock again where its session was lost.
+
+        The pool mends its own connections unnoticed, so no call need have met the outage.
+        """
+        self._held_lease().hold()
+
     def _held_lease(self) -> Lease:
         if self._lease is None:
             raise RuntimeError("this ledger was opened for reading")
