@@ -4,7 +4,7 @@
     run               one night from plan to announcement
     backfill          nights of several dates
     runs              rows of `night_runs`: cancelled, drawn, taken up again, announced later
-    cancelled         notice that the run that is being drawn was cancelled
+    cancelled         notice that the run that is drawn was cancelled; its lease kept
     figures           what a process drew, what the run came to, what a night to come will need
     plan              users with something new, their targets, and each task's frozen input
     frozen_prompt     what a plan freezes of a task; ids and seeds

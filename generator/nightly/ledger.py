@@ -86,6 +86,13 @@ class Ledger:
             lease.check(session.connection())
             yield session
 
+    def hold_lease(self) -> None:
+        """Take the lease's lock again where its session was lost.
+
+        The pool mends its own connections unnoticed, so no call need have met the outage.
+        """
+        self.lease.hold()
+
     @property
     def lease(self) -> Lease:
         """The lease that writes are checked against."""

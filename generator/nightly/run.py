@@ -277,7 +277,7 @@ class Night:
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Tally:
         generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
-        watch = CancelWatch(ledger.engine, run.run_id, generator.pipeline.stop)
+        watch = CancelWatch(ledger, run.run_id, generator.pipeline.stop)
         start, started_at = time.monotonic(), datetime.now(UTC)
 
         def stop(_: int) -> None:

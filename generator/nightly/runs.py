@@ -69,6 +69,7 @@ def is_cancelled(engine: Engine, run_id: str) -> bool:
 @waits_out
 def begin_publishing(ledger: Ledger, run_id: str) -> bool:
     """Take the step after which the run can no longer be cancelled; False when it was cancelled before."""
+    ledger.hold_lease()
     with ledger.writing() as session:
         taken = session.execute(
             update(NightRun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -66,7 +67,8 @@ class OutageRetry:
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
             else:
                 if away_since is not None:
-                    self.after_outage()
+                    with contextlib.suppress(ServerUnavailable):  # away again: the next call finds out
+                        self.after_outage()
                 return result
 
 
