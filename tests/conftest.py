@@ -8,6 +8,7 @@ Fixtures: `stack` (the servers), `database_url` (migrated, empty), `bucket`, `to
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from kafka.admin import KafkaAdminClient
 from pydantic import SecretStr
 from sqlalchemy import Engine
@@ -132,13 +134,15 @@ def database_url(shared_settings: Settings, template_database: str) -> Iterator[
 
 
 @pytest.fixture
-def bucket(shared_settings: Settings) -> str:
+def bucket(shared_settings: Settings) -> Iterator[str]:
     """The name of an empty bucket."""
     name = f"test-{next(_numbers)}"
     client = s3_client(**s3_options(shared_settings.s3))
     client.create_bucket(Bucket=name)
+    yield name
+    with contextlib.suppress(ClientError):  # a test may have deleted it
+        client.delete_bucket(Bucket=name)  # with all in it: a bucket takes volumes of the server, which has not many
     client.close()
-    return name
 
 
 @pytest.fixture

@@ -84,10 +84,10 @@ def test_a_wrong_field_is_named(section: str, field: str, value: object, message
 def test_nanos_codes_of_taste_are_those_that_its_tokenizer_learns() -> None:
     committed = PACKAGE.parents[1] / "deploy" / "models" / "nano" / "config.json"
     config = PigeonConfig.from_json(committed)
-    assert config == PigeonConfig.preset("nano")
+    assert config == preset("nano")
     assert config.generation.taste_positions == ((0, PALETTE_CODES + STYLE_CODES),)
     assert config.preview_kind == "sketch"
-    assert PigeonConfig.preset("lavit-7b").preview_kind == "conditions"
+    assert preset("lavit-7b").preview_kind == "conditions"
 
 
 def test_unknown_preset() -> None:
