@@ -344,6 +344,6 @@ class PosterManifest:
             self._on_alarm(alarm, detail)
 
     def _after_fork(self) -> None:
-        """Of a forked process: neither the thread nor whoever held the lock is here."""
+        """Begin again in a forked process, which has neither the thread nor the lock's holder."""
         self._lock = threading.Lock()
         self._source.after_fork()

@@ -154,7 +154,7 @@ def _parquet(store: Store) -> Iterator[tuple[str, pa.Table]]:
 def _clean_parquet(store: Store, users: list[str]) -> Iterator[tuple[str, ManifestRef, set[str]]]:
     """Write a clean copy of each set of version 1 that has one of the users.
 
-    Of the references only what changes is filled in.
+    Only what changes is filled in.
     """
     names = pa.array(users, pa.string())
     for key, table in _parquet(store):

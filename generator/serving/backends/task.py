@@ -60,7 +60,7 @@ class TaskConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> TaskConfig:
-        """Of a model's version folder."""
+        """Read it from a model's version folder."""
         return cls.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
     @classmethod
@@ -131,7 +131,7 @@ class TaskServer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> TaskServer:
-        """Of a model's version folder."""
+        """Read it from a model's version folder."""
         return cls(TaskConfig.from_folder(folder), Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     def prompt(self, tensor: NDArray[np.object_]) -> Prompt:
