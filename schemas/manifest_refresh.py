@@ -123,7 +123,10 @@ _all: weakref.WeakSet[Refresher] = weakref.WeakSet()
 
 def _in_child() -> None:
     for refresher in list(_all):
-        refresher._after_fork()
+        try:
+            refresher._after_fork()
+        except Exception:  # one reader's client must not cost the other readers their thread
+            log.exception("a manifest reader does not refresh in the forked process")
 
 
 if hasattr(os, "register_at_fork"):
