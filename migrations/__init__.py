@@ -1,4 +1,4 @@
-"""Alembic's migrations from empty to head and back, and the check against schemas/tables.py.
+"""Alembic's migrations from empty to head and back, and the check against schemas/tables/.
 
     commands   `pigeon db`
     database   upgrade, downgrade and drift check, as functions

@@ -161,7 +161,7 @@ def _describe(difference: Any) -> str:
 
 
 def check(settings: DatabaseSettings) -> str:
-    """The revision, when the database is at head and equals schemas/tables.py.
+    """The revision, when the database is at head and equals schemas/tables/.
 
     Raises:
         InputError: the database is behind or ahead of this release.

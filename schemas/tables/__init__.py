@@ -1,0 +1,67 @@
+"""Every Postgres table; Alembic's migrations (migrations/) are checked for drift against these.
+
+    base      the declarative base, and the types of columns
+    data_in   what the consumers fill from Kafka
+    drawing   what is drawn, whoever it is drawn for
+    night     runs, tasks, posters, what was taken back, who leads
+    loop      snapshots of pairs, model versions
+
+`interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
+Import tables from this package, never from its modules.
+"""
+
+from schemas.tables.base import Base
+from schemas.tables.data_in import (
+    ConsumerOffset,
+    DeadLetterAction,
+    Erasure,
+    Interaction,
+    Item,
+    PosterFeedback,
+    Recommendation,
+    UserHistory,
+)
+from schemas.tables.drawing import AnswerSet, CatalogImage, Composition, ImageFeature, Picture
+from schemas.tables.loop import ModelEvent, ModelVersion, PreferenceSnapshot
+from schemas.tables.night import (
+    CurrentPosters,
+    Lease,
+    NightRun,
+    NightSkip,
+    NightTask,
+    PlannedUser,
+    Poster,
+    ScheduleMoment,
+    UserObjection,
+    Withdrawal,
+)
+
+__all__ = [
+    "AnswerSet",
+    "Base",
+    "CatalogImage",
+    "Composition",
+    "ConsumerOffset",
+    "CurrentPosters",
+    "DeadLetterAction",
+    "Erasure",
+    "ImageFeature",
+    "Interaction",
+    "Item",
+    "Lease",
+    "ModelEvent",
+    "ModelVersion",
+    "NightRun",
+    "NightSkip",
+    "NightTask",
+    "Picture",
+    "PlannedUser",
+    "Poster",
+    "PosterFeedback",
+    "PreferenceSnapshot",
+    "Recommendation",
+    "ScheduleMoment",
+    "UserHistory",
+    "UserObjection",
+    "Withdrawal",
+]

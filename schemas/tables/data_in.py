@@ -1,0 +1,145 @@
+"""Tables that the consumers fill from Kafka."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Index, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from schemas.tables.base import Base, Json, Key, Now, Object, Texts, Timestamp
+
+
+class ConsumerOffset(Base):
+    """The next offset to read of a partition, and the epoch of the member that owns it (fencing)."""
+
+    __tablename__ = "consumer_offsets"
+
+    group_id: Mapped[Key]
+    topic: Mapped[Key]
+    partition: Mapped[int] = mapped_column(primary_key=True)
+    next_offset: Mapped[int]
+    owner: Mapped[str]
+    owner_epoch: Mapped[int]
+    topic_id: Mapped[str | None]
+    updated_at: Mapped[Now]
+
+
+class Item(Base):
+    """The catalogue; a deleted item keeps its row, so that histories and posters still resolve."""
+
+    __tablename__ = "items"
+
+    item_id: Mapped[Key]
+    title: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default="")
+    genres: Mapped[Texts]
+    image_uri: Mapped[str | None]
+    attributes: Mapped[Object]
+    occurred_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    updated_at: Mapped[Now]
+
+
+class Interaction(Base):
+    """The full log of what users did, partitioned by month of `occurred_at`.
+
+    An event dated in the future is stored under the time it came in; `claimed_at` then keeps what it said.
+    """
+
+    __tablename__ = "interactions"
+    __table_args__ = (
+        Index("ix_interactions_user_id_occurred_at", "user_id", "occurred_at"),
+        {"postgresql_partition_by": "RANGE (occurred_at)"},
+    )
+
+    event_id: Mapped[UUID] = mapped_column(primary_key=True)
+    occurred_at: Mapped[Timestamp] = mapped_column(primary_key=True)
+    user_id: Mapped[str]
+    item_id: Mapped[str]
+    kind: Mapped[str]
+    context: Mapped[Object]
+    claimed_at: Mapped[datetime | None]
+    ingested_at: Mapped[Now]
+
+
+class UserHistory(Base):
+    """A user's last N positive interactions, newest first, so that the night reads one row per user.
+
+    `entries` is a JSON array of {"event_id", "item_id", "kind", "occurred_at"}; `fingerprint` is a hash of its event ids.
+    """
+
+    __tablename__ = "user_histories"
+
+    user_id: Mapped[Key]
+    entries: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    fingerprint: Mapped[str]
+    interaction_count: Mapped[int]
+    last_occurred_at: Mapped[datetime]
+    updated_at: Mapped[Now]
+
+
+class Recommendation(Base):
+    """What the recommender will show a user, best first; the night's targets."""
+
+    __tablename__ = "recommendations"
+
+    user_id: Mapped[Key]
+    item_ids: Mapped[Texts]
+    occurred_at: Mapped[datetime]
+    updated_at: Mapped[Now]
+
+
+class PosterFeedback(Base):
+    """What users did with posters.
+
+    `poster_id` is not a foreign key, because feedback may outlive or precede our row.
+    """
+
+    __tablename__ = "poster_feedback"
+    __table_args__ = (
+        Index("ix_poster_feedback_occurred_at", "occurred_at"),
+        Index("ix_poster_feedback_user_id_item_id", "user_id", "item_id"),
+    )
+
+    event_id: Mapped[UUID] = mapped_column(primary_key=True)
+    poster_id: Mapped[str]
+    user_id: Mapped[str]
+    item_id: Mapped[str]
+    action: Mapped[str]
+    position: Mapped[int | None]
+    surface: Mapped[str | None]
+    propensity: Mapped[float | None]
+    occurred_at: Mapped[datetime]
+    claimed_at: Mapped[datetime | None]
+    ingested_at: Mapped[Now]
+
+
+class Erasure(Base):
+    """A user to erase: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
+
+    __tablename__ = "erasures"
+
+    user_id: Mapped[Key]
+    requested_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
+    proof: Mapped[Object]
+
+
+class DeadLetterAction(Base):
+    """A dead letter that somebody dealt with; one without a row here is still open.
+
+    `topic_id` distinguishes a recreated topic.
+    """
+
+    __tablename__ = "dead_letter_actions"
+    __table_args__ = (CheckConstraint("action in ('replayed', 'dropped')", name="action"),)
+
+    topic: Mapped[Key]
+    topic_id: Mapped[Key]
+    partition: Mapped[int] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column(primary_key=True)
+    action: Mapped[str]
+    at: Mapped[Now]
