@@ -2,6 +2,7 @@
 
     errors                     the error tree and the exit codes
     events, export             Kafka events, and their JSON Schemas as files
+    event_forms                other spellings of an event that mean the same
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     connections                options of the Kafka, S3 and Postgres clients

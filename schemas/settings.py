@@ -13,7 +13,16 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
@@ -146,8 +155,8 @@ class ConsumerSettings(_Group):
         "stop",
         description="When the log is shorter than our offset: stop, or read it again from its start (event ids dedupe).",
     )
-    positive_kinds: tuple[str, ...] = Field(
-        ("click", "play", "like", "purchase"), description="Kinds that enter the history."
+    positive_kinds: tuple[Annotated[str, StringConstraints(to_lower=True)], ...] = Field(
+        ("click", "play", "like", "purchase"), description="Kinds that enter the history, in whatever case."
     )
 
 
