@@ -204,6 +204,10 @@ class NightSettings(_Group):
     )
     webp_quality: int = Field(88, ge=1, le=100)
     font: Path | None = Field(None, description="TrueType font of the titles; empty = DejaVu Sans Bold.")
+    fonts: tuple[Path, ...] = Field(
+        (),
+        description="Further font files or folders, tried in this order for titles that `font` has no characters for.",
+    )
     max_image_bytes: int = Field(
         20 * 2**20, ge=1_024, description="A larger catalogue picture is unreadable, for import and night alike."
     )

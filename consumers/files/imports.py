@@ -27,6 +27,7 @@ from schemas.errors import InputError
 from schemas.events import CATALOG, CONSUMED, FEEDBACK, INTERACTIONS, CatalogItem, Event, Interaction
 from schemas.images import ImageProblem
 from schemas.settings import Settings
+from schemas.typefaces import Typefaces, default_font, problem
 
 WINDOW_ROWS = 256
 """Rows whose pictures are read and uploaded at a time."""
@@ -104,14 +105,32 @@ def _explain(error: ValidationError) -> str:
     return f"{name}: {'is missing: ' if first['type'] == 'missing' else ''}{fix}"
 
 
+@dataclass(frozen=True)
+class Looked:
+    """A file that was looked at."""
+
+    layout: Layout
+    columns: Columns
+
+    def describe(self) -> str:
+        """What it was taken for, in a line or two."""
+        taken = self.columns.describe()
+        return self.layout.describe() + (f"\n{taken}" if taken else "")
+
+
 class _Reader:
     """The events of one file."""
 
-    def __init__(self, topic: str, layout: Layout, columns: Columns, report: Report, positive: frozenset[str]) -> None:
+    def __init__(self, settings: Settings, topic: str, looked: Looked, report: Report) -> None:
         self._model = CONSUMED[topic]
         self._needs_id = topic in (INTERACTIONS, FEEDBACK)
-        self._layout, self._columns, self._report, self._positive = layout, columns, report, positive
+        self._layout, self._columns, self._report = looked.layout, looked.columns, report
+        self._positive = frozenset(kind.lower() for kind in settings.consumer.positive_kinds)
         self._items: set[str] = set()
+        night = settings.night
+        # Without any font there is nothing to check by; the night's machine has one.
+        has_font = topic == CATALOG and (night.font or default_font())
+        self._typefaces = Typefaces(night.font, night.fonts) if has_font else None
 
     def events(self) -> Iterator[tuple[int, Event]]:
         for line, row in rows(self._layout):
@@ -153,6 +172,11 @@ class _Reader:
             if event.item_id in self._items:
                 self._report.warn(line, "item_id again", f"item_id {event.item_id!r} again: the later row holds")
             self._items.add(event.item_id)
+            why = problem(event.title, self._typefaces) if self._typefaces else None
+            if why:
+                self._report.warn(
+                    line, "title not drawable", f"title {event.title!r}: no poster of it can be made: {why}"
+                )
 
 
 def _windows(events: Iterable[tuple[int, Event]], size: int) -> Iterator[list[tuple[int, Event]]]:
@@ -201,19 +225,6 @@ def _with_images(
                 if blank:
                     report.warn(line, "blank picture", f"image {getattr(event, 'image_uri', '')}: has one colour only")
                 yield line, resolved
-
-
-@dataclass(frozen=True)
-class Looked:
-    """A file that was looked at."""
-
-    layout: Layout
-    columns: Columns
-
-    def describe(self) -> str:
-        """What it was taken for, in a line or two."""
-        taken = self.columns.describe()
-        return self.layout.describe() + (f"\n{taken}" if taken else "")
 
 
 def look(topic: str, path: Path, options: ReadOptions = ReadOptions()) -> Looked:  # noqa: B008 - frozen
@@ -277,8 +288,7 @@ def run(
 def _source(
     settings: Settings, topic: str, looked: Looked, uploader: images.Uploader | None, report: Report
 ) -> Iterator[tuple[int, Event]]:
-    positive = frozenset(kind.lower() for kind in settings.consumer.positive_kinds)
-    events = _Reader(topic, looked.layout, looked.columns, report, positive).events()
+    events = _Reader(settings, topic, looked, report).events()
     if topic != CATALOG:
         return events
     base = looked.layout.path.resolve().parent
