@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 PARTS = (
     "deploy.local.commands",
     "deploy.local.demo.commands",
+    "deploy.local.fonts",
     "migrations.commands",
     "consumers.commands",
     "generator.nightly.commands",
-    "generator.datasets.commands",
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.training.nano.commands",

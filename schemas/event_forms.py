@@ -1,6 +1,6 @@
-"""Other spellings of an event that mean the same: null for "not given", integer ids, times as databases write them.
+"""Other spellings of an event: null for "not given", integer ids, times as databases write them.
 
-`read` takes what the model takes, at the model's own speed; only what it refuses is spelt anew and tried once more.
+`read` takes what the model takes, at the model's own speed; only what it refuses is spelt otherwise and tried once more.
 """
 
 from __future__ import annotations

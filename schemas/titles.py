@@ -1,4 +1,4 @@
-"""A catalogue's title as it is written on a poster: entities decoded, invisible characters gone, the article in front."""
+"""Titles as posters bear them: entities decoded, invisible characters gone, the article in front."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 JOINERS = "\u200c\u200d"
-"""Of Persian, Indic scripts and emoji: invisible, and part of the spelling."""
+"""Invisible, and part of the spelling in Persian, Indic scripts and emoji."""
 _ARTICLES = r"The|A|An|Le|La|Les|L'|Un|Une|Der|Die|Das|Ein|Eine|El|Los|Las|Il|Lo|Gli|I|O|Os|As|De|Het|Den|Det"
 _TURNED = re.compile(rf"^(?P<rest>[^,]+(?:, [^,]+)*?), (?P<article>{_ARTICLES})(?P<year>\s*\(\d{{4}}\))?$")
 _TAIL = re.compile(r"(?<=\w)'$")

@@ -1,4 +1,4 @@
-"""Font files of the titles: which of them has which characters, and whether a script can be shaped here.
+"""Fonts of the titles: which has which characters, and whether a script can be shaped here.
 
 Asked by import, to name items that no poster can be made of, and by the night, to write them.
 """
@@ -22,7 +22,7 @@ _SHAPED = ((0x0590, 0x08FF), (0x0900, 0x0DFF), (0x0E00, 0x0FFF), (0x1000, 0x109F
 
 
 class NotWritable(Exception):
-    """A title that no font at hand can set; the text says which characters, or what is missing to shape them."""
+    """No font at hand can set a title; the text says which characters, or what is missing."""
 
 
 class Typefaces:

@@ -1,4 +1,4 @@
-"""From a file's columns to an event's fields: which is which, values as the event takes them, rows that do not count."""
+"""Which column of a file is which field of an event, and cells as the event takes them."""
 
 from __future__ import annotations
 

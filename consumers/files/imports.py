@@ -1,4 +1,4 @@
-"""Files of events to their topics: what a file was taken for, its rows checked one by one, its pictures uploaded.
+"""Files of events to their topics: rows checked one by one, pictures uploaded.
 
 A bad row is named by line, field and fix.
 """

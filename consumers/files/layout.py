@@ -1,4 +1,4 @@
-"""What a file is taken for: its kind, encoding, delimiter and columns; found in its first bytes unless told."""
+"""What a file is taken for: kind, encoding, delimiter and columns, by its first bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReadOptions:
     header: bool = True
     """Without one the columns are called 1, 2, 3 and so on."""
     time_zone: str = ""
-    """Of times that have none."""
+    """The zone that times without one are in."""
     keep: str = ""
     """Condition of the rows that count, such as `rating>=4`."""
 
@@ -48,14 +48,14 @@ class Layout:
     delimiter: str = ""
     header: bool = True
     columns: tuple[str, ...] = ()
-    """Of tables and Parquet; JSON's rows each have their own."""
+    """Empty for JSON, whose rows each name their own."""
 
     def open(self) -> BinaryIO:
         """The bytes, unpacked."""
         return cast("BinaryIO", gzip.open(self.path) if self.gzipped else self.path.open("rb"))
 
     def lines(self) -> io.TextIOWrapper:
-        """The text; a byte that is none of the encoding comes as a lone surrogate, which its row is refused for."""
+        """The text; a byte that is none of the encoding comes as a lone surrogate."""
         return io.TextIOWrapper(self.open(), self.encoding, "surrogateescape", newline="")
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a file of any layout, with their true line numbers; a row that cannot be read costs only itself."""
+"""A file's rows with their true line numbers; one that cannot be read costs only itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class BadRow(Exception):
 
 
 def rows(layout: Layout) -> Iterator[tuple[int, Row | BadRow]]:
-    """(line number, cells by column, or what is wrong). Numbers of Parquet and JSON arrays count rows, from 1.
+    """(line number, cells by column or what is wrong with them).
+
+    Parquet and JSON arrays have row numbers, from 1.
 
     Raises:
         InputError: the file cannot be read on.
@@ -100,7 +102,7 @@ def _cells(lines: _Lines, layout: Layout) -> Iterator[tuple[int, list[str] | Bad
             continue
         swallowed = lines.reread()
         if swallowed:
-            problem = f"a quote is opened and not closed here: {problem}; the {swallowed} lines after it are read anew"
+            problem = f"a quote is opened and not closed here: {problem}; the {swallowed} lines after it are read again"
         yield start, BadRow(problem)
 
 

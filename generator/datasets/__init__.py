@@ -10,7 +10,6 @@
 - `stickers`: simulated users of the sticker scenario
 - `splits`: the (concept, style) pairs that training never sees
 - `fetch`: downloads through npm and pip, at set-up time
-- `commands`: `pigeon fonts`
 - `errors`: the one error that all of them raise
 
 Imports `schemas.errors`, numpy and Pillow and, to draw icons the first time, resvg-py; no torch. Imported by `generator.training.nano`

@@ -93,7 +93,7 @@ def written(title: str, year: str | None) -> tuple[str, str | None]:
 
 
 def version_of(title: str, faces: Typefaces) -> str:
-    """What a poster's bytes depend on beside the catalogue's title: how it is written, and with which fonts.
+    """How a title is written and with which fonts, as part of a composition's key.
 
     Empty when the title is written as it stands, with the first font.
 

@@ -1,4 +1,4 @@
-"""Titles set in their box: the largest type that fits, lines of about equal length, every script by its own font."""
+"""Titles set in their box: the largest type that fits, even lines, each script by its font."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def words_of(title: str, faces: Mapping[str, Path]) -> list[Word]:
 
 
 def fit(words: list[Word], width: int, height: int, largest: int) -> tuple[list[Line], int]:
-    """(lines, points): the largest type in which the words fit their box; the smallest may end in an ellipsis."""
+    """(lines, points) of the largest type that fits; the smallest may end in an ellipsis."""
     smallest = max(7, largest // 4)
     low, high = smallest, max(largest, smallest)
     best: tuple[list[Line], int] | None = None
@@ -104,7 +104,7 @@ def wrap(words: list[Word], points: int, width: int, *, break_words: bool) -> li
 
 
 def draw_line(draw: ImageDraw.ImageDraw, middle: tuple[float, float], line: Line, points: int, ink: Ink) -> None:
-    """Write a line around its middle; words of several fonts stand on one baseline, from right to left if the first does."""
+    """Write a line around its middle, from right to left if its first word is; one baseline for all fonts."""
     if line.face is not None:
         draw.text(middle, line.text, fill=ink, font=font(line.face, points, line.text), anchor="mm")
         return
@@ -122,7 +122,7 @@ def draw_line(draw: ImageDraw.ImageDraw, middle: tuple[float, float], line: Line
 
 
 def font(file: Path, points: int, text: str = "") -> Font:
-    """A font for a text: shaped where its script needs it, else set character by character, the same on every machine.
+    """A font for a text: shaped where its script needs it, else the same on every machine.
 
     Raises:
         InputError: the file cannot be read.
@@ -185,7 +185,7 @@ def _cut(line: Line, points: int, width: int) -> Line:
 
 
 def _breakable(word: str) -> list[str]:
-    """A word cut where a line may end: between two ideographs or kana, not before closing marks nor after opening ones."""
+    """A word cut where a line may end: between two ideographs, but not before closing marks."""
     parts: list[str] = []
     for character in word:
         katakana = bool(parts) and _is_katakana(character) and _is_katakana(parts[-1][-1])  # a foreign word, kept whole

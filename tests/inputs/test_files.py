@@ -175,7 +175,7 @@ def test_an_unclosed_quote_costs_its_own_line(tmp_path: Path) -> None:
         ((line, problem),) = report.first
         assert line == 3
         assert "a quote is opened and not closed here" in problem
-        assert f"the {3 if tail else 2} lines after it are read anew" in problem
+        assert f"the {3 if tail else 2} lines after it are read again" in problem
     content = 'item_id,title,description,image_uri\ni1,One,"two\nlines",https://x/a.png\ni2,,x,https://x/a.png\n'
     events, report = taken(file(tmp_path, content), CATALOG)
     assert events[0].description == "two\nlines"
