@@ -73,7 +73,7 @@ def skips(settings: Settings, run_id: str) -> dict[str, int]:
 
 
 def test_a_host_that_was_never_seen_and_is_away_publishes_no_empty_night(served: Settings, host: PictureHost) -> None:
-    """FLAWS F4, first half."""
+    """Fault 20 (F4): away from the start."""
     host.down = True
     with pytest.raises(HostOutage, match=f"127.0.0.1:{host.port}"):
         night(served).run(Scope())
@@ -88,7 +88,7 @@ def test_a_host_that_was_never_seen_and_is_away_publishes_no_empty_night(served:
 def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after(
     served: Settings, host: PictureHost
 ) -> None:
-    """FLAWS F4, second half: history pictures stay the same ones."""
+    """Fault 20 (F4): history pictures stay the same ones."""
     night(served).run(Scope())
     for day, down in ((TOMORROW, True), (date(2026, 3, 3), False)):
         host.down = down
@@ -100,6 +100,7 @@ def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after
 
 
 def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Settings, host: PictureHost) -> None:
+    """Fault 20: away after the plan."""
     plan = night(served)
     plan.dry_run(Scope())
     host.down = True

@@ -374,6 +374,7 @@ def test_a_replaced_leader_takes_nothing_up_and_stands_by(settings: Settings) ->
 
 
 def test_once_runs_a_job_now_and_gives_its_exit_code(settings: Settings) -> None:
+    """Fault 9: no scheduler, and an operator runs its job by hand."""
     codes = iter([0, 5, 0])
     seen: list[list[str]] = []
 
@@ -386,6 +387,7 @@ def test_once_runs_a_job_now_and_gives_its_exit_code(settings: Settings) -> None
 
 
 def test_postgres_away_at_the_start_is_told(settings: Settings) -> None:
+    """Fault 9: Postgres away when the scheduler starts."""
     gone = settings.database.model_copy(update={"url": SecretStr("postgresql+psycopg2://x@127.0.0.1:9/x")})
     with pytest.raises(ServerUnavailable, match=r"database\.url"):
         Scheduler(settings.model_copy(update={"database": gone}), lambda line: None).run_forever()
