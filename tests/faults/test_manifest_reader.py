@@ -127,6 +127,27 @@ def test_nothing_whole_at_all_still_answers(two_nights: Store, open_reader: Open
     assert live.poster_for("u0", "item8") == was
 
 
+def test_a_pointer_to_two_missing_sets_is_an_alarm_and_who_has_read_one_keeps_it(
+    two_nights: Store, open_reader: Open
+) -> None:
+    """Fault 14: neither the newest set nor the one before it is whole."""
+    store, now = two_nights, pointer(two_nights)
+    live = open_reader()
+    was = live.poster_for("u0", "item8")
+    assert was
+    assert now.previous
+    for ref in (now.current, now.previous):
+        store.delete(shard_of_user(ref, "u0"))
+    stored = store.get(POINTER_KEY)
+    assert stored
+    store.put(POINTER_KEY, stored.body + b"\n", "application/json")  # another tag: everybody looks again
+    fresh = open_reader()
+    assert fresh.poster_for("u0", "item8") is None
+    assert fresh.alarms == {"manifest_missing": 2}
+    live.refresh()
+    assert live.poster_for("u0", "item8") == was, "what is mapped needs no bucket"
+
+
 def test_missing_item_pictures_cost_only_the_last_rung(two_nights: Store, open_reader: Open) -> None:
     """Fault 14: the pointer leads to items that are missing."""
     store = two_nights

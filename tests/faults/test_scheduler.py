@@ -5,11 +5,14 @@ Commands are recorded, not run, and the clock is the test's own.
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -259,6 +262,57 @@ def test_a_clock_change_runs_one_night(
             settled(scheduler, clock)
         told(echoed, "ended with exit code 0")
     assert commands.nights == expected
+
+
+def test_the_repeated_hour_runs_once_also_when_another_leads_in_it(settings: Settings) -> None:
+    """Fault 9: 02:30 of 25 October comes twice in Berlin; between the two the leader goes."""
+    due = scheduled(settings, night_cron="30 2 * * *", time_zone="Europe/Berlin")
+    first_half_past_two = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    clock, commands = Clock(first_half_past_two), Commands(settings)
+    with running(due, commands, clock) as (_, echoed):
+        told(echoed, "ended with exit code 0")
+    clock.forward(hours=1)  # half past two again, in winter's time
+    with running(due, commands, clock) as (scheduler, echoed):
+        told(echoed, "leading")
+        settled(scheduler, clock)
+    assert commands.nights == ["2026-10-25"]
+    assert moments(settings) == {"2026-10-25T02:30": ("done", 1)}
+
+
+def test_of_three_processes_one_runs_the_moment_and_the_next_takes_it_over_from_the_dead(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Fault 9: processes on the machine's clock race for one moment; each leader is killed while its night runs."""
+    file = tmp_path / "nights"
+    file.touch()
+    own = {
+        "PIGEON_STATE_DIR": str(settings.state_dir),
+        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
+    }
+
+    def start(how: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.support.schedule_world", str(file), "2", how]
+        return subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL)
+
+    def lines() -> list[list[str]]:
+        return [line.split() for line in file.read_text().splitlines()]
+
+    racing = {process.pid: process for process in [start("hold") for _ in range(3)]}
+    try:
+        for number in range(1, 4):
+            until(lambda number=number: len(lines()) == number, lines())  # type: ignore[misc]
+            racing.pop(int(lines()[-1][0])).kill()
+        last = start("end")
+        racing[last.pid] = last
+        until(lambda: [state for state, _ in moments(settings).values()] == ["done"], lines())
+    finally:
+        for process in racing.values():
+            process.kill()
+            process.wait()
+    found = lines()
+    assert len({pid for pid, _ in found}) == len(found) == 4, "nobody ran it beside its leader"
+    assert len({day for _, day in found}) == 1
+    assert [attempts for _, attempts in moments(settings).values()] == [4]
 
 
 def test_upkeep_gives_way_to_a_night_that_is_due_soon(settings: Settings) -> None:
