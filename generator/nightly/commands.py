@@ -300,7 +300,7 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
 
 def _load_missing(settings: Settings, model: TritonPigeon) -> bool:
-    """Load the repository where the server has not all of its models, as after a restart that nobody watched.
+    """Load the repository where the server lacks models of it, as after a restart that nobody watched.
 
     Returns whether the repository is on this machine.
     """

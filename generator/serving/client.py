@@ -73,11 +73,10 @@ ANSWER_OUTPUTS = (
 class TritonPigeon:
     """The served model over gRPC (see `api.ServedPigeon`); threads may share one instance.
 
-    An answer of `image_features`, `answer` and `draw_pictures` is one of the weights that the versions below name, as they were
-    when they were first asked for: ModelError where the server has got others since.
-
-    Every call takes at most `triton.inference_timeout_seconds` (or its own deadline) and then cancels its work on the
-    server; `load` takes at most `triton.start_timeout_seconds`, other control calls `triton.network_timeout_seconds`.
+    Features, answers and pictures come from the weights that the versions below name; ModelError where the server has got
+    others since they were first asked for. Every call takes at most `triton.inference_timeout_seconds` (or its own deadline)
+    and then cancels its work on the server; `load` takes at most `triton.start_timeout_seconds`, other control calls
+    `triton.network_timeout_seconds`.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -1,6 +1,6 @@
-"""Fault 10 on real Postgres and S3: processes that draw one night at the same time, one of which may die.
+"""Fault 10 on real Postgres and S3: processes that draw one night at the same time.
 
-The model is a test double.
+One of them may die. The model is a test double.
 """
 
 from __future__ import annotations

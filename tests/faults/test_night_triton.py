@@ -125,6 +125,16 @@ def resume(settings: Settings) -> None:
         Night(context, NIGHT).resume()
 
 
+def finish(settings: Settings, unbroken: Unbroken) -> None:
+    """What an operator does after a night with failed tasks, published or not."""
+    with _context(settings) as context:
+        if shown(settings):
+            Night(context, NIGHT).retry_failed()
+        else:
+            Night(context, NIGHT).resume()
+    assert shown(settings) == unbroken
+
+
 def shown(settings: Settings) -> Unbroken:
     """What readers see: each poster with the hash of its bytes."""
     names = ("user_id", "item_id", "variant", "poster_id", "image_sha256")
@@ -146,13 +156,18 @@ def reasons(settings: Settings) -> dict[str, str]:
         return {task.user_id: task.reason or "" for task in tasks}
 
 
-def figures(settings: Settings) -> dict[str, Any]:
-    """What the last session did."""
+def sessions(settings: Settings) -> list[dict[str, Any]]:
+    """What each process that drew the night did, in their order."""
     engine = connect(settings.database)
     found = Ledger(engine).get_run(NIGHT)
     engine.dispose()
     assert found
-    return dict(found.figures["last_session"])
+    return list(found.figures["sessions"])
+
+
+def answered(settings: Settings) -> int:
+    """How often the personalizer was asked with success, over all sessions."""
+    return sum(session["tasks_answered"] for session in sessions(settings))
 
 
 def nothing_is_visible(settings: Settings) -> bool:
@@ -173,14 +188,12 @@ def once_at(point: str, work: Callable[[], object]) -> None:
 
 
 def _killed(server: NanoServer) -> None:
-    before = server.restarts
     server.kill()
-    assert before == server.restarts or before + 1 == server.restarts
 
 
 def _hung(server: NanoServer) -> None:
     server.stop()
-    threading.Timer(9.0, server.go_on).start()  # the length of the fault
+    threading.Timer(7.0, server.go_on).start()  # the length of the fault
 
 
 def _without_unet(server: NanoServer) -> None:
@@ -192,13 +205,12 @@ def _without_unet(server: NanoServer) -> None:
 def test_an_outage_costs_time_only(
     planned: Settings, server: NanoServer, unbroken: Unbroken, fault: Callable[[NanoServer], None]
 ) -> None:
-    """Fault 11: killed and started again, hung and continued, without one of its models for a while; no task fails."""
+    """Fault 11: killed and started again, hung and continued, a model unloaded; no task fails."""
     once_at("claimed picture", lambda: fault(server))
-    run(changed(planned, triton={"inference_timeout_seconds": 6.0 if fault is _hung else 30.0}))
+    run(changed(planned, triton={"inference_timeout_seconds": 5.0 if fault is _hung else 30.0}))
     assert shown(planned) == unbroken
-    found = figures(planned)
-    assert found["model_retries"] > 0, "the night has met it"
-    assert found["tasks_answered"] == 2, "what was answered is not asked again"
+    assert sessions(planned)[-1]["model_retries"] > 0, "the night has met it"
+    assert answered(planned) == 2, "what was answered is not asked again"
 
 
 def test_a_server_that_hangs_for_too_long_ends_the_night_and_resume_goes_on(
@@ -225,7 +237,6 @@ ALTERED = [
     pytest.param("time.sleep(7)", 4.0, 2, "Deadline Exceeded", id="slow"),
     pytest.param("raise RuntimeError('CUDA out of memory')", 30.0, 3, "CUDA out of memory", id="broken"),
     pytest.param("out['predicted'][:] = np.nan", 30.0, 3, "corrupt", id="NaN"),
-    pytest.param("out = {}", 30.0, 3, "corrupt", id="no output"),
 ]
 
 
@@ -233,7 +244,7 @@ ALTERED = [
 def test_a_unet_that_does_not_answer_right_fails_the_tasks_with_the_reason(
     planned: Settings, server: NanoServer, unbroken: Unbroken, line: str, deadline: float, attempts: int, reason: str
 ) -> None:
-    """Fault 11 (F15): slow, broken, NaN, no output, while personalizer and scorer answer; the answers are kept."""
+    """Fault 11 (F15): slow, broken, NaN, while personalizer and scorer answer; the answers are kept."""
     once = changed(planned, triton={"inference_timeout_seconds": deadline}, night={"max_attempts": attempts})
     with server.wrapped("unet", line), pytest.raises(TooManyFailures, match="nothing was published"):
         run(once)
@@ -241,10 +252,9 @@ def test_a_unet_that_does_not_answer_right_fails_the_tasks_with_the_reason(
     assert set(found) == {"u0", "u1"}
     assert all(reason in words for words in found.values()), found
     assert nothing_is_visible(planned)
-    answered = figures(planned)["tasks_answered"]
     resume(planned)
     assert shown(planned) == unbroken
-    assert answered + figures(planned)["tasks_answered"] == 2, "a picture's failure costs no answer"
+    assert answered(planned) == 2, "a picture's failure costs no answer"
 
 
 def test_a_picture_that_is_nan_in_part_is_never_published(
@@ -261,14 +271,7 @@ def test_a_picture_that_is_nan_in_part_is_never_published(
     assert all("corrupt" in words or "not finite" in words for words in found.values()), found
     before = {row[-1] for row in unbroken}
     assert {row[-1] for row in shown(planned)} <= before
-    resume_failed = [resume, _retry_failed][bool(shown(planned))]
-    resume_failed(planned)
-    assert shown(planned) == unbroken
-
-
-def _retry_failed(settings: Settings) -> None:
-    with _context(settings) as context:
-        Night(context, NIGHT).retry_failed()
+    finish(planned, unbroken)
 
 
 def test_a_model_whose_processes_died_is_mended_or_fails_tasks_with_the_reason(
@@ -285,9 +288,7 @@ def test_a_model_whose_processes_died_is_mended_or_fails_tasks_with_the_reason(
     while not server.control.instances("unet", "1") or _fails(planned):
         assert time.monotonic() < deadline, "the watch has not mended it"
         time.sleep(0.2)
-    if shown(planned) != unbroken:
-        (_retry_failed if shown(planned) else resume)(planned)
-    assert shown(planned) == unbroken
+    finish(planned, unbroken)
 
 
 def _fails(settings: Settings) -> bool:
@@ -311,11 +312,9 @@ def test_a_full_queue_sheds_and_costs_time_or_single_tasks(
     )
     with server.configured("pictures", "instance_group [{ kind: KIND_CPU count: 2 }]", queue), suppress(PartialFailure):
         run(changed(planned, triton={"max_in_flight": 6}))
-    assert figures(planned)["model_retries"] > 0, "some were refused"
+    assert sessions(planned)[-1]["model_retries"] > 0, "some were refused"
     assert all("maximum queue size" in words for words in reasons(planned).values()), reasons(planned)
-    if shown(planned) != unbroken:
-        (_retry_failed if shown(planned) else resume)(planned)
-    assert shown(planned) == unbroken
+    finish(planned, unbroken)
 
 
 @pytest.mark.parametrize(("model", "parameter"), [("unet", "drawing_version"), ("personalizer", "base_weights")])

@@ -5,14 +5,11 @@ Commands are recorded, not run, and the clock is the test's own.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -277,42 +274,6 @@ def test_the_repeated_hour_runs_once_also_when_another_leads_in_it(settings: Set
         settled(scheduler, clock)
     assert commands.nights == ["2026-10-25"]
     assert moments(settings) == {"2026-10-25T02:30": ("done", 1)}
-
-
-def test_of_three_processes_one_runs_the_moment_and_the_next_takes_it_over_from_the_dead(
-    settings: Settings, tmp_path: Path
-) -> None:
-    """Fault 9: processes on the machine's clock race for one moment; each leader is killed while its night runs."""
-    file = tmp_path / "nights"
-    file.touch()
-    own = {
-        "PIGEON_STATE_DIR": str(settings.state_dir),
-        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
-    }
-
-    def start(how: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.support.schedule_world", str(file), "2", how]
-        return subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL)
-
-    def lines() -> list[list[str]]:
-        return [line.split() for line in file.read_text().splitlines()]
-
-    racing = {process.pid: process for process in [start("hold") for _ in range(3)]}
-    try:
-        for number in range(1, 4):
-            until(lambda number=number: len(lines()) == number, lines())  # type: ignore[misc]
-            racing.pop(int(lines()[-1][0])).kill()
-        last = start("end")
-        racing[last.pid] = last
-        until(lambda: [state for state, _ in moments(settings).values()] == ["done"], lines())
-    finally:
-        for process in racing.values():
-            process.kill()
-            process.wait()
-    found = lines()
-    assert len({pid for pid, _ in found}) == len(found) == 4, "nobody ran it beside its leader"
-    assert len({day for _, day in found}) == 1
-    assert [attempts for _, attempts in moments(settings).values()] == [4]
 
 
 def test_upkeep_gives_way_to_a_night_that_is_due_soon(settings: Settings) -> None:

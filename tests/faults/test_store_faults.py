@@ -167,7 +167,7 @@ def test_each_operation_ends_right_whatever_the_store_answers(
 def test_412_means_compare_and_damage_under_a_content_key_is_replaced(
     proxied: tuple[Settings, S3Proxy], settings: Settings, tmp_path: Path
 ) -> None:
-    """Fault 12: 412 after our own lost answer, after somebody else's equal bytes, and over a damaged object."""
+    """Fault 12: 412 over equal bytes, over other ones, and over a damaged object."""
     far, proxy = proxied
     direct, store = Store(settings.s3), PatientStore(far.s3, OutageRetry(60.0))
     direct.put("equal", body("new"), "a/b")
@@ -232,7 +232,7 @@ def in_turn(seed: int) -> Picked:
 def test_a_night_whose_every_first_request_fails_is_published_whole(
     proxied: tuple[Settings, S3Proxy], settings: Settings, tmp_path: Path, seed: int
 ) -> None:
-    """Fault 12: each request for each key fails once, in all ways; nothing is lost, drawn twice, or half visible."""
+    """Fault 12: each request for each key fails once; nothing is lost, drawn twice, or half visible."""
     far, proxy = proxied
     build(settings, tmp_path / "art", users=2, targets=2)
     model = FakePigeon()
@@ -322,7 +322,7 @@ STEPS: tuple[tuple[Operation, str], ...] = (
 def test_a_store_that_stays_away_at_a_step_ends_the_night_in_words_and_resume_goes_on(
     proxied: tuple[Settings, S3Proxy], settings: Settings, tmp_path: Path, operation: Operation, key: str
 ) -> None:
-    """Fault 12: 503 for longer than night.outage_seconds; readers keep yesterday's set, resume makes what is missing."""
+    """Fault 12: 503 for longer than night.outage_seconds; readers keep yesterday's set."""
     far, proxy = proxied
     build(settings, tmp_path / "art", users=2, targets=1)
     night(settings).run(Scope())

@@ -35,7 +35,7 @@ class TritonPythonModel(Original):
 
 
 def copy_nano_repository(folder: Path) -> None:
-    """A copy of the committed checkpoint's repository, exported only when something that matters has changed."""
+    """A copy of the committed checkpoint's repository, exported only when an input has changed."""
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with CACHE.with_name(f"{CACHE.name}.wait").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be exporting it; the product would refuse
@@ -61,12 +61,6 @@ class NanoServer:
         """The server's process."""
         (pid,) = [server.pid for server in self._stack.status() if server.name == "triton" and server.pid]
         return pid
-
-    @property
-    def restarts(self) -> int:
-        """Times that its supervisor has started it again."""
-        (found,) = [server.restarts for server in self._stack.status() if server.name == "triton"]
-        return found
 
     def kill(self) -> None:
         """SIGKILL; its supervisor starts it again."""
@@ -95,7 +89,7 @@ class NanoServer:
 
     @contextmanager
     def wrapped(self, model: str, line: str) -> Iterator[None]:
-        """Serve a model of one graph whose outputs `out` a line of Python changes; on disk it stays what was built."""
+        """Serve a model whose outputs `out` a line of Python changes; on disk it stays what was built."""
         folder = self.repository / model / "1"
         program = folder / "model.py"
         original = program.read_text()

@@ -1,4 +1,4 @@
-"""S3 behind a proxy that answers by a script: error statuses, delays, bodies that are cut, answers that are lost."""
+"""S3 behind a proxy that answers by a script: errors, delays, cut bodies, lost answers."""
 
 from __future__ import annotations
 
@@ -159,7 +159,10 @@ class _Rule:
 
 
 class S3Proxy:
-    """127.0.0.1:`port` in front of an S3 server; a context manager. Without a script everything is passed on."""
+    """127.0.0.1:`port` in front of an S3 server; a context manager.
+
+    Without a script everything is passed on.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.target = (host, port)

@@ -1,4 +1,6 @@
-"""Schedulers whose commands are recorded and not run: in a thread on the test's own clock, or in a process of their own.
+"""Schedulers whose commands are recorded and not run.
+
+In a thread on the test's own clock, or in a process of their own:
 
 python -m tests.support.schedule_world FILE MINUTES hold|end   # the night was due that many minutes ago
 
