@@ -114,7 +114,7 @@ def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Setti
 
 
 def test_a_host_that_goes_away_mid_plan_and_stays_away_leaves_no_plan(served: Settings, host: PictureHost) -> None:
-    """Fault 20: away after the fourth picture; the next try asks for nothing twice that has an ETag."""
+    """Fault 20: away after the fourth picture, for good."""
     host.down_after = 4
     with pytest.raises(HostOutage, match=f"127.0.0.1:{host.port}"):
         night(served).run(Scope())

@@ -40,7 +40,9 @@ def test_of_three_processes_one_runs_the_moment_and_the_next_takes_it_over_from_
     try:
         for number in range(1, 4):
             until(lambda number=number: len(lines()) == number, lines())  # type: ignore[misc]
-            racing.pop(int(lines()[-1][0])).kill()
+            leader = racing.pop(int(lines()[-1][0]))
+            leader.kill()
+            leader.wait()
         last = start("end")
         racing[last.pid] = last
         until(lambda: [state for state, _ in moments(settings).values()] == ["done"], lines())
