@@ -220,7 +220,7 @@ def test_a_server_that_hangs_for_too_long_ends_the_night_and_resume_goes_on(
     once_at("claimed picture", server.stop)
     impatient = changed(
         planned,
-        triton={"inference_timeout_seconds": 6.0, "network_timeout_seconds": 1.0},
+        triton={"inference_timeout_seconds": 4.0, "network_timeout_seconds": 1.0},
         night={"outage_seconds": 2.0},
     )
     with pytest.raises(ServerUnavailable, match=r"has not answered for 2 s.*pigeon night resume"):
@@ -234,7 +234,7 @@ def test_a_server_that_hangs_for_too_long_ends_the_night_and_resume_goes_on(
 
 ALTERED = [
     # line that alters the UNet's answer, deadline, attempts, what the tasks' reasons say
-    pytest.param("time.sleep(7)", 4.0, 2, "Deadline Exceeded", id="slow"),
+    pytest.param("time.sleep(5)", 3.0, 2, "Deadline Exceeded", id="slow"),
     pytest.param("raise RuntimeError('CUDA out of memory')", 30.0, 3, "CUDA out of memory", id="broken"),
     pytest.param("out['predicted'][:] = np.nan", 30.0, 3, "corrupt", id="NaN"),
 ]
