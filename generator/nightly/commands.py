@@ -290,11 +290,27 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
     with TritonPigeon(settings) as model:
 
-        def ensure_served(drawers: Sequence[tuple[str, int]]) -> None:
-            _ensure_served(settings, model, drawers)
+        def served() -> TritonPigeon:
+            _load_missing(settings, model)
+            return model
 
         announcer = functools.partial(KafkaAnnouncer, settings.kafka)
-        yield NightContext(settings, lambda: model, announcer, typer.echo, ensure_served)
+        ensure_served = functools.partial(_ensure_served, settings, model)
+        yield NightContext(settings, served, announcer, typer.echo, ensure_served)
+
+
+def _load_missing(settings: Settings, model: TritonPigeon) -> bool:
+    """Load the repository where the server lacks models of it, as after a restart that nobody watched.
+
+    Returns whether the repository is on this machine.
+    """
+    from generator.serving.repository import MANIFEST, checkpoint_folder, repository_folder
+
+    has_repository = (repository_folder(settings) / MANIFEST).is_file()
+    if has_repository and not model.ready():
+        model.load_repository(checkpoint_folder(settings))
+        typer.echo("Triton did not have all of our models: loaded from its repository")
+    return has_repository
 
 
 def _ensure_served(settings: Settings, model: TritonPigeon, drawers: Sequence[tuple[str, int]]) -> None:
@@ -305,12 +321,8 @@ def _ensure_served(settings: Settings, model: TritonPigeon, drawers: Sequence[tu
     from generator.feedback.backends import open_context
     from generator.feedback.ports import clear_errors
     from generator.feedback.rollout import ensure_drawers
-    from generator.serving.repository import MANIFEST, checkpoint_folder, repository_folder
 
-    has_repository = (repository_folder(settings) / MANIFEST).is_file()
-    if has_repository and not model.ready():
-        model.load_repository(checkpoint_folder(settings))
-        typer.echo("Triton did not have all of our models: loaded from its repository")
+    has_repository = _load_missing(settings, model)
     loop = open_context(settings, typer.echo)
     try:
         with clear_errors(loop):

@@ -36,8 +36,9 @@ class ModelRetry:
     def call(self, work: Callable[[], T], *, attempted: Callable[[], None] = lambda: None) -> T:
         """The result of `work`; `attempted` is called for each attempt that counts.
 
-        Unavailable and corrupt answers are retried with growing waits. When the server does not answer a small
-        question either, the failure is not this call's: no attempt is counted, until the outage has lasted too long.
+        Unavailable and corrupt answers are retried with growing waits. When the server has not all models loaded, as after a
+        restart, or does not answer a small question either, the failure is not this call's: no attempt is counted, until the
+        outage has lasted too long.
 
         Raises:
             InferenceError: rejected, or still failing after the last attempt.
@@ -78,6 +79,8 @@ class ModelRetry:
 
     def _answers(self) -> bool:
         try:
+            if not self._model.ready():
+                return False
             self._model.text_embeddings(["?"])
         except InferenceUnavailable:
             return False

@@ -3,6 +3,8 @@
     commands    `pigeon models build`, `check` and `load`
     api         what night and loop ask of the served model, as plain types
     client      `TritonPigeon`, that contract over gRPC, and model control
+    channel     its gRPC channel, which reconnects soon
+    still_served  whether the weights that answered are those that were asked
     tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves
     repository  the Triton repository on disk: its manifest, and whether it fits

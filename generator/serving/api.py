@@ -148,6 +148,9 @@ class ServedPigeon(Protocol):
     ) -> list[Picture]:
         """A picture per request, in order."""
 
+    def ready(self) -> bool:
+        """Whether the server answers and has all models loaded; raises nothing."""
+
     @property
     def tokenizer_version(self) -> str:
         """Changes when tokens or embeddings would; the cache key of `image_features`."""

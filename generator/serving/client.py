@@ -28,6 +28,7 @@ from generator.serving.api import (
     Picture,
     PictureRequest,
 )
+from generator.serving.channel import open_channel
 from generator.serving.repository import (
     BUILD_PARAMETER,
     DRAWING_PARAMETER,
@@ -38,6 +39,7 @@ from generator.serving.repository import (
     check_repository,
     repository_folder,
 )
+from generator.serving.still_served import check_still_served
 from generator.serving.tensors import (
     TRITON_TYPES,
     Arrays,
@@ -71,14 +73,16 @@ ANSWER_OUTPUTS = (
 class TritonPigeon:
     """The served model over gRPC (see `api.ServedPigeon`); threads may share one instance.
 
-    Every call takes at most `triton.inference_timeout_seconds` (or its own deadline) and then cancels its work on the
-    server; `load` takes at most `triton.start_timeout_seconds`, other control calls `triton.network_timeout_seconds`.
+    Features, answers and pictures come from the weights that the versions below name; ModelError where the server has got
+    others since they were first asked for. Every call takes at most `triton.inference_timeout_seconds` (or its own deadline)
+    and then cancels its work on the server; `load` takes at most `triton.start_timeout_seconds`, other control calls
+    `triton.network_timeout_seconds`.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._triton = settings.triton
-        self._client = triton.InferenceServerClient(settings.triton.url)
+        self._client = open_channel(settings.triton.url)
         key = settings.triton.admin_key
         self._admin = {ADMIN_HEADER: key.get_secret_value()} if key else {}
 
@@ -114,6 +118,7 @@ class TritonPigeon:
             keep = expect(coded, "keep", np.bool_, ids.shape)
             scored = self._infer("image_scorer", {"images": batch}, ["image_embeddings"])
             embeddings = unit_rows(scored, "image_embeddings", rows)
+            check_still_served(self._parameter, TOKENIZER_PARAMETER, self.tokenizer_version)
             out.extend(
                 ImageFeatures(tuple(int(code) for code in row[kept]), embedding)
                 for row, kept, embedding in zip(ids, keep, embeddings, strict=True)
@@ -179,6 +184,7 @@ class TritonPigeon:
             raise InferenceCorrupt(
                 f"answers: history_previews are {history.shape[1]} wide, previews {previews.shape[1]}"
             )
+        check_still_served(self._parameter, WEIGHTS_PARAMETER, self.base_weights)
         values = zip(
             request.alphas,
             request.temperatures,
@@ -213,6 +219,7 @@ class TritonPigeon:
         )
         images = expect(answer, "images", np.uint8, (len(requests), None, None, 3))
         embeddings = unit_rows(answer, "embeddings", len(requests))
+        check_still_served(self._parameter, DRAWING_PARAMETER, self.drawing_version)
         return [Picture(*values) for values in zip(images, embeddings, strict=True)]
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,10 +18,20 @@ from schemas.settings import S3Settings
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 
 class _Again(Exception):
     """The server asked for a retry that botocore does not do by itself."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the bucket's list tells of an object."""
+
+    key: str
+    modified_at: datetime
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -87,21 +98,24 @@ class Store:
         return False
 
     def create_file(self, key: str, path: Path, content_type: str, *, sha256: str) -> bool:
-        """As `create`, of a file of any size whose hash is known; it is not read back.
+        """As `create_content`, of a file of any size whose hash is known; it is not read back.
 
-        Raises:
-            FileExistsError: the key holds something else.
+        Other bytes are known by their length, or by the hash that they were stored with.
         """
+        if self._put_file(key, path, content_type, sha256, IfNoneMatch="*"):
+            return True
+        there = self._head(key)
+        if there is not None and (there["ContentLength"], there["Metadata"].get("sha256")) == (
+            path.stat().st_size,
+            sha256,
+        ):
+            return False
+        self._put_file(key, path, content_type, sha256)
+        return True
+
+    def _put_file(self, key: str, path: Path, content_type: str, sha256: str, **condition: Any) -> bool:
         with path.open("rb") as body:
-            if self._put(key, body, content_type, IfNoneMatch="*", Metadata={"sha256": sha256}):
-                return True
-        try:
-            there = self.s3.head_object(Bucket=self.bucket, Key=key)
-        except (ClientError, BotoCoreError) as error:
-            raise self._plain(error) from error
-        if (there["ContentLength"], there["Metadata"].get("sha256")) != (path.stat().st_size, sha256):
-            raise FileExistsError(key)
-        return False
+            return self._put(key, body, content_type, Metadata={"sha256": sha256}, **condition)
 
     def create_content(self, key: str, body: bytes, content_type: str) -> bool:
         """Put `body` under a key that is made of its hash; False when it was there already.
@@ -132,24 +146,38 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
-        try:
-            self.s3.head_object(Bucket=self.bucket, Key=key)
-        except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
-                return False
-            raise self._plain(error) from error
-        except BotoCoreError as error:
-            raise self._plain(error) from error
-        return True
+        return self._head(key) is not None
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every key under `prefix`, in order."""
+        return (entry.key for page in self.pages(prefix) for entry in page)
+
+    def pages(self, prefix: str) -> Iterator[list[Entry]]:
+        """Every object under `prefix`, in the order of keys, as many at a time as the server gives."""
+        page, is_last = self._page(prefix, "")
+        yield page
+        while not is_last:
+            page, is_last = self._page(prefix, page[-1].key)
+            yield page
+
+    def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
         try:
-            for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-                for entry in page.get("Contents", []):
-                    yield entry["Key"]
+            return self.s3.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise self._plain(error) from error
+        except BotoCoreError as error:
+            raise self._plain(error) from error
+
+    def _page(self, prefix: str, after: str) -> tuple[list[Entry], bool]:
+        """Objects under `prefix` whose keys follow `after`, and whether these are all."""
+        try:
+            answer = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
         except (ClientError, BotoCoreError) as error:
             raise self._plain(error) from error
+        page = [Entry(one["Key"], one["LastModified"], one["Size"]) for one in answer.get("Contents", [])]
+        return page, not (answer.get("IsTruncated") and page)
 
     def _put(self, key: str, body: bytes | BinaryIO, content_type: str, **condition: Any) -> bool:
         try:

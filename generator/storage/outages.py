@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from generator.storage.objects import Store, Stored
+from generator.storage.objects import Entry, Store, Stored
 from schemas.errors import ServerUnavailable
 from schemas.settings import S3Settings
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 T = TypeVar("T")
 
@@ -83,9 +84,11 @@ class PatientStore(Store):
         """As `Store.get`."""
         return self._outages.call(lambda: super(PatientStore, self).get(key, bucket=bucket))
 
-    def exists(self, key: str) -> bool:
-        """As `Store.exists`."""
-        return self._outages.call(lambda: super(PatientStore, self).exists(key))
+    def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
+        return self._outages.call(lambda: super(PatientStore, self)._head(key))
+
+    def _page(self, prefix: str, after: str) -> tuple[list[Entry], bool]:
+        return self._outages.call(lambda: super(PatientStore, self)._page(prefix, after))
 
     def delete(self, key: str) -> None:
         """As `Store.delete`."""

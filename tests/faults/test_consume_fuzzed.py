@@ -153,6 +153,8 @@ def mill(settings: Settings) -> Iterator[Mill]:
 
 
 def test_everything_is_stored_or_a_dead_letter_or_a_counted_skip(mill: Mill):
+    """Fault 5: generated records, seeded; none is lost, none stops the others."""
+
     @seed(SEED)
     @examples(
         max_examples=max(8, CASES // PER_BATCH),
@@ -180,6 +182,7 @@ def test_everything_is_stored_or_a_dead_letter_or_a_counted_skip(mill: Mill):
 
 
 def test_a_row_that_only_postgres_refuses_is_a_dead_letter_too(mill: Mill):
+    """Fault 5: what decoding lets pass and the table does not."""
     query(mill.settings, "ALTER TABLE interactions ADD CONSTRAINT no_seven CHECK (item_id <> 'i7')")
     good = GOOD[INTERACTIONS]
     events = [{**good, "event_id": IDS[n], "item_id": f"i{n}"} for n in range(20)]

@@ -41,6 +41,7 @@ def at_points() -> Iterator[None]:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_fault_1_killed_at_a_point_of_the_write(quick: Settings, point: str):
+    """Fault 1."""
     chance = random.Random(f"{SEED} {point}")
     ledger = Ledger(quick)
     kills = 0
@@ -64,6 +65,7 @@ def test_fault_1_killed_at_a_point_of_the_write(quick: Settings, point: str):
 
 @pytest.mark.parametrize("point", ["staged", "before_commit"])
 def test_fault_2_the_late_write_of_a_former_owner_is_refused(quick: Settings, point: str):
+    """Fault 2: the old owner wakes after another has taken the partition over."""
     chance = random.Random(f"{SEED} late {point}")
     ledger = Ledger(quick)
     for number in range(ROUNDS):
@@ -81,6 +83,7 @@ def test_fault_2_the_late_write_of_a_former_owner_is_refused(quick: Settings, po
 
 
 def test_fault_2_the_former_owner_comes_back_as_a_member_like_any_other(quick: Settings):
+    """Fault 2: refused, it joins again."""
     chance = random.Random(SEED)
     ledger = Ledger(quick)
     ledger.send(events(chance, 60))
@@ -104,6 +107,7 @@ def test_fault_2_the_former_owner_comes_back_as_a_member_like_any_other(quick: S
 )  # with Tansu a second member gets nothing while the first one lives
 @pytest.mark.parametrize("rebalance", ["eager", "cooperative"])
 def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: Settings, rebalance: str):
+    """Fault 2: rebalances in the middle of batches, with kills."""
     chance = random.Random(f"{SEED} two")
     quick = changed(quick, "kafka", rebalance=rebalance)
     ledger = Ledger(quick)
@@ -145,6 +149,7 @@ def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: S
 
 @pytest.mark.parametrize("quick", ["noida"], indirect=True)
 def test_fault_2_a_cooperative_member_keeps_what_stays_its_own_when_another_comes(quick: Settings):
+    """Fault 2: a cooperative rebalance."""
     chance = random.Random(f"{SEED} cooperative")
     quick = changed(quick, "kafka", rebalance="cooperative")
     ledger = Ledger(quick)
@@ -177,6 +182,7 @@ def test_fault_2_a_cooperative_member_keeps_what_stays_its_own_when_another_come
 
 @pytest.mark.parametrize("quick", ["tansu", "noida"], indirect=True)
 def test_a_cooperative_member_alone_reads_all_and_ends_when_idle(quick: Settings):
+    """Fault 2: a cooperative group of one."""
     quick = changed(quick, "kafka", rebalance="cooperative")
     ledger = Ledger(quick)
     ledger.send_mixed(random.Random(SEED), 40)
@@ -185,6 +191,7 @@ def test_a_cooperative_member_alone_reads_all_and_ends_when_idle(quick: Settings
 
 
 def test_fault_3_a_member_slower_than_max_poll_interval_leaves_rejoins_and_loses_nothing(quick: Settings):
+    """Fault 3: the member stands still."""
     chance = random.Random(f"{SEED} slow")
     slow = changed(quick, "kafka", max_poll_interval_ms=1_500)
     ledger = Ledger(slow)
@@ -207,6 +214,7 @@ def test_fault_3_a_member_slower_than_max_poll_interval_leaves_rejoins_and_loses
 
 @pytest.mark.usefixtures("at_points")
 def test_fault_3_a_slow_write_does_not_keep_the_loop_from_polling(quick: Settings):
+    """Fault 3: only its write is slow."""
     ledger = Ledger(quick)
     ledger.send(events(random.Random(SEED), 50))
     slow = changed(quick, "kafka", max_poll_interval_ms=1_500)
@@ -227,6 +235,7 @@ def test_fault_3_a_slow_write_does_not_keep_the_loop_from_polling(quick: Setting
 
 @pytest.mark.usefixtures("at_points")
 def test_a_stop_keeps_its_deadline_when_the_write_hangs(quick: Settings):
+    """Fault 3: asked to stop while the write hangs."""
     ledger = Ledger(quick)
     ledger.send(events(random.Random(SEED), 60))
     hanging, release = threading.Event(), threading.Event()

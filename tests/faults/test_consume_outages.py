@@ -150,6 +150,7 @@ def at_points() -> Iterator[None]:
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("point", ["staged", "before_commit"])
 def test_fault_4_an_outage_is_waited_out(ill: Settings, own_postgres: Stack, name: str, point: str):
+    """Fault 4: each outage at each point of the write."""
     fault = FAULTS[name]()
     ledger = Ledger(ill)
     ledger.send(events(random.Random(f"{SEED} {name} {point}"), 60))
@@ -190,6 +191,7 @@ def test_fault_4_an_outage_is_waited_out(ill: Settings, own_postgres: Stack, nam
 
 @pytest.mark.usefixtures("at_points")
 def test_reading_is_paused_in_an_outage_and_the_backlog_in_memory_is_bounded(ill: Settings, own_postgres: Stack):
+    """Fault 4: a long outage under load."""
     ledger = Ledger(ill)
     ledger.send(events(random.Random(SEED), 200))
     lock = _Lock()

@@ -80,6 +80,7 @@ def own_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
 
 
 def test_fault_5_each_kind_of_poison_goes_aside_alone_and_untouched(quick: Settings):
+    """Fault 5: each kind once, in a good batch."""
     chance = random.Random(SEED)
     fresh = events(chance, 9 * len(POISON))
     values: list[bytes | None] = []
@@ -105,6 +106,7 @@ def test_fault_5_each_kind_of_poison_goes_aside_alone_and_untouched(quick: Setti
 
 
 def test_fault_6_nothing_but_poison_stops_the_consumer_with_its_offsets_held(quick: Settings):
+    """Fault 6: 100 % poison."""
     send(quick, [b"{"] * 130)
     wide = changed(quick, "consumer", batch_max_records=500)
     with pytest.raises(PoisonLimitExceeded, match="dlq_max_share"):
@@ -122,6 +124,7 @@ def test_fault_6_nothing_but_poison_stops_the_consumer_with_its_offsets_held(qui
 
 @pytest.mark.parametrize("quick", ["noida"], indirect=True)  # Tansu enforces no limit and makes any topic
 def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_with_its_offsets_held(quick: Settings):
+    """Fault 6: dead letters have nowhere to go."""
     topic = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX
 
     def recreate(**configs: str) -> None:
@@ -145,6 +148,7 @@ def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_w
 
 
 def test_fault_7_doubled_reordered_future_and_old_events_change_nothing_that_they_should_not(quick: Settings):
+    """Fault 7."""
     chance = random.Random(SEED)
     ledger = Ledger(quick)
     fresh = events(chance, 60)
@@ -175,6 +179,7 @@ def test_fault_7_doubled_reordered_future_and_old_events_change_nothing_that_the
 
 @pytest.mark.parametrize("quick", ["tansu"], indirect=True)
 def test_fault_8_a_month_without_a_partition_is_made_and_the_alarm_rises(quick: Settings):
+    """Fault 8."""
     before = metrics.PARTITIONS_MADE._value.get()
     ledger = Ledger(quick)
     ledger.send(
@@ -186,6 +191,7 @@ def test_fault_8_a_month_without_a_partition_is_made_and_the_alarm_rises(quick: 
 
 
 def test_a_replayed_dead_letter_changes_postgres_exactly_once(quick: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Fault 5: afterwards, when poison was mended and is replayed."""
     ledger = Ledger(quick)
     fresh = events(random.Random(SEED), 12)
     query(quick, "ALTER TABLE interactions ADD CONSTRAINT no_i7 CHECK (kind <> 'like')")
@@ -224,6 +230,7 @@ def test_a_replayed_dead_letter_changes_postgres_exactly_once(quick: Settings, m
 
 
 def test_copies_of_a_dead_letter_are_one_and_offsets_of_a_topic_made_anew_are_others(quick: Settings):
+    """Fault 5: a dead letter that was sent twice."""
     send(quick, [b"{"])
     consume(quick)
     (letter,) = dead_letters.read(quick)

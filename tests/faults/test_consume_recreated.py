@@ -47,6 +47,7 @@ def state(settings: Settings) -> tuple[object, ...]:
 
 
 def test_a_topic_made_anew_stops_the_consumer_or_is_read_from_its_start(quick: Settings):
+    """Fault 19: recreated and shorter."""
     chance = random.Random(SEED)
     old, new = events(chance, 60), events(chance, 8)
     Ledger(quick).send(old)
@@ -69,6 +70,7 @@ def test_a_topic_made_anew_stops_the_consumer_or_is_read_from_its_start(quick: S
 
 @pytest.mark.parametrize("quick", ["tansu"], indirect=True)  # only a topic's id tells it, and noida-db has none
 def test_a_topic_made_anew_and_longer_than_before_is_noticed_by_its_id(quick: Settings):
+    """Fault 19: recreated and longer."""
     chance = random.Random(SEED)
     Ledger(quick).send(events(chance, 20))
     consume(quick)
@@ -84,6 +86,7 @@ def test_a_topic_made_anew_and_longer_than_before_is_noticed_by_its_id(quick: Se
 
 @pytest.mark.parametrize("quick", ["tansu"], indirect=True)
 def test_a_topic_made_anew_under_a_running_consumer_is_noticed(quick: Settings, monkeypatch: pytest.MonkeyPatch):
+    """Fault 19: recreated while it is read."""
     monkeypatch.setattr(ownership, "IDENTIFY_SECONDS", 1.0)
     chance = random.Random(SEED)
     Ledger(quick).send(events(chance, 20))
@@ -101,6 +104,7 @@ def test_a_topic_made_anew_under_a_running_consumer_is_noticed(quick: Settings, 
 
 
 def test_an_offset_past_the_end_is_noticed(quick: Settings):
+    """Fault 19: our offset is past the end."""
     old = events(random.Random(SEED), 40)
     Ledger(quick).send(old)
     consume(quick)
@@ -122,6 +126,7 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoidaBroker]:
 
 @pytest.mark.parametrize("quick", ["noida"], indirect=True)
 def test_a_log_that_was_restored_from_an_older_backup_is_noticed(quick: Settings, mortal: NoidaBroker, tmp_path: Path):
+    """Fault 19: the broker's data is older than ours."""
     own = changed(quick, "kafka", bootstrap_servers=mortal.address)
     make_topics(own)
     chance = random.Random(SEED)

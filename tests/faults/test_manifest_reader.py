@@ -77,7 +77,7 @@ def shard_of_user(ref: ManifestRef, user_id: str) -> str:
 
 
 def test_a_missing_or_damaged_shard_falls_back_to_the_set_before(two_nights: Store, open_reader: Open) -> None:
-    """Fault 13."""
+    """Fault 14: the pointer leads to a shard that is missing, or is not what it says."""
     store, current = two_nights, pointer(two_nights).current
     before = open_reader()
     tonight = before.poster_for("u0", "item8")
@@ -110,6 +110,7 @@ def test_a_missing_or_damaged_shard_falls_back_to_the_set_before(two_nights: Sto
 
 
 def test_nothing_whole_at_all_still_answers(two_nights: Store, open_reader: Open) -> None:
+    """Fault 14: the pointer is damaged, or gone."""
     store = two_nights
     live = open_reader()
     was = live.poster_for("u0", "item8")
@@ -126,7 +127,29 @@ def test_nothing_whole_at_all_still_answers(two_nights: Store, open_reader: Open
     assert live.poster_for("u0", "item8") == was
 
 
+def test_a_pointer_to_two_missing_sets_is_an_alarm_and_who_has_read_one_keeps_it(
+    two_nights: Store, open_reader: Open
+) -> None:
+    """Fault 14: neither the newest set nor the one before it is whole."""
+    store, now = two_nights, pointer(two_nights)
+    live = open_reader()
+    was = live.poster_for("u0", "item8")
+    assert was
+    assert now.previous
+    for ref in (now.current, now.previous):
+        store.delete(shard_of_user(ref, "u0"))
+    stored = store.get(POINTER_KEY)
+    assert stored
+    store.put(POINTER_KEY, stored.body + b"\n", "application/json")  # another tag: everybody looks again
+    fresh = open_reader()
+    assert fresh.poster_for("u0", "item8") is None
+    assert fresh.alarms == {"manifest_missing": 2}
+    live.refresh()
+    assert live.poster_for("u0", "item8") == was, "what is mapped needs no bucket"
+
+
 def test_missing_item_pictures_cost_only_the_last_rung(two_nights: Store, open_reader: Open) -> None:
+    """Fault 14: the pointer leads to items that are missing."""
     store = two_nights
     store.delete(pointer(store).current.items_key)
     reader = open_reader()
@@ -140,6 +163,7 @@ def test_missing_item_pictures_cost_only_the_last_rung(two_nights: Store, open_r
 def test_an_unreachable_or_wrong_store_is_named_at_the_start_and_survived_later(
     two_nights: Store, open_reader: Open
 ) -> None:
+    """Fault 12: the bucket is not there, at the start and later."""
     store = two_nights
     live = open_reader()
     was = live.poster_for("u0", "item8")
@@ -154,7 +178,7 @@ def test_an_unreachable_or_wrong_store_is_named_at_the_start_and_survived_later(
 def test_of_many_publishers_one_wins_and_readers_always_see_a_whole_set(
     settings: Settings, two_nights: Store, open_reader: Open
 ) -> None:
-    """Fault 14."""
+    """Fault 13: publishers that race, one of them a replaced leader."""
     store, ref = two_nights, pointer(two_nights).current
     engine = connect(settings.database)
     torn: list[str] = []
@@ -219,7 +243,7 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def test_no_caller_waits_for_a_refresh_that_hangs(two_nights: Store, open_reader: Open) -> None:
-    """FLAWS F32."""
+    """Fault 12 (F32): the store does not answer a refresh."""
     held = Held(two_nights.s3)
     reader = open_reader(client=held, refresh_seconds=0.05)
     was = reader.posters_for("u0", ["item8", "item3"])
@@ -238,6 +262,7 @@ def test_no_caller_waits_for_a_refresh_that_hangs(two_nights: Store, open_reader
 
 
 def test_a_new_night_is_found_in_the_background(settings: Settings, two_nights: Store, open_reader: Open) -> None:
+    """Fault 13 (F32): a reader finds the next set by itself."""
     reader = open_reader(refresh_seconds=0.05)
     assert reader.poster_for("u0", "item8")
     night(settings, on=date(2026, 3, 3)).run(Scope())  # nothing new: no set
@@ -254,6 +279,7 @@ def test_a_new_night_is_found_in_the_background(settings: Settings, two_nights: 
 
 
 def test_a_forked_process_refreshes_for_itself(two_nights: Store, open_reader: Open) -> None:
+    """Fault 14 (F32): the pointer is damaged, and a forked reader notices."""
     reader = open_reader(refresh_seconds=0.05)
     was = reader.poster_for("u0", "item8")
     back, front = os.pipe()
@@ -286,6 +312,7 @@ def test_a_forked_process_refreshes_for_itself(two_nights: Store, open_reader: O
 def test_processes_share_one_download_and_what_nobody_uses_goes(
     two_nights: Store, open_reader: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Fault 13 (F32): readers of one cache while old sets are dropped."""
     held = Held(two_nights.s3)
     first = open_reader(cache_dir=tmp_path / "shared", client=held)
     before = held.asked
@@ -318,6 +345,7 @@ def test_processes_share_one_download_and_what_nobody_uses_goes(
 def test_a_cache_that_cannot_be_written_is_named_at_the_start_and_survived_later(
     two_nights: Store, open_reader: Open, tmp_path: Path
 ) -> None:
+    """Fault 14: the set cannot be kept on this machine."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         open_reader(cache_dir=tmp_path / "file")

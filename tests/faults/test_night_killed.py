@@ -98,7 +98,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
 def test_killed_at_every_point_and_resumed_equals_an_unbroken_night(
     settings: Settings, elsewhere: Settings, tmp_path: Path
 ) -> None:
-    """One night, killed once at each named point: readers see nothing or all of it (faults 10, 13)."""
+    """Faults 10, 13: one night, killed once at each named point; readers see nothing or all of it."""
     print(f"seed {SEED}")  # noqa: T201 - a failure is reproduced by it
     rng = random.Random(SEED)
     art = tmp_path / "art"
@@ -148,7 +148,7 @@ class OtherMachine(FakePigeon):
 
 @pytest.mark.timeout(600)
 def test_killed_and_resumed_where_pictures_come_out_otherwise(settings: Settings, tmp_path: Path) -> None:
-    """F8, fault 10: under a row's key is what the row says, on whichever machine it was drawn."""
+    """Fault 10 (F8): under a row's key is what the row says, on whichever machine it was drawn."""
     build(settings, tmp_path / "art", users=4, targets=2)
     died = [point for point in POINTS if point in MANY and run_and_die(settings, point, 2)]
     assert died == [point for point in POINTS if point in MANY]

@@ -5,6 +5,8 @@ The model is a test double.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -22,6 +24,7 @@ from schemas.tables import Item, NightRun
 from tests.support.fake_pigeon import FakePigeon
 from tests.support.night_world import NIGHT, build, night
 from tests.support.picture_host import PictureHost
+from tests.support.schedule_world import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 TOMORROW = date(2026, 3, 2)
@@ -73,7 +76,7 @@ def skips(settings: Settings, run_id: str) -> dict[str, int]:
 
 
 def test_a_host_that_was_never_seen_and_is_away_publishes_no_empty_night(served: Settings, host: PictureHost) -> None:
-    """FLAWS F4, first half."""
+    """Fault 20 (F4): away from the start."""
     host.down = True
     with pytest.raises(HostOutage, match=f"127.0.0.1:{host.port}"):
         night(served).run(Scope())
@@ -88,7 +91,7 @@ def test_a_host_that_was_never_seen_and_is_away_publishes_no_empty_night(served:
 def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after(
     served: Settings, host: PictureHost
 ) -> None:
-    """FLAWS F4, second half: history pictures stay the same ones."""
+    """Fault 20 (F4): history pictures stay the same ones."""
     night(served).run(Scope())
     for day, down in ((TOMORROW, True), (date(2026, 3, 3), False)):
         host.down = down
@@ -100,6 +103,7 @@ def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after
 
 
 def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Settings, host: PictureHost) -> None:
+    """Fault 20: away after the plan."""
     plan = night(served)
     plan.dry_run(Scope())
     host.down = True
@@ -107,3 +111,35 @@ def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Setti
     night(served, model).run(Scope())
     assert len(model.answered) == 6
     assert runs(served) == {NIGHT: "published"}
+
+
+def test_a_host_that_goes_away_mid_plan_and_stays_away_leaves_no_plan(served: Settings, host: PictureHost) -> None:
+    """Fault 20: away after the fourth picture, for good."""
+    host.down_after = 4
+    with pytest.raises(HostOutage, match=f"127.0.0.1:{host.port}"):
+        night(served).run(Scope())
+    assert runs(served) == {}
+    host.down_after, host.down = math.inf, False
+    model = FakePigeon()
+    night(served, model).run(Scope())
+    assert runs(served) == {NIGHT: "published"}
+    assert len(model.answered) == 6
+    assert skips(served, f"night-{NIGHT:%Y%m%d}") == {}
+
+
+def test_a_host_that_is_away_mid_plan_for_a_while_costs_time_only(served: Settings, host: PictureHost) -> None:
+    """Fault 20: away after the fourth picture, and back within the patience of a night."""
+    host.down_after = 4
+    patient = served.model_copy(update={"night": served.night.model_copy(update={"outage_seconds": 60.0})})
+
+    def back() -> None:
+        until(lambda: host.down)
+        host.down_after, host.down = math.inf, False
+
+    watcher = threading.Thread(target=back)
+    watcher.start()
+    model = FakePigeon()
+    night(patient, model).run(Scope())
+    watcher.join()
+    assert len(model.answered) == 6
+    assert skips(served, f"night-{NIGHT:%Y%m%d}") == {}

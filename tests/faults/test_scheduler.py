@@ -261,6 +261,21 @@ def test_a_clock_change_runs_one_night(
     assert commands.nights == expected
 
 
+def test_the_repeated_hour_runs_once_also_when_another_leads_in_it(settings: Settings) -> None:
+    """Fault 9: 02:30 of 25 October comes twice in Berlin; between the two the leader goes."""
+    due = scheduled(settings, night_cron="30 2 * * *", time_zone="Europe/Berlin")
+    first_half_past_two = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    clock, commands = Clock(first_half_past_two), Commands(settings)
+    with running(due, commands, clock) as (_, echoed):
+        told(echoed, "ended with exit code 0")
+    clock.forward(hours=1)  # half past two again, in winter's time
+    with running(due, commands, clock) as (scheduler, echoed):
+        told(echoed, "leading")
+        settled(scheduler, clock)
+    assert commands.nights == ["2026-10-25"]
+    assert moments(settings) == {"2026-10-25T02:30": ("done", 1)}
+
+
 def test_upkeep_gives_way_to_a_night_that_is_due_soon(settings: Settings) -> None:
     """Fault 9: upkeep due shortly before the night waits until the night runs, then has its turn."""
     due = scheduled(settings, upkeep_cron="50 1 * * *")
@@ -374,6 +389,7 @@ def test_a_replaced_leader_takes_nothing_up_and_stands_by(settings: Settings) ->
 
 
 def test_once_runs_a_job_now_and_gives_its_exit_code(settings: Settings) -> None:
+    """Fault 9: no scheduler, and an operator runs its job by hand."""
     codes = iter([0, 5, 0])
     seen: list[list[str]] = []
 
@@ -386,6 +402,7 @@ def test_once_runs_a_job_now_and_gives_its_exit_code(settings: Settings) -> None
 
 
 def test_postgres_away_at_the_start_is_told(settings: Settings) -> None:
+    """Fault 9: Postgres away when the scheduler starts."""
     gone = settings.database.model_copy(update={"url": SecretStr("postgresql+psycopg2://x@127.0.0.1:9/x")})
     with pytest.raises(ServerUnavailable, match=r"database\.url"):
         Scheduler(settings.model_copy(update={"database": gone}), lambda line: None).run_forever()

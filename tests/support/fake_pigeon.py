@@ -17,6 +17,7 @@ from generator.serving.api import (
     DrawnImage,
     DrawRequest,
     ImageFeatures,
+    InferenceUnavailable,
     Picture,
     PictureRequest,
 )
@@ -70,6 +71,14 @@ class FakePigeon:
         self.picture_fault: Callable[[PictureRequest, int], None] | None = None
         self.images_seen = 0
         self._lock = threading.Lock()
+
+    def ready(self) -> bool:
+        try:
+            if self.alive:
+                self.alive()
+        except InferenceUnavailable:
+            return False
+        return True
 
     def image_features(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageFeatures]:
         if self.alive:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import math
 import threading
 import time
 from collections import Counter
@@ -31,13 +32,15 @@ def picture(seed: int = 0, side: int = 32, kind: str = "PNG") -> bytes:
 class PictureHost:
     """Serves `pictures` by path, on 127.0.0.1; what else a path does is in `Handler`. A context manager.
 
-    `down` makes it answer 503 to everything; `asked` counts the questions by path, `unchanged` the answers 304.
+    `down` makes it answer 503 to everything, `down_after` from so many questions on.
+    `asked` counts the questions by path, `unchanged` the answers 304.
     """
 
     def __init__(self) -> None:
         self.pictures: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.down = False
+        self.down_after = math.inf
         self.etags = True
         self.busy: Counter[str] = Counter()
         """Times that a path still answers 503."""
@@ -99,6 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             own.asked[path] += 1
             own.at_once += 1
             own.most_at_once = max(own.most_at_once, own.at_once)
+            own.down = own.down or own.asked.total() > own.down_after
             busy = own.busy[path] > 0
             own.busy[path] -= busy
         try:

@@ -1,22 +1,33 @@
-"""A scheduler in a thread, on the test's own clock, whose commands are recorded and not run."""
+"""Schedulers whose commands are recorded and not run.
+
+In a thread on the test's own clock, or in a process of their own:
+
+python -m tests.support.schedule_world FILE MINUTES hold|end   # the night was due that many minutes ago
+
+A process appends a line to FILE for each night that it runs; it runs it for ever, or publishes it at once.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from generator.nightly import schedule
 from generator.nightly.ledger import run_id_of
 from generator.nightly.schedule import Scheduler
 from generator.storage.postgres import connect
-from schemas.settings import Settings
+from schemas.settings import Settings, load_settings
 from schemas.tables import NightRun, ScheduleMoment
 
 NEVER = "0 0 29 2 *"
@@ -131,3 +142,26 @@ def moments(settings: Settings, job: str = "night") -> dict[str, tuple[str, int]
         found = {row.moment: (row.status, row.attempts) for row in rows}
     engine.dispose()
     return found
+
+
+def main() -> None:
+    """Lead or stand by until killed; see the module's docstring."""
+    file, minutes, how = sys.argv[1:]
+    settings = load_settings()
+
+    def command(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
+        with Path(file).open("a", encoding="utf-8") as lines:
+            lines.write(f"{os.getpid()} {arguments[-1]}\n")
+        if how == "hold":
+            threading.Event().wait()
+        publish(settings, date.fromisoformat(arguments[-1]))
+        return 0
+
+    schedule.STANDBY_SECONDS = 0.1
+    due = datetime.now(UTC) - timedelta(minutes=int(minutes))
+    own = scheduled(settings, night_cron=f"{due.minute} {due.hour} * * *")
+    Scheduler(own, lambda line: print(line, flush=True), command).run_forever()  # noqa: T201 - what it tells
+
+
+if __name__ == "__main__":
+    main()

@@ -63,6 +63,9 @@ class FakeServer:
     def __init__(self, answer: dict[str, np.ndarray] | InferenceServerException) -> None:
         self.answer = answer
         self.asked: list[dict] = []
+        self.versions: dict[str, str] = {}
+        """Versions in the models' configurations by model, where they are not the first one."""
+        self.is_ours = True
 
     def infer(self, model, inputs, **options):
         shapes = {i.name(): tuple(i.shape()) for i in inputs}
@@ -77,7 +80,10 @@ class FakeServer:
         return SimpleNamespace(inputs=[SimpleNamespace(shape=[-1, 8, 8, 3])])
 
     def get_model_config(self, model, **_):
-        return SimpleNamespace(config=SimpleNamespace(parameters=Missing()))
+        if isinstance(self.answer, InferenceServerException):
+            raise self.answer
+        parameters = Everything(self.versions.get(model, "one" if self.is_ours else ""))
+        return SimpleNamespace(config=SimpleNamespace(parameters=parameters))
 
     def load_model(self, model, **_):
         raise self.answer
@@ -85,11 +91,15 @@ class FakeServer:
     def close(self) -> None: ...
 
 
-class Missing(dict):
-    """Protobuf's map: an unknown key gives an empty value."""
+class Everything(dict):
+    """Protobuf's map with one value for every key; an empty one is what an unknown key gives."""
+
+    def __init__(self, value: str) -> None:
+        super().__init__()
+        self.value = value
 
     def __missing__(self, key):
-        return SimpleNamespace(string_value="")
+        return SimpleNamespace(string_value=self.value)
 
 
 def client(answer) -> tuple[TritonPigeon, FakeServer]:
@@ -250,10 +260,41 @@ def test_control_errors_name_the_cure() -> None:
         model.image_features([np.zeros((8, 8, 3), np.uint8)])
     with pytest.raises(ServerUnavailable, match=r"127\.0\.0\.1:8001: cannot load unet: .* PIGEON_TRITON__URL"):
         model.load("unet")
-    model, _ = client(good_answer())
+    model, server = client(good_answer())
+    server.is_ours = False
     with pytest.raises(ModelError, match="visual_tokenizer has no parameter tokenizer_version, so it is not ours"):
         _ = model.tokenizer_version
     with pytest.raises(ModelError, match="pictures has no parameter drawing_version, so it is not ours"):
         _ = model.drawing_version
     with pytest.raises(ModelError, match="answers has no parameter base_weights, so it is not ours"):
         _ = model.base_weights
+
+
+@pytest.mark.parametrize(
+    ("answer", "ask", "model_name", "parameter"),
+    [
+        (good_answers, lambda model: model.answer(ANSWER_REQUEST), "personalizer", "base_weights"),
+        (good_pictures, lambda model: model.draw_pictures(PICTURES), "unet", "drawing_version"),
+        (
+            lambda: {
+                "code_ids": np.array([[7]]),
+                "keep": np.array([[True]]),
+                "image_embeddings": np.eye(1, 4, dtype=np.float32),
+            },
+            lambda model: model.image_features([np.zeros((8, 8, 3), np.uint8)]),
+            "image_scorer",
+            "tokenizer_version",
+        ),
+    ],
+)
+def test_an_answer_of_other_weights_than_those_we_began_with_is_not_used(answer, ask, model_name, parameter) -> None:
+    model, server = client(answer())
+    assert ask(model)
+    server.versions[model_name] = "two"
+    with pytest.raises(ModelError, match=f"{model_name} with {parameter} two since we began with one"):
+        ask(model)
+    server.versions[model_name] = ""
+    with pytest.raises(InferenceUnavailable, match="cannot be asked"):
+        ask(model)
+    server.versions.clear()
+    assert ask(model)

@@ -118,6 +118,9 @@ def _output(response: Any, model: str, name: str) -> NDArray[Any]:
     if tensor is None:
         raise BadAnswer(f"{model}: answered without its output {name}")
     value: NDArray[Any] = tensor.as_numpy()
+    # Our own graphs look for themselves; what runs in another backend lets NaN pass, and a picture would be made of it.
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise BadAnswer(f"{model}: output {name} is not finite; check the weights and the precision")
     return value
 
 
