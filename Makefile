@@ -53,8 +53,8 @@ faults: $(TEST) ## The ingest's faults in long form: 200 kills at each point on 
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py
 
-bench: $(TEST) ## Ratios of things measured in one run on this machine
-	@$(BIN)/python -m tests.benchmarks
+bench: $(TEST) ## Ratios of things measured in one run on this machine, with their goals; BENCH="--only ROW", BENCH=--full
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
 
 format: $(TEST) ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deploy.local.process import parent_of, processes
+from deploy.local.process import arguments_of, parent_of, processes
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -20,9 +21,18 @@ def family(pid: int) -> set[int]:
     return found
 
 
-def seconds(pids: set[int]) -> float:
-    """User and system seconds that these processes have taken; those that are gone count nothing."""
-    return sum(_seconds(pid) for pid in pids)
+def by_model(pids: Iterable[int]) -> Counter[str]:
+    """User and system seconds that these processes have taken, by the Triton model that each one runs ("server": none).
+
+    Those that are gone count nothing.
+    """
+    found: Counter[str] = Counter()
+    for pid in pids:
+        # A stub's command line: program, REPOSITORY/MODEL/VERSION/model.py, ...
+        words = arguments_of(pid)
+        is_model = len(words) > 1 and words[1].endswith("/model.py")
+        found[Path(words[1]).parent.parent.name if is_model else "server"] += _seconds(pid)
+    return found
 
 
 def _seconds(pid: int) -> float:

@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -72,8 +73,8 @@ class DemoNight:
     tasks: tuple[Drawn, ...]
     process_seconds: float
     """Processor time of the night's process, plan and publishing included."""
-    triton_seconds: float
-    """Processor time of Triton and its models' processes meanwhile."""
+    triton: Counter[str]
+    """Processor seconds of Triton's processes meanwhile, by model."""
 
     @property
     def session(self) -> dict[str, Any]:
@@ -103,10 +104,11 @@ def demo_night() -> DemoNight:
     model = RecordedPigeon(TritonPigeon(settings))
     say(f"  a night for {USERS} users")
     servers = next(one.pid for one in stack.status() if one.name == "triton") or 0
-    before, own = cpu.seconds(cpu.family(servers)), time.process_time()
+    before, own = cpu.by_model(cpu.family(servers)), time.process_time()
     run_night(settings, model, data.night)
     process_seconds = time.process_time() - own
-    triton_seconds = cpu.seconds(cpu.family(servers)) - before
+    triton = cpu.by_model(cpu.family(servers))
+    triton.subtract(before)
     engine = connect(settings.database)
     run_id = run_id_of(data.night)
     try:
@@ -115,7 +117,7 @@ def demo_night() -> DemoNight:
         tasks = read_tasks(settings, run_id)
     finally:
         engine.dispose()
-    return DemoNight(settings, repository, data, model, run_id, run.figures, tasks, process_seconds, triton_seconds)
+    return DemoNight(settings, repository, data, model, run_id, run.figures, tasks, process_seconds, triton)
 
 
 @functools.cache
