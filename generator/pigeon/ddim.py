@@ -76,7 +76,10 @@ class DdimSchedule:
 def original_of(
     prediction_type: str, alpha: float, sample: FloatArray, predicted: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Data and noise that the network's output says the sample is made of, at cumulative alpha `alpha`; same shapes."""
+    """Data and noise that the sample is made of, going by the network's output; same shapes.
+
+    `alpha`: the cumulative alpha of the sample.
+    """
     beta = 1 - alpha
     if prediction_type == "epsilon":
         return (sample - beta**0.5 * predicted) / alpha**0.5, predicted

@@ -1,6 +1,6 @@
-"""Conditions -> pictures: diffusers' UNet with SDXL's conditioning, the scheduler's sampler with guidance, a VAE.
+"""Conditions -> pictures: a UNet with SDXL's conditioning, a sampler with guidance, a VAE.
 
-PIGEON.md section 4.
+PIGEON.md section 4; the networks are diffusers', the sampler is the one that the scheduler names.
 """
 
 from __future__ import annotations

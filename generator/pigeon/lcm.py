@@ -1,6 +1,7 @@
-"""Few steps: the sampler of latent consistency models (Luo et al. 2023, arXiv 2310.04378), and which sampler a scheduler names.
+"""Few steps: the sampler of latent consistency models, and which sampler a scheduler names.
 
-Only numpy and `ddim`: serving copies this file as it is. Reads diffusers' scheduler_config.json; agrees with LCMScheduler.
+Luo et al. 2023, arXiv 2310.04378. Only numpy and `ddim`: serving copies this file as it is.
+Reads diffusers' scheduler_config.json; agrees with LCMScheduler.
 
     LCMScheduler     LcmSchedule: for UNets or LoRAs that were distilled into a consistency model, with guidance 1
     any other name   DdimSchedule; with timestep_spacing "trailing" and guidance 1 also what distilled models for a few Euler
@@ -31,7 +32,10 @@ class Schedule(Protocol):
         """(steps,), falling."""
 
     def step(self, index: int, sample: FloatArray, predicted: FloatArray, start: FloatArray) -> FloatArray:
-        """Step `index`: sample and the network's output (B, ...) -> the next sample; `start` is what denoising began with."""
+        """Step `index`: sample and the network's output (B, ...) -> the next sample.
+
+        `start` (B, ...): the noise that denoising began with.
+        """
 
 
 def schedule_from_config(config: Mapping[str, Any], steps: int) -> Schedule:
@@ -80,7 +84,10 @@ class LcmSchedule:
         )
 
     def step(self, index: int, sample: FloatArray, predicted: FloatArray, start: FloatArray) -> FloatArray:
-        """Step `index`: sample, the network's output and the first sample (B, ...) -> the next sample (B, ...)."""
+        """Step `index`: sample and the network's output (B, ...) -> the next sample.
+
+        `start` (B, ...): the noise that denoising began with, which decides over the noise of each step.
+        """
         original, _ = original_of(self.prediction_type, float(self.alphas[index]), sample, predicted)
         if self.clip is not None:
             original = np.clip(original, -self.clip, self.clip)
@@ -95,7 +102,10 @@ class LcmSchedule:
 
 
 def step_noise(start: FloatArray, index: int) -> FloatArray:
-    """Standard normal noise of step `index` for each row of `start` (B, ...), a function of that row alone."""
+    """Standard normal noise of step `index` for each row of `start` (B, ...).
+
+    It depends on its own row alone.
+    """
     rows = []
     for row in np.ascontiguousarray(start, dtype=np.float32):
         key = np.frombuffer(hashlib.sha256(row.tobytes()).digest()[:16], dtype="<u8")

@@ -1,4 +1,7 @@
-"""A LoRA of the UNet, merged into its weights: how a published UNet comes to draw in few steps (LCM, Lightning)."""
+"""A LoRA of the UNet, merged into its weights.
+
+That is how a published UNet comes to draw in few steps (LCM, Lightning).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ ADAPTER = "few_steps"
 
 
 def merge_lora(unet: Any, folder: Path) -> None:
-    """Add the LoRA in `folder` to the UNet's weights; in diffusers' format (pytorch_lora_weights.safetensors) or kohya's.
+    """Add the LoRA in `folder` to the UNet's weights.
 
+    It is in diffusers' format (pytorch_lora_weights.safetensors) or kohya's.
     Parts for text encoders, which Pigeon has none of, are left out.
 
     Raises:

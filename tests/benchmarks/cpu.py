@@ -1,4 +1,4 @@
-"""Processor time of servers: all processes under one, which the clock's time on shared cores would not tell."""
+"""Processor time of servers, which a clock does not tell where cores are shared."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def family(pid: int) -> set[int]:
 
 
 def by_model(pids: Iterable[int]) -> Counter[str]:
-    """User and system seconds that these processes have taken, by the Triton model that each one runs ("server": none).
+    """User and system seconds that these processes have taken, by Triton model.
 
-    Those that are gone count nothing.
+    Triton itself is "server". Processes that are gone count nothing.
     """
     found: Counter[str] = Counter()
     for pid in pids:

@@ -1,4 +1,4 @@
-"""The demo's users and their night on embedded servers: drawn once per run of the benchmarks, for all rows that need it.
+"""The demo's users and their night on embedded servers, drawn once for all rows that need it.
 
 Films, clicks and recommendations are the demo's; its users are written straight into Postgres, because a broker and consumers
 are no part of what is measured here.

@@ -78,7 +78,9 @@ def scorer_seconds(night: DemoNight) -> float:
 
 
 def same_answers(way: PublishedWay, sample: Sequence[Drawn]) -> str:
-    """How many of the served answers the published way gives as well, alone and from the pictures, at the same seed.
+    """How many of the served answers the published way gives as well, at the same seed.
+
+    It is given the pictures, and samples each answer alone.
 
     Raises:
         SystemExit: more than one of a hundred differs, so that the two ways do not draw the same thing.

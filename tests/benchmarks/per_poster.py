@@ -1,4 +1,4 @@
-"""What the release before did beside the model: every poster's files are made, hashed and stored for every user.
+"""What the release before did beside the model: files of their own for every user's poster.
 
 Commit a87f3d4, `generator/nightly/generate.py`: all four candidates of a task are hashed and scored; for each kept one the
 picture is written as PNG, the poster is composed, both are hashed and stored; the posters' rows are one transaction, the task's end
@@ -193,7 +193,10 @@ class PerPosterNight:
 
 
 def own_picture(pixels: Pixels, task: NightTask, number: int) -> Pixels:
-    """The picture with the task's own mark: the release before drew each with the task's noise, so no two were the same file."""
+    """The picture with the task's own mark.
+
+    The release before drew each with the task's noise, so that no two were the same file.
+    """
     digest = hashlib.sha256(f"{task.user_id} {task.item_id} {number}".encode()).digest()
     found = pixels.copy()
     found[0, : len(digest) // 3] = np.frombuffer(digest[: len(digest) // 3 * 3], np.uint8).reshape(-1, 3)

@@ -1,8 +1,9 @@
-"""The published way to draw a task (Xu et al., WWW 2025; generator/pigeon/PIGEON.md), written by us as the baseline.
+"""The published way to draw a task, written by us as the baseline.
 
-For every α a pass of its own: history and reference are tokenized again, the prompt is read again, one picture is drawn at a time,
+Xu et al., WWW 2025; generator/pigeon/PIGEON.md. For every α a pass of its own: history and reference are tokenized again,
+the prompt is read again, one picture is drawn at a time,
 and each metric embeds again what it compares. The same ONNX graphs as the served ones, in this process, one thread each.
-A metric loads the scorer anew for each α of a night, not for each task, so that this costs the baseline next to nothing.
+A metric loads the scorer once for each α of a night, not for each task, so that this costs the baseline next to nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many pictures more users would need, by the statistics of the answers that some users were given.
+"""Pictures that more users would need, by the statistics of answers that were given.
 
 Which answers a further user of an item gets follows Pitman's sampling formula (Pitman 1995; Ewens' with a discount): the next
 of n drawn answers, k of them distinct, is a new one with probability (θ + k d) / (θ + n), else an old one, the likelier the

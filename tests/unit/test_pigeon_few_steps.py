@@ -1,4 +1,4 @@
-"""Drawing in few steps: the consistency sampler, a LoRA of the UNet in the checkpoint, and what both are known by."""
+"""Drawing in few steps: the consistency sampler, a LoRA of the UNet, and what both are known by."""
 
 from __future__ import annotations
 

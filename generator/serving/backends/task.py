@@ -254,7 +254,10 @@ def answered_codes(config: TaskConfig, answers: Arrays) -> list[list[int]]:
 
 
 def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> NDArray[np.uint8]:
-    """Codes per row -> images (N, S, S, 3) by the checkpoint's sampler, steps and guidance; the negative prompt is zeros."""
+    """Codes per row -> images (N, S, S, 3); the negative prompt is zeros.
+
+    Sampler, steps and guidance are the checkpoint's.
+    """
     rows = len(codes)
     decoded = call("token_decoder", padded_codes(codes, config.max_codes), ["prompt_embeds", "pooled"])
     guided = config.guidance != 1.0
