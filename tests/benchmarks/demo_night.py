@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+from pydantic import SecretStr
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -160,10 +161,9 @@ def beside(settings: Settings, name: str) -> Settings:
     with connection.cursor() as cursor:
         cursor.execute(f'CREATE DATABASE "{name}"')
     connection.close()
+    own = SecretStr(f"{url.rpartition('/')[0]}/{name}")
     changed = {
-        "database": settings.database.model_copy(
-            update={"url": type(settings.database.url)(f"{url.rpartition('/')[0]}/{name}")}
-        ),
+        "database": settings.database.model_copy(update={"url": own}),
         "s3": settings.s3.model_copy(update={"bucket": name}),
     }
     found = settings.model_copy(update=changed)

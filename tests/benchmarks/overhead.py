@@ -54,7 +54,11 @@ def today(night: DemoNight) -> tuple[float, int]:
     """Processor seconds between plan and manifest, and posters kept."""
     settings = world(night, "bench-now")
     marks: dict[str, float] = {}
-    faultpoints.handler = lambda point: marks.setdefault(point, time.process_time()) and None
+
+    def mark(point: str) -> None:
+        marks.setdefault(point, time.process_time())
+
+    faultpoints.handler = mark
     try:
         run_night(settings, night.model, night.data.night)
     finally:
