@@ -97,8 +97,9 @@ class LcmSchedule:
         if index == len(self.timesteps) - 1:
             return denoised
         following = float(self.alphas[index + 1])
-        stepped: FloatArray = following**0.5 * denoised + (1 - following) ** 0.5 * step_noise(start, index)
-        return stepped.astype(np.float32)
+        noisy = following**0.5 * denoised + (1 - following) ** 0.5 * step_noise(start, index)
+        stepped: FloatArray = noisy.astype(np.float32)
+        return stepped
 
 
 def step_noise(start: FloatArray, index: int) -> FloatArray:

@@ -29,7 +29,7 @@ def merge_lora(unet: Any, folder: Path) -> None:
         raise ModelError(f"{folder}: no weights there; expected the LoRA of a UNet, pytorch_lora_weights.safetensors")
     read_shapes(path)  # a damaged file is named before diffusers reads it
     # Here, because it imports every pipeline's image processors.
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 
     mixin: Any = StableDiffusionXLLoraLoaderMixin
     try:

@@ -1,4 +1,4 @@
-"""What the benchmarks compute rather than measure: verdicts, and the pictures that more users would need."""
+"""What the benchmarks compute rather than measure: verdicts, and what more users would need."""
 
 from __future__ import annotations
 
