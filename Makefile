@@ -54,8 +54,8 @@ faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each po
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
 		tests/faults/test_night_processes.py tests/faults/test_store_faults.py
 
-bench: $(TEST) ## Ratios of things measured in one run on this machine
-	@$(BIN)/python -m tests.benchmarks
+bench: $(TEST) ## Ratios of things measured in one run on this machine, with their goals; BENCH="--only ROW", BENCH=--full
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
 
 format: $(TEST) ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -8,14 +8,15 @@ PyTorch modules under the published weight names, in the order of a task's path:
 - `prompt`: texts, codes and masks -> token arrays
 - `llama_step`, `sampling`, `personalizer`: LLaMA with LoRA, which answers in codes
 - `decoder`: codes -> conditions of the diffusion model
-- `ddim`, `diffusion`: conditions -> pictures
+- `ddim`, `lcm`, `diffusion`: conditions -> pictures
 - `scorer`: how well pictures and texts fit
 - `layers`: what several of these share
 - `model`, `pipeline`: all networks together, and a task from pictures to scored pictures
 - `config`, `presets`: sizes, and the two sets of them that have weights
-- `checkpoint`, `pretrained`, `weights`, `placement`: reading and writing checkpoints, and where they are loaded to
+- `checkpoint`, `pretrained`, `unet_lora`, `weights`, `placement`: reading and writing checkpoints, and where they are loaded to
 
-`prompt`, `sampling`, `ddim` and `preprocessing` need numpy (and Pillow) only and import nothing of the project: serving copies them.
-`checkpoint`, `pretrained` and `weights` alone read or write files. Imports nothing of the project but `schemas.errors`; imported by
-`generator.training` and `generator.serving`.
+`prompt`, `sampling`, `ddim`, `lcm` and `preprocessing` need numpy (and Pillow) only and import nothing of the project but each other:
+serving copies them.
+`checkpoint`, `pretrained`, `unet_lora` and `weights` alone read or write files. Imports nothing of the project but `schemas.errors`;
+imported by `generator.training` and `generator.serving`.
 """

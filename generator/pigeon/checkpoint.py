@@ -6,7 +6,7 @@ PIGEON.md section 7.
     wording.json                        PromptWording (optional: the prompt's sentences, instead of config.json's)
     visual_tokenizer/                   eva_vitg_psz14, tokenizer_encoder, highres_tokenizer_decoder
     language_model/                     Hugging Face LLaMA; tokenizer.json or tokenizer.model
-    highres_pixel_decoding/             unet/, vae/, scheduler/ in diffusers' layout
+    highres_pixel_decoding/             unet/, vae/, scheduler/ in diffusers' layout; optional: unet_lora/, merged into the UNet
     pigeon/                             llama/ (PEFT), mask_generator/, adapter/; may lie elsewhere
     image_scorer/                       model (optional: only if config.json has a scorer)
 

@@ -35,7 +35,7 @@ class DdimSchedule:
         trained = int(config.get("num_train_timesteps", 1000))
         if not 0 < steps <= trained:
             raise ValueError(f"diffusion.steps: {steps} must lie between 1 and num_train_timesteps {trained}")
-        cumulative = _cumulative_alphas(config, trained)
+        cumulative = cumulative_alphas(config, trained)
         spacing = config.get("timestep_spacing", "leading")
         if spacing == "linspace":
             timesteps = np.linspace(0, trained - 1, steps).round()[::-1].astype(np.int64)
@@ -58,26 +58,42 @@ class DdimSchedule:
             clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else None,
         )
 
-    def step(self, index: int, sample: FloatArray, predicted: FloatArray) -> FloatArray:
-        """Step `index` of the denoising: sample and the network's output, any same shape -> the next sample."""
+    def step(
+        self, index: int, sample: FloatArray, predicted: FloatArray, start: FloatArray | None = None
+    ) -> FloatArray:
+        """Step `index` of the denoising: sample and the network's output, any same shape -> the next sample.
+
+        `start`, the first sample, does not count: no noise is added.
+        """
         alpha, previous = float(self.alphas[index]), float(self.previous_alphas[index])
-        beta = 1 - alpha
-        if self.prediction_type == "epsilon":
-            noise = predicted
-            original = (sample - beta**0.5 * predicted) / alpha**0.5
-        elif self.prediction_type == "v_prediction":
-            noise = alpha**0.5 * predicted + beta**0.5 * sample
-            original = alpha**0.5 * sample - beta**0.5 * predicted
-        else:
-            noise = (sample - alpha**0.5 * predicted) / beta**0.5
-            original = predicted
+        original, noise = original_of(self.prediction_type, alpha, sample, predicted)
         if self.clip is not None:
             original = np.clip(original, -self.clip, self.clip)
         stepped: FloatArray = (previous**0.5 * original + (1 - previous) ** 0.5 * noise).astype(np.float32)
         return stepped
 
 
-def _cumulative_alphas(config: Mapping[str, Any], trained: int) -> NDArray[np.float64]:
+def original_of(
+    prediction_type: str, alpha: float, sample: FloatArray, predicted: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Data and noise that the sample is made of, going by the network's output; same shapes.
+
+    `alpha`: the cumulative alpha of the sample.
+    """
+    beta = 1 - alpha
+    if prediction_type == "epsilon":
+        return (sample - beta**0.5 * predicted) / alpha**0.5, predicted
+    if prediction_type == "v_prediction":
+        return alpha**0.5 * sample - beta**0.5 * predicted, alpha**0.5 * predicted + beta**0.5 * sample
+    return predicted, (sample - alpha**0.5 * predicted) / beta**0.5
+
+
+def cumulative_alphas(config: Mapping[str, Any], trained: int) -> NDArray[np.float64]:
+    """(trained,) of diffusers' scheduler configuration.
+
+    Raises:
+        ValueError: an unknown beta_schedule.
+    """
     start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
     name = config.get("beta_schedule", "linear")
     if name == "linear":

@@ -1,6 +1,6 @@
-"""Conditions -> pictures: diffusers' UNet with SDXL's conditioning, DDIM with guidance, a VAE.
+"""Conditions -> pictures: a UNet with SDXL's conditioning, a sampler with guidance, a VAE.
 
-PIGEON.md section 4.
+PIGEON.md section 4; the networks are diffusers', the sampler is the one that the scheduler names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from generator.pigeon.config import DiffusionConfig
-from generator.pigeon.ddim import DdimSchedule, guide, sdxl_time_ids, to_uint8
+from generator.pigeon.ddim import guide, sdxl_time_ids, to_uint8
+from generator.pigeon.lcm import schedule_from_config
 
 
 class Diffusion(nn.Module):
@@ -105,7 +106,7 @@ class Diffusion(nn.Module):
         The negative condition of the guidance is zero embeddings; guidance 1 leaves it out.
         progress: called with (steps done, steps).
         """
-        schedule = DdimSchedule.from_config(self.scheduler, steps or self.config.steps)
+        schedule = schedule_from_config(self.scheduler, steps or self.config.steps)
         strength = self.config.guidance if guidance is None else guidance
         latents = noise
         for index, timestep in enumerate(schedule.timesteps):
@@ -120,7 +121,7 @@ class Diffusion(nn.Module):
                     torch.cat([torch.zeros_like(pooled), pooled]),
                 )
                 predicted = guide(both[: len(latents)], both[len(latents) :], strength)
-            latents = schedule.step(index, latents, predicted)
+            latents = schedule.step(index, latents, predicted, noise)
             if progress is not None:
                 progress(index + 1, len(schedule.timesteps))
         return latents

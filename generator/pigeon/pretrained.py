@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
@@ -20,12 +20,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from generator.pigeon.config import PigeonConfig
-from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.diffusion import Diffusion
+from generator.pigeon.lcm import schedule_from_config
 from generator.pigeon.placement import Placement
+from generator.pigeon.unet_lora import merge_lora
 from generator.pigeon.weights import find_weights, read_shapes
 from schemas.errors import ModelError
 
+UNET_LORA = "unet_lora"
+"""Folder beside `unet/` of a LoRA that is merged into the UNet, if there is one."""
 LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, TypeError, SafetensorError)
 
 
@@ -73,7 +76,7 @@ def load_llama(folder: Path, config: PigeonConfig, placement: Placement) -> Llam
 
 
 def load_diffusion(folder: Path, config: PigeonConfig, placement: Placement) -> Diffusion:
-    """A diffusers folder with unet/, vae/ and scheduler/.
+    """A diffusers folder with unet/, vae/ and scheduler/, and optionally unet_lora/.
 
     Raises:
         ModelError: weights are missing, misshapen or damaged, or do not fit the token decoder's conditions.
@@ -84,6 +87,11 @@ def load_diffusion(folder: Path, config: PigeonConfig, placement: Placement) -> 
     unet_fields = _load_config(unet_kind, folder / "unet")
     decoder = config.decoder
     time_width = unet_fields.get("addition_time_embed_dim") or 0
+    if unet_fields.get("time_cond_proj_dim"):
+        raise ModelError(
+            f"{folder}/unet/config.json: time_cond_proj_dim is {unet_fields['time_cond_proj_dim']}: this UNet takes the guidance as "
+            f"an input, which is not supported; give the undistilled UNet and a LoRA in {UNET_LORA}/"
+        )
     for field, value, why in (
         ("cross_attention_dim", decoder.prompt_width, "the token decoder's prompt_embeds"),
         ("projection_class_embeddings_input_dim", decoder.pooled_width + 6 * time_width, "pooled and six time ids"),
@@ -106,17 +114,33 @@ def load_diffusion(folder: Path, config: PigeonConfig, placement: Placement) -> 
                 use_safetensors=".safetensors" in path.name,  # shards of the other kind are not found by themselves
             )
         _refuse_missing(folder / name, info)
+    if (folder / UNET_LORA).is_dir():
+        merge_lora(loaded["unet"], folder / UNET_LORA)
     if loaded["unet"].config["out_channels"] != loaded["vae"].config["latent_channels"]:
         raise ModelError(
             f"{folder}: the UNet draws {loaded['unet'].config['out_channels']} latent channels, "
             f"the VAE reads {loaded['vae'].config['latent_channels']}; both must be of one model"
         )
-    schedule_kind: Any = DDIMScheduler
-    with _named(folder / "scheduler"):
-        # Through the class, so that a field that the file leaves out gets diffusers' own default.
-        schedule = dict(schedule_kind.from_pretrained(folder / "scheduler", local_files_only=True).config)
-        DdimSchedule.from_config(schedule, config.diffusion.steps)
+    schedule = load_scheduler(folder / "scheduler", config.diffusion.steps)
     return Diffusion(config.diffusion, loaded["unet"].to(device), loaded["vae"].to(device), schedule)
+
+
+def load_scheduler(folder: Path, steps: int) -> dict[str, Any]:
+    """A scheduler's configuration as diffusers reads it: LCMScheduler's, or DDIMScheduler's for any other.
+
+    Raises:
+        ModelError: no configuration there, or one that our samplers do not know (also: so many steps).
+    """
+    kinds: dict[str, Any] = {"LCMScheduler": LCMScheduler}
+    ddim: Any = DDIMScheduler
+    kind = kinds.get(str(_load_config(ddim, folder).get("_class_name")), ddim)
+    with _named(folder):
+        # Through the class, so that a field that the file leaves out gets diffusers' own default.
+        schedule = dict(kind.from_pretrained(folder, local_files_only=True).config)
+        # In the order of a set, which is another one in each process: a picture's key would be, too.
+        schedule.pop("_use_default_values", None)
+        schedule_from_config(schedule, steps)
+    return schedule
 
 
 def load_text_tokenizer(folder: Path, config: PigeonConfig) -> Tokenizer:

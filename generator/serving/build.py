@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Target = Literal["onnx", "tensorrt"]
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
 # What a backend may import; copied under the same names, so that one import line works here and there.
-PIGEON_FILES = ("prompt.py", "sampling.py", "ddim.py")
+PIGEON_FILES = ("prompt.py", "sampling.py", "ddim.py", "lcm.py")
 BACKEND_FILES = (
     "answers.py",
     "generation.py",

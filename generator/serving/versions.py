@@ -29,6 +29,7 @@ ADAPTER_BASE_FILES = ("language_model/", "visual_tokenizer/", "pigeon/mask_gener
 DRAWING_FILES = (
     "visual_tokenizer/highres_tokenizer_decoder",
     "highres_pixel_decoding/unet/",
+    "highres_pixel_decoding/unet_lora/",
     "highres_pixel_decoding/vae/",
 )
 # VAE and scorer, because an answer is stored with its preview.

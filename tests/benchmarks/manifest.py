@@ -1,4 +1,4 @@
-"""Writing and reading manifests at scale: `python -m tests.benchmarks.manifest [--small]`.
+"""Writing and reading manifests at scale.
 
 Rows are made up and the bucket is a folder; each measurement is a process of its own, so that memory is its own as well. What
 the numbers are for: memory and p99 that do not grow with the rows, and callers that no refresh holds up.
@@ -6,7 +6,6 @@ the numbers are for: memory and p99 that do not grow with the rows, and callers 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -24,16 +23,12 @@ import pyarrow as pa
 
 from generator.nightly.manifest_writer import ShardSpool, shards_for, write_items
 from schemas.manifest import ITEM_SCHEMA, POINTER_KEY, ManifestRef, Pointer, PosterManifest, ShardRef
+from tests.benchmarks.table import Figure, Options, say
 from tests.support.manifest_rows import pages_of
 
 ITEMS = 60_000
 PAGE = 40
 CALLS = 20_000
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)  # noqa: T201
 
 
 class Folder:
@@ -188,7 +183,7 @@ def refresh(folder: Path, rows: int) -> dict[str, float]:
 
 def apart(job: str, folder: Path, rows: int, run: str = "") -> dict[str, float]:
     """A measurement in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.manifest", "--job", job, str(folder), str(rows), run]
+    command = [sys.executable, "-m", "tests.benchmarks.manifest", job, str(folder), str(rows), run]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -196,63 +191,88 @@ def apart(job: str, folder: Path, rows: int, run: str = "") -> dict[str, float]:
     return found
 
 
-def measure(sizes: dict[str, int]) -> None:
-    """Print all; ratios are to the smallest size."""
+def rows(options: Options) -> list[Figure]:
+    """Write and read sets of three sizes; the largest over the middle one, and over the smallest."""
+    by = 1 if options.full else 10
+    sizes = [(f"{count // by:,}", count // by) for count in (50_000, 500_000, 5_000_000)]
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as name:
         root = Path(name)
-        writes, reads = {}, {}
-        for title, rows in sizes.items():
-            folder = root / title
-            writes[title] = apart("write", folder, rows, "run-a")
-            one = writes[title]
-            say(
-                f"write {title:>9} rows: {one['rows_per_second']:>9,.0f} rows/s, {one['us_per_row']:.1f} us of processor "
-                f"per row, peak {one['peak_mib']:>5.0f} MiB, {one['shards']:.0f} shards"
-            )
-        for title, rows in sizes.items():
-            one = reads[title] = apart("read", root / title, rows)
-            say(
-                f"read  {title:>9} rows: opened in {one['open_ms']:>5.1f} ms, {one['private_mib']:>5.1f} MiB of its own, "
-                f"{PAGE} items p50 {one['p50_us']:.0f} us, p99 {one['p99_us']:.0f} us"
-            )
-        titles = list(sizes)
-        small, large = titles[0], titles[-1]
-        middle = titles[1]
-        say(
-            f"p99 of posters_for, {large} over {small}: {reads[large]['p99_us'] / reads[small]['p99_us']:.2f} (goal <= 2)"
-        )
-        say(
-            f"p99 of posters_for, {titles[-2]} over {small}: {reads[titles[-2]]['p99_us'] / reads[small]['p99_us']:.2f}"
-        )
-        rate = writes[large]["us_per_row"] / writes[middle]["us_per_row"]
-        peak = writes[large]["peak_mib"] / writes[middle]["peak_mib"]
-        say(f"writing, {large} over {middle}: processor time per row {rate:.2f}, peak memory {peak:.2f} (goals <= 1.2)")
-        folder = root / titles[-2]
-        (folder / "a.json").write_bytes((folder / POINTER_KEY).read_bytes())
-        apart("write", folder, sizes[titles[-2]], "run-b")
-        (folder / "b.json").write_bytes((folder / POINTER_KEY).read_bytes())
-        one = apart("refresh", folder, sizes[titles[-2]])
-        for state in ("alone", "polled", "busy", "after"):
-            figures = ", ".join(f"{title} {one[f'{state}_{title}_us']:,.0f}" for title in ("p50", "p90", "p99", "max"))
-            say(f"calls at {titles[-2]} rows, {state:>6}: {figures} us of {one[f'{state}_calls']:.0f}")
+        writes = {title: _written(root, title, count) for title, count in sizes}
+        reads = {title: _read(root, title, count) for title, count in sizes}
+        _refreshed(root, *sizes[1])
+    small, middle, large = (title for title, _ in sizes)
+    wrote, grown = writes[middle], writes[large]
+    return [
+        Figure(
+            "manifest",
+            f"processor time per row written, {large} rows over {middle}",
+            grown["us_per_row"] / wrote["us_per_row"],
+            "<= 1.2",
+            f"{grown['us_per_row']:.1f} over {wrote['us_per_row']:.1f} us; {grown['shards']:.0f} shards",
+        ),
+        Figure(
+            "manifest",
+            f"rows written per second by the clock, {middle} rows over {large}",
+            wrote["rows_per_second"] / grown["rows_per_second"],
+            "<= 1.2",
+            f"{wrote['rows_per_second']:,.0f} over {grown['rows_per_second']:,.0f} rows/s",
+        ),
+        Figure(
+            "manifest",
+            f"peak memory of the writer, {large} rows over {middle}",
+            grown["peak_mib"] / wrote["peak_mib"],
+            "<= 1.2",
+            f"{grown['peak_mib']:.0f} over {wrote['peak_mib']:.0f} MiB",
+        ),
+        Figure(
+            "manifest",
+            f"p99 of posters_for with {PAGE} items, {large} rows over {small}",
+            reads[large]["p99_us"] / reads[small]["p99_us"],
+            "<= 2",
+            f"{reads[large]['p99_us']:.0f} over {reads[small]['p99_us']:.0f} us of the thread's processor time, {CALLS:,} calls",
+        ),
+    ]
+
+
+def _written(root: Path, title: str, count: int) -> dict[str, float]:
+    one = apart("write", root / title, count, "run-a")
+    say(
+        f"  write {title:>9} rows: {one['rows_per_second']:>9,.0f} rows/s, {one['us_per_row']:.1f} us of processor "
+        f"per row, peak {one['peak_mib']:>5.0f} MiB, {one['shards']:.0f} shards"
+    )
+    return one
+
+
+def _read(root: Path, title: str, count: int) -> dict[str, float]:
+    one = apart("read", root / title, count)
+    say(
+        f"  read  {title:>9} rows: opened in {one['open_ms']:>5.1f} ms, {one['private_mib']:>5.1f} MiB of its own, "
+        f"{PAGE} items p50 {one['p50_us']:.0f} us, p99 {one['p99_us']:.0f} us"
+    )
+    return one
+
+
+def _refreshed(root: Path, title: str, count: int) -> None:
+    """Print what a reader's calls take while a new set comes in."""
+    folder = root / title
+    (folder / "a.json").write_bytes((folder / POINTER_KEY).read_bytes())
+    apart("write", folder, count, "run-b")
+    (folder / "b.json").write_bytes((folder / POINTER_KEY).read_bytes())
+    one = apart("refresh", folder, count)
+    for state in ("alone", "polled", "busy", "after"):
+        figures = ", ".join(f"{part} {one[f'{state}_{part}_us']:,.0f}" for part in ("p50", "p90", "p99", "max"))
+        say(f"  calls at {title} rows, {state:>6}: {figures} us of {one[f'{state}_calls']:.0f}")
 
 
 def main() -> None:
-    """Measure; or do one job of a measurement and print it as JSON."""
-    if sys.argv[1:2] == ["--job"]:
-        job, folder, rows, run = sys.argv[2:]
-        jobs = {"write": lambda *given: write(*given, run), "read": read, "refresh": refresh}
-        say(json.dumps(jobs[job](Path(folder), int(rows))))
-        return
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.manifest")
-    parser.add_argument("--small", action="store_true", help="a tenth of the rows")
-    by = 10 if parser.parse_args().small else 1
-    measure(
-        {
-            title: rows // by
-            for title, rows in (("50k", 50_000), ("0.5M", 500_000), ("1M", 1_000_000), ("5M", 5_000_000))
-        }
-    )
+    """Do one job of a measurement and print it as JSON."""
+    _, job, folder, count, run = sys.argv[1:]
+    jobs: dict[str, Callable[[Path, int], dict[str, float]]] = {
+        "write": lambda path, size: write(path, size, run),
+        "read": read,
+        "refresh": refresh,
+    }
+    say(json.dumps(jobs[job](Path(folder), int(count))))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from generator.pigeon.sampling import noise_image
 from generator.serving.backends.answers import answer
 from generator.serving.backends.graph import BadInput
 from generator.serving.backends.pictures import draw_pictures
-from generator.serving.backends.previews import preview_rows, sketch
+from generator.serving.backends.previews import PreviewMemory, preview_rows, sketch
 from generator.serving.backends.task import Prompt, TaskConfig
 from generator.serving.build import _backend_config
 from tests.support.served_networks import ServedNetworks
@@ -98,6 +98,18 @@ def test_a_preview_depends_on_its_own_codes_alone(world: TinyWorld) -> None:
     assert served.rows.count(("vae_decoder", 1)) == 4, "equal codes are looked at once"
     for row, own in zip(together, codes, strict=True):
         np.testing.assert_array_equal(row, preview_rows(config, [own], served)[0])
+
+
+def test_a_preview_that_is_remembered_is_the_same_and_the_memory_is_bounded(world: TinyWorld) -> None:
+    served, config, memory = world.served, world.config(), PreviewMemory(2)
+    first, second, third = [1, 2, 3], [4, 5], [6]
+    wanted = preview_rows(config, [first, second, third], served)
+    served.rows.clear()
+    for codes, decoded in (([first, second], 2), ([second, first], 2), ([third], 3), ([first], 3), ([second], 4)):
+        rows = preview_rows(config, codes, served, memory)
+        assert served.rows.count(("vae_decoder", 1)) == decoded, "the two that were asked for last are kept"
+        for row, own in zip(rows, codes, strict=True):
+            np.testing.assert_array_equal(row, wanted[[first, second, third].index(own)])
 
 
 def test_the_sketch_in_numpy_is_that_of_pytorch() -> None:

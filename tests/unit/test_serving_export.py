@@ -215,7 +215,7 @@ def test_graphs_refuse_what_does_not_fit(world, monkeypatch) -> None:
 
 def test_backends_import_only_what_triton_has() -> None:
     allowed = {"numpy", "onnxruntime", "tokenizers", "triton_python_backend_utils", "generator"}
-    ours = {f"generator.pigeon.{name}" for name in ("prompt", "sampling", "ddim")}
+    ours = {f"generator.pigeon.{name}" for name in ("prompt", "sampling", "ddim", "lcm")}
     folder = Path(graphs.__file__).parent
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

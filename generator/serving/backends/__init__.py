@@ -17,6 +17,6 @@
 
 Works with numpy 1.26 and 2. `pigeon models build` copies these files, with `generator.pigeon`'s numpy-only ones, into each
 model's version folder under the same package names; `model.py` there is one of the `*_model` files. They import each other and
-`generator.pigeon.{prompt, sampling, ddim}`, nothing else of the project. Imported by Triton, and by generator.serving.export
+`generator.pigeon.{prompt, sampling, ddim, lcm}`, nothing else of the project. Imported by Triton, and by generator.serving.export
 (graph).
 """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from generator.serving.backends.graph import BadInput
-from generator.serving.backends.previews import preview_rows
+from generator.serving.backends.previews import PreviewMemory, preview_rows
 from generator.serving.backends.task import (
     Call,
     Encode,
@@ -45,8 +45,11 @@ def answer(
     adapter_version: int,
     encode: Encode,
     call: Call,
+    memory: PreviewMemory | None = None,
 ) -> Answered:
     """Samples an answer per (α, temperature); answer i is sampled with (seed, i), temperature 0 is greedy.
+
+    `memory` keeps previews for further requests.
 
     Raises:
         BadInput: an α outside 0..1, temperatures that do not fit, a negative seed, or a prompt that is too long.
@@ -65,7 +68,7 @@ def answer(
         version=adapter_version,
     )
     codes = answered_codes(config, answers)
-    previews = preview_rows(config, [*codes, *prompt.history_tokens], call)
+    previews = preview_rows(config, [*codes, *prompt.history_tokens], call, memory)
     return Answered(
         codes, answers["logprobs"], answers["sampling_logprobs"], previews[: len(codes)], previews[len(codes) :]
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from generator.serving.backends.answers import answer as sample_answers
 from generator.serving.backends.graph import Arrays
+from generator.serving.backends.previews import PreviewMemory
 from generator.serving.backends.task import TaskServer
 from generator.serving.backends.triton import answer, call, inputs_of, model_folder, padded_tokens
 
@@ -25,6 +26,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self._server = TaskServer.from_folder(model_folder(args))
+        self._previews = PreviewMemory()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [answer(request, self._run) for request in requests]
@@ -41,6 +43,7 @@ class TritonPythonModel:
             int(inputs["adapter_version"][0]),
             self._server.encode,
             partial(call, request),
+            self._previews,
         )
         return {
             **padded_tokens(found.codes, config.max_codes),

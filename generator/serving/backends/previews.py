@@ -10,6 +10,7 @@ The one place that knows what a preview is.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,23 +23,49 @@ from generator.serving.backends.task import Call, TaskConfig, padded_codes
 Floats = NDArray[np.float32]
 
 
-def preview_rows(config: TaskConfig, codes: Sequence[Sequence[int]], call: Call) -> Floats:
+REMEMBERED = 32_768
+"""Previews that one process keeps, half a KiB to a KiB each; nano's are of 128 numbers."""
+
+
+class PreviewMemory:
+    """Previews by their codes, those that were asked for last.
+
+    A picture of the catalogue is in many histories, and many users get the same answer. A preview depends on its codes and the
+    weights alone, and weights do not change while a process serves them.
+    """
+
+    def __init__(self, size: int = REMEMBERED) -> None:
+        self._size = size
+        self._rows: OrderedDict[bytes, Floats] = OrderedDict()
+
+    def get(self, config: TaskConfig, codes: Sequence[int], call: Call) -> Floats:
+        """The preview (D,) of these codes, remembered or computed."""
+        key = np.asarray(codes, dtype=np.int32).tobytes()
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = _preview(config, codes, call)
+            if len(self._rows) > self._size:
+                self._rows.popitem(last=False)
+        else:
+            self._rows.move_to_end(key)
+        return row
+
+
+def preview_rows(
+    config: TaskConfig, codes: Sequence[Sequence[int]], call: Call, memory: PreviewMemory | None = None
+) -> Floats:
     """Codes per picture -> (N, D), unit rows.
 
-    Equal codes are computed once, and each row alone: it depends on its codes only.
+    Equal codes are computed once, and each row alone: it depends on its codes only. `memory` keeps rows for further calls.
 
     Raises:
         BadAnswer: a mean condition is zero.
     """
-    found: dict[tuple[int, ...], Floats] = {}
-    for row in codes:
-        key = tuple(row[: config.max_codes])
-        if key not in found:
-            found[key] = _preview(config, key, call)
-    return np.stack([found[tuple(row[: config.max_codes])] for row in codes])
+    known = PreviewMemory(len(codes)) if memory is None else memory
+    return np.stack([known.get(config, row[: config.max_codes], call) for row in codes])
 
 
-def _preview(config: TaskConfig, codes: tuple[int, ...], call: Call) -> Floats:
+def _preview(config: TaskConfig, codes: Sequence[int], call: Call) -> Floats:
     embeds = call("token_decoder", padded_codes([codes], config.max_codes), ["prompt_embeds"])["prompt_embeds"]
     if config.preview_kind == "conditions":
         mean = embeds[0].mean(axis=0)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from generator.pigeon.ddim import DdimSchedule, guide, to_uint8
+from generator.pigeon.ddim import guide, to_uint8
+from generator.pigeon.lcm import Schedule, schedule_from_config
 from generator.pigeon.prompt import (
     HISTORY,
     REFERENCE,
@@ -53,7 +54,7 @@ class TaskConfig:
     history_ratio: float
     max_codes: int
     max_prompt: int
-    schedule: DdimSchedule
+    schedule: Schedule
     guidance: float
     latent_shape: tuple[int, int, int]
     preview_kind: str
@@ -77,7 +78,7 @@ class TaskConfig:
             history_ratio=float(config["mask"]["history_ratio"]),
             max_codes=int(config["decoder"]["max_tokens"]),
             max_prompt=int(config["language"]["max_positions"]) - int(config["generation"]["max_new_tokens"]),
-            schedule=DdimSchedule.from_config(config["scheduler"], int(diffusion["steps"])),
+            schedule=schedule_from_config(config["scheduler"], int(diffusion["steps"])),
             guidance=float(diffusion["guidance"]),
             latent_shape=(int(channels), int(height), int(width)),
             preview_kind=str(config["preview_kind"]),
@@ -253,13 +254,16 @@ def answered_codes(config: TaskConfig, answers: Arrays) -> list[list[int]]:
 
 
 def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> NDArray[np.uint8]:
-    """Codes per row -> images (N, S, S, 3) by DDIM with guidance; the negative prompt is zeros."""
+    """Codes per row -> images (N, S, S, 3); the negative prompt is zeros.
+
+    Sampler, steps and guidance are the checkpoint's.
+    """
     rows = len(codes)
     decoded = call("token_decoder", padded_codes(codes, config.max_codes), ["prompt_embeds", "pooled"])
     guided = config.guidance != 1.0
     if guided:
         decoded = {name: np.concatenate([np.zeros_like(value), value]) for name, value in decoded.items()}
-    latents = np.stack([noise_image(seed, variant, config.latent_shape) for variant in range(rows)])
+    start = latents = np.stack([noise_image(seed, variant, config.latent_shape) for variant in range(rows)])
     for index, timestep in enumerate(config.schedule.timesteps):
         batch = np.concatenate([latents, latents]) if guided else latents
         predicted = call(
@@ -269,7 +273,7 @@ def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> 
         )["predicted"]
         if guided:
             predicted = guide(predicted[:rows], predicted[rows:], config.guidance)
-        latents = config.schedule.step(index, latents, predicted)
+        latents = config.schedule.step(index, latents, predicted, start)
     return to_uint8(call("vae_decoder", {"latents": latents}, ["decoded"])["decoded"])
 
 
