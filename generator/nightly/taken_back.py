@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+NOT_TO_BE_SHOWN = """
+SELECT kind, subject FROM withdrawals WHERE lifted_at IS NULL
+UNION SELECT 'user', o.user_id FROM user_objections o
+WHERE o.objects AND EXISTS (SELECT FROM posters p WHERE p.user_id = o.user_id)
+UNION SELECT 'user', e.user_id FROM erasures e WHERE e.completed_at IS NULL
+"""
+"""Query of kinds and subjects that readers are told of: what is in sets that were written before, but must not be shown."""
+
 OPEN = "SELECT 1 FROM withdrawals w WHERE w.lifted_at IS NULL"
 
 
