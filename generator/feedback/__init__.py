@@ -16,6 +16,6 @@
     retention     adapters and snapshots that go again
 
 Imports schemas, generator.storage, generator.serving (api, client, adapters, repository: no torch) and of generator.nightly
-only frozen_prompt; generator.training is imported inside functions when a training starts. Imported by generator/cli.py alone, and retention
-by generator.upkeep.
+only frozen_prompt; generator.training is imported inside functions when a training starts. Imported by generator/cli.py alone,
+and retention by generator.upkeep.
 """

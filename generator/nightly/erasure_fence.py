@@ -78,12 +78,12 @@ def drop_erased(session: Session, run_id: str, read_at: datetime | None) -> tupl
     return len(tasks), len(skips)
 
 
-def live_publishers(session: Session) -> set[str]:
-    """Runs whose sets are being written at this moment; claims of dead processes are taken away."""
+def live_publishers(session: Session, *, end_dead: bool = True) -> set[str]:
+    """Runs whose sets are being written at this moment; claims of dead processes are taken away (`end_dead`)."""
     led = is_led(session.connection(), "night")
     claimed = {run_id: led and is_leaders for run_id, is_leaders in session.execute(_CLAIMED)}
     dead = [run_id for run_id, lives in claimed.items() if not lives]
-    if dead:
+    if dead and end_dead:
         session.execute(_TAKE_AWAY, {"run_ids": dead})
     return {run_id for run_id, lives in claimed.items() if lives}
 

@@ -13,6 +13,18 @@ UNION SELECT 'user', e.user_id FROM erasures e WHERE e.completed_at IS NULL
 OPEN = "SELECT 1 FROM withdrawals w WHERE w.lifted_at IS NULL"
 
 
+def with_stamp(change: str) -> str:
+    """SQL that changes `current_posters` and stamps the posters that become current again: retention counts from then on.
+
+    `change`: UPDATE or INSERT of `current_posters` AS c, without RETURNING.
+    """
+    return f"""
+WITH again AS ({change} RETURNING c.user_id, c.item_id, c.input_fingerprint, c.weights)
+UPDATE posters p SET shown_again_at = now() FROM again a
+WHERE p.user_id = a.user_id AND p.item_id = a.item_id AND p.input_fingerprint = a.input_fingerprint AND p.weights = a.weights
+"""  # noqa: S608 - our own words
+
+
 def not_taken_back(posters: str, run: str) -> str:
     """SQL condition on the table or alias `posters`; `run` is the column with the run that drew them.
 

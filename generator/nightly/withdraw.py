@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.erasure_fence import FENCE_LOCK
 from generator.nightly.online_store import export, export_withdrawn
 from generator.nightly.publish import replace_pointer
-from generator.nightly.taken_back import NOT_TO_BE_SHOWN
+from generator.nightly.taken_back import NOT_TO_BE_SHOWN, with_stamp
 from generator.storage.objects import Store
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, Refused, ServerUnavailable
@@ -34,7 +34,8 @@ ATTEMPTS = 10
 # A whole night at once may take longer than a statement should; an operator waits for it.
 _UNLIMITED = text("SET LOCAL statement_timeout = 0")
 # What the night replaced is current again; what it drew for the first time is not shown at all.
-_TURN_BACK = text("""
+_TURN_BACK = text(
+    with_stamp("""
 UPDATE current_posters c
 SET input_fingerprint = o.input_fingerprint, model_version = o.model_version, weights = o.weights, run_id = o.run_id,
     logical_date = o.logical_date
@@ -51,7 +52,9 @@ FROM (
 ) o
 WHERE c.user_id = o.user_id AND c.item_id = o.item_id AND c.run_id = :run_id
 """)
-_TURN_ON = text("""
+)
+_TURN_ON = text(
+    with_stamp("""
 INSERT INTO current_posters AS c (user_id, item_id, input_fingerprint, model_version, weights, run_id, logical_date)
 SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, t.weights, t.run_id, r.logical_date
 FROM night_tasks t JOIN night_runs r USING (run_id)
@@ -61,6 +64,7 @@ ON CONFLICT (user_id, item_id) DO UPDATE SET
   run_id = excluded.run_id, logical_date = excluded.logical_date
 WHERE c.logical_date <= excluded.logical_date
 """)
+)
 
 
 def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:

@@ -171,13 +171,14 @@ class _Pass:
             proofs[user].manifests_rewritten += keys
         if self._settings.online.redis_url:
             forget(self._settings, list(proofs))
+        for user, proof in proofs.items():
+            proof.waited_for = sorted({*proof.waited_for, *self.writing})
+            if not self.writing:
+                self._delete_reports(proof)
+            self._keep(user, proof)
         if self.writing:
-            for user, proof in proofs.items():
-                proof.waited_for = sorted({*proof.waited_for, *self.writing})
-                self._keep(user, proof)
             return list(proofs.values())
         for user, proof in proofs.items():
-            self._delete_reports(proof)
             self._delete_images(user, proof)
         left = users_left(self._store, proofs, self._work)
         if left:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import date
 
 from generator.nightly.erasure_fence import live_publishers
 from generator.nightly.ledger import Ledger
@@ -12,6 +11,7 @@ from generator.nightly.wording import counted
 from generator.storage.objects import Store
 from schemas.settings import Settings
 
+_SET = re.compile(r"/set\.[0-9a-f]+\.json$|/[^/.]+(\.[0-9a-f]+)?\.parquet$")
 _DATED = re.compile(r"manifests/(\d{4}-\d{2}-\d{2})/([^/]+)")
 
 
@@ -24,13 +24,14 @@ def drop_old_manifests(settings: Settings, store: Store, ledger: Ledger, *, dry_
     old = set(nights_of(keys)[: -settings.night.keep_manifests])
     pointer = read_pointer(store)
     held = {ref.logical_date for ref in (pointer.current, pointer.previous) if ref} if pointer else set()
-    with ledger.writing() as session:
-        writing = live_publishers(session)
+    with ledger.reading() as session:
+        writing = live_publishers(session, end_dead=False)
     doomed = [key for key in keys if key.split("/")[1] in old - held and _run_of(key) not in writing]
     if not dry_run:
         for key in doomed:
             store.delete(key)
-    return f"manifests: {counted(len(nights_of(keys)), 'night')} found, {counted(len(doomed), 'object')} of older ones"
+    words = f"{counted(len(nights_of(keys)), 'night')} found, {counted(len(doomed), 'object')} of older ones"
+    return f"manifests: {words} {'would go' if dry_run else 'deleted'}"
 
 
 def nights_of(keys: list[str]) -> list[str]:
@@ -38,13 +39,9 @@ def nights_of(keys: list[str]) -> list[str]:
     return sorted({found[1] for found in map(_DATED.match, keys) if found})
 
 
-def oldest_set(store: Store) -> date | None:
-    """The date of the oldest set that is kept; None where there is none."""
-    for page in store.pages("manifests/"):
-        found = [match for match in (_DATED.match(entry.key) for entry in page) if match]
-        if found:
-            return date.fromisoformat(found[0][1])
-    return None
+def runs_with_sets(store: Store) -> list[str]:
+    """Runs whose sets are in the bucket."""
+    return sorted({_run_of(key) for key in store.keys("manifests/") if _DATED.match(key) and _SET.search(key)})
 
 
 def _run_of(key: str) -> str:

@@ -1,43 +1,48 @@
 """Retention of what later nights replaced: posters, tasks and answers; of skips, and of runs that have nothing left.
 
-Rows are found by the night that replaced them, not by their own age: a poster that is shown for a year is kept for a year.
-Each run is looked through once, when it is as old as retention says: what earlier runs had for its users' items is in no set
-since then. What is current stays, and whatever was replaced later. So the work grows with the tasks of the nights that
-become old, not with the tables (deploy/decisions/0019-what-is-kept-and-for-how-long.md).
+Rows are found by the night that replaced them, not by their own age: a poster that is shown for a year is kept for a year. Each
+run is looked through once, when it is as old as retention says and no set in the bucket was written before it: what earlier
+runs had for its users' items is in no set any more. What is current stays, and whatever was replaced later. So the work grows
+with the tasks of the nights that become old, not with the tables (deploy/decisions/0021-what-is-kept-and-for-how-long.md).
 """
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta
 from typing import Any
 
 from sqlalchemy import Date, cast, func, select, text, update
 from sqlalchemy.orm import Session
 
 from generator.upkeep.batches import Upkeep
+from generator.upkeep.manifests import runs_with_sets
 from schemas.faultpoints import reach
 from schemas.tables import NightRun, NightTask
 
 PAIRS_AT_ONCE = 500
 """Users' items of a run that one transaction looks at."""
 
-# `x` is a poster or a task of one of the pairs. It may go when it is not what its pair is shown, and either a night that is itself
-# old enough replaced it, or its run was never published and nothing newer can lead back to it.
-_REPLACED = """
+_NOT_CURRENT = """
   NOT EXISTS (
     SELECT FROM current_posters c WHERE c.user_id = x.user_id AND c.item_id = x.item_id
       AND c.input_fingerprint = x.input_fingerprint AND c.weights = x.weights
-  ) AND (
+  )
+"""
+# `x` is a poster of one of the pairs. It may go when it is not what its pair is shown, and either a night that is itself old
+# enough replaced it (since it was last made current again), or its run was never published and nothing newer can lead back to it.
+_REPLACED = f"""
+  {_NOT_CURRENT} AND (
     EXISTS (
       SELECT FROM night_tasks s JOIN night_runs sr ON sr.run_id = s.run_id
       WHERE s.user_id = x.user_id AND s.item_id = x.item_id AND s.status = 'done' AND sr.status = 'published'
-        AND sr.logical_date > r.logical_date AND sr.logical_date <= :cutoff AND sr.finished_at < :before
+        AND sr.logical_date > r.logical_date AND sr.finished_at <= :until
+        AND sr.finished_at >= coalesce(x.shown_again_at, '-infinity')
     )
     OR (x.run_id = :run_id AND r.status <> 'published' AND NOT EXISTS (
-      SELECT FROM current_posters c WHERE c.user_id = x.user_id AND c.item_id = x.item_id AND c.logical_date > :cutoff
+      SELECT FROM current_posters c JOIN night_runs cr ON cr.run_id = c.run_id
+      WHERE c.user_id = x.user_id AND c.item_id = x.item_id AND coalesce(cr.finished_at, 'infinity') > :until
     ))
   )
-"""
+"""  # noqa: S608 - our own words
 _PAIRS = "unnest(CAST(:users AS text[]), CAST(:items AS text[])) AS pair (user_id, item_id)"
 _OF_PAIR = "x.user_id = pair.user_id AND x.item_id = pair.item_id"
 _POSTERS = text(f"""
@@ -47,8 +52,11 @@ RETURNING x.picture_key
 """)  # noqa: S608 - our own words
 # Tasks without posters are of no use to the loop, nor does a night of that long ago go on with them.
 _TASKS = text(f"""
-DELETE FROM night_tasks x USING {_PAIRS}, night_runs r
-WHERE {_OF_PAIR} AND r.run_id = x.run_id AND ((x.status <> 'done' AND x.run_id = :run_id) OR {_REPLACED})
+DELETE FROM night_tasks x USING {_PAIRS}
+WHERE {_OF_PAIR} AND CASE WHEN x.status <> 'done' THEN x.run_id = :run_id ELSE {_NOT_CURRENT} AND NOT EXISTS (
+  SELECT FROM posters p WHERE p.user_id = x.user_id AND p.item_id = x.item_id
+    AND p.input_fingerprint = x.input_fingerprint AND p.weights = x.weights
+) END
 RETURNING 1
 """)  # noqa: S608
 _ANSWERS = text(f"""
@@ -65,27 +73,25 @@ _LOOK_AGAIN = (
 )
 
 
-def retire_replaced(upkeep: Upkeep, oldest_set: date | None) -> None:
-    """Delete what runs that are old enough had replaced, and what they left unfinished.
-
-    `oldest_set`: the date of the oldest set in the bucket, whose posters stay.
-    """
+def retire_replaced(upkeep: Upkeep) -> None:
+    """Delete what runs that are old enough had replaced, and what they left unfinished."""
     settings = upkeep.settings
     days = max(settings.retention.replaced_days, settings.retrain.window_days)
-    cutoff = min(upkeep.before(days).date(), oldest_set or date.max)
-    before = datetime.combine(cutoff + timedelta(days=1), time(), upkeep.now.tzinfo)
     with upkeep.ledger.reading() as session:
+        oldest = session.scalar(
+            select(func.min(NightRun.finished_at)).where(NightRun.run_id.in_(runs_with_sets(upkeep.store)))
+        )
+        until = min(upkeep.before(days), oldest or upkeep.now)
         runs = session.scalars(
             select(NightRun.run_id)
             .where(
                 NightRun.retired_at.is_(None),
-                NightRun.logical_date <= cutoff,
-                func.coalesce(NightRun.finished_at, NightRun.started_at) < before,
+                func.coalesce(NightRun.finished_at, NightRun.started_at) <= until,
             )
             .order_by(NightRun.logical_date, NightRun.run_id)
         ).all()
     for run_id in runs:
-        _retire(upkeep, {"run_id": run_id, "cutoff": cutoff, "before": before})
+        _retire(upkeep, {"run_id": run_id, "until": until})
 
 
 def _retire(upkeep: Upkeep, values: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from generator.upkeep.batches import Upkeep
 from generator.upkeep.kept_rows import drop_catalog, drop_feedback, drop_moments
 from generator.upkeep.leading import leading
-from generator.upkeep.manifests import drop_old_manifests, oldest_set
+from generator.upkeep.manifests import drop_old_manifests
 from generator.upkeep.replaced import drop_runs, drop_skips, retire_replaced
 from generator.upkeep.unused import drop_orphans, drop_unused
 from schemas.settings import Settings
@@ -42,7 +42,7 @@ def upkeep(
         yield drop_old_manifests(settings, store, ledger, dry_run=dry_run)
         one = Upkeep(settings, store, ledger, dry_run, now or datetime.now(UTC))
         steps: tuple[Callable[[Upkeep], None], ...] = (
-            lambda upkeep: retire_replaced(upkeep, oldest_set(store)),
+            retire_replaced,
             drop_skips,
             drop_runs,
             lambda upkeep: drop_unused(upkeep, "compositions"),

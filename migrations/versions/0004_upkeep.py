@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", name=op.f("pk_upkeep_progress")),
     )
     op.add_column("night_runs", sa.Column("retired_at", postgresql.TIMESTAMP(timezone=True), nullable=True))
+    op.add_column("posters", sa.Column("shown_again_at", postgresql.TIMESTAMP(timezone=True), nullable=True))
     op.add_column("user_objections", sa.Column("reason", sa.Text(), nullable=True))
     op.create_index(
         "ix_posters_renditions",
@@ -47,5 +48,6 @@ def downgrade() -> None:
     op.drop_index("ix_erasures_open", table_name="erasures", postgresql_where=sa.text("completed_at IS NULL"))
     op.drop_index("ix_posters_renditions", table_name="posters", postgresql_using="gin")
     op.drop_column("user_objections", "reason")
+    op.drop_column("posters", "shown_again_at")
     op.drop_column("night_runs", "retired_at")
     op.drop_table("upkeep_progress")

@@ -102,7 +102,8 @@ class Poster(Base):
     variant that was chosen to learn from apart from the best one, `choice_propensity` with which probability it was chosen.
 
     `look` is what near-duplicates are found by (generator/nightly/select.py); `renditions` lists further sizes
-    ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest.
+    ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest;
+    `shown_again_at` is when it last became current again after it had been replaced.
     """
 
     __tablename__ = "posters"
@@ -152,6 +153,7 @@ class Poster(Base):
     withheld: Mapped[str | None]
     created_at: Mapped[Now]
     announced_at: Mapped[datetime | None]
+    shown_again_at: Mapped[datetime | None]
 
 
 class CurrentPosters(Base):

@@ -104,7 +104,7 @@ def test_what_later_nights_replaced_goes_and_what_is_shown_or_can_be_led_back_to
     led_to = images_of_both_sets(four_nights, tmp_path / "sets")
     shown = reader(four_nights).rows().to_pylist()
     assert list(upkeep(four_nights)) == [
-        "manifests: 4 nights found, 8 objects of older ones",
+        "manifests: 4 nights found, 8 objects of older ones deleted",
         "retention: nothing is older than retention.* says",
     ], "a night that was published just now replaced nothing long ago"
 
@@ -168,6 +168,8 @@ def test_a_trial_that_nobody_saw_goes_and_a_run_goes_when_nothing_of_it_is_left(
     trial = Scope(users=("u1",))
     night(four_nights, on=date(2026, 2, 1)).run(trial)
     name = run_id_of(date(2026, 2, 1), trial.name)
+    with Session(engine) as session, session.begin():
+        session.execute(update(NightRun).where(NightRun.run_id == name).values(finished_at=NOW - timedelta(days=1)))
     list(upkeep(four_nights, now=after(LATER)))
     with Session(engine) as session:
         assert session.scalars(select(Poster.poster_id).where(Poster.run_id == name)).all() == []

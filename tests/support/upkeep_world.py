@@ -47,11 +47,12 @@ def ask_to_erase(settings: Settings, user: str) -> None:
 def traces(settings: Settings, user: str) -> list[str]:
     """Where the user is still found: tables, and objects of the bucket with their older versions."""
     engine = connect(settings.database)
-    found = []
     with Session(engine) as session:
-        for table in TABLES:
-            if session.scalar(text(f"SELECT count(*) FROM {table} WHERE user_id = :user"), {"user": user}):  # noqa: S608
-                found.append(table)
+        found = [
+            table
+            for table in TABLES
+            if session.scalar(text(f"SELECT count(*) FROM {table} WHERE user_id = :user"), {"user": user})  # noqa: S608
+        ]
     engine.dispose()
     store = Store(settings.s3)
     for key in store.keys(""):
