@@ -1,5 +1,6 @@
-"""Retention of adapters and snapshots in the bucket; rows and reasons stay, for they are the registry's history.
+"""Retention of adapters and snapshots in the bucket.
 
+Rows and reasons stay, for they are the registry's history.
 Objects go before their row says so: what dies in between is finished by the next call.
 """
 
@@ -29,9 +30,9 @@ _OPEN = ("registered", "loaded", "canary", "champion")
 
 
 def drop_adapters(engine: Engine, store: Store, settings: Settings, now: datetime, *, dry_run: bool = False) -> int:
-    """Delete adapters of versions that were decided against long ago, and those that no version has; how many went.
+    """Delete adapters of versions that were decided against long ago; how many went.
 
-    That of the champion before this one stays: a rollback brings it back.
+    Those that no version has go, too. That of the champion before this one stays: a rollback brings it back.
     """
     before = now - timedelta(days=settings.retention.adapters_days)
     with plain_errors(engine), Session(engine) as session:

@@ -1,4 +1,6 @@
-"""What keeps an erased user out while a night writes; the night and the erasure know each other by this alone.
+"""What keeps an erased user out while a night writes.
+
+The night and the erasure know each other by this alone.
 
 - A task whose row is gone, or whose user is to be erased, writes nothing more (`hold_task`). The erasure deletes the task's row
   first: whoever waits for it finds nothing.
@@ -79,7 +81,10 @@ def drop_erased(session: Session, run_id: str, read_at: datetime | None) -> tupl
 
 
 def live_publishers(session: Session, *, end_dead: bool = True) -> set[str]:
-    """Runs whose sets are being written at this moment; claims of dead processes are taken away (`end_dead`)."""
+    """Runs whose sets are being written at this moment.
+
+    Claims of dead processes are taken away (`end_dead`).
+    """
     led = is_led(session.connection(), "night")
     claimed = {run_id: led and is_leaders for run_id, is_leaders in session.execute(_CLAIMED)}
     dead = [run_id for run_id, lives in claimed.items() if not lives]

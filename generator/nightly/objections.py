@@ -1,4 +1,7 @@
-"""Users who object to drawn posters, by an operator's hand; events come by the consumers (`users.objection.v1`)."""
+"""Users who object to drawn posters, by an operator's hand.
+
+Events (`users.objection.v1`) come by the consumers.
+"""
 
 from __future__ import annotations
 

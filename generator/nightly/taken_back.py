@@ -14,9 +14,9 @@ OPEN = "SELECT 1 FROM withdrawals w WHERE w.lifted_at IS NULL"
 
 
 def with_stamp(change: str) -> str:
-    """SQL that changes `current_posters` and stamps the posters that become current again: retention counts from then on.
+    """SQL that changes `current_posters` and stamps the posters that become current again.
 
-    `change`: UPDATE or INSERT of `current_posters` AS c, without RETURNING.
+    Retention counts from then on. `change`: UPDATE or INSERT of `current_posters` AS c, without RETURNING.
     """
     return f"""
 WITH again AS ({change} RETURNING c.user_id, c.item_id, c.input_fingerprint, c.weights)

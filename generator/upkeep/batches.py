@@ -1,4 +1,4 @@
-"""Deleting by batches: many short transactions, and none that deletes when upkeep is only to say what it would."""
+"""Deleting by batches, or only counting what would go."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Upkeep:
         return self.now - timedelta(days=days)
 
     def delete_rows(self, kind: str, table: str, where: str, values: Mapping[str, Any]) -> None:
-        """Delete a table's rows (alias x) that fulfil the condition, `retention.batch_rows` in each transaction.
+        """Delete a table's rows that fulfil a condition, `retention.batch_rows` in each transaction.
 
-        `where` is SQL of ours. Rows that are locked by others are left for the next time.
+        `where` is SQL of ours, in which a row is x. Rows that are locked by others are left for the next time.
         """
         if self.dry_run:
             with self.ledger.reading() as session:

@@ -1,4 +1,4 @@
-"""`pigeon night forget` and `pigeon night upkeep`; registered by generator/cli.py after the night's own."""
+"""Commands `pigeon night forget` and `pigeon night upkeep`; registered by generator/cli.py."""
 
 from __future__ import annotations
 
@@ -30,18 +30,27 @@ def erase() -> None:
 def upkeep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Delete what is older than retention.* says: replaced posters, unused files, old sets, feedback, adapters ...
+    """Erase who asked for it, and delete what is older than retention.* says.
 
-    It may run beside a night. What readers see, or can be led back to, stays.
+    Replaced posters, unused files, old sets, feedback, adapters and more; it may run beside a night. What readers see, or can be
+    led back to, stays.
     """
     from generator.feedback.retention import drop_adapters, drop_snapshots
     from generator.upkeep.batches import Upkeep
+    from generator.upkeep.erase import erase_users
     from generator.upkeep.retention import upkeep as run
+    from schemas.errors import LockHeld
     from schemas.settings import load_settings
 
     def of_loop(one: Upkeep) -> None:
         for kind, drop in (("snapshots", drop_snapshots), ("adapters", drop_adapters)):
             one.removed[kind] += drop(one.ledger.engine, one.store, one.settings, one.now, dry_run=one.dry_run)
 
-    for line in run(load_settings(), dry_run=dry_run, further=(of_loop,)):
+    settings = load_settings()
+    if not dry_run:
+        try:
+            typer.echo(erase_users(settings))
+        except LockHeld as error:
+            typer.echo(f"erasure: {error}")
+    for line in run(settings, dry_run=dry_run, further=(of_loop,)):
         typer.echo(line)

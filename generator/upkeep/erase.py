@@ -58,7 +58,7 @@ from schemas.tables import (
 
 LEASE = "erasure"
 USERS_AT_ONCE = 200
-"""Users for whom the sets are rewritten together."""
+"""Number of users for which the sets are rewritten together."""
 
 _OF_USER = (AnswerSet, CurrentPosters, Poster, NightTask, PlannedUser)
 # A night that was asked for by name keeps no names of erased users.
@@ -104,7 +104,9 @@ class _Proof:
 
 
 def erase_users(settings: Settings) -> str:
-    """Work on every open erasure request and tell readers what they must not show; a line with the numbers.
+    """Work on every open erasure request; a line with the numbers.
+
+    Readers are told what they must not show, requests or not.
 
     Raises:
         LockHeld: another process erases.

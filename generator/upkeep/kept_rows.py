@@ -1,4 +1,4 @@
-"""Retention of feedback, of what is known of pictures and users that are gone, and of the scheduler's moments."""
+"""Retention of feedback, of what is known of the catalogue and its users, and of moments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def drop_feedback(upkeep: Upkeep) -> None:
 
 
 def drop_catalog(upkeep: Upkeep) -> None:
-    """Delete what is known of pictures at addresses of no item, their features, and plans of users without history."""
+    """Delete what is known of pictures of no item, and of users without history."""
     before = upkeep.before(upkeep.settings.retention.catalog_days)
     upkeep.delete_rows(
         "catalog_images",

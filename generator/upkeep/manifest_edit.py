@@ -38,9 +38,9 @@ _SET = re.compile(r"manifests/[^/]+/[^/]+/set\.[0-9a-f]+\.json")
 def remove_users(
     store: Store, ledger: Ledger, users: Iterable[str], work: Path, leave: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """Rewrite every set without the users, but those of the runs `leave`; the keys of the sets that had each.
+    """Rewrite every set without the users; the keys of the sets that had each.
 
-    Files of a night that was killed before its flip are among them.
+    Those of the runs `leave` stay as they are. Files of a night that was killed before its flip are among them.
 
     Raises:
         LockHeld: another process has taken the night over.

@@ -1,4 +1,4 @@
-"""Retention of what later nights replaced: posters, tasks and answers; of skips, and of runs that have nothing left.
+"""Retention of what later nights replaced, of skips, and of runs that have nothing left.
 
 Rows are found by the night that replaced them, not by their own age: a poster that is shown for a year is kept for a year. Each
 run is looked through once, when it is as old as retention says and no set in the bucket was written before it: what earlier

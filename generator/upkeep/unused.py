@@ -102,7 +102,10 @@ def _drop_orphans(upkeep: Upkeep, page: list[Entry]) -> None:
 
 
 def _drop_orphan(upkeep: Upkeep, key: str) -> None:
-    """Delete an object; back it goes when a night has named it meanwhile, which found it there and did not store it."""
+    """Delete an object, unless a night names it meanwhile.
+
+    Such a night has found it there and does not store it: it is put back.
+    """
     stored = upkeep.store.get(key)
     upkeep.store.delete(key)
     if stored is not None and _named(upkeep, [key]):

@@ -23,9 +23,9 @@ def delete_file(
     user_id: str | None = None,
     last_used_before: datetime | None = None,
 ) -> bool:
-    """Delete a file with its picture or composition, unless posters have it; those of `user_id` do not count.
+    """Delete a file with its picture or composition, unless posters have it.
 
-    With `last_used_before` it also stays when a row says that it was used, or is being drawn, since then.
+    Those of `user_id` do not count. With `last_used_before` it also stays when a row says that it was used, or is being drawn, since then.
 
     A task that wants the picture meanwhile waits for us and finds that it must be drawn again.
 

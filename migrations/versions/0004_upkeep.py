@@ -1,4 +1,4 @@
-"""Erasure and retention by index: files of posters, open requests, how far upkeep is; reasons of objections.
+"""Erasure and retention by index, how far upkeep is, reasons of objections.
 
 Additive: the previous release goes on working on it.
 """

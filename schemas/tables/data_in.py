@@ -118,7 +118,10 @@ class PosterFeedback(Base):
 
 
 class Erasure(Base):
-    """A user to erase: what came from Kafka goes in the consumer's transaction, what nights made by generator/upkeep/erase.py."""
+    """A user to erase.
+
+    What came from Kafka goes in the consumer's transaction, what nights made by generator/upkeep/erase.py.
+    """
 
     __tablename__ = "erasures"
     __table_args__ = (Index("ix_erasures_open", "user_id", postgresql_where=text("completed_at IS NULL")),)

@@ -248,7 +248,10 @@ class UpkeepProgress(Base):
 
 
 class Lease(Base):
-    """Who leads (night, scheduler, retrain, erasure, upkeep). `token` only grows: a write with an older one is refused."""
+    """Who leads (night, scheduler, retrain, erasure, upkeep).
+
+    `token` only grows: a write with an older one is refused.
+    """
 
     __tablename__ = "leases"
 

@@ -1,4 +1,4 @@
-"""Users who object to drawn posters: by event or by an operator's hand; seen by readers, kept by nights, and no erasure."""
+"""Users who object to drawn posters, by event or by an operator's hand."""
 
 from __future__ import annotations
 

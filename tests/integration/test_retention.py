@@ -317,7 +317,7 @@ def test_old_rows_of_each_kind_go_and_those_in_use_stay(settings: Settings, engi
 
 @pytest.fixture
 def versions(settings: Settings, engine: Engine, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Prefixes of adapters in the bucket by version: champion, the one before, one before that, and a refused one."""
+    """Prefixes of adapters in the bucket: champion, the one before, one older, and a refused one."""
     store, prefixes = Store(settings.s3), {}
     with Session(engine) as session, session.begin():
         parent = registry.ensure_champion(session, "nano", "base")

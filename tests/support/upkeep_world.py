@@ -64,7 +64,7 @@ def traces(settings: Settings, user: str) -> list[str]:
 
 
 def unnamed(settings: Settings) -> set[str]:
-    """Posters and pictures in the bucket that no row names, and those that a row names and that are not there."""
+    """Posters and pictures in the bucket without a row, and rows without their file."""
     engine, store = connect(settings.database), Store(settings.s3)
     with Session(engine) as session:
         named = set(
