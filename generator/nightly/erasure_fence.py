@@ -29,9 +29,18 @@ FENCE_LOCK = 7_046_004
 # completed before deleted the user's history before, and what the plan has is new.
 _DROP = """
 DELETE FROM {table} t USING erasures e
-WHERE t.run_id = :run_id AND t.user_id = e.user_id
+WHERE t.user_id = e.user_id AND {of_plan}
   AND (e.completed_at IS NULL OR e.completed_at >= coalesce(CAST(:read_at AS timestamptz), now()))
+RETURNING 1
 """
+_DROPS = tuple(
+    text(_DROP.format(table=table, of_plan=of_plan))
+    for table, of_plan in (
+        ("night_tasks", "t.run_id = :run_id"),
+        ("night_skips", "t.run_id = :run_id"),
+        ("planned_users", "CAST(:run_id AS text) IS NOT NULL"),
+    )
+)
 _CLAIMED = text("""
 SELECT r.run_id, r.fencing_token = coalesce(l.token, 0) AS is_leaders
 FROM night_runs r LEFT JOIN leases l ON l.name = 'night'
@@ -73,11 +82,9 @@ def drop_erased(session: Session, run_id: str, read_at: datetime | None) -> tupl
         How many tasks and skips went.
     """
     session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": FENCE_LOCK})
-    tasks, skips = (
-        session.execute(text(_DROP.format(table=table) + " RETURNING 1"), {"run_id": run_id, "read_at": read_at}).all()
-        for table in ("night_tasks", "night_skips")
-    )
-    return len(tasks), len(skips)
+    given = {"run_id": run_id, "read_at": read_at}
+    tasks, skips, _ = (len(session.execute(statement, given).all()) for statement in _DROPS)
+    return tasks, skips
 
 
 def live_publishers(session: Session, *, end_dead: bool = True) -> set[str]:
