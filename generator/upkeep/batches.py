@@ -28,6 +28,8 @@ class Upkeep:
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     removed: Counter[str] = field(default_factory=Counter)
     """Rows and objects by kind."""
+    runs_with_sets: list[str] = field(default_factory=list)
+    """Runs whose sets stay in the bucket; known once old sets are gone."""
 
     def before(self, days: int) -> datetime:
         """The time so many days ago."""

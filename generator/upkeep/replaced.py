@@ -14,7 +14,6 @@ from sqlalchemy import Date, cast, func, select, text, update
 from sqlalchemy.orm import Session
 
 from generator.upkeep.batches import Upkeep
-from generator.upkeep.manifests import runs_with_sets
 from schemas.faultpoints import reach
 from schemas.tables import NightRun, NightTask
 
@@ -79,7 +78,7 @@ def retire_replaced(upkeep: Upkeep) -> None:
     days = max(settings.retention.replaced_days, settings.retrain.window_days)
     with upkeep.ledger.reading() as session:
         oldest = session.scalar(
-            select(func.min(NightRun.finished_at)).where(NightRun.run_id.in_(runs_with_sets(upkeep.store)))
+            select(func.min(NightRun.finished_at)).where(NightRun.run_id.in_(upkeep.runs_with_sets))
         )
         until = min(upkeep.before(days), oldest or upkeep.now)
         runs = session.scalars(

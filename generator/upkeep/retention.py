@@ -39,8 +39,8 @@ def upkeep(
         ServerUnavailable: Postgres or S3 is away; the next call goes on.
     """
     with leading(settings, LEASE) as (store, ledger):
-        yield drop_old_manifests(settings, store, ledger, dry_run=dry_run)
         one = Upkeep(settings, store, ledger, dry_run, now or datetime.now(UTC))
+        yield drop_old_manifests(one)
         steps: tuple[Callable[[Upkeep], None], ...] = (
             retire_replaced,
             drop_skips,

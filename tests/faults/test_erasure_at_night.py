@@ -5,13 +5,14 @@ The model is a test double.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import or_, select, text, update
 from sqlalchemy.orm import Session
 
 from generator.nightly.erasure_fence import check_claim
@@ -22,11 +23,12 @@ from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from generator.upkeep.erase import erase_users
+from generator.upkeep.unused_files import naming
 from schemas import faultpoints
 from schemas.errors import LockHeld
 from schemas.manifest import PosterManifest
 from schemas.settings import Settings
-from schemas.tables import NightRun
+from schemas.tables import NightRun, Poster
 from tests.support.night_world import NIGHT, Announcements, build, night, reader, set_user
 from tests.support.upkeep_world import ask_to_erase, dies, proof_of, traces, unnamed
 
@@ -200,20 +202,18 @@ def test_in_a_bucket_with_versions_the_older_ones_go_too(world: Settings) -> Non
 
 
 def test_the_rows_of_a_file_are_found_by_index(world: Settings) -> None:
-    """F19: nothing that an erasure asks per file or per user reads a table from end to end."""
-    from generator.upkeep.unused_files import naming
-
+    """F19: nothing that an erasure asks per file reads a table from end to end."""
     engine = connect(world.database)
-    from sqlalchemy import or_, select
-    from sqlalchemy.dialects import postgresql
-
-    from schemas.tables import Poster
-
     query = select(Poster.poster_id).where(or_(*naming("posters/x.webp"))).limit(1)
-    words = str(query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))
+    compiled = query.compile(engine)
+    values = {
+        name: json.dumps(value) if isinstance(value, list) else value
+        for name, value in compiled.construct_params().items()
+    }
     with engine.connect() as connection:
         connection.execute(text("SET enable_seqscan = off"))
-        plan = "\n".join(row[0] for row in connection.execute(text("EXPLAIN " + words.replace(":", r"\:"))))
+        rows = connection.exec_driver_sql(f"EXPLAIN {compiled}", values)
+        plan = "\n".join(row[0] for row in rows)
     for index in ("ix_posters_image_key", "ix_posters_art_key", "ix_posters_renditions"):
         assert index in plan, plan
     engine.dispose()
