@@ -8,6 +8,8 @@ with the tasks of the nights that become old, not with the tables (deploy/decisi
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Date, cast, func, select, text, update
@@ -89,23 +91,30 @@ def retire_replaced(upkeep: Upkeep) -> None:
             )
             .order_by(NightRun.logical_date, NightRun.run_id)
         ).all()
+    if upkeep.dry_run:
+        # All in one transaction that comes to nothing: what one run would delete, the next must not count again.
+        with upkeep.ledger.writing() as session:
+            for given in _pages(upkeep, runs, until):
+                _retire_pairs(upkeep, session, given)
+            session.rollback()
+        return
     for run_id in runs:
-        _retire(upkeep, {"run_id": run_id, "until": until})
+        for given in _pages(upkeep, [run_id], until):
+            with upkeep.ledger.writing() as session:
+                _retire_pairs(upkeep, session, given)
+            reach("rows retired")
+        with upkeep.ledger.writing() as session:
+            session.execute(update(NightRun).where(NightRun.run_id == run_id).values(retired_at=func.now()))
 
 
-def _retire(upkeep: Upkeep, values: dict[str, Any]) -> None:
-    after = ("", "")
-    while pairs := _pairs(upkeep, values["run_id"], after):
-        after = pairs[-1]
-        given = {**values, "users": [user for user, _ in pairs], "items": [item for _, item in pairs]}
-        with upkeep.ledger.writing() as session:
-            _retire_pairs(upkeep, session, given)
-            if upkeep.dry_run:
-                session.rollback()
-        reach("rows retired")
-    if not upkeep.dry_run:
-        with upkeep.ledger.writing() as session:
-            session.execute(update(NightRun).where(NightRun.run_id == values["run_id"]).values(retired_at=func.now()))
+def _pages(upkeep: Upkeep, runs: Sequence[str], until: datetime) -> Iterator[dict[str, Any]]:
+    """Values of the statements for pages of the runs' users' items."""
+    for run_id in runs:
+        after = ("", "")
+        while pairs := _pairs(upkeep, run_id, after):
+            after = pairs[-1]
+            users, items = ([pair[place] for pair in pairs] for place in (0, 1))
+            yield {"run_id": run_id, "until": until, "users": users, "items": items}
 
 
 def _pairs(upkeep: Upkeep, run_id: str, after: tuple[str, str]) -> list[tuple[str, str]]:
