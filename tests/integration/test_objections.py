@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from consumers.files import imports
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
 from generator.upkeep.erase import erase_users
@@ -120,9 +119,10 @@ def test_an_operator_objects_for_a_user_and_lifts_it(
     assert state(engine) == {"u0": False}
 
 
-def test_an_items_wish_passes_through_the_import(settings: Settings, tmp_path: Path) -> None:
+def test_an_items_wish_passes_through_the_import(settings: Settings, pigeon: Pigeon, tmp_path: Path) -> None:
     file = tmp_path / "items.csv"
     file.write_text('item_id,title,attributes\ni1,One,"{""drawn_posters"": false}"\n')
-    assert imports.run(settings, CATALOG, file, dry_run=False, strict=True).sent == 1
+    sent = pigeon("catalog", "import", str(file))
+    assert sent.returncode == 0, sent.stderr
     consume(settings, [CATALOG])
     assert query(settings, "SELECT attributes FROM items") == [({"drawn_posters": False},)]
