@@ -22,7 +22,7 @@ from schemas.settings import Settings
 from schemas.tables import Poster, UserObjection
 from tests.support import ingest_world
 from tests.support.consume_world import consume, query
-from tests.support.night_world import build, night, reader
+from tests.support.night_world import build, draw_catalogue, night, reader
 
 pytestmark = pytest.mark.integration
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -120,8 +120,9 @@ def test_an_operator_objects_for_a_user_and_lifts_it(
 
 
 def test_an_items_wish_passes_through_the_import(settings: Settings, pigeon: Pigeon, tmp_path: Path) -> None:
+    draw_catalogue(tmp_path, 1)
     file = tmp_path / "items.csv"
-    file.write_text('item_id,title,attributes\ni1,One,"{""drawn_posters"": false}"\n')
+    file.write_text('item_id,title,image_uri,attributes\ni1,One,item0.png,"{""drawn_posters"": false}"\n')
     sent = pigeon("catalog", "import", str(file))
     assert sent.returncode == 0, sent.stderr
     consume(settings, [CATALOG])
