@@ -6,6 +6,7 @@
     serving    the network behind Triton: export, model repository, backends, client
     storage    Postgres, S3 and the lease
     nightly    plan, draw, publish, announce; the scheduler
+    upkeep     what goes again: erased users, what is past retention
     feedback   what people did with posters becomes a better model
     training   stage 1, DPO, evaluation, and nano's recipe
 

@@ -27,6 +27,7 @@ PARTS = (
     "migrations.commands",
     "consumers.commands",
     "generator.nightly.commands",
+    "generator.upkeep.commands",
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.training.nano.commands",

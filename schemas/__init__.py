@@ -5,6 +5,7 @@
     event_forms                other spellings of an event that mean the same
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
+    settings_retention         those of retention
     connections                options of the Kafka, S3 and Postgres clients
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads

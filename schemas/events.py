@@ -75,6 +75,8 @@ class CatalogItem(Event):
     """`catalog.items.v1`, compacted, keyed by item_id.
 
     A record without a value (a tombstone) deletes the item.
+
+    `attributes.drawn_posters`: false keeps the item's own picture; no poster is drawn for it.
     """
 
     item_id: Id
@@ -126,6 +128,18 @@ class Erasure(Event):
     occurred_at: EventTime
 
 
+class Objection(Event):
+    """`users.objection.v1`, keyed by user_id: a user objects to drawn posters, or no longer does.
+
+    The one that occurred last counts. Nothing is erased: the user sees the items' own pictures until `objects` is false again.
+    """
+
+    user_id: Id
+    objects: bool
+    occurred_at: EventTime
+    reason: ShortText | None = None
+
+
 class PosterPublished(Event):
     """`posters.published.v1`, keyed by user_id; we produce it when a poster can be surfaced."""
 
@@ -145,6 +159,7 @@ INTERACTIONS = "user.interactions.v1"
 RECOMMENDATIONS = "user.recommendations.v1"
 FEEDBACK = "posters.feedback.v1"
 ERASURE = "users.erasure.v1"
+OBJECTION = "users.objection.v1"
 PUBLISHED = "posters.published.v1"
 
 # Topics that we consume, and the model of each one's value.
@@ -154,6 +169,7 @@ CONSUMED: dict[str, type[Event]] = {
     RECOMMENDATIONS: Recommendations,
     FEEDBACK: PosterFeedback,
     ERASURE: Erasure,
+    OBJECTION: Objection,
 }
 # Topics that must exist; compacted ones keep the last value of a key.
 TOPICS: dict[str, type[Event]] = {**CONSUMED, PUBLISHED: PosterPublished}

@@ -39,7 +39,19 @@ NightPoint = Literal[
 A picture is claimed, drawn, intended (its row names its file) and stored; a composition is composed (its row names its file)
 and stored.
 """
-Point = ConsumePoint | NightPoint
+UpkeepPoint = Literal[
+    "fenced",
+    "clean copies stored",
+    "file deleted",
+    "rows retired",
+    "adapter deleted",
+]
+"""Points of erasure and retention.
+
+An erased user's tasks are fenced; sets without the user are stored beside the old ones; a file is deleted and its rows are
+not yet; a page of replaced rows is deleted.
+"""
+Point = ConsumePoint | NightPoint | UpkeepPoint
 
 handler: Callable[[Point], None] | None = None
 """Called with the point's name, in the thread that reached it; set by tests only."""

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_retention import RetentionSettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
@@ -225,7 +226,7 @@ class NightSettings(_Group):
         description="Users drawn for per night; every night begins with others, so that all have their turn.",
     )
     failure_exit_share: Share = Field(0.5, description="Share of failed tasks past which nothing is published.")
-    keep_manifests: int = Field(30, ge=2)
+    keep_manifests: int = Field(30, ge=2, description="Nights whose sets and reports stay in the bucket.")
 
     @field_validator("sizes")
     @classmethod
@@ -339,6 +340,9 @@ class ScheduleSettings(_Group):
     )
     retrain_cron: str = "0 5 * * mon"
     upkeep_cron: str = "30 0 * * *"
+    erasure_cron: str = Field(
+        "*/5 * * * *", description="Requests to erase users, and users' objections, reach readers and files this often."
+    )
     misfire_grace_seconds: int = Field(
         4 * 3600, ge=1, description="A moment at which no scheduler was running is made up for within this time."
     )
@@ -397,6 +401,7 @@ class Settings(BaseSettings):
     online: OnlineSettings = OnlineSettings()
     retrain: RetrainSettings = RetrainSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()
 
     @classmethod

@@ -20,10 +20,12 @@ from schemas.events import (
     ERASURE,
     FEEDBACK,
     INTERACTIONS,
+    OBJECTION,
     RECOMMENDATIONS,
     CatalogItem,
     Erasure,
     Interaction,
+    Objection,
     PosterFeedback,
     Recommendations,
 )
@@ -145,6 +147,10 @@ def _erasure(event: Erasure, record: Any, clock: _Clock) -> Row:
     return (event.user_id, clock.clamp(event.occurred_at)[0])
 
 
+def _objection(event: Objection, record: Any, clock: _Clock) -> Row:
+    return (event.user_id, event.objects, clock.clamp(event.occurred_at)[0], event.reason)
+
+
 # Columns of each row: consumers/write/staging.py.
 _ROWS: dict[str, Callable[[Any, Any, _Clock], Row]] = {
     CATALOG: _item,
@@ -152,6 +158,7 @@ _ROWS: dict[str, Callable[[Any, Any, _Clock], Row]] = {
     RECOMMENDATIONS: _recommendations,
     FEEDBACK: _feedback,
     ERASURE: _erasure,
+    OBJECTION: _objection,
 }
 
 

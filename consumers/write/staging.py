@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from consumers.write.decode import Row
-from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
+from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, RECOMMENDATIONS
 
 # Temporary table of each topic; `seq` is the record's place in the batch. Rows: consumers/write/decode.py.
 TABLES: dict[str, tuple[str, str]] = {
@@ -29,6 +29,7 @@ TABLES: dict[str, tuple[str, str]] = {
         "surface text, propensity real, occurred_at timestamptz, claimed_at timestamptz",
     ),
     ERASURE: ("stage_erasures", "seq int, user_id text, requested_at timestamptz"),
+    OBJECTION: ("stage_objections", "seq int, user_id text, objects boolean, occurred_at timestamptz, reason text"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from consumers import partitions
 from consumers.write import histories
-from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
+from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, RECOMMENDATIONS
 
 ERASURE_LOCK = 7_046_003
 """Key of the lock that a transaction with erasures takes alone and others share: no event slips in beside it."""
@@ -60,6 +60,15 @@ SET item_ids = EXCLUDED.item_ids, occurred_at = EXCLUDED.occurred_at, updated_at
 WHERE EXCLUDED.occurred_at >= r.occurred_at
 """
 
+_OBJECTIONS = """
+INSERT INTO user_objections AS o (user_id, objects, occurred_at, reason)
+SELECT DISTINCT ON (user_id) user_id, objects, occurred_at, reason
+FROM stage_objections ORDER BY user_id, occurred_at DESC, seq DESC
+ON CONFLICT (user_id) DO UPDATE
+SET objects = EXCLUDED.objects, occurred_at = EXCLUDED.occurred_at, reason = EXCLUDED.reason, updated_at = now()
+WHERE EXCLUDED.occurred_at >= o.occurred_at
+"""
+
 _FEEDBACK = """
 INSERT INTO poster_feedback
   (event_id, poster_id, user_id, item_id, action, position, surface, propensity, occurred_at, claimed_at)
@@ -84,6 +93,8 @@ _ERASE = (
        AND t.user_id = e.user_id AND least(t.occurred_at, t.ingested_at) <= e.requested_at""",
     """DELETE FROM recommendations t USING erasures e WHERE e.user_id IN (SELECT user_id FROM stage_erasures)
        AND t.user_id = e.user_id AND least(t.occurred_at, t.updated_at) <= e.requested_at""",
+    """DELETE FROM user_objections t USING erasures e WHERE e.user_id IN (SELECT user_id FROM stage_erasures)
+       AND t.user_id = e.user_id AND least(t.occurred_at, t.updated_at) <= e.requested_at""",
 )
 # Events from before an erasure that come after it.
 _ERASE_LATE = {
@@ -93,6 +104,8 @@ _ERASE_LATE = {
                         WHERE s.user_id = e.user_id AND s.occurred_at <= e.requested_at""",
     FEEDBACK: """DELETE FROM stage_feedback s USING erasures e
                  WHERE s.user_id = e.user_id AND s.occurred_at <= e.requested_at""",
+    OBJECTION: """DELETE FROM stage_objections s USING erasures e
+                  WHERE s.user_id = e.user_id AND s.occurred_at <= e.requested_at""",
 }
 
 _PROOF = """
@@ -108,7 +121,7 @@ class Written:
 
     rows: dict[str, int] = field(default_factory=dict)  # by topic: inserted or updated
     duplicates: int = 0  # events that were stored already
-    stale: int = 0  # catalogue rows and recommendations older than what is stored
+    stale: int = 0  # catalogue rows, recommendations and objections older than what is stored
     forgotten: int = 0  # events of users who had asked to be erased
     erased: int = 0  # stored rows deleted by erasures
     histories: int = 0
@@ -176,5 +189,11 @@ def apply(cursor: Any, staged: dict[str, int], positive_kinds: tuple[str, ...], 
         cursor.execute(_FEEDBACK)
         result.rows[FEEDBACK] = cursor.rowcount
         result.duplicates += staged[FEEDBACK] - forgotten - cursor.rowcount
+        result.forgotten += forgotten
+    if OBJECTION in staged:
+        forgotten = _erase_late(cursor, OBJECTION)
+        cursor.execute(_OBJECTIONS)
+        result.rows[OBJECTION] = cursor.rowcount
+        result.stale += staged[OBJECTION] - forgotten - cursor.rowcount
         result.forgotten += forgotten
     return result

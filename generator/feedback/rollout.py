@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from generator.feedback import registry
 from generator.feedback.artifacts import fetch
 from generator.feedback.ports import RetrainContext
+from generator.feedback.retention import DROPPED
 from schemas.errors import InputError, ModelError, Refused
 from schemas.tables import ModelVersion
 
@@ -37,6 +38,8 @@ def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: boo
             if version.parent is None
             else "`pigeon retrain` finishes it"
         )
+        if DROPPED in version.metrics:
+            cure = f"it was deleted on {version.metrics[DROPPED][:10]} (retention.adapters_days); `pigeon retrain` trains another"
         raise Refused(f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: {cure}")
     if probe:
         context.serving.probe(version.number)

@@ -140,7 +140,7 @@ def erase_users(session: Session, store: Store, *, dry_run: bool) -> list[Erased
     for row in session.scalars(select(PreferenceSnapshot).order_by(PreferenceSnapshot.snapshot_id)):
         # A user may return after an erasure; a later snapshot then holds only what came after it.
         suspects = {user for user, requested_at in requests.items() if requested_at >= row.created_at}
-        if "purged_at" in row.counts or not suspects:
+        if not suspects or row.counts.keys() & {"purged_at", "dropped_at"}:
             continue
         stored = store.get(row.key)
         lines = stored.body.decode().splitlines() if stored else []

@@ -30,7 +30,6 @@
     manifest_rows     which posters are in the manifest
     manifest_writer   its shards, in constant memory
     manifest_images   whether every image that it names is in the bucket
-    manifest_edit     shards without erased users
     publish           manifest, items, and the pointer that readers follow
     taken_back        the condition by which queries leave out what is withdrawn or objected to
     withdraw          withdrawals, lifting them, and rolling a night back
@@ -40,13 +39,13 @@
     progress          a bar or lines on stderr
     status            a night in figures
     wording           numbers with their nouns
-    unused_files      deletion of files that nobody else has, under the rows' locks
-    erase             erasure of users, and retention of manifests
+    erasure_fence     what keeps an erased user out while a night writes
+    objections        users who object to drawn posters, by an operator's hand
     schedule          jobs by cron, each due moment until it is done, by one leader
     cron              when jobs are due
     moments           the due moments of jobs: done, tried again, given up
     schedule_watch    the scheduler's metrics, health, and the alarm of a night that is not published
 
 Imports schemas, generator.storage, generator.serving.api, and generator.serving.client inside commands; no torch: the model is
-reached through Triton. Imported by generator/cli.py, and frozen_prompt by generator.feedback.
+reached through Triton. Imported by generator/cli.py and generator.upkeep, and frozen_prompt by generator.feedback.
 """

@@ -46,6 +46,7 @@ class Job(StrEnum):
     night = "night"
     retrain = "retrain"
     upkeep = "upkeep"
+    erasure = "erasure"
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
@@ -199,28 +200,25 @@ def rollback(reason: Reason) -> None:
     typer.echo(roll_back(_settings(), reason=reason))
 
 
-@night.command("forget")
-def erase() -> None:
-    """Erase users with an open request from rows, images, manifests and reports; with proof."""
-    from generator.nightly.erase import erase_users
+@night.command("object")
+def object_to_posters(
+    reason: Reason,
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's id.")],
+    lifted: Annotated[bool, typer.Option("--lift", help="The user no longer objects.")] = False,
+) -> None:
+    """Record that a user objects to drawn posters, or no longer does; nothing is erased.
 
-    typer.echo(erase_users(_settings()))
+    The same as an event of `users.objection.v1` that occurred now.
+    """
+    from generator.nightly.objections import set_objection
 
-
-@night.command("upkeep")
-def upkeep() -> None:
-    """Erase users with an open request, then drop all but the newest `night.keep_manifests` sets."""
-    from generator.nightly.erase import drop_old_manifests, erase_users
-
-    settings = _settings()
-    typer.echo(erase_users(settings))
-    typer.echo(drop_old_manifests(settings))
+    typer.echo(set_objection(_settings(), user, objects=not lifted, reason=reason))
 
 
 def schedule(
     once: Annotated[Job | None, typer.Option("--once", help="Run this job now, then exit with its code.")] = None,
 ) -> None:
-    """Run night, retrain and upkeep by cron until stopped; of several schedulers one leads.
+    """Run night, retrain, upkeep and erasure by cron until stopped; of several schedulers one leads.
 
     A job that fails is tried again until schedule.deadline_minutes after its due moment.
     """

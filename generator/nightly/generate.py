@@ -11,6 +11,7 @@ A task goes through the stages like this:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -22,6 +23,7 @@ import numpy as np
 from generator.nightly.answers import as_set, request_of, with_choice
 from generator.nightly.compose import NotComposable
 from generator.nightly.compositions import Compositions, Lettering
+from generator.nightly.erasure_fence import TaskGone
 from generator.nightly.frozen_prompt import FrozenImage, FrozenPrompt
 from generator.nightly.image_features import ImageFeatureCache, Missing
 from generator.nightly.images import CatalogImages, UnreadableImage
@@ -307,12 +309,18 @@ class Generator:
     # --- one task's own work ---
 
     def _own(self, work: Callable[[Job], list[Sent]]) -> Callable[[Job], list[Sent]]:
-        """`work`, whose own trouble fails its task; an outage ends the night."""
+        """`work`, whose own trouble fails its task; an outage ends the night.
+
+        The task of a user who is to be erased is dropped: it writes nothing and waits for nothing.
+        """
 
         def guarded(job: Job) -> list[Sent]:
             try:
                 return work(job)
             except Stopped:
+                return []
+            except TaskGone:
+                job.failed = True
                 return []
             except Exception as error:
                 if _is_outage(error):
@@ -337,8 +345,9 @@ class Generator:
         if isinstance(problem, Exception) and not isinstance(problem, InferenceError | UnreadableImage):
             log.warning("night: where it happened", exc_info=problem)
         outcome = Outcome("failed", attempts, reason[:500])
-        self._ledger.save_outcome(task, outcome)
-        self._count(outcome)
+        with contextlib.suppress(TaskGone):
+            self._ledger.save_outcome(task, outcome)
+            self._count(outcome)
 
 
 def _is_outage(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, case, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from generator.nightly.erasure_fence import drop_erased, hold_task
 from generator.nightly.rows import Chunk, Outcome, PosterRow
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
@@ -122,8 +123,11 @@ class Ledger:
         settings: dict[str, Any],
         chunks: Iterable[Chunk],
         scope: str = EVERYBODY,
+        read_at: datetime | None = None,
     ) -> tuple[int, int]:
         """Write the run with all its tasks and skips in one transaction: there is a whole plan or none.
+
+        Users who were erased since the plan was read (`read_at`, by the database's clock; None: now) are left out.
 
         Returns:
             How many tasks and skips were written.
@@ -151,7 +155,8 @@ class Ledger:
                         session.execute(insert(table).on_conflict_do_nothing(), [row.columns(run_id) for row in rows])
                 tasks += len(chunk.tasks)
                 skips += len(chunk.skips)
-            return tasks, skips
+            gone = drop_erased(session, run_id, read_at)
+            return tasks - gone[0], skips - gone[1]
 
     @waits_out
     def mark_running(self, run_id: str) -> int:
@@ -228,8 +233,13 @@ class Ledger:
 
     @waits_out
     def save_answers(self, task: NightTask, answers: bytes) -> None:
-        """Keep a task's answers, as AnswerSet.pack writes them, in place of an earlier choice among them."""
+        """Keep a task's answers, as AnswerSet.pack writes them, in place of an earlier choice among them.
+
+        Raises:
+            TaskGone: the task's user is to be erased.
+        """
         with self.writing() as session:
+            hold_task(session, task)
             session.execute(_answers(task, answers))
 
     @waits_out
@@ -242,8 +252,12 @@ class Ledger:
 
         Returns:
             False, with nothing written, when a poster's picture or file has been deleted meanwhile.
+
+        Raises:
+            TaskGone: the task's user is to be erased.
         """
         with self.writing() as session:
+            hold_task(session, task)
             if not _files_are_there(session, posters):
                 return False
             if posters:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
 from generator.nightly.select import propensities
-from generator.nightly.taken_back import not_taken_back
+from generator.nightly.taken_back import not_taken_back, with_stamp
 from schemas.manifest import ITEM_SCHEMA, POSTER_SCHEMA
 from schemas.tables import Item
 
@@ -43,7 +43,8 @@ WHERE c.logical_date <= excluded.logical_date
 """)
 # A plan that found a user's earlier posters to be right again (the input is what it was then) makes them current again, unless
 # their night was rolled back.
-_FOUND_AGAIN = text("""
+_FOUND_AGAIN = text(
+    with_stamp("""
 UPDATE current_posters c
 SET input_fingerprint = s.input_fingerprint, model_version = t.model_version, weights = s.weights, run_id = t.run_id,
     logical_date = :logical_date
@@ -58,6 +59,7 @@ WHERE s.run_id = :run_id AND s.input_fingerprint IS NOT NULL
   AND c.user_id = s.user_id AND c.item_id = s.item_id AND c.logical_date <= :logical_date
   AND (c.input_fingerprint, c.weights) <> (s.input_fingerprint, s.weights)
 """)
+)
 _PAGE_END = {
     "night_tasks": "SELECT user_id, item_id FROM night_tasks WHERE run_id = :run_id AND (user_id, item_id) > (:u, :i) "
     "ORDER BY user_id, item_id OFFSET :page - 1 LIMIT 1",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from sqlalchemy.orm import Session
 
 from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_images import NamedImages
@@ -96,11 +97,15 @@ def image_keys(rows: pa.Table) -> set[str]:
     return {key for column in (rows["image_key"], others) for key in pc.unique(column).to_pylist()}
 
 
-def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
+def flip(
+    store: Store, ledger: Ledger, ref: ManifestRef, token: int, guard: Callable[[Session], None] = lambda session: None
+) -> bool:
     """Lead readers to `ref`; False when they are led to a later night, which stays.
 
+    `guard` is called where the lease is checked.
+
     Raises:
-        LockHeld: another process has taken the night over.
+        LockHeld: another process has taken the night over, or the guard refuses.
         ServerUnavailable: others keep changing the pointer.
     """
 
@@ -112,16 +117,19 @@ def flip(store: Store, ledger: Ledger, ref: ManifestRef, token: int) -> bool:
         previous = old.current if old and old.current.run_id != ref.run_id else old.previous if old else None
         return Pointer(ref, previous, token, datetime.now(UTC).isoformat(timespec="seconds"))
 
-    return replace_pointer(store, ledger, change) is not None
+    return replace_pointer(store, ledger, change, guard) is not None
 
 
 def replace_pointer(
-    store: Store, ledger: Ledger | None, change: Callable[[Pointer | None], Pointer | None]
+    store: Store,
+    ledger: Ledger | None,
+    change: Callable[[Pointer | None], Pointer | None],
+    guard: Callable[[Session], None] = lambda session: None,
 ) -> Pointer | None:
     """Replace the pointer by `change(pointer)` with If-Match; None from `change` leaves it.
 
     Returns what `change` returned last. The lease is checked between reading the tag and writing: a replaced leader is
-    stopped by the one or by the other. Without a ledger the tag alone decides.
+    stopped by the one or by the other; `guard` is called there, too. Without a ledger the tag alone decides.
 
     Raises:
         InputError: the pointer is not readable.
@@ -138,8 +146,8 @@ def replace_pointer(
         if new is None or new == old:
             return new
         if ledger is not None:
-            with ledger.writing():
-                pass
+            with ledger.writing() as session:
+                guard(session)
         if store.replace(POINTER_KEY, new.to_json(), "application/json", etag=stored.etag if stored else None):
             reach("pointer flipped")
             return new

@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
+from sqlalchemy import func, select
+
 from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.cancelled import CancelWatch
+from generator.nightly.erasure_fence import check_claim
 from generator.nightly.figures import estimate, run_figures, session_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
 from generator.nightly.generate import Generator
@@ -199,6 +202,7 @@ class Night:
 
         def plan() -> tuple[int, int]:
             with ledger.reading() as session:
+                read_at = session.scalar(select(func.now()))
                 planner = self._planner(session)
                 served = ServedVersions.of(self._context.model())
                 planned_with = {
@@ -208,7 +212,8 @@ class Night:
                     "served": asdict(served),
                 }
                 version = planner.drawers.champion.version
-                return ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope), scope.name)
+                chunks = self._chunks(planner, scope)
+                return ledger.save_plan(self._date, version, planned_with, chunks, scope.name, read_at)
 
         tasks, skips = ledger.outages.call(plan)
         reach("planned")
@@ -323,7 +328,9 @@ class Night:
         patiently(lambda: sync_withdrawn(self._store, self._engine))
         if self._settings.online.redis_url:
             self._echo(export(self._settings, ref))
-        led = patiently(lambda: flip(self._store, ledger, ref, run.fencing_token))
+        led = patiently(
+            lambda: flip(self._store, ledger, ref, run.fencing_token, lambda session: check_claim(session, run.run_id))
+        )
         if not led:
             figures["announced"] = "never: readers are led to a later night"
         ledger.mark_published(run.run_id, figures, ref, report_key)

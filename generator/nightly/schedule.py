@@ -7,7 +7,8 @@ token, so one scheduler runs it however many there are. It is done when its comm
 
 A moment that a scheduler saw come is taken up within the deadline, also when Postgres was away; one at which none was running
 within `schedule.misfire_grace_seconds`. Several open moments of one job become one, the latest. A job does not overlap with
-itself. Upkeep gives way to a night that is due soon.
+itself. Upkeep gives way to a night that is due soon. Erasure needs not: it has a lease of its own, runs every few minutes beside
+whatever else runs, and of it only what goes wrong is told.
 
 Clocks. The moment's name is its local wall time: the hour that a clock change repeats runs once, and what falls into the hour
 that it skips runs an hour later by the clock. A clock that is set back repeats nothing that has a row, and ends the wait for a
@@ -51,6 +52,8 @@ from schemas.settings import Settings
 from schemas.tables import NightRun
 
 LEASE = "scheduler"
+QUIET = frozenset({"erasure"})
+"""Jobs of every few minutes: only what goes wrong is told."""
 STANDBY_SECONDS = 5.0
 """Seconds between two passes of the loop."""
 STOP_SECONDS = 30.0
@@ -64,6 +67,8 @@ def commands(job: str, moment: datetime) -> list[list[str]]:
         return [["night", "run", "--date", moment.date().isoformat()]]
     if job == "retrain":
         return [["retrain", "--date", moment.date().isoformat()]]
+    if job == "erasure":
+        return [["night", "forget"]]
     return [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"]]
 
 
@@ -257,7 +262,8 @@ class Scheduler:
         if number is None:
             return
         late = (self._now() - moment.due_at).total_seconds()
-        self._echo(f"scheduler: {moment} starts, {late:.0f} s late" + (f", try {number}" if number > 1 else ""))
+        if moment.job not in QUIET:
+            self._echo(f"scheduler: {moment} starts, {late:.0f} s late" + (f", try {number}" if number > 1 else ""))
 
         def work() -> None:
             one.code = self._run_job(moment.job, moment.due_at)
@@ -286,7 +292,8 @@ class Scheduler:
         if done:
             self._moments.end(lease, moment, "done", words if code else None)
             DONE_TIMESTAMP.labels(moment.job).set_to_current_time()
-            self._echo(f"scheduler: {moment} ended with {words}")
+            if code or moment.job not in QUIET:
+                self._echo(f"scheduler: {moment} ended with {words}")
             if code == PartialFailure.exit_code:
                 log.warning("done, but some tasks failed", job=moment.job, moment=moment.name)
             return

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+NOT_TO_BE_SHOWN = """
+SELECT kind, subject FROM withdrawals WHERE lifted_at IS NULL
+UNION SELECT 'user', o.user_id FROM user_objections o
+WHERE o.objects AND EXISTS (SELECT FROM posters p WHERE p.user_id = o.user_id)
+UNION SELECT 'user', e.user_id FROM erasures e WHERE e.completed_at IS NULL
+"""
+"""Query of kinds and subjects that readers are told of: what is in sets that were written before, but must not be shown."""
+
 OPEN = "SELECT 1 FROM withdrawals w WHERE w.lifted_at IS NULL"
+
+
+def with_stamp(change: str) -> str:
+    """SQL that changes `current_posters` and stamps the posters that become current again.
+
+    Retention counts from then on. `change`: UPDATE or INSERT of `current_posters` AS c, without RETURNING.
+    """
+    return f"""
+WITH again AS ({change} RETURNING c.user_id, c.item_id, c.input_fingerprint, c.weights)
+UPDATE posters p SET shown_again_at = now() FROM again a
+WHERE p.user_id = a.user_id AND p.item_id = a.item_id AND p.input_fingerprint = a.input_fingerprint AND p.weights = a.weights
+"""  # noqa: S608 - our own words
 
 
 def not_taken_back(posters: str, run: str) -> str:

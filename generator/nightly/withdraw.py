@@ -16,8 +16,10 @@ from typing import get_args
 from sqlalchemy import Engine, Row, exists, func, select, text, update
 from sqlalchemy.orm import Session
 
+from generator.nightly.erasure_fence import FENCE_LOCK
 from generator.nightly.online_store import export, export_withdrawn
 from generator.nightly.publish import replace_pointer
+from generator.nightly.taken_back import NOT_TO_BE_SHOWN, with_stamp
 from generator.storage.objects import Store
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, Refused, ServerUnavailable
@@ -32,7 +34,8 @@ ATTEMPTS = 10
 # A whole night at once may take longer than a statement should; an operator waits for it.
 _UNLIMITED = text("SET LOCAL statement_timeout = 0")
 # What the night replaced is current again; what it drew for the first time is not shown at all.
-_TURN_BACK = text("""
+_TURN_BACK = text(
+    with_stamp("""
 UPDATE current_posters c
 SET input_fingerprint = o.input_fingerprint, model_version = o.model_version, weights = o.weights, run_id = o.run_id,
     logical_date = o.logical_date
@@ -49,7 +52,9 @@ FROM (
 ) o
 WHERE c.user_id = o.user_id AND c.item_id = o.item_id AND c.run_id = :run_id
 """)
-_TURN_ON = text("""
+)
+_TURN_ON = text(
+    with_stamp("""
 INSERT INTO current_posters AS c (user_id, item_id, input_fingerprint, model_version, weights, run_id, logical_date)
 SELECT t.user_id, t.item_id, t.input_fingerprint, t.model_version, t.weights, t.run_id, r.logical_date
 FROM night_tasks t JOIN night_runs r USING (run_id)
@@ -59,6 +64,7 @@ ON CONFLICT (user_id, item_id) DO UPDATE SET
   run_id = excluded.run_id, logical_date = excluded.logical_date
 WHERE c.logical_date <= excluded.logical_date
 """)
+)
 
 
 def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:
@@ -71,14 +77,14 @@ def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: s
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check(kind, subject, reason)
-    with _storage(settings) as (store, engine):
-        with _session(engine) as session:
+    with storage(settings) as (store, engine):
+        with sessions(engine) as session:
             if not _is_known(session, kind, subject):
                 raise InputError(f"no {kind} {subject!r}: nothing was withdrawn")
             row = _open_row(session, kind, subject)
             if row is None:
-                session.add(Withdrawal(kind=kind, subject=subject, reason=reason, actor=actor or _me()))
-        total = _tell(settings, store, engine)
+                session.add(Withdrawal(kind=kind, subject=subject, reason=reason, actor=actor or current_actor()))
+        total = tell_readers(settings, store, engine)
         if row is not None:
             return f"{kind} {subject} was withdrawn already, by {row.actor} at {row.at:%Y-%m-%d %H:%M}: {row.reason}"
         return f"{kind} {subject} withdrawn; readers leave it out at their next refresh ({total} withdrawals are open)"
@@ -94,23 +100,24 @@ def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, 
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check(kind, subject, reason)
-    with _storage(settings) as (store, engine):
-        with _session(engine) as session:
+    with storage(settings) as (store, engine):
+        with sessions(engine) as session:
             if _open_row(session, kind, subject) is None:
-                total = _tell(settings, store, engine)
+                total = tell_readers(settings, store, engine)
                 raise InputError(f"{kind} {subject!r} is not withdrawn; {total} withdrawals are open")
             session.execute(
                 update(Withdrawal)
                 .where(Withdrawal.kind == kind, Withdrawal.subject == subject, Withdrawal.lifted_at.is_(None))
                 .values(
                     lifted_at=func.now(),
-                    reason=Withdrawal.reason.op("||")(f"; lifted by {actor or _me()}: {reason}"),
+                    reason=Withdrawal.reason.op("||")(f"; lifted by {actor or current_actor()}: {reason}"),
                 )
             )
             if kind == "night":
                 session.execute(_UNLIMITED)
+                session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": FENCE_LOCK})
                 session.execute(_TURN_ON, {"run_id": subject})
-        total = _tell(settings, store, engine)
+        total = tell_readers(settings, store, engine)
         line = f"{kind} {subject} is no longer withdrawn ({total} withdrawals are open)"
         if kind == "night":
             line += f"; {_lead_on(settings, store, engine, subject)}"
@@ -129,7 +136,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check("night", "newest", reason)
-    with _storage(settings) as (store, engine):
+    with storage(settings) as (store, engine):
         pointer = read_pointer(store)
         if pointer is None:
             raise InputError("nothing is published: there is no night to roll back")
@@ -140,15 +147,15 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
                 f"Withdraw single posters, items or users, or publish a new night"
             )
         bad = pointer.current.run_id
-        with _session(engine) as session:
+        with sessions(engine) as session:
             if _open_row(session, "night", bad) is None:
-                session.add(Withdrawal(kind="night", subject=bad, reason=reason, actor=actor or _me()))
+                session.add(Withdrawal(kind="night", subject=bad, reason=reason, actor=actor or current_actor()))
                 session.flush()
             session.execute(_UNLIMITED)
             session.execute(_TURN_BACK, {"run_id": bad})
             session.execute(text("DELETE FROM current_posters WHERE run_id = :run_id"), {"run_id": bad})
             before = _ref_before(session, store, back, bad)
-        _tell(settings, store, engine)
+        tell_readers(settings, store, engine)
 
         def change(old: Pointer | None) -> Pointer | None:
             if old is None or old.current.run_id != bad:  # somebody published or rolled back meanwhile
@@ -163,7 +170,9 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
 
 
 def sync_withdrawn(store: Store, engine: Engine) -> Withdrawn:
-    """Write the list that readers look at from the open rows of `withdrawals`, unless it is right already.
+    """Write the list that readers look at, unless it is right already.
+
+    It has what is withdrawn, users who object and users who are being erased.
 
     Raises:
         ServerUnavailable: others keep changing the list.
@@ -171,8 +180,8 @@ def sync_withdrawn(store: Store, engine: Engine) -> Withdrawn:
     for _ in range(ATTEMPTS):
         stored = store.get(WITHDRAWN_KEY)
         # Read after the tag: whoever changed rows since then has changed, or will change, the tag as well.
-        with _session(engine) as session:
-            rows = session.execute(select(Withdrawal.kind, Withdrawal.subject).where(Withdrawal.lifted_at.is_(None)))
+        with sessions(engine) as session:
+            rows = session.execute(text(NOT_TO_BE_SHOWN))
             subjects: dict[str, set[str]] = {kind: set() for kind in get_args(WithdrawnKind)}
             for kind, subject in rows:
                 subjects[kind].add(subject)
@@ -199,7 +208,8 @@ def read_pointer(store: Store) -> Pointer | None:
 
 
 @contextmanager
-def _storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
+def storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
+    """Bucket and database; released at the end."""
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
@@ -210,7 +220,8 @@ def _storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
 
 
 @contextmanager
-def _session(engine: Engine) -> Iterator[Session]:
+def sessions(engine: Engine) -> Iterator[Session]:
+    """A transaction, with the driver's errors as ours."""
     with plain_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
@@ -243,12 +254,13 @@ def _open_row(session: Session, kind: str, subject: str) -> Row[str, str, dateti
     ).one_or_none()
 
 
-def _tell(settings: Settings, store: Store, engine: Engine) -> int:
+def tell_readers(settings: Settings, store: Store, engine: Engine) -> int:
     """Bring the bucket's list, and the online store's, up to date; how many withdrawals are open."""
     now = sync_withdrawn(store, engine)
     if settings.online.redis_url:
         export_withdrawn(settings, now)
-    return sum(len(getattr(now, kind)) for kind in get_args(WithdrawnKind))
+    with sessions(engine) as session:
+        return session.scalar(select(func.count()).where(Withdrawal.lifted_at.is_(None))) or 0
 
 
 def _ref_before(session: Session, store: Store, back: ManifestRef, bad: str) -> ManifestRef | None:
@@ -285,7 +297,7 @@ def _ref_of(store: Store, run: NightRun) -> ManifestRef | None:
 
 def _lead_on(settings: Settings, store: Store, engine: Engine, run_id: str) -> str:
     """Lead readers to a night's set again unless they are at a later one."""
-    with _session(engine) as session:
+    with sessions(engine) as session:
         run = session.get(NightRun, run_id)
     ref = _ref_of(store, run) if run else None
     if ref is None:
@@ -303,7 +315,8 @@ def _lead_on(settings: Settings, store: Store, engine: Engine, run_id: str) -> s
     return f"readers are led to its set again ({ref.posters} posters)"
 
 
-def _me() -> str:
+def current_actor() -> str:
+    """Who took something back, for whoever looks later."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -22,6 +22,15 @@ from generator.storage.postgres import POOLER, POOLER_ADVICE, plain_errors
 from schemas.errors import InputError, LockHeld
 
 _TAKE = text("SELECT pg_try_advisory_lock(hashtext('pigeon'), hashtext(:n))")
+# The two keys of an advisory lock are shown as unsigned numbers.
+_LED = text("""
+SELECT EXISTS (
+  SELECT FROM pg_locks
+  WHERE locktype = 'advisory' AND granted AND objsubid = 2
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND classid::bigint = hashtext('pigeon')::bigint & 4294967295 AND objid::bigint = hashtext(:n)::bigint & 4294967295
+)
+""")
 _RELEASE = text("SELECT pg_advisory_unlock(hashtext('pigeon'), hashtext(:n))")
 
 
@@ -133,6 +142,11 @@ def lead(engine: Engine, name: str) -> Iterator[Lease]:
                 lock.release()
         finally:
             lock.close()
+
+
+def is_led(connection: Connection, name: str) -> bool:
+    """Whether a process holds the lock of `name` at this moment."""
+    return bool(connection.execute(_LED, {"n": name}).scalar_one())
 
 
 def _refuse_shared_session(engine: Engine, connection: Connection) -> None:

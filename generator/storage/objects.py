@@ -25,6 +25,9 @@ class _Again(Exception):
     """The server asked for a retry that botocore does not do by itself."""
 
 
+_REFUSED = frozenset({"AccessDenied", "403", "Forbidden", "MethodNotAllowed", "405", "NotImplemented", "501"})
+
+
 @dataclass(frozen=True)
 class Entry:
     """What the bucket's list tells of an object."""
@@ -55,6 +58,9 @@ class Store:
         self.s3 = s3 or client(settings)
         self._where = f"{settings.endpoint_url or 'AWS'}, bucket {settings.bucket}"
         self._attempts = settings.max_attempts
+        self._versioning: str | None = None
+        self.versions_left: list[str] = []
+        """Keys whose older versions we were not allowed to delete."""
 
     def check(self) -> None:
         """Fail early when the bucket is missing or the keys are wrong."""
@@ -138,11 +144,55 @@ class Store:
         self._put(key, body, content_type)
 
     def delete(self, key: str) -> None:
-        """Delete the object; one that is not there is fine."""
+        """Delete the object for good, older versions included; one that is not there is fine.
+
+        Versions that we may not delete are named in `versions_left`.
+        """
         try:
             self.s3.delete_object(Bucket=self.bucket, Key=key)
         except (ClientError, BotoCoreError) as error:
             raise self._plain(error) from error
+        self._delete_versions(key, current=True)
+
+    def delete_older_versions(self, key: str) -> None:
+        """Delete all versions of an object but the one that is read; where we may not, as `delete`."""
+        self._delete_versions(key, current=False)
+
+    @property
+    def versioning(self) -> str:
+        """Whether the bucket keeps versions: "off", "on", or "unknown: " and the code of the refusal."""
+        if self._versioning is None:
+            try:
+                answer = self.s3.get_bucket_versioning(Bucket=self.bucket)
+                # A suspended bucket keeps the versions it has.
+                self._versioning = "on" if answer.get("Status") else "off"
+            except ClientError as error:
+                if _code(error) not in _REFUSED:
+                    raise self._plain(error) from error
+                self._versioning = f"unknown: {_code(error)}"
+            except BotoCoreError as error:
+                raise self._plain(error) from error
+        return self._versioning
+
+    def _delete_versions(self, key: str, *, current: bool) -> None:
+        if self.versioning != "on":
+            return
+        try:
+            for version in [one for one in self._versions(key) if current or not one[1]]:
+                self.s3.delete_object(Bucket=self.bucket, Key=key, VersionId=version[0])
+        except ClientError as error:
+            if _code(error) not in _REFUSED:
+                raise self._plain(error) from error
+            self.versions_left.append(key)
+        except BotoCoreError as error:
+            raise self._plain(error) from error
+
+    def _versions(self, key: str) -> Iterator[tuple[str, bool]]:
+        """Versions of a key, deletion marks included, and whether each is the one that is read."""
+        for page in self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key):
+            for entry in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
+                if entry["Key"] == key:
+                    yield entry["VersionId"], entry["IsLatest"]
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""

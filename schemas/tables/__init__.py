@@ -32,6 +32,7 @@ from schemas.tables.night import (
     PlannedUser,
     Poster,
     ScheduleMoment,
+    UpkeepProgress,
     UserObjection,
     Withdrawal,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "PreferenceSnapshot",
     "Recommendation",
     "ScheduleMoment",
+    "UpkeepProgress",
     "UserHistory",
     "UserObjection",
     "Withdrawal",

@@ -118,9 +118,13 @@ class PosterFeedback(Base):
 
 
 class Erasure(Base):
-    """A user to erase: rows go in the consumer's transaction, images and manifests in the night's upkeep."""
+    """A user to erase.
+
+    What came from Kafka goes in the consumer's transaction, what nights made by generator/upkeep/erase.py.
+    """
 
     __tablename__ = "erasures"
+    __table_args__ = (Index("ix_erasures_open", "user_id", postgresql_where=text("completed_at IS NULL")),)
 
     user_id: Mapped[Key]
     requested_at: Mapped[datetime]

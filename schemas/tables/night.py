@@ -1,4 +1,4 @@
-"""Tables of the night: runs, tasks, posters, what was taken back, and who leads."""
+"""Tables of the night: runs, tasks, posters, what was taken back, how far upkeep is, and who leads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class NightRun(Base):
 
     `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it, and ends as "drawn" when
     its posters are shown to nobody.
-    The plan's inputs are frozen in `settings`, the outcome is in `figures`.
+    The plan's inputs are frozen in `settings`, the outcome is in `figures`. `retired_at` is when upkeep deleted what the run
+    had replaced (generator/upkeep/replaced.py).
     """
 
     __tablename__ = "night_runs"
@@ -39,6 +40,7 @@ class NightRun(Base):
     manifest_sha256: Mapped[str | None]
     report_key: Mapped[str | None]
     error: Mapped[str | None]
+    retired_at: Mapped[datetime | None]
 
 
 class NightTask(Base):
@@ -100,7 +102,8 @@ class Poster(Base):
     variant that was chosen to learn from apart from the best one, `choice_propensity` with which probability it was chosen.
 
     `look` is what near-duplicates are found by (generator/nightly/select.py); `renditions` lists further sizes
-    ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest.
+    ({"width", "height", "image_key", "image_sha256"}); `withheld` says why a kept variant is not in the manifest;
+    `shown_again_at` is when it last became current again after it had been replaced.
     """
 
     __tablename__ = "posters"
@@ -110,6 +113,12 @@ class Poster(Base):
         Index("ix_posters_picture_key", "picture_key"),
         Index("ix_posters_image_key", "image_key"),
         Index("ix_posters_art_key", "art_key"),
+        Index(
+            "ix_posters_renditions",
+            "renditions",
+            postgresql_using="gin",
+            postgresql_ops={"renditions": "jsonb_path_ops"},
+        ),
     )
 
     poster_id: Mapped[Key]
@@ -144,6 +153,7 @@ class Poster(Base):
     withheld: Mapped[str | None]
     created_at: Mapped[Now]
     announced_at: Mapped[datetime | None]
+    shown_again_at: Mapped[datetime | None]
 
 
 class CurrentPosters(Base):
@@ -219,11 +229,29 @@ class UserObjection(Base):
     user_id: Mapped[Key]
     objects: Mapped[bool]
     occurred_at: Mapped[Timestamp]
+    reason: Mapped[str | None]
+    updated_at: Mapped[Now]
+
+
+class UpkeepProgress(Base):
+    """How far upkeep has come with what it looks through piece by piece.
+
+    `until`: what was last used before it was looked at; `place`: the piece of the bucket that was looked at last.
+    """
+
+    __tablename__ = "upkeep_progress"
+
+    kind: Mapped[Key]
+    until: Mapped[datetime | None]
+    place: Mapped[str | None]
     updated_at: Mapped[Now]
 
 
 class Lease(Base):
-    """Who leads (night, scheduler, retrain). `token` only grows: a write with an older one is refused."""
+    """Who leads (night, scheduler, retrain, erasure, upkeep).
+
+    `token` only grows: a write with an older one is refused.
+    """
 
     __tablename__ = "leases"
 

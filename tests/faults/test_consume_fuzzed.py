@@ -24,7 +24,7 @@ from consumers.write.batch import Batch
 from consumers.write.dead_letter_sender import headers_of
 from consumers.write.decode import Decoded, Limits, decode
 from consumers.write.writer import Writer
-from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
+from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, RECOMMENDATIONS
 from schemas.settings import Settings
 from tests.support.consume_world import CASES, REPORT, SEED, query
 
@@ -56,6 +56,7 @@ GOOD: dict[str, dict[str, Any]] = {
         **{"position": 1, "surface": "s", "propensity": 0.5},
     },
     ERASURE: {"user_id": "u1", "occurred_at": TIME},
+    OBJECTION: {"user_id": "u1", "objects": True, "occurred_at": TIME, "reason": "r"},
 }
 
 text = st.text(st.characters(), max_size=12) | st.sampled_from(

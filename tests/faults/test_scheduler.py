@@ -6,6 +6,7 @@ Commands are recorded, not run, and the clock is the test's own.
 from __future__ import annotations
 
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -287,16 +288,46 @@ def test_upkeep_gives_way_to_a_night_that_is_due_soon(settings: Settings) -> Non
         clock.now = TWO
         told(echoed, "night of 2026-03-02 02:00 UTC ended")
         told(echoed, "upkeep of 2026-03-02 01:50 UTC ended")
-    assert [command[:2] for command in commands.ran] == [
-        ["night", "run"],
+    # Each in a thread of its own: which of them comes first to its command is open, which is started first is not.
+    starts = [line.split()[1] for line in echoed if " starts, " in line]
+    assert starts == ["night", "upkeep"]
+    assert commands.nights == ["2026-03-02"]
+    assert [command[:2] for command in commands.ran if command[:2] != ["night", "run"]] == [
         ["db", "upkeep"],
         ["night", "upkeep"],
         ["retrain", "forget"],
     ]
 
 
-def test_upkeep_that_still_holds_the_nights_lease_costs_a_minute(settings: Settings) -> None:
-    """Fault 9: upkeep runs into the night (F2)."""
+def test_erasure_runs_beside_a_night_and_only_its_failures_are_told(settings: Settings) -> None:
+    """Fault 9: a job of every few minutes while the night takes hours."""
+    ended, erasures = threading.Event(), [0, 3]
+    commands = Commands(settings)
+
+    def run(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
+        if arguments == ["night", "forget"]:
+            commands.ran.append(arguments)
+            return erasures.pop(0) if erasures else 0
+        ended.wait(60)
+        return commands(arguments, started)
+
+    clock = Clock(TWO)
+    with running(scheduled(settings, erasure_cron="*/5 * * * *"), run, clock) as (_, echoed):
+        told(echoed, "night of 2026-03-02 02:00 UTC starts")
+        for minutes in range(3):
+            until(lambda count=minutes: commands.ran.count(["night", "forget"]) == count + 1, echoed)  # type: ignore[misc]
+            until(lambda count=minutes: len(moments(settings, "erasure")) == count + 1)  # type: ignore[misc]
+            clock.forward(minutes=5)
+        ended.set()
+        told(echoed, "night of 2026-03-02 02:00 UTC ended")
+        until(lambda: [status for status, _ in moments(settings, "erasure").values()].count("done") >= 2, echoed)
+    about = [line for line in echoed if line.startswith("scheduler: erasure")]
+    assert about[0].startswith("scheduler: erasure of 2026-03-02 02:05 UTC failed with exit code 3 at try 1"), about
+    assert not any("starts" in line or "exit code 0" in line for line in about)
+
+
+def test_a_lease_that_is_still_held_costs_a_minute(settings: Settings) -> None:
+    """Fault 9: a night by an operator's hand runs into the scheduler's (F2)."""
     engine = connect(settings.database)
     commands = Commands(settings)
 
@@ -312,7 +343,7 @@ def test_upkeep_that_still_holds_the_nights_lease_costs_a_minute(settings: Setti
 
     clock = Clock(TWO)
     with running(scheduled(settings), night, clock) as (_, echoed):
-        with lead(engine, "night"):  # upkeep
+        with lead(engine, "night"):
             told(echoed, "exit code 6 at try 1")
             clock.forward(seconds=60)
             told(echoed, "exit code 6 at try 2")

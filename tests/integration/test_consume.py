@@ -22,6 +22,7 @@ from schemas.events import (
     CatalogItem,
     Erasure,
     Interaction,
+    Objection,
     PosterFeedback,
     Recommendations,
 )
@@ -53,16 +54,21 @@ def test_every_topic_ends_in_its_table_once(settings: Settings):
                 propensity=0.25,
                 occurred_at=later,
             ),
+            Objection(user_id="u1", objects=True, occurred_at=later, reason="no drawings, please"),
+            Objection(user_id="u1", objects=False, occurred_at=START),
         ],
     )
     summary = consume(settings, CONSUMED)
-    assert (summary.records, summary.poison) == (6, 0)
+    assert (summary.records, summary.poison) == (8, 0)
     assert query(settings, "SELECT title, genres, attributes FROM items") == [
         ("A\ttitle\\n", ["x|y", "{z}", '"'], {"a": ["\n", None]})
     ]
     assert query(settings, "SELECT count(*) FROM interactions") == [(2,)]
     assert query(settings, "SELECT item_ids FROM recommendations") == [(["b", "a"],)]
     assert query(settings, "SELECT poster_id, position, propensity FROM poster_feedback") == [("p1", 3, 0.25)]
+    assert query(settings, "SELECT user_id, objects, occurred_at, reason FROM user_objections") == [
+        ("u1", True, later, "no drawings, please")
+    ]
     ((entries, count),) = query(settings, "SELECT entries, interaction_count FROM user_histories")
     assert ([entry["item_id"] for entry in entries], count) == (["i1"], 1), "a skip is no sign of taste"
     assert consume(settings, CONSUMED).records == 0, "the second run goes on where the first ended"
@@ -156,6 +162,7 @@ def test_an_erased_user_is_gone_and_stays_gone(settings: Settings):
                     click(1 if user == "gone" else 2, user, before),
                     shown(3 if user == "gone" else 4, user, before),
                     Recommendations(user_id=user, item_ids=["a"], occurred_at=before),
+                    Objection(user_id=user, objects=True, occurred_at=before),
                 )
             ),
         ],
@@ -163,8 +170,8 @@ def test_an_erased_user_is_gone_and_stays_gone(settings: Settings):
     consume(settings, CONSUMED)
     send(settings, [Erasure(user_id="gone", occurred_at=asked)])
     summary = consume(settings, CONSUMED)
-    assert summary.written.erased == 4
-    for table in ("interactions", "user_histories", "recommendations", "poster_feedback"):
+    assert summary.written.erased == 5
+    for table in ("interactions", "user_histories", "recommendations", "poster_feedback", "user_objections"):
         assert query(settings, f"SELECT DISTINCT user_id FROM {table}") == [("stays",)]  # noqa: S608 - names of ours
     ((requested, completed, proof),) = query(settings, "SELECT requested_at, completed_at, proof FROM erasures")
     assert (requested, completed) == (asked, None), "images and manifests are the night's to erase"
@@ -175,10 +182,11 @@ def test_an_erased_user_is_gone_and_stays_gone(settings: Settings):
         click(5, "gone", before),
         shown(6, "gone", before),
         Recommendations(user_id="gone", item_ids=["a"], occurred_at=before),
+        Objection(user_id="gone", objects=True, occurred_at=before),
     ]
     send(settings, [*late, click(7, "gone", after), Erasure(user_id="gone", occurred_at=asked)])
     summary = consume(settings, CONSUMED)
-    assert summary.written.forgotten == 3
+    assert summary.written.forgotten == 4
     assert query(settings, "SELECT event_id::text FROM interactions WHERE user_id = 'gone'") == [(str(event_id(7)),)]
     ((entries, count),) = query(
         settings, "SELECT entries, interaction_count FROM user_histories WHERE user_id = 'gone'"

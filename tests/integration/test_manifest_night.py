@@ -13,11 +13,12 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly import manifest_writer, withdraw
-from generator.nightly.erase import drop_old_manifests, erase_users
 from generator.nightly.manifest_images import ImagesMissing
 from generator.nightly.plan import Scope
 from generator.serving.api import DrawRequest, InferenceUnavailable
 from generator.storage.objects import Store
+from generator.upkeep.erase import erase_users
+from generator.upkeep.retention import upkeep
 from schemas.errors import InputError, PartialFailure, Refused
 from schemas.manifest import POINTER_KEY, WITHDRAWN_KEY, ManifestRef, Pointer, PosterManifest, Withdrawn
 from schemas.manifest_files import ITEM_SCHEMA_V1, POSTER_SCHEMA_V1, items_key, manifest_key, to_parquet
@@ -404,7 +405,7 @@ def test_only_the_shards_of_an_erased_user_are_written_again(
     assert runs == [after.previous.manifest_key, after.current.manifest_key]
     assert all(store.exists(key) for ref in (after.current, after.previous) for key in ref.keys)
     withdraw.withdraw(settings, "user", "u2", **WHY)
-    drop_old_manifests(settings)
+    list(upkeep(settings))
     assert store.exists(WITHDRAWN_KEY)
 
 

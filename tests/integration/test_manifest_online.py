@@ -17,10 +17,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from generator.nightly import online_store, withdraw
-from generator.nightly.erase import erase_users
 from generator.nightly.online_store import export, set_name
 from generator.nightly.plan import Scope
 from generator.storage.objects import Store
+from generator.upkeep.erase import erase_users
 from schemas.errors import InputError, ServerUnavailable
 from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings

@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from generator.nightly.erase import drop_old_manifests, erase_users
 from generator.nightly.ledger import run_id_of
 from generator.nightly.plan import Scope
 from generator.serving.api import AnswerRequest
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
+from generator.upkeep.erase import erase_users
+from generator.upkeep.retention import upkeep
 from schemas.manifest import POINTER_KEY
 from schemas.settings import Settings
 from schemas.tables import (
@@ -106,7 +107,7 @@ def test_old_manifests_are_dropped_but_never_what_readers_see(settings: Settings
         with Session(connect(settings.database)) as session, session.begin():
             set_user(session, "u0", [f"item{day}", "item5", "item6", "item7"])
         night(settings, on=date(2026, 3, day)).run(Scope())
-    drop_old_manifests(few)
+    list(upkeep(few))
     nights = {key.split("/")[1] for key in Store(settings.s3).keys("manifests/") if key != POINTER_KEY}
     assert nights == {"2026-03-03", "2026-03-04"}
     assert len(reader(settings).rows()) == 2

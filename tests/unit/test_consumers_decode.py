@@ -18,7 +18,7 @@ from kafka.consumer.fetcher import ConsumerRecord
 from consumers.write import staging
 from consumers.write.decode import Decoded, Limits, decode
 from schemas import event_forms
-from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
+from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, RECOMMENDATIONS
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))  # `make faults` sets it
 pytestmark = pytest.mark.timeout(300 + CASES // 10)
@@ -91,6 +91,7 @@ def test_no_json_raises_and_every_row_can_be_staged(topic, changes):
         (RECOMMENDATIONS, {"user_id": "u", "item_ids": [], "occurred_at": CLICK["occurred_at"]}, "invalid"),
         (FEEDBACK, {**CLICK, "poster_id": "p", "action": "stare"}, "invalid"),
         (ERASURE, {"user_id": "u"}, "invalid"),
+        (OBJECTION, {"user_id": "u", "occurred_at": CLICK["occurred_at"]}, "invalid"),
         (CATALOG, {"item_id": "other", "title": "t"}, "key_mismatch"),
     ],
 )

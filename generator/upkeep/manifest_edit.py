@@ -1,8 +1,8 @@
 """Taking users out of stored sets.
 
 Clean copies come first, beside what has the users, then the pointer's flip; then the old files go.
-Readers that are at work on an old file keep it open until they refresh. No night may write a set at the same time (the lease):
-its flip would lead to a set that still has the users.
+Readers that are at work on an old file keep it open until they refresh. The files of a run whose set is being written are left
+alone: its flip would lead to files that are gone. They are edited when the set is there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_writer import sha256_of
 from generator.nightly.publish import replace_pointer
 from generator.storage.objects import Store
+from schemas.faultpoints import reach
 from schemas.manifest import ManifestRef, Pointer, ShardRef, from_parquet, to_parquet
 from schemas.manifest_files import ARROW, JSON, POSTER_SCHEMA_V1, shard_key
 from schemas.manifest_shards import SHARD_SCHEMA, Shard, shard_of, stable_hashes, write_shard
@@ -34,10 +35,12 @@ _SHARD = re.compile(r"manifests/([^/]+)/([^/]+)/(\d{4})-of-(\d{4})\.[0-9a-f]+\.a
 _SET = re.compile(r"manifests/[^/]+/[^/]+/set\.[0-9a-f]+\.json")
 
 
-def remove_users(store: Store, ledger: Ledger, users: Iterable[str], work: Path) -> dict[str, list[str]]:
+def remove_users(
+    store: Store, ledger: Ledger, users: Iterable[str], work: Path, leave: Collection[str] = ()
+) -> dict[str, list[str]]:
     """Rewrite every set without the users; the keys of the sets that had each.
 
-    Files of a night that was killed before its flip are among them.
+    Those of the runs `leave` stay as they are. Files of a night that was killed before its flip are among them.
 
     Raises:
         LockHeld: another process has taken the night over.
@@ -47,7 +50,7 @@ def remove_users(store: Store, ledger: Ledger, users: Iterable[str], work: Path)
     had: dict[str, list[str]] = {user: [] for user in gone}
     old_keys: list[str] = []
     refs: dict[str, ManifestRef] = {}
-    shards, found = _clean_shards(store, gone, work)
+    shards, found = _clean_shards(store, gone, work, leave)
     old_keys += shards
     for key, ref in _sets(store):
         hit = [shard.key for shard in ref.shards if shard.key in shards]
@@ -70,6 +73,7 @@ def remove_users(store: Store, ledger: Ledger, users: Iterable[str], work: Path)
         old_keys.append(key)
         for user in there:
             had[user].append(key)
+    reach("clean copies stored")
     _lead_to(store, ledger, refs)
     # Sets before their shards: what dies in between leaves shards, which the next call finds.
     for key in reversed(old_keys):
@@ -86,14 +90,16 @@ def users_left(store: Store, users: Iterable[str], work: Path) -> set[str]:
     return left
 
 
-def _clean_shards(store: Store, users: list[str], work: Path) -> tuple[dict[str, ShardRef], dict[str, set[str]]]:
+def _clean_shards(
+    store: Store, users: list[str], work: Path, leave: Collection[str]
+) -> tuple[dict[str, ShardRef], dict[str, set[str]]]:
     """Write a clean copy of each shard that has one of the users.
 
     Returns by the old key the copy, and which of the users were there.
     """
     copies: dict[str, ShardRef] = {}
     found: dict[str, set[str]] = {}
-    for key, shard, there in _shards_with(store, users, work):
+    for key, shard, there in _shards_with(store, users, work, leave):
         day, run_id, index, count = _parts(key)
         rows = pa.Table.from_batches([shard.rows])
         clean = rows.filter(pc.invert(pc.is_in(rows["user_id"], value_set=pa.array(sorted(there)))))
@@ -107,13 +113,17 @@ def _clean_shards(store: Store, users: list[str], work: Path) -> tuple[dict[str,
     return copies, found
 
 
-def _shards_with(store: Store, users: list[str], work: Path) -> Iterator[tuple[str, Shard, set[str]]]:
+def _shards_with(
+    store: Store, users: list[str], work: Path, leave: Collection[str] = ()
+) -> Iterator[tuple[str, Shard, set[str]]]:
     """Shards that have one of the users, with those; only shards whose number fits a user's hash are read."""
     hashes = stable_hashes(users)
     for key in list(store.keys("manifests/")):
         if not _SHARD.fullmatch(key):
             continue
-        _, _, index, count = _parts(key)
+        _, run_id, index, count = _parts(key)
+        if run_id in leave:
+            continue
         mine = [number for number, place in enumerate(shard_of(hashes, count).tolist()) if place == index]
         stored = store.get(key) if mine else None
         if stored is None:

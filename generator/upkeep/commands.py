@@ -1,0 +1,56 @@
+"""Commands `pigeon night forget` and `pigeon night upkeep`; registered by generator/cli.py."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from generator.nightly.commands import night
+
+
+def register(app: typer.Typer, models: typer.Typer) -> None:
+    """Add this part's commands to `pigeon night`."""
+    night.command("forget")(erase)
+    night.command("upkeep")(upkeep)
+
+
+def erase() -> None:
+    """Erase users with an open request from rows, images, manifests and reports; with proof.
+
+    Readers leave them out at once, also users who object to drawn posters. A night may run meanwhile: while it writes its set, a
+    request stays open and is completed by the next call (schedule.erasure_cron).
+    """
+    from generator.upkeep.erase import erase_users
+    from schemas.settings import load_settings
+
+    typer.echo(erase_users(load_settings()))
+
+
+def upkeep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Erase who asked for it, and delete what is older than retention.* says.
+
+    Replaced posters, unused files, old sets, feedback, adapters and more; it may run beside a night. What readers see, or can be
+    led back to, stays.
+    """
+    from generator.feedback.retention import drop_adapters, drop_snapshots
+    from generator.upkeep.batches import Upkeep
+    from generator.upkeep.erase import erase_users
+    from generator.upkeep.retention import upkeep as run
+    from schemas.errors import LockHeld
+    from schemas.settings import load_settings
+
+    def of_loop(one: Upkeep) -> None:
+        for kind, drop in (("snapshots", drop_snapshots), ("adapters", drop_adapters)):
+            one.removed[kind] += drop(one.ledger.engine, one.store, one.settings, one.now, dry_run=one.dry_run)
+
+    settings = load_settings()
+    if not dry_run:
+        try:
+            typer.echo(erase_users(settings))
+        except LockHeld as error:
+            typer.echo(f"erasure: {error}")
+    for line in run(settings, dry_run=dry_run, further=(of_loop,)):
+        typer.echo(line)
