@@ -82,7 +82,7 @@ def test_what_was_aborted_is_not_stored_and_markers_are_no_lag(there: Settings, 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 def test_every_codec_is_read(there: Settings, codec: str) -> None:
-    """INPUTS 1."""
+    """Beside F6, INPUTS 1."""
     producer = KafkaProducer(**kafka_options(there.kafka), compression_type=codec)
     for number in range(20):
         event = click(number)
@@ -94,7 +94,7 @@ def test_every_codec_is_read(there: Settings, codec: str) -> None:
 def test_a_batch_that_cannot_be_decoded_is_named_and_nothing_hangs(
     there: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """INPUTS 1."""
+    """Beside F6, INPUTS 1."""
     producer = KafkaProducer(**kafka_options(there.kafka), compression_type="zstd")
     event = click(1)
     producer.send(there.kafka.topic_prefix + INTERACTIONS, value=event.model_dump_json().encode())
