@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_safety import SafetySettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
@@ -213,6 +214,12 @@ class NightSettings(_Group):
     )
     failure_exit_share: Share = Field(0.5, description="Share of failed tasks past which nothing is published.")
     keep_manifests: int = Field(30, ge=2)
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="Price of an hour in which a night draws (its GPUs and CPUs together), in any currency; with it the dry run "
+        "and the report tell costs.",
+    )
 
     @field_validator("sizes")
     @classmethod
@@ -382,6 +389,7 @@ class Settings(BaseSettings):
     night: NightSettings = NightSettings()
     images: ImageSettings = ImageSettings()
     online: OnlineSettings = OnlineSettings()
+    safety: SafetySettings = SafetySettings()
     retrain: RetrainSettings = RetrainSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     models: ModelSettings = ModelSettings()

@@ -207,14 +207,38 @@ def erase() -> None:
     typer.echo(erase_users(_settings()))
 
 
-@night.command("upkeep")
-def upkeep() -> None:
-    """Erase users with an open request, then drop all but the newest `night.keep_manifests` sets."""
-    from generator.nightly.erase import drop_old_manifests, erase_users
+@night.command("recheck-safety")
+def recheck_safety() -> None:
+    """Judge stored pictures again after another safety model or threshold; withdraw what is unsafe.
+
+    A second call finds nothing to do. `pigeon night upkeep` does the same, for safety.recheck_minutes at a time.
+    """
+    from generator.nightly.recheck import recheck
+    from generator.safety.open_nsfw import load_check
 
     settings = _settings()
+    check = load_check(settings.safety)
+    if check is None:
+        raise InputError("no picture is judged: set PIGEON_SAFETY__ENABLED=true (extra `safety`)")
+    typer.echo(recheck(settings, check))
+
+
+@night.command("upkeep")
+def upkeep() -> None:
+    """Erase users with an open request, judge pictures again where that is due, drop old manifests.
+
+    Sets beyond the newest `night.keep_manifests` go.
+    """
+    from generator.nightly.erase import drop_old_manifests, erase_users
+    from generator.nightly.recheck import recheck
+    from generator.safety.open_nsfw import load_check
+
+    settings = _settings()
+    check = load_check(settings.safety)
     typer.echo(erase_users(settings))
     typer.echo(drop_old_manifests(settings))
+    if check is not None:
+        typer.echo(recheck(settings, check, minutes=settings.safety.recheck_minutes))
 
 
 def schedule(
@@ -286,15 +310,17 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
     from generator.nightly.announce import KafkaAnnouncer
     from generator.nightly.run import NightContext
+    from generator.safety.open_nsfw import load_check
     from generator.serving.client import TritonPigeon
 
+    safety = load_check(settings.safety)
     with TritonPigeon(settings) as model:
 
         def ensure_served(drawers: Sequence[tuple[str, int]]) -> None:
             _ensure_served(settings, model, drawers)
 
         announcer = functools.partial(KafkaAnnouncer, settings.kafka)
-        yield NightContext(settings, lambda: model, announcer, typer.echo, ensure_served)
+        yield NightContext(settings, lambda: model, announcer, typer.echo, ensure_served, safety)
 
 
 def _ensure_served(settings: Settings, model: TritonPigeon, drawers: Sequence[tuple[str, int]]) -> None:

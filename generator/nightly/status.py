@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 from generator.nightly import runs
+from generator.nightly.figures import total_figures
 from generator.nightly.ledger import EVERYBODY, Ledger
 from generator.storage.postgres import connect
 from schemas.errors import InputError
@@ -66,8 +67,8 @@ def words(found: dict[str, Any]) -> str:
             f"  posters  {figures['posters_drawn']} drawn, {figures['posters_carried']} carried over, "
             f"{figures['posters_withheld']} withheld"
         )
-    session = figures.get("last_session", {})
-    if "pictures_drawn" in session:
+    session = total_figures(figures)
+    if session:
         lines.append(
             f"  pictures {session['pictures_drawn']} drawn ({session['pictures_drawn_per_poster']:.2f} per poster kept), "
             f"{session['pictures_reused']} reused; {session['distinct_answers_per_task']:.2f} distinct answers per task"

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.online_store import export, export_withdrawn
 from generator.nightly.publish import replace_pointer
+from generator.nightly.verdicts import clear_verdict
 from generator.storage.objects import Store
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, Refused, ServerUnavailable
@@ -71,14 +72,14 @@ def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: s
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check(kind, subject, reason)
-    with _storage(settings) as (store, engine):
-        with _session(engine) as session:
+    with open_storage(settings) as (store, engine):
+        with writing(engine) as session:
             if not _is_known(session, kind, subject):
                 raise InputError(f"no {kind} {subject!r}: nothing was withdrawn")
             row = _open_row(session, kind, subject)
             if row is None:
                 session.add(Withdrawal(kind=kind, subject=subject, reason=reason, actor=actor or _me()))
-        total = _tell(settings, store, engine)
+        total = tell_readers(settings, store, engine)
         if row is not None:
             return f"{kind} {subject} was withdrawn already, by {row.actor} at {row.at:%Y-%m-%d %H:%M}: {row.reason}"
         return f"{kind} {subject} withdrawn; readers leave it out at their next refresh ({total} withdrawals are open)"
@@ -87,17 +88,18 @@ def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: s
 def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:
     """Undo a withdrawal.
 
-    Readers show again what is in their set, later nights publish it again. What a night drew is current again.
+    Readers show again what is in their set, later nights publish it again. What a night drew is current again; a picture that
+    was found unsafe is cleared: no later check withdraws it.
 
     Raises:
         InputError: it is not withdrawn, or no reason was given.
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check(kind, subject, reason)
-    with _storage(settings) as (store, engine):
-        with _session(engine) as session:
+    with open_storage(settings) as (store, engine):
+        with writing(engine) as session:
             if _open_row(session, kind, subject) is None:
-                total = _tell(settings, store, engine)
+                total = tell_readers(settings, store, engine)
                 raise InputError(f"{kind} {subject!r} is not withdrawn; {total} withdrawals are open")
             session.execute(
                 update(Withdrawal)
@@ -107,10 +109,12 @@ def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, 
                     reason=Withdrawal.reason.op("||")(f"; lifted by {actor or _me()}: {reason}"),
                 )
             )
+            if kind == "picture":
+                clear_verdict(session, subject)
             if kind == "night":
                 session.execute(_UNLIMITED)
                 session.execute(_TURN_ON, {"run_id": subject})
-        total = _tell(settings, store, engine)
+        total = tell_readers(settings, store, engine)
         line = f"{kind} {subject} is no longer withdrawn ({total} withdrawals are open)"
         if kind == "night":
             line += f"; {_lead_on(settings, store, engine, subject)}"
@@ -129,7 +133,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check("night", "newest", reason)
-    with _storage(settings) as (store, engine):
+    with open_storage(settings) as (store, engine):
         pointer = read_pointer(store)
         if pointer is None:
             raise InputError("nothing is published: there is no night to roll back")
@@ -140,7 +144,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
                 f"Withdraw single posters, items or users, or publish a new night"
             )
         bad = pointer.current.run_id
-        with _session(engine) as session:
+        with writing(engine) as session:
             if _open_row(session, "night", bad) is None:
                 session.add(Withdrawal(kind="night", subject=bad, reason=reason, actor=actor or _me()))
                 session.flush()
@@ -148,7 +152,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
             session.execute(_TURN_BACK, {"run_id": bad})
             session.execute(text("DELETE FROM current_posters WHERE run_id = :run_id"), {"run_id": bad})
             before = _ref_before(session, store, back, bad)
-        _tell(settings, store, engine)
+        tell_readers(settings, store, engine)
 
         def change(old: Pointer | None) -> Pointer | None:
             if old is None or old.current.run_id != bad:  # somebody published or rolled back meanwhile
@@ -171,7 +175,7 @@ def sync_withdrawn(store: Store, engine: Engine) -> Withdrawn:
     for _ in range(ATTEMPTS):
         stored = store.get(WITHDRAWN_KEY)
         # Read after the tag: whoever changed rows since then has changed, or will change, the tag as well.
-        with _session(engine) as session:
+        with writing(engine) as session:
             rows = session.execute(select(Withdrawal.kind, Withdrawal.subject).where(Withdrawal.lifted_at.is_(None)))
             subjects: dict[str, set[str]] = {kind: set() for kind in get_args(WithdrawnKind)}
             for kind, subject in rows:
@@ -199,7 +203,8 @@ def read_pointer(store: Store) -> Pointer | None:
 
 
 @contextmanager
-def _storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
+def open_storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
+    """The bucket and Postgres, without a lease; both are closed at the end."""
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
@@ -210,7 +215,8 @@ def _storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
 
 
 @contextmanager
-def _session(engine: Engine) -> Iterator[Session]:
+def writing(engine: Engine) -> Iterator[Session]:
+    """A transaction without a lease."""
     with plain_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
@@ -243,7 +249,7 @@ def _open_row(session: Session, kind: str, subject: str) -> Row[str, str, dateti
     ).one_or_none()
 
 
-def _tell(settings: Settings, store: Store, engine: Engine) -> int:
+def tell_readers(settings: Settings, store: Store, engine: Engine) -> int:
     """Bring the bucket's list, and the online store's, up to date; how many withdrawals are open."""
     now = sync_withdrawn(store, engine)
     if settings.online.redis_url:
@@ -285,7 +291,7 @@ def _ref_of(store: Store, run: NightRun) -> ManifestRef | None:
 
 def _lead_on(settings: Settings, store: Store, engine: Engine, run_id: str) -> str:
     """Lead readers to a night's set again unless they are at a later one."""
-    with _session(engine) as session:
+    with writing(engine) as session:
         run = session.get(NightRun, run_id)
     ref = _ref_of(store, run) if run else None
     if ref is None:
