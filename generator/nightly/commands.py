@@ -162,6 +162,18 @@ def status(
     typer.echo(json.dumps(found, indent=2, default=str) if as_json else words(found))
 
 
+@night.command("report")
+def report(
+    day: Day = None,
+    run_id: RunId = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the HTML file goes.")] = Path("night-report.html"),
+) -> None:
+    """Save a night's report as one HTML file to look at; without --date or --run the latest one's."""
+    from generator.nightly.report.fetch import save_report
+
+    typer.echo(save_report(_settings(), day.date() if day else None, run_id, out))
+
+
 @night.command("withdraw")
 def withdraw(
     reason: Reason, poster: Subject = None, picture: Subject = None, item: Subject = None, user: Subject = None

@@ -365,7 +365,7 @@ class Night:
         runs.mark_drawn(ledger, run.run_id, figures, report_key)
         self._echo(
             f"{_name(run)}: {counted(figures['posters_drawn'], 'poster')} drawn and shown to nobody; "
-            f"{session_words(figures, tally)}; s3://{self._store.bucket}/{report_key}"
+            f"{session_words(figures, tally)}" + (f"; s3://{self._store.bucket}/{report_key}" if report_key else "")
         )
 
     def _report(self, ledger: Ledger, run: NightRun, figures: dict[str, Any]) -> str | None:

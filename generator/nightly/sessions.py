@@ -17,7 +17,7 @@ from typing import Any, Self
 from generator.nightly import runs
 from generator.nightly.ledger import Ledger
 from generator.nightly.tally import Tally
-from schemas.errors import PigeonError
+from schemas.errors import PartialFailure, PigeonError
 from schemas.tables import NightRun
 
 SAVE_EVERY_SECONDS = 30.0
@@ -87,8 +87,11 @@ class SessionLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._ended == RUNNING:
-            self.end(" ".join(str(error).split())[:LONGEST_END] or type(error).__name__ if error else FINISHED)
+        if error is None:
+            if self._ended == RUNNING:
+                self.end(FINISHED)
+        elif self._ended == RUNNING or not isinstance(error, PartialFailure):
+            self.end(" ".join(str(error).split())[:LONGEST_END] or type(error).__name__)
 
     @contextmanager
     def drawing(self, tally: Callable[[], Tally]) -> Iterator[None]:
@@ -98,9 +101,8 @@ class SessionLog:
         start = self._start = time.monotonic()
         try:
             yield
-        finally:
+        finally:  # stored when the session ends
             self._seconds = time.monotonic() - start
-            self.save()
 
     def look(self) -> None:
         """Store what is done so far when that is due."""

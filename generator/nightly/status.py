@@ -11,6 +11,7 @@ from generator.nightly.ledger import EVERYBODY, Ledger
 from generator.storage.postgres import connect
 from schemas.errors import InputError
 from schemas.settings import Settings
+from schemas.tables import NightRun
 
 
 def status_of(settings: Settings, day: date | None, run_id: str | None = None) -> dict[str, Any]:
@@ -22,11 +23,7 @@ def status_of(settings: Settings, day: date | None, run_id: str | None = None) -
     engine = connect(settings.database)
     try:
         ledger = Ledger(engine)
-        of_day = ledger.get_run(day) if day else ledger.get_latest_run()
-        run = runs.get_by_id(ledger, run_id) if run_id else of_day
-        if run is None:
-            missing = f"no run {run_id}" if run_id else f"no night of {day}"
-            raise InputError(missing if run_id or day else "no night yet: `pigeon night run` starts one")
+        run = find_run(ledger, day, run_id)
         return {
             "run_id": run.run_id,
             "logical_date": run.logical_date.isoformat(),
@@ -47,6 +44,20 @@ def status_of(settings: Settings, day: date | None, run_id: str | None = None) -
         }
     finally:
         engine.dispose()
+
+
+def find_run(ledger: Ledger, day: date | None, run_id: str | None = None) -> NightRun:
+    """A run by its id, or the night of a day; the latest night when neither is given.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    of_day = ledger.get_run(day) if day else ledger.get_latest_run()
+    run = runs.get_by_id(ledger, run_id) if run_id else of_day
+    if run is None:
+        missing = f"no run {run_id}" if run_id else f"no night of {day}"
+        raise InputError(missing if run_id or day else "no night yet: `pigeon night run` starts one")
+    return run
 
 
 def words(found: dict[str, Any]) -> str:

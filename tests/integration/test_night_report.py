@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def test_the_report_stands_alone(settings: Settings, tmp_path: Path) -> None:
     assert "Film of item8" in html
     # Nothing is fetched when it is opened.
     assert not re.search(r"""(src|href)=["']?(http|//)|url\(|<script|<link|@import""", html)
+
+
+def test_the_report_is_saved_as_a_file(
+    settings: Settings, tmp_path: Path, pigeon: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    target = tmp_path / "report.html"
+    ended = pigeon("night", "report", "--out", str(target))
+    assert (ended.returncode, ended.stderr) == (2, "pigeon: no night yet: `pigeon night run` starts one\n")
+    build(settings, tmp_path / "art", users=1, targets=1)
+    night(settings).run(Scope())
+    ended = pigeon("night", "report", "--out", str(target))
+    assert ended.returncode == 0, ended.stderr
+    assert target.read_text() == page(settings)
+    ended = pigeon("night", "report", "--date", str(NIGHT), "--out", str(tmp_path / "absent" / "report.html"))
+    assert ended.returncode == 2
+    assert "No such file or directory" in ended.stderr
 
 
 def test_two_nights_stand_beside_each_other(settings: Settings, tmp_path: Path) -> None:

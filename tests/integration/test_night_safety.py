@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -121,15 +121,22 @@ def test_a_refused_picture_is_drawn_again_when_the_threshold_lets_it_through(
     settings: Settings, tmp_path: Path
 ) -> None:
     build(settings, tmp_path / "art", users=2, targets=1)
-    night(settings, safety=SafetyCheck(FakeJudge(lambda _: 0.5), 0.4)).run(Scope())
-    assert {one.status for one in rows(settings, Picture)} == {"refused"}
-    assert {task.status for task in rows(settings, NightTask)} == {"refused"}
-    strict = FakePigeon()
-    night(settings, strict, on=TOMORROW, safety=SafetyCheck(FakeJudge(lambda _: 0.5), 0.4)).run(Scope())
-    assert strict.drawn == [], "an unsafe picture is not drawn every night"
-    night(settings, on=date(2026, 3, 3), safety=SafetyCheck(FakeJudge(lambda _: 0.5), 0.6)).run(Scope())
-    assert {one.status for one in rows(settings, Picture)} == {"drawn"}
-    assert len(shown(settings)) > 0
+    drawn: list[int] = []
+    for number, threshold in enumerate((0.4, 0.4, 0.6)):
+        with Session(connect(settings.database)) as session, session.begin():
+            for user in (0, 1):  # they click on, and are answered as before
+                set_user(session, f"u{user}", [f"item{(user + number + step) % 8}" for step in range(4)])
+        model = FakePigeon()
+        model.looks = 1
+        day = NIGHT + timedelta(days=number)
+        night(settings, model, on=day, safety=SafetyCheck(FakeJudge(lambda _: 0.5), threshold)).run(Scope())
+        drawn.append(len(model.drawn))
+        if number < 2:
+            assert {one.status for one in rows(settings, Picture)} == {"refused"}
+            assert {task.reason for task in rows(settings, NightTask)} == {"unsafe"}
+    assert drawn == [2, 0, 2], "an unsafe picture is not drawn every night"
+    assert {(one.status, one.safety) for one in rows(settings, Picture)} == {("drawn", "safe")}
+    assert len(shown(settings)) == 2
 
 
 def test_the_commands_tell_what_is_missing_and_upkeep_judges_for_a_time(
