@@ -246,9 +246,9 @@ def upkeep() -> None:
     from generator.safety.open_nsfw import load_check
 
     settings = _settings()
-    check = load_check(settings.safety)
     typer.echo(erase_users(settings))
     typer.echo(drop_old_manifests(settings))
+    check = load_check(settings.safety)  # last: an extra that is missing keeps nobody from being erased
     if check is not None:
         typer.echo(recheck(settings, check, minutes=settings.safety.recheck_minutes))
 

@@ -119,15 +119,18 @@ class Generator:
     @property
     def tally(self) -> Tally:
         """What is done so far."""
-        counts, pictures, files = self._tally, self._pictures, self._compositions
+        counts, pictures, files = Tally(), self._pictures, self._compositions
+        with self._lock:
+            counts.add(self._tally)
+            waited = dict(self._waited)
         counts.pictures_drawn, counts.pictures_reused = pictures.drawn, pictures.reused
-        counts.compositions_made, counts.compositions_reused = files.composed, files.reused
         counts.pictures_judged = pictures.judged
+        counts.compositions_made, counts.compositions_reused = files.composed, files.reused
         counts.uploaded_bytes = pictures.uploaded_bytes + files.uploaded_bytes
         counts.pictures_tokenized, counts.model_retries = self._features.computed, self._retry.retries
-        seconds = {name: spent - self._waited.get(name, 0.0) for name, spent in self.pipeline.seconds.items()}
+        seconds = {name: max(0.0, spent - waited.get(name, 0.0)) for name, spent in self.pipeline.seconds.items()}
         if pictures.judged:
-            seconds["draw"] -= pictures.judge_seconds
+            seconds["draw"] = max(0.0, seconds["draw"] - pictures.judge_seconds)
             seconds["safety"] = pictures.judge_seconds
         counts.stage_seconds = seconds
         return counts

@@ -94,7 +94,8 @@ def test_two_nights_stand_beside_each_other(settings: Settings, tmp_path: Path) 
 
 def test_refused_pictures_are_counted_and_shown_but_for_unsafe_ones(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=4, targets=2)
-    strict = settings.model_copy(update={"night": settings.night.model_copy(update={"near_duplicate_distance": 24})})
+    # Half of what the double draws scores less.
+    strict = settings.model_copy(update={"night": settings.night.model_copy(update={"min_reference_score": 89.0})})
     judge = FakeJudge(lambda image: 0.9 if image[0, 0, 0] % 3 == 0 else 0.1)
     night(strict, safety=SafetyCheck(judge, 0.8)).run(Scope())
     run = Ledger(connect(settings.database)).get_run(NIGHT)
@@ -114,7 +115,12 @@ def test_refused_pictures_are_counted_and_shown_but_for_unsafe_ones(settings: Se
 
 def test_a_night_that_was_stopped_resumed_and_retried_adds_up(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=4, targets=2)
-    first = FakePigeon()
+
+    def fault(request: AnswerRequest, attempt: int) -> None:
+        if "/u3/" in request.task_id:
+            raise InferenceRejected("prompt too long")
+
+    first, second, third = FakePigeon(fault), FakePigeon(fault), FakePigeon()
 
     def stop(request: PictureRequest, attempt: int) -> None:
         if len(first.drawn) == 5:
@@ -123,12 +129,6 @@ def test_a_night_that_was_stopped_resumed_and_retried_adds_up(settings: Settings
     first.picture_fault = stop
     with pytest.raises(Interrupted):
         night(settings, first).run(Scope())
-
-    def fault(request: AnswerRequest, attempt: int) -> None:
-        if "/u3/" in request.task_id:
-            raise InferenceRejected("prompt too long")
-
-    second, third = FakePigeon(fault), FakePigeon()
     with pytest.raises(PartialFailure):
         night(settings, second).resume()
     night(settings, third).retry_failed()

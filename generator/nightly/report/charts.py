@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 34
+LEFT, RIGHT, TOP, BOTTOM = 40, 18, 8, 34
+GRID = 3
+"""Steps between the lines of a chart."""
 BINS = 24
 
 
@@ -64,7 +66,8 @@ def histogram(kept: Sequence[float], refused: Sequence[float], x_title: str, nam
     low, high = _padded(both)
     step = (high - low) / BINS
     counts = [_counted(values, low, step) for values in (kept, refused)]
-    frame = _Frame(low, high, 0, max(one + other for one, other in zip(*counts, strict=True)))
+    highest = max(one + other for one, other in zip(*counts, strict=True))
+    frame = _Frame(low, high, 0, GRID * -(-highest // GRID))  # whole numbers at the lines
     parts = [frame.axes(x_title, [low + (high - low) * place / 4 for place in range(5)])]
     for place, (one, other) in enumerate(zip(*counts, strict=True)):
         parts += [
@@ -98,8 +101,8 @@ class _Frame:
 
     def axes(self, x_title: str, ticks: Sequence[float]) -> str:
         parts = []
-        for place in range(4):
-            value = self.y_low + (self.y_high - self.y_low) * place / 3
+        for place in range(GRID + 1):
+            value = self.y_low + (self.y_high - self.y_low) * place / GRID
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
