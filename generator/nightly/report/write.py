@@ -256,5 +256,5 @@ def _plots(candidates: Sequence[CandidateRow]) -> list[tuple[str, str, list[tupl
 
 
 def _mean(rows: Sequence[CandidateRow], field: str, alpha: float) -> float:
-    values = [getattr(row, field) for row in rows if row.alpha == alpha]
+    values: list[float] = [getattr(row, field) for row in rows if row.alpha == alpha]
     return sum(values) / len(values)
