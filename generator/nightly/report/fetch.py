@@ -14,7 +14,9 @@ from schemas.settings import Settings
 
 
 def save_report(settings: Settings, day: date | None, run_id: str | None, path: Path) -> str:
-    """Write the report of a run, as `pigeon night status` finds it, to `path`; returns a line that says so.
+    """Write the report of a run to a file; returns a line that says so.
+
+    The run is found as by `pigeon night status`.
 
     Raises:
         InputError: there is no such run, it has no report, or the file cannot be written.

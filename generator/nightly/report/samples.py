@@ -23,21 +23,23 @@ EXTREMES_READ = 300
 """Posters among which those of distinct pictures are looked for: a picture that many share would fill the sheet."""
 PLOTTED_TASKS = 5000
 
-# Ids of posters are hashes: their order is a sample that stays the same.
+# Ids of posters are hashes: their order is a sample that stays the same. What was taken back is looked for among some only, more
+# than are shown: on all posters of a night that would take a minute.
+_PICKED = """
+WITH picked AS MATERIALIZED (
+    SELECT poster_id FROM posters WHERE run_id = :run_id AND withheld IS NULL ORDER BY {order}, poster_id LIMIT :picked
+)
+"""
 _POSTERS = """
 SELECT p.poster_id, p.user_id, p.item_id, p.variant, p.picture_key, p.image_key, p.score, p.cs, p.cis_history, p.alpha,
        p.explored, p.propensity, p.synthetic, t.prompt - 'snapshot' AS prompt
 FROM posters p JOIN night_tasks t ON t.run_id = p.run_id AND t.user_id = p.user_id AND t.item_id = p.item_id
 """
-_BY_SCORE = f"""
-SELECT p.poster_id, p.picture_key FROM posters p
-WHERE p.run_id = :run_id AND p.withheld IS NULL AND {not_taken_back("p", "p.run_id")}
-ORDER BY p.score {{order}}, p.poster_id LIMIT :limit
-"""  # noqa: S608 - our words
-_SAMPLE = text(f"""{_POSTERS}
-WHERE p.run_id = :run_id AND p.withheld IS NULL AND t.status = 'done' AND {not_taken_back("p", "p.run_id")}
-ORDER BY p.poster_id LIMIT :limit
-""")
+_SHOWN = f"p.poster_id IN (SELECT poster_id FROM picked) AND {not_taken_back('p', 'p.run_id')}"  # noqa: S608 - our words
+_SAMPLE = text(f"{_PICKED.format(order='poster_id')} {_POSTERS} WHERE {_SHOWN} ORDER BY p.poster_id LIMIT :limit")
+_BY_SCORE = (
+    f"{_PICKED} SELECT p.poster_id, p.picture_key FROM posters p WHERE {_SHOWN} ORDER BY p.{{order}}, p.poster_id"  # noqa: S608
+)
 _NAMED = text(f"{_POSTERS} WHERE p.poster_id = ANY(:ids)")
 
 
@@ -82,14 +84,16 @@ def read_samples(ledger: Ledger, run_id: str, refused: Iterable[str]) -> Samples
     with ledger.reading() as session:
         # The extremes are looked for among all posters of the run, which may take longer than a statement should.
         session.execute(text("SET LOCAL statement_timeout = 0"))
-        sheet = _posters(session.execute(_SAMPLE, {"run_id": run_id, "limit": SHEET_POSTERS}))
-        best, worst = (_extremes(session, run_id, order) for order in ("DESC", "ASC"))
+        sheet = _posters(
+            session.execute(_SAMPLE, {"run_id": run_id, "picked": 10 * SHEET_POSTERS, "limit": SHEET_POSTERS})
+        )
+        best, worst = (_extremes(session, run_id, order) for order in ("score DESC", "score ASC"))
         return Samples(sheet, best, worst, _candidates(session, run_id), _files(session, refused))
 
 
 def _extremes(session: Session, run_id: str, order: str) -> list[ReportPoster]:
     """Posters with the highest or the lowest scores, none of them twice the same picture."""
-    rows = session.execute(text(_BY_SCORE.format(order=order)), {"run_id": run_id, "limit": EXTREMES_READ})
+    rows = session.execute(text(_BY_SCORE.format(order=order)), {"run_id": run_id, "picked": EXTREMES_READ})
     first: dict[str, str] = {}
     for poster_id, picture_key in rows:
         first.setdefault(picture_key or poster_id, poster_id)
