@@ -18,7 +18,7 @@ from sqlalchemy import RowMapping, text
 from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.rows import PictureRow
 from generator.nightly.verdicts import record_verdict
-from generator.safety.judge import UNSAFE, SafetyCheck, Verdict
+from generator.safety.judge import CLEARED, UNCHECKED, UNSAFE, SafetyCheck, Verdict
 
 CORRUPT = "corrupt"
 """Reason of a picture that the model did not draw properly; a later night tries it again."""
@@ -77,6 +77,8 @@ class Claim:
     token: int
     intended: PictureRow | None
     """What an earlier claimant was about to store, or had stored without saying so."""
+    safety: str = UNCHECKED
+    """"cleared" where a person has: the picture is not judged again."""
 
 
 Looked = PictureRow | Literal["free", "busy"]
@@ -130,7 +132,7 @@ class PictureTable:
         if row is None:
             return None
         intended = _picture({**row, "status": "drawn"}) if row["art_key"] and row["art_key"] != lost else None
-        return Claim(key, row["claim_token"], intended)
+        return Claim(key, row["claim_token"], intended, CLEARED if row["safety"] == CLEARED else UNCHECKED)
 
     @waits_out
     def intend(self, claim: Claim, picture: PictureRow) -> None:

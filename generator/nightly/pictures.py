@@ -25,7 +25,7 @@ from generator.nightly.compose import png
 from generator.nightly.picture_rows import CORRUPT, Claim, ClaimLost, PictureTable
 from generator.nightly.rows import PictureRow
 from generator.nightly.select import BLANK, image_hash
-from generator.safety.judge import CLEARED, UNCHECKED, SafetyCheck, Verdict
+from generator.safety.judge import CLEARED, SafetyCheck, Verdict
 from generator.serving.api import InferenceCorrupt, InferenceRejected, Picture, PictureRequest
 from generator.storage.objects import Store
 from schemas.errors import PigeonError
@@ -257,7 +257,7 @@ class Pictures:
         return row
 
     def _drawn(self, claim: Claim, order: Order) -> PictureRow:
-        row = PictureRow(order.key, order.tokens, "refused", CORRUPT, UNCHECKED)
+        row = PictureRow(order.key, order.tokens, "refused", CORRUPT, claim.safety)
         try:
             picture = self._draw_picture(
                 PictureRequest(order.tokens, picture_seed(self._drawing_version, order.tokens))

@@ -82,7 +82,9 @@ def test_another_model_judges_what_is_stored_and_withdraws_what_it_finds(setting
 
 def test_another_threshold_needs_no_model_and_a_person_has_the_last_word(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=2)
-    night(settings, safety=SafetyCheck(FakeJudge(), 0.9)).run(Scope())
+    model = FakePigeon()
+    model.looks = 2  # so that every night asks for the same pictures
+    night(settings, model, safety=SafetyCheck(FakeJudge(), 0.9)).run(Scope())
     before = shown(settings)
     judge = FakeJudge()
     strict = SafetyCheck(judge, 0.4)
@@ -96,6 +98,15 @@ def test_another_threshold_needs_no_model_and_a_person_has_the_last_word(setting
     assert innocent in shown(settings)
     recheck(settings, SafetyCheck(FakeJudge(version="fake-judge-2"), 0.1))
     assert innocent in shown(settings), "what a person has cleared stays so under other models"
+    (art_key,) = [one.art_key for one in rows(settings, Picture) if one.picture_key == innocent]
+    Store(settings.s3).delete(art_key)
+    with Session(connect(settings.database)) as session, session.begin():
+        for user in (0, 1, 2):
+            set_user(session, f"u{user}", [f"item{(user + 1 + step) % 8}" for step in range(4)])
+    night(settings, model, on=TOMORROW, safety=SafetyCheck(FakeJudge(), 0.01)).run(Scope())
+    (again,) = [one for one in rows(settings, Picture) if one.picture_key == innocent]
+    assert (again.status, again.safety) == ("drawn", "cleared"), "and when it is drawn again"
+    assert Store(settings.s3).exists(art_key)
 
 
 def test_a_night_judges_the_stored_pictures_that_it_takes(settings: Settings, tmp_path: Path) -> None:
