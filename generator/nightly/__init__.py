@@ -25,6 +25,7 @@
     recheck           stored pictures judged again, by another model or threshold
     select            scores of a picture for a task, and why it is not kept
     compose           the poster around an image: title, sizes, WebP
+    typography        titles set in their box, every script by its own font
     compositions      each poster file composed and stored once
     tally             counts that add up over sessions
     rows              the rows of the night's tables, as plain values
