@@ -5,6 +5,7 @@
     pigeon     the network (PIGEON.md beside it)
     serving    the network behind Triton: export, model repository, backends, client
     storage    Postgres, S3 and the lease
+    safety     a model that finds unsafe pictures
     nightly    plan, draw, publish, announce; the scheduler
     upkeep     what goes again: erased users, what is past retention
     feedback   what people did with posters becomes a better model

@@ -6,6 +6,7 @@
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     settings_retention         those of retention
+    settings_safety            those of the safety verdict
     connections                options of the Kafka, S3 and Postgres clients
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads

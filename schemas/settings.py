@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from schemas.errors import InputError
 from schemas.settings_retention import RetentionSettings
+from schemas.settings_safety import SafetySettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
@@ -227,6 +228,12 @@ class NightSettings(_Group):
     )
     failure_exit_share: Share = Field(0.5, description="Share of failed tasks past which nothing is published.")
     keep_manifests: int = Field(30, ge=2, description="Nights whose sets and reports stay in the bucket.")
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="Price of an hour in which a night draws (its GPUs and CPUs together), in any currency; with it the dry run "
+        "and the report tell costs.",
+    )
 
     @field_validator("sizes")
     @classmethod
@@ -399,6 +406,7 @@ class Settings(BaseSettings):
     night: NightSettings = NightSettings()
     images: ImageSettings = ImageSettings()
     online: OnlineSettings = OnlineSettings()
+    safety: SafetySettings = SafetySettings()
     retrain: RetrainSettings = RetrainSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -5,7 +5,8 @@
     backfill          nights of several dates
     runs              rows of `night_runs`: cancelled, drawn, taken up again, announced later
     cancelled         notice that the run that is drawn was cancelled; its lease kept
-    figures           what a process drew, what the run came to, what a night to come will need
+    sessions          what each process drew of a run, stored while it works
+    figures           what the run came to, what a night to come will need
     plan              users with something new, their targets, and each task's frozen input
     frozen_prompt     what a plan freezes of a task; ids and seeds
     images            catalogue images: asked for when they may have changed, known by their hash
@@ -20,11 +21,13 @@
     policies          which of them are drawn, and with which probability
     pictures          each distinct picture drawn once, whoever asks for it
     picture_rows      the table `pictures`, and the claim of the one process that draws
+    verdicts          stored safety verdicts; what is unsafe is withdrawn
+    recheck           stored pictures judged again, by another model or threshold
     select            scores of a picture for a task, and why it is not kept
     compose           the poster around an image: title, sizes, WebP
     typography        titles set in their box, every script by its own font
     compositions      each poster file composed and stored once
-    tally             a session in figures
+    tally             counts that add up over sessions
     rows              the rows of the night's tables, as plain values
     ledger            the night's own tables: reads, and writes under the lease
     manifest_rows     which posters are in the manifest
@@ -35,7 +38,7 @@
     withdraw          withdrawals, lifting them, and rolling a night back
     online_store      export to a store of the Redis protocol
     announce          events of `posters.published.v1`
-    report            the night's HTML report
+    report            the night's HTML report (a package)
     progress          a bar or lines on stderr
     status            a night in figures
     wording           numbers with their nouns
@@ -46,6 +49,7 @@
     moments           the due moments of jobs: done, tried again, given up
     schedule_watch    the scheduler's metrics, health, and the alarm of a night that is not published
 
-Imports schemas, generator.storage, generator.serving.api, and generator.serving.client inside commands; no torch: the model is
-reached through Triton. Imported by generator/cli.py and generator.upkeep, and frozen_prompt by generator.feedback.
+Imports schemas, generator.storage, generator.safety, generator.serving.api, and generator.serving.client inside commands; no
+torch: the model is reached through Triton. Imported by generator/cli.py and generator.upkeep, and frozen_prompt by
+generator.feedback.
 """

@@ -163,6 +163,18 @@ def status(
     typer.echo(json.dumps(found, indent=2, default=str) if as_json else words(found))
 
 
+@night.command("report")
+def report(
+    day: Day = None,
+    run_id: RunId = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the HTML file goes.")] = Path("night-report.html"),
+) -> None:
+    """Save a night's report as one HTML file to look at; without --date or --run the latest one's."""
+    from generator.nightly.report.fetch import save_report
+
+    typer.echo(save_report(_settings(), day.date() if day else None, run_id, out))
+
+
 @night.command("withdraw")
 def withdraw(
     reason: Reason, poster: Subject = None, picture: Subject = None, item: Subject = None, user: Subject = None
@@ -213,6 +225,22 @@ def object_to_posters(
     from generator.nightly.objections import set_objection
 
     typer.echo(set_objection(_settings(), user, objects=not lifted, reason=reason))
+
+
+@night.command("recheck-safety")
+def recheck_safety() -> None:
+    """Judge stored pictures again after another safety model or threshold; withdraw what is unsafe.
+
+    A second call finds nothing to do. `pigeon night upkeep` does the same, for safety.recheck_minutes at a time.
+    """
+    from generator.nightly.recheck import recheck
+    from generator.safety.open_nsfw import load_check
+
+    settings = _settings()
+    check = load_check(settings.safety)
+    if check is None:
+        raise InputError("no picture is judged: set PIGEON_SAFETY__ENABLED=true (extra `safety`)")
+    typer.echo(recheck(settings, check))
 
 
 def schedule(
@@ -284,8 +312,10 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
     from generator.nightly.announce import KafkaAnnouncer
     from generator.nightly.run import NightContext
+    from generator.safety.open_nsfw import load_check
     from generator.serving.client import TritonPigeon
 
+    safety = load_check(settings.safety)
     with TritonPigeon(settings) as model:
 
         def served() -> TritonPigeon:
@@ -294,7 +324,7 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
         announcer = functools.partial(KafkaAnnouncer, settings.kafka)
         ensure_served = functools.partial(_ensure_served, settings, model)
-        yield NightContext(settings, served, announcer, typer.echo, ensure_served)
+        yield NightContext(settings, served, announcer, typer.echo, ensure_served, safety)
 
 
 def _load_missing(settings: Settings, model: TritonPigeon) -> bool:

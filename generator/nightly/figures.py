@@ -1,27 +1,21 @@
-"""The night in figures: what a process drew, what the run came to, what a night to come needs."""
+"""The night in figures: what a run came to, and what a night to come will need."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from generator.nightly import runs
-from generator.nightly.generate import Generator
 from generator.nightly.ledger import Ledger
 from generator.nightly.runs import Rates
+from generator.nightly.sessions import sessions_of, total_of
 from generator.nightly.tally import Tally
 from generator.nightly.wording import counted
 
 
-def session_figures(generator: Generator, started_at: datetime, seconds: float) -> dict[str, Any]:
-    """What one process drew of a run, until it was done, stopped or met an error."""
-    return {"started_at": started_at.isoformat(), **generator.tally.figures(seconds)}
-
-
 def run_figures(ledger: Ledger, run_id: str, drawn: int, carried: int, withheld: int) -> dict[str, Any]:
-    """The run's funnel, and the sessions of all processes that drew for it."""
+    """The run's funnel, the sessions of all processes that worked on it, and their sum."""
     run = runs.get_by_id(ledger, run_id)
-    sessions = run.figures.get("sessions", []) if run else []
+    stored = run.figures if run else {}
     figures: dict[str, Any] = {
         "tasks": ledger.count_tasks(run_id),
         "reasons": ledger.count_reasons(run_id),
@@ -29,11 +23,19 @@ def run_figures(ledger: Ledger, run_id: str, drawn: int, carried: int, withheld:
         "posters_drawn": drawn,
         "posters_carried": carried,
         "posters_withheld": withheld,
-        "sessions": sessions,
+        "sessions": stored.get("sessions", []),
     }
-    if sessions:
-        figures["last_session"] = sessions[-1]
+    if figures["sessions"]:
+        figures["last_session"] = figures["sessions"][-1]
+        figures["total"] = total_figures(stored)
     return figures
+
+
+def total_figures(figures: dict[str, Any]) -> dict[str, Any]:
+    """The sum over a run's sessions, by the same names as one session has; empty where there is none."""
+    sessions = sessions_of(figures)
+    total, seconds = total_of(sessions)
+    return total.figures(seconds) if sessions else {}
 
 
 def session_words(figures: dict[str, Any], tally: Tally) -> str:
@@ -46,17 +48,35 @@ def session_words(figures: dict[str, Any], tally: Tally) -> str:
     )
 
 
-def estimate(tasks: int, rates: Rates) -> str:
-    """What so many tasks will need if they go as those of the last nights did."""
+def estimate(tasks: int, rates: Rates, price_per_hour: float | None = None) -> str:
+    """What so many tasks will need if they go as those of the last nights did.
+
+    Args:
+        tasks: tasks to be drawn.
+        rates: what the last nights needed.
+        price_per_hour: price of an hour of drawing, in any currency; without one no cost is told.
+    """
     if not tasks:
         return "estimate: nothing to draw"
     if not rates.tasks:
-        return "estimate: none, no night with figures has been published yet"
+        return "estimate: none, there is no earlier night to estimate from"
     pictures = tasks * rates.pictures / rates.tasks
     seconds = tasks * rates.seconds / rates.tasks
-    duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+    cost = f" for {cost_words(seconds, price_per_hour)}" if price_per_hour is not None else ""
     return (
-        f"estimate: about {round(pictures):,} pictures in {duration} "
+        f"estimate: about {counted(round(pictures), 'picture')} in {duration_words(seconds)} of drawing{cost} "
         f"({rates.pictures / rates.tasks:.2f} pictures and {rates.seconds / rates.tasks:.2f} s per task in the last "
         f"{counted(rates.nights, 'night')})"
     )
+
+
+def duration_words(seconds: float) -> str:
+    """A duration for people: seconds, minutes or hours."""
+    if seconds < 60:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def cost_words(seconds: float, price_per_hour: float) -> str:
+    """What drawing costs at a price, without a currency: the price has none either."""
+    return f"{seconds / 3600 * price_per_hour:,.2f} (night.price_per_hour is {price_per_hour:g})"

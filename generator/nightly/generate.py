@@ -16,7 +16,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from generator.nightly.rows import Outcome, PosterRow
 from generator.nightly.select import ImageHash, PromptFeatures, Vector, image_hash, judge
 from generator.nightly.stages import Sent, Stage, StagePipeline
 from generator.nightly.tally import Tally
+from generator.safety.judge import SafetyCheck
 from generator.serving.api import ImageFeatures, InferenceError, Picture, PictureRequest, ServedPigeon
 from generator.storage.objects import Store
 from schemas.answers import AnswerSet
@@ -63,7 +64,14 @@ class Generator:
     """Draws the pending tasks of one run."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, store: Store, images: CatalogImages, model: ServedPigeon, run_id: str
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        store: Store,
+        images: CatalogImages,
+        model: ServedPigeon,
+        run_id: str,
+        safety: SafetyCheck | None = None,
     ) -> None:
         self._night = settings.night
         self._deadline = settings.triton.inference_timeout_seconds
@@ -76,12 +84,13 @@ class Generator:
         in_flight = settings.triton.max_in_flight
         self._slots = threading.BoundedSemaphore(in_flight)
         self._pictures = Pictures(
-            PictureTable(ledger, self._drawing_version, self._night.claim_seconds),
+            PictureTable(ledger, self._drawing_version, self._night.claim_seconds, safety),
             store,
             self._draw_picture,
             self._drawing_version,
             blank_stddev=self._night.blank_stddev,
             claim_seconds=self._night.claim_seconds,
+            safety=safety,
         )
         self._compositions = Compositions(ledger, store, self._night, self._pictures.pixels)
         self.pipeline = StagePipeline(
@@ -105,15 +114,26 @@ class Generator:
         self._reference_hash = functools.lru_cache(maxsize=TEXTS)(self._image_hash)
         self._lock = threading.Lock()
         self._tally = Tally()
+        self._waited: dict[str, float] = {}
+        """Seconds by stage in which it waited for its turn at the model."""
 
     @property
     def tally(self) -> Tally:
         """What is done so far."""
-        counts, pictures, files = self._tally, self._pictures, self._compositions
+        counts, pictures, files = Tally(), self._pictures, self._compositions
+        with self._lock:
+            counts.add(self._tally)
+            waited = dict(self._waited)
         counts.pictures_drawn, counts.pictures_reused = pictures.drawn, pictures.reused
+        counts.pictures_judged = pictures.judged
         counts.compositions_made, counts.compositions_reused = files.composed, files.reused
         counts.uploaded_bytes = pictures.uploaded_bytes + files.uploaded_bytes
         counts.pictures_tokenized, counts.model_retries = self._features.computed, self._retry.retries
+        seconds = {name: max(0.0, spent - waited.get(name, 0.0)) for name, spent in self.pipeline.seconds.items()}
+        if pictures.judged:
+            seconds["draw"] = max(0.0, seconds["draw"] - pictures.judge_seconds)
+            seconds["safety"] = pictures.judge_seconds
+        counts.stage_seconds = seconds
         return counts
 
     def run(self, tick: Callable[[Tally], None]) -> Tally:
@@ -199,7 +219,7 @@ class Generator:
             job.attempts += 1
 
         start = time.monotonic()
-        with self._slots:
+        with self._turn("answer"):
             answers = self._retry.call(
                 lambda: self._model.answer(request, deadline_seconds=self._deadline), attempted=attempted
             )
@@ -250,8 +270,17 @@ class Generator:
         return [("finish", job) for job in released]
 
     def _draw_picture(self, request: PictureRequest) -> Picture:
-        with self._slots:
+        with self._turn("draw"):
             return self._retry.call(lambda: self._model.draw_pictures([request], deadline_seconds=self._deadline))[0]
+
+    @contextlib.contextmanager
+    def _turn(self, stage: str) -> Iterator[None]:
+        """One of the places at the model; the time that a stage waits for it is none of its work."""
+        start = time.monotonic()
+        with self._slots:
+            with self._lock:
+                self._waited[stage] = self._waited.get(stage, 0.0) + time.monotonic() - start
+            yield
 
     # --- posters ---
 
@@ -281,7 +310,11 @@ class Generator:
         )
         for choice, picture in job.unjudged():
             alpha = job.answer(choice).alpha
-            job.judged.append(judge(choice.index, alpha, picture, features, job.kept, self._night))
+            judged = judge(choice.index, alpha, picture, features, job.kept, self._night)
+            job.judged.append(judged)
+            if judged.refused:
+                with self._lock:
+                    self._tally.refuse(judged.refused, picture.picture_key if picture.status == "drawn" else None)
 
     def _posters(self, job: Job) -> list[PosterRow]:
         """Rows of the kept pictures' posters; their files are in the bucket."""

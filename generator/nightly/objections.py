@@ -9,7 +9,7 @@ from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.nightly.withdraw import current_actor, sessions, storage, tell_readers
+from generator.nightly.withdraw import current_actor, open_storage, tell_readers, writing
 from schemas.errors import InputError
 from schemas.settings import Settings
 from schemas.tables import UserObjection
@@ -28,8 +28,8 @@ def set_objection(settings: Settings, user: str, *, objects: bool, reason: str, 
         raise InputError("--user is empty: give the user's id")
     if not reason.strip():
         raise InputError("--reason is empty: say why, for whoever looks later")
-    with storage(settings) as (store, engine):
-        with sessions(engine) as session:
+    with open_storage(settings) as (store, engine):
+        with writing(engine) as session:
             found = session.get(UserObjection, user)
             if not objects and (found is None or not found.objects):
                 raise InputError(f"user {user!r} does not object: there is nothing to lift")

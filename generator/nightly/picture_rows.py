@@ -17,15 +17,25 @@ from sqlalchemy import RowMapping, text
 
 from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.rows import PictureRow
+from generator.nightly.verdicts import record_verdict
+from generator.safety.judge import CLEARED, UNCHECKED, UNSAFE, SafetyCheck, Verdict
 
 CORRUPT = "corrupt"
 """Reason of a picture that the model did not draw properly; a later night tries it again."""
 
-_VOID = """(
+# A picture that was refused as unsafe by another model, or by another threshold, is drawn and judged again; one that was shown
+# before it was found unsafe stays withdrawn until a person lifts that.
+_VOID = f"""(
     (p.status = 'claimed' AND (p.claimed_until < clock_timestamp() OR split_part(p.claim_owner, ':', 1)::bigint < :leader))
     OR (p.status = 'refused' AND p.reason = :corrupt AND split_part(p.claim_owner, ':', 1)::bigint < :leader)
-)"""
-_COLUMNS = "p.picture_key, p.tokens, p.status, p.reason, p.safety, p.art_key, p.art_sha256, p.look, p.embedding"
+    OR (p.status = 'refused' AND p.reason = '{UNSAFE}' AND CAST(:model AS text) IS NOT NULL
+        AND (p.safety_model IS DISTINCT FROM :model OR p.unsafe_score < CAST(:threshold AS real))
+        AND NOT EXISTS (SELECT 1 FROM withdrawals w WHERE w.kind = 'picture' AND w.subject = p.picture_key AND w.lifted_at IS NULL))
+)"""  # noqa: S608 - our words
+_COLUMNS = (
+    "p.picture_key, p.tokens, p.status, p.reason, p.safety, p.unsafe_score, p.safety_model, p.art_key, p.art_sha256, "
+    "p.look, p.embedding"
+)
 
 _READ = text(f"SELECT {_COLUMNS}, {_VOID} AS free FROM pictures p WHERE p.picture_key = ANY(:keys)")  # noqa: S608 - our words
 
@@ -41,12 +51,14 @@ RETURNING {_COLUMNS}, p.claim_token
 """)  # noqa: S608 - our words
 
 _HELD = "WHERE picture_key = :key AND claim_token = :token AND status = 'claimed' RETURNING picture_key"
+_VERDICT = "safety = :safety, unsafe_score = :unsafe_score, safety_model = :safety_model"
 _INTEND = text(
-    f"UPDATE pictures SET art_key = :art_key, art_sha256 = :art_sha256, look = :look, embedding = :embedding {_HELD}"  # noqa: S608
+    f"UPDATE pictures SET art_key = :art_key, art_sha256 = :art_sha256, look = :look, embedding = :embedding, "  # noqa: S608
+    f"{_VERDICT} {_HELD}"
 )
 _SETTLE = text(
     f"UPDATE pictures SET status = :status, reason = :reason, look = coalesce(:look, look), "  # noqa: S608
-    f"embedding = coalesce(:embedding, embedding), claimed_until = NULL, last_used_at = now() {_HELD}"
+    f"embedding = coalesce(:embedding, embedding), {_VERDICT}, claimed_until = NULL, last_used_at = now() {_HELD}"
 )
 _RENEW = text(f"UPDATE pictures SET claimed_until = clock_timestamp() + make_interval(secs => :seconds) {_HELD}")  # noqa: S608
 _RELEASE = text(f"UPDATE pictures SET claimed_until = clock_timestamp() - interval '1 second' {_HELD}")  # noqa: S608
@@ -65,6 +77,8 @@ class Claim:
     token: int
     intended: PictureRow | None
     """What an earlier claimant was about to store, or had stored without saying so."""
+    safety: str = UNCHECKED
+    """"cleared" where a person has: the picture is not judged again."""
 
 
 Looked = PictureRow | Literal["free", "busy"]
@@ -74,11 +88,14 @@ Looked = PictureRow | Literal["free", "busy"]
 class PictureTable:
     """Reads and claims of one process."""
 
-    def __init__(self, ledger: Ledger, drawing_version: str, claim_seconds: float) -> None:
+    def __init__(
+        self, ledger: Ledger, drawing_version: str, claim_seconds: float, safety: SafetyCheck | None = None
+    ) -> None:
         self._ledger = ledger
         self.outages = ledger.outages
         self._drawing_version = drawing_version
         self._seconds = claim_seconds
+        self._safety = safety
         lease = ledger.lease
         self._leader = lease.token
         self._owner = f"{lease.token}:{lease.holder}:{uuid.uuid4().hex[:8]}"
@@ -115,7 +132,7 @@ class PictureTable:
         if row is None:
             return None
         intended = _picture({**row, "status": "drawn"}) if row["art_key"] and row["art_key"] != lost else None
-        return Claim(key, row["claim_token"], intended)
+        return Claim(key, row["claim_token"], intended, CLEARED if row["safety"] == CLEARED else UNCHECKED)
 
     @waits_out
     def intend(self, claim: Claim, picture: PictureRow) -> None:
@@ -135,6 +152,12 @@ class PictureTable:
         """
         values = {"status": picture.status, "reason": picture.reason, **_file(picture)}
         self._write(_SETTLE, claim, values)
+
+    @waits_out
+    def record_verdict(self, key: str, verdict: Verdict, threshold: float) -> None:
+        """Store another verdict on a drawn picture; an unsafe one is withdrawn from everybody."""
+        with self._ledger.writing() as session:
+            record_verdict(session, key, verdict, threshold)
 
     @waits_out
     def renew(self, claim: Claim) -> None:
@@ -162,7 +185,13 @@ class PictureTable:
 
     @property
     def _void(self) -> dict[str, Any]:
-        return {"leader": self._leader, "corrupt": CORRUPT}
+        safety = self._safety
+        return {
+            "leader": self._leader,
+            "corrupt": CORRUPT,
+            "model": safety.judge.version if safety else None,
+            "threshold": safety.threshold if safety else None,
+        }
 
     def _write(self, statement: Any, claim: Claim, values: dict[str, Any]) -> None:
         with self._ledger.writing() as session:
@@ -178,6 +207,9 @@ def _file(picture: PictureRow) -> dict[str, Any]:
         "art_sha256": picture.art_sha256 or None,
         "look": picture.look or None,
         "embedding": embedding,
+        "safety": picture.safety,
+        "unsafe_score": picture.unsafe_score,
+        "safety_model": picture.safety_model,
     }
 
 
@@ -188,6 +220,8 @@ def _picture(row: RowMapping | dict[str, Any]) -> PictureRow:
         status=row["status"],
         reason=row["reason"],
         safety=row["safety"],
+        unsafe_score=row["unsafe_score"],
+        safety_model=row["safety_model"],
         art_key=row["art_key"] or "",
         art_sha256=row["art_sha256"] or "",
         look=row["look"] or "",

@@ -25,6 +25,7 @@ from generator.nightly.compose import png
 from generator.nightly.picture_rows import CORRUPT, Claim, ClaimLost, PictureTable
 from generator.nightly.rows import PictureRow
 from generator.nightly.select import BLANK, image_hash
+from generator.safety.judge import CLEARED, SafetyCheck, Verdict
 from generator.serving.api import InferenceCorrupt, InferenceRejected, Picture, PictureRequest
 from generator.storage.objects import Store
 from schemas.errors import PigeonError
@@ -35,8 +36,6 @@ log = logging.getLogger("pigeon.night")
 
 Pixels = npt.NDArray[np.uint8]
 
-# There is no safety model in this release; the verdict is data all the same, so that a reader can act on it.
-SAFETY_UNCHECKED = "unchecked"
 MIN_SIDE = 8
 REMEMBERED = 10_000
 """Pictures whose rows one process keeps in memory; a KiB or so each."""
@@ -102,6 +101,7 @@ class Pictures:
         *,
         blank_stddev: float,
         claim_seconds: float,
+        safety: SafetyCheck | None = None,
     ) -> None:
         self._table = table
         self._store = store
@@ -109,6 +109,7 @@ class Pictures:
         self._drawing_version = drawing_version
         self._blank_stddev = blank_stddev
         self._renew_after = claim_seconds / RENEWALS
+        self._safety = safety
         self._settled: OrderedDict[str, PictureRow] = OrderedDict()
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
         self._waiters: dict[str, list[Waiting]] = {}
@@ -122,6 +123,9 @@ class Pictures:
         self.reused = 0
         """Times that a task found its picture drawn, or being drawn, already."""
         self.uploaded_bytes = 0
+        self.judged = 0
+        """Pictures that the safety model was asked about."""
+        self.judge_seconds = 0.0
 
     # --- asking ---
 
@@ -157,11 +161,25 @@ class Pictures:
         for key, row in self._table.read(keys).items():
             if isinstance(row, PictureRow):
                 there = row.status == "refused" or self._store.exists(row.art_key)
-                found[key] = row if there else row.art_key
+                found[key] = self._judged_today(row) if there else row.art_key
         used = [key for key, row in found.items() if isinstance(row, PictureRow)]
         if used:
             self._table.touch(used)
         return found
+
+    def _judged_today(self, row: PictureRow) -> PictureRow | str:
+        """A drawn picture with today's verdict; the key of its file where that cannot be judged any more."""
+        if row.status == "refused" or self._safety is None:
+            return row
+        stored = row.verdict
+        try:
+            verdict = self._safety.of_stored(stored) or self._ask(self._safety, self.pixels(row))
+        except PictureGone:
+            return row.art_key
+        if verdict == stored:
+            return row
+        self._table.record_verdict(row.picture_key, verdict, self._safety.threshold)
+        return row.with_verdict(verdict)
 
     def forget(self, keys: Sequence[str]) -> None:
         """Look at these pictures again before the next task gets them."""
@@ -183,8 +201,7 @@ class Pictures:
         stored = self._store.get(picture.art_key)
         if stored is None or hashlib.sha256(stored.body).hexdigest() != picture.art_sha256:
             raise PictureGone(picture.art_key)
-        with Image.open(io.BytesIO(stored.body)) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        pixels = decoded(stored.body)
         self._keep_pixels(picture.picture_key, pixels)
         return pixels
 
@@ -229,13 +246,18 @@ class Pictures:
 
     def _finished(self, claim: Claim) -> PictureRow | None:
         """What a dead claimant had stored without saying so."""
-        if claim.intended is None or not self._store.exists(claim.intended.art_key):
+        intended = claim.intended
+        if intended is None or not self._store.exists(intended.art_key):
             return None
-        self._table.settle(claim, claim.intended)
-        return claim.intended
+        try:
+            row = self._judged(intended, lambda: self.pixels(intended))
+        except PictureGone:
+            return None
+        self._table.settle(claim, row)
+        return row
 
     def _drawn(self, claim: Claim, order: Order) -> PictureRow:
-        row = PictureRow(order.key, order.tokens, "refused", CORRUPT, SAFETY_UNCHECKED)
+        row = PictureRow(order.key, order.tokens, "refused", CORRUPT, claim.safety)
         try:
             picture = self._draw_picture(
                 PictureRequest(order.tokens, picture_seed(self._drawing_version, order.tokens))
@@ -251,10 +273,26 @@ class Pictures:
         if reason != CORRUPT:
             row = replace(row, reason=reason, look=str(image_hash(picture.image)), embedding=picture.embedding)
         if reason is None:
-            row = self._keep(claim, replace(row, status="drawn"), picture.image)
+            row = self._judged(replace(row, status="drawn"), lambda: picture.image)
+        if row.status == "drawn":  # nothing unsafe comes into the bucket
+            row = self._keep(claim, row, picture.image)
         self._table.settle(claim, row)
         reach("stored")
         return row
+
+    def _judged(self, row: PictureRow, image: Callable[[], Pixels]) -> PictureRow:
+        """A drawn picture with its verdict, refused when that is unsafe."""
+        if self._safety is None or row.safety == CLEARED:
+            return row
+        return row.with_verdict(self._safety.of_stored(row.verdict) or self._ask(self._safety, image()))
+
+    def _ask(self, safety: SafetyCheck, image: Pixels) -> Verdict:
+        start = time.monotonic()
+        verdict = safety.judged(image)
+        with self._lock:
+            self.judged += 1
+            self.judge_seconds += time.monotonic() - start
+        return verdict
 
     def _keep(self, claim: Claim, row: PictureRow, image: Pixels) -> PictureRow:
         """Name the picture's file in its row, then store it."""
@@ -341,6 +379,12 @@ class Pictures:
             self._pixels[key] = pixels
             while len(self._pixels) > OPEN_IMAGES:
                 self._pixels.popitem(last=False)
+
+
+def decoded(body: bytes) -> Pixels:
+    """(H, W, 3) RGB pixels of a stored file."""
+    with Image.open(io.BytesIO(body)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def flaw(picture: Picture, blank_stddev: float) -> str | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from generator.safety.judge import UNSAFE, Verdict
 
 Json = dict[str, Any]
 _SCORES = ("cs", "cis_reference", "cis_history", "score")
@@ -141,7 +143,21 @@ class PictureRow:
     art_key: str = ""
     art_sha256: str = ""
     look: str = ""
-    """An `ImageHash` as text; empty, like key and hash of the file, where it is refused."""
+    """An `ImageHash` as text; empty, like key and hash of the file, where there is no image."""
+    unsafe_score: float | None = None
+    """From 0 (harmless) to 1; None where nobody judged it."""
+    safety_model: str | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is stored of its safety."""
+        return Verdict(self.safety, self.unsafe_score, self.safety_model)
+
+    def with_verdict(self, verdict: Verdict) -> Self:
+        """The picture with another verdict, refused when that is unsafe."""
+        row = replace(self, safety=verdict.safety, unsafe_score=verdict.score, safety_model=verdict.model)
+        return replace(row, status="refused", reason=UNSAFE) if verdict.is_unsafe else row
+
     embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False)
     """(D,), unit length: the image scorer's; None where there is no image to score."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 from sqlalchemy import func, select
@@ -20,7 +20,7 @@ from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.cancelled import CancelWatch
 from generator.nightly.erasure_fence import check_claim
-from generator.nightly.figures import estimate, run_figures, session_figures, session_words
+from generator.nightly.figures import estimate, run_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
 from generator.nightly.generate import Generator
 from generator.nightly.images import CatalogImages
@@ -30,11 +30,13 @@ from generator.nightly.online_store import export
 from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
-from generator.nightly.report import write_report
+from generator.nightly.report.write import ReportContext, write_report
 from generator.nightly.rows import Chunk
+from generator.nightly.sessions import FINISHED, SessionLog
 from generator.nightly.tally import Tally
 from generator.nightly.withdraw import sync_withdrawn
 from generator.nightly.wording import counted, counts_of
+from generator.safety.judge import SafetyCheck
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
 from generator.storage.outages import OutageRetry, PatientStore
@@ -71,6 +73,8 @@ class NightContext:
     """Prints a line for the operator."""
     ensure_served: Callable[[Sequence[tuple[str, int]]], None] = lambda drawers: None
     """Has Triton serve these model versions (name, number of the adapter), or raises ModelError, which names the fix."""
+    safety: SafetyCheck | None = None
+    """What finds unsafe pictures; None: nothing does."""
 
 
 class Night:
@@ -82,6 +86,7 @@ class Night:
         self._echo = context.echo
         self._date = logical_date
         self._stopping = threading.Event()
+        self._plan_seconds: dict[str, float] = {}
         self._engine = connect(self._settings.database)
         self._store = PatientStore(self._settings.s3, self._outages())
         self._images = CatalogImages(self._engine, self._settings)
@@ -101,7 +106,7 @@ class Night:
                 users += len({task.user_id for task in chunk.tasks})
                 for skip in chunk.skips:
                     skips[skip.reason] = skips.get(skip.reason, 0) + 1
-        self._echo(estimate(tasks, runs.read_rates(ledger)))
+        self._echo(estimate(tasks, runs.read_rates(ledger), self._settings.night.price_per_hour))
         self._echo(
             f"night of {self._date}: would draw {counted(tasks, 'task')} for {counted(users, 'user')}; "
             f"skipped: {counts_of(skips)}"
@@ -220,8 +225,9 @@ class Night:
         run = ledger.get_run(self._date, scope.name)
         assert run is not None  # noqa: S101 - just written
         reasons = ledger.count_skips(run.run_id)
+        self._plan_seconds = {"plan": time.monotonic() - start}
         self._echo(
-            f"{_name(run)}: planned {counted(tasks, 'task')} in {time.monotonic() - start:.1f} s; "
+            f"{_name(run)}: planned {counted(tasks, 'task')} in {self._plan_seconds['plan']:.1f} s; "
             f"skipped {skips}: {counts_of(reasons)}"
         )
         if tasks:
@@ -254,7 +260,11 @@ class Night:
         if drawers:
             ledger.outages.call(lambda: self._check_served(run, drawers))
         pending = ledger.mark_running(run.run_id)
-        tally = self._draw(ledger, run, pending) if pending else Tally()
+        with SessionLog(ledger, run, self._plan_seconds) as session:
+            self._finish(ledger, run, publish, pending, session)
+
+    def _finish(self, ledger: Ledger, run: NightRun, publish: bool, pending: int, session: SessionLog) -> None:
+        tally = self._draw(ledger, run, pending, session) if pending else Tally()
         counts = ledger.count_tasks(run.run_id)
         failed, tasks = counts.get("failed", 0), sum(counts.values())
         if failed > self._settings.night.failure_exit_share * tasks:
@@ -267,9 +277,9 @@ class Night:
         if not runs.begin_publishing(ledger, run.run_id):
             raise _cancelled(run, tally, pending)
         if publish:
-            self._publish(ledger, run, tally)
+            self._publish(ledger, run, tally, session)
         else:
-            self._keep(ledger, run, tally)
+            self._keep(ledger, run, tally, session)
         if failed:
             raise PartialFailure(
                 f"published, but {failed} of {tasks} tasks failed: {counts_of(ledger.count_reasons(run.run_id))}; "
@@ -280,10 +290,10 @@ class Night:
         self._context.ensure_served(drawers)
         check_served(ServedVersions.of(self._context.model()), run.settings)
 
-    def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Tally:
-        generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
+    def _draw(self, ledger: Ledger, run: NightRun, pending: int, session: SessionLog) -> Tally:
+        model, safety = self._context.model(), self._context.safety
+        generator = Generator(self._settings, ledger, self._store, self._images, model, run.run_id, safety)
         watch = CancelWatch(ledger, run.run_id, generator.pipeline.stop)
-        start, started_at = time.monotonic(), datetime.now(UTC)
 
         def stop(_: int) -> None:
             self._stopping.set()
@@ -292,18 +302,16 @@ class Night:
         def tick(tally: Tally) -> None:
             progress.show(tally)
             watch.look()
+            session.look()
 
+        signals, bar = stop_signals(stop, once=True), NightProgress(pending)
         try:
-            with stop_signals(stop, once=True) as received, NightProgress(pending) as progress:
+            with session.drawing(lambda: generator.tally), signals as received, bar as progress:
                 tally = generator.run(tick)
         except ServerUnavailable as error:
             if not received:
                 raise
             raise self._interrupted(received[0], generator.tally, pending) from error
-        finally:
-            figures = session_figures(generator, started_at, time.monotonic() - start)
-            with suppress(PigeonError):  # only figures: what ended the drawing is told, not what they met
-                runs.save_session(ledger, run.run_id, figures)
         if received:
             raise self._interrupted(received[0], tally, pending)
         if watch.cancelled:
@@ -316,15 +324,17 @@ class Night:
             number, f"stopped: {tally.finished} of {pending} tasks finished and kept; `pigeon night resume` continues"
         )
 
-    def _publish(self, ledger: Ledger, run: NightRun, tally: Tally) -> None:
-        patiently = ledger.outages.call
+    def _publish(self, ledger: Ledger, run: NightRun, tally: Tally, session: SessionLog) -> None:
+        patiently, start = ledger.outages.call, time.monotonic()
         patiently(lambda: make_current(ledger, run.run_id, self._date))
         reach("judged")
         stored = patiently(lambda: store_manifest(self._store, ledger, run, self._settings))
         ref, counts = stored.ref, stored.counts
         reach("manifest stored")
+        session.stage("manifest", time.monotonic() - start)
+        session.end(FINISHED)
         figures = run_figures(ledger, run.run_id, counts.drawn, counts.carried, counts.withheld)
-        report_key = patiently(lambda: write_report(self._store, ledger, run, figures))
+        report_key = self._report(ledger, run, figures)
         patiently(lambda: sync_withdrawn(self._store, self._engine))
         if self._settings.online.redis_url:
             self._echo(export(self._settings, ref))
@@ -354,15 +364,20 @@ class Night:
                 f"s3://{self._store.bucket}/{ref.manifest_key}"
             )
 
-    def _keep(self, ledger: Ledger, run: NightRun, tally: Tally) -> None:
+    def _keep(self, ledger: Ledger, run: NightRun, tally: Tally, session: SessionLog) -> None:
         """End a trial whose posters are shown to nobody: its report shows them to the operator."""
+        session.end(FINISHED)
         figures = run_figures(ledger, run.run_id, runs.count_posters(ledger, run.run_id), 0, 0)
-        report_key = ledger.outages.call(lambda: write_report(self._store, ledger, run, figures))
+        report_key = self._report(ledger, run, figures)
         runs.mark_drawn(ledger, run.run_id, figures, report_key)
         self._echo(
             f"{_name(run)}: {counted(figures['posters_drawn'], 'poster')} drawn and shown to nobody; "
-            f"{session_words(figures, tally)}; s3://{self._store.bucket}/{report_key}"
+            f"{session_words(figures, tally)}" + (f"; s3://{self._store.bucket}/{report_key}" if report_key else "")
         )
+
+    def _report(self, ledger: Ledger, run: NightRun, figures: dict[str, Any]) -> str | None:
+        context = ReportContext(self._settings, self._store, ledger, self._images)
+        return ledger.outages.call(lambda: write_report(context, run, figures, self._echo))
 
     def _announce(self, ledger: Ledger, run: NightRun) -> int:
         if run.manifest_key is None or run.figures.get("announced"):

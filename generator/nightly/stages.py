@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ class StagePipeline:
         self._fed = False
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self.seconds: dict[str, float] = dict.fromkeys(self._queues, 0.0)
+        """Time at work by stage, of all its threads together."""
         self.stopping = threading.Event()
 
     def stop(self) -> None:
@@ -128,10 +131,13 @@ class StagePipeline:
                     self._waiting_first = max(0, self._waiting_first - 1)
             sent: list[Sent] = []
             if self._error is None and (stage.keeps or not self.stopping.is_set()):
+                start = time.monotonic()
                 try:
                     sent = list(stage.work(item))
                 except BaseException as error:  # noqa: BLE001 - raised again by `run`
                     self._fail(error)
+                with self._changed:
+                    self.seconds[stage.name] += time.monotonic() - start
             self._send(sent, done=1)
 
     def _send(self, sent: Iterable[Sent], *, done: int = 0) -> None:

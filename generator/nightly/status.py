@@ -6,10 +6,12 @@ from datetime import date
 from typing import Any
 
 from generator.nightly import runs
+from generator.nightly.figures import total_figures
 from generator.nightly.ledger import EVERYBODY, Ledger
 from generator.storage.postgres import connect
 from schemas.errors import InputError
 from schemas.settings import Settings
+from schemas.tables import NightRun
 
 
 def status_of(settings: Settings, day: date | None, run_id: str | None = None) -> dict[str, Any]:
@@ -21,11 +23,7 @@ def status_of(settings: Settings, day: date | None, run_id: str | None = None) -
     engine = connect(settings.database)
     try:
         ledger = Ledger(engine)
-        of_day = ledger.get_run(day) if day else ledger.get_latest_run()
-        run = runs.get_by_id(ledger, run_id) if run_id else of_day
-        if run is None:
-            missing = f"no run {run_id}" if run_id else f"no night of {day}"
-            raise InputError(missing if run_id or day else "no night yet: `pigeon night run` starts one")
+        run = find_run(ledger, day, run_id)
         return {
             "run_id": run.run_id,
             "logical_date": run.logical_date.isoformat(),
@@ -48,6 +46,20 @@ def status_of(settings: Settings, day: date | None, run_id: str | None = None) -
         engine.dispose()
 
 
+def find_run(ledger: Ledger, day: date | None, run_id: str | None = None) -> NightRun:
+    """A run by its id, or the night of a day; the latest night when neither is given.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    of_day = ledger.get_run(day) if day else ledger.get_latest_run()
+    run = runs.get_by_id(ledger, run_id) if run_id else of_day
+    if run is None:
+        missing = f"no run {run_id}" if run_id else f"no night of {day}"
+        raise InputError(missing if run_id or day else "no night yet: `pigeon night run` starts one")
+    return run
+
+
 def words(found: dict[str, Any]) -> str:
     """The same as lines of text."""
     tasks = found["tasks"]
@@ -66,8 +78,8 @@ def words(found: dict[str, Any]) -> str:
             f"  posters  {figures['posters_drawn']} drawn, {figures['posters_carried']} carried over, "
             f"{figures['posters_withheld']} withheld"
         )
-    session = figures.get("last_session", {})
-    if "pictures_drawn" in session:
+    session = total_figures(figures)
+    if session:
         lines.append(
             f"  pictures {session['pictures_drawn']} drawn ({session['pictures_drawn_per_poster']:.2f} per poster kept), "
             f"{session['pictures_reused']} reused; {session['distinct_answers_per_task']:.2f} distinct answers per task"

@@ -1,14 +1,33 @@
-"""What a session of a night has done so far, in figures."""
+"""What a night's processes have done so far, in figures that add up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+EXAMPLES = 4
+"""Pictures that are remembered for each reason of refusal."""
+
+
+@dataclass
+class Refusals:
+    """How often pictures were not kept for one reason, and some of them."""
+
+    count: int = 0
+    pictures: list[str] = field(default_factory=list)
+    """Keys of pictures whose files are stored; no user is in them."""
+
+    def add(self, count: int, pictures: Iterable[str]) -> None:
+        """Count further ones."""
+        self.count += count
+        new = (key for key in pictures if key not in self.pictures)
+        self.pictures += list(new)[: EXAMPLES - len(self.pictures)]
 
 
 @dataclass
 class Tally:
-    """Counts of one process, for the progress line and the night's figures."""
+    """Counts of one process, or of several, for the progress line and the night's figures."""
 
     done: int = 0
     refused: int = 0
@@ -23,6 +42,8 @@ class Tally:
     pictures_drawn: int = 0
     pictures_reused: int = 0
     """Times that a task found its picture drawn, or being drawn, already."""
+    pictures_judged: int = 0
+    """Pictures that the safety model was asked about."""
     compositions_made: int = 0
     compositions_reused: int = 0
     pictures_tokenized: int = 0
@@ -30,6 +51,10 @@ class Tally:
     uploaded_bytes: int = 0
     model_seconds: float = 0.0
     """Time that answers and pictures took, of several at once."""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    """Time at work by stage, of several at once."""
+    refusals: dict[str, Refusals] = field(default_factory=dict)
+    """Pictures that tasks did not keep, by reason."""
 
     @property
     def finished(self) -> int:
@@ -46,24 +71,62 @@ class Tally:
         """What sharing and choosing before drawing are worth; 0 where every picture was there."""
         return self.pictures_drawn / max(1, self.posters)
 
+    def refuse(self, reason: str, picture: str | None) -> None:
+        """Count a picture that a task does not keep; its key when it can be looked at."""
+        self.refusals.setdefault(reason, Refusals()).add(1, [picture] if picture else [])
+
+    def add(self, other: Tally) -> None:
+        """Add another process' figures to these."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(other, one.name)
+            if isinstance(mine, int | float):
+                setattr(self, one.name, mine + theirs)
+        for stage, seconds in other.stage_seconds.items():
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+        for reason, others in other.refusals.items():
+            self.refusals.setdefault(reason, Refusals()).add(others.count, others.pictures)
+
     def figures(self, seconds: float) -> dict[str, Any]:
-        """As stored in `night_runs.figures`; `seconds` is how long the session took."""
+        """As stored in `night_runs.figures`, with means for people; `seconds` is how long it took."""
         return {
             "seconds": round(seconds, 2),
             "tasks": self.finished,
+            "done": self.done,
+            "refused": self.refused,
+            "failed": self.failed,
+            "posters": self.posters,
             "tasks_per_second": round(self.finished / max(seconds, 1e-9), 3),
             "draw_seconds_per_task": round(self.model_seconds / max(1, self.finished), 3),
+            "model_seconds": round(self.model_seconds, 3),
             "tasks_answered": self.answered,
+            "tasks_chosen_for": self.chosen_for,
+            "distinct_answers": self.distinct_answers,
             "distinct_answers_per_task": round(self.distinct_answers_per_task, 3),
             "pictures_drawn": self.pictures_drawn,
             "pictures_reused": self.pictures_reused,
             "pictures_drawn_per_poster": round(self.pictures_drawn_per_poster, 3),
+            "pictures_judged": self.pictures_judged,
             "compositions_made": self.compositions_made,
             "compositions_reused": self.compositions_reused,
             "pictures_tokenized": self.pictures_tokenized,
             "model_retries": self.model_retries,
             "uploaded_bytes": self.uploaded_bytes,
+            "stage_seconds": {stage: round(seconds, 3) for stage, seconds in self.stage_seconds.items()},
+            "refusals": {reason: vars(one) for reason, one in self.refusals.items()},
         }
+
+    @classmethod
+    def parse(cls, figures: Mapping[str, Any]) -> Tally:
+        """Inverse of `figures`; what a release before this one did not store is 0."""
+        stored = {"answered": "tasks_answered", "chosen_for": "tasks_chosen_for"}
+        names = [one.name for one in fields(cls) if one.name not in {"stage_seconds", "refusals"}]
+        values = {name: figures.get(stored.get(name, name), 0) for name in names}
+        if "done" not in figures:
+            values["done"] = figures.get("tasks", 0)
+        refusals = {
+            reason: Refusals(one["count"], list(one["pictures"])) for reason, one in figures.get("refusals", {}).items()
+        }
+        return cls(**values, stage_seconds=dict(figures.get("stage_seconds", {})), refusals=refusals)
 
     def words(self) -> str:
         """What was shared, for the night's line."""

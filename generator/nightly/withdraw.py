@@ -20,6 +20,7 @@ from generator.nightly.erasure_fence import FENCE_LOCK
 from generator.nightly.online_store import export, export_withdrawn
 from generator.nightly.publish import replace_pointer
 from generator.nightly.taken_back import NOT_TO_BE_SHOWN, with_stamp
+from generator.nightly.verdicts import clear_verdict
 from generator.storage.objects import Store
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, Refused, ServerUnavailable
@@ -77,8 +78,8 @@ def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: s
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check(kind, subject, reason)
-    with storage(settings) as (store, engine):
-        with sessions(engine) as session:
+    with open_storage(settings) as (store, engine):
+        with writing(engine) as session:
             if not _is_known(session, kind, subject):
                 raise InputError(f"no {kind} {subject!r}: nothing was withdrawn")
             row = _open_row(session, kind, subject)
@@ -93,15 +94,16 @@ def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: s
 def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:
     """Undo a withdrawal.
 
-    Readers show again what is in their set, later nights publish it again. What a night drew is current again.
+    Readers show again what is in their set, later nights publish it again. What a night drew is current again; a picture that
+    was found unsafe is cleared: no later check withdraws it.
 
     Raises:
         InputError: it is not withdrawn, or no reason was given.
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check(kind, subject, reason)
-    with storage(settings) as (store, engine):
-        with sessions(engine) as session:
+    with open_storage(settings) as (store, engine):
+        with writing(engine) as session:
             if _open_row(session, kind, subject) is None:
                 total = tell_readers(settings, store, engine)
                 raise InputError(f"{kind} {subject!r} is not withdrawn; {total} withdrawals are open")
@@ -113,6 +115,8 @@ def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, 
                     reason=Withdrawal.reason.op("||")(f"; lifted by {actor or current_actor()}: {reason}"),
                 )
             )
+            if kind == "picture":
+                clear_verdict(session, subject)
             if kind == "night":
                 session.execute(_UNLIMITED)
                 session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": FENCE_LOCK})
@@ -136,7 +140,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
         ServerUnavailable: Postgres or S3 is away; the same call again finishes it.
     """
     _check("night", "newest", reason)
-    with storage(settings) as (store, engine):
+    with open_storage(settings) as (store, engine):
         pointer = read_pointer(store)
         if pointer is None:
             raise InputError("nothing is published: there is no night to roll back")
@@ -147,7 +151,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
                 f"Withdraw single posters, items or users, or publish a new night"
             )
         bad = pointer.current.run_id
-        with sessions(engine) as session:
+        with writing(engine) as session:
             if _open_row(session, "night", bad) is None:
                 session.add(Withdrawal(kind="night", subject=bad, reason=reason, actor=actor or current_actor()))
                 session.flush()
@@ -180,7 +184,7 @@ def sync_withdrawn(store: Store, engine: Engine) -> Withdrawn:
     for _ in range(ATTEMPTS):
         stored = store.get(WITHDRAWN_KEY)
         # Read after the tag: whoever changed rows since then has changed, or will change, the tag as well.
-        with sessions(engine) as session:
+        with writing(engine) as session:
             rows = session.execute(text(NOT_TO_BE_SHOWN))
             subjects: dict[str, set[str]] = {kind: set() for kind in get_args(WithdrawnKind)}
             for kind, subject in rows:
@@ -208,8 +212,8 @@ def read_pointer(store: Store) -> Pointer | None:
 
 
 @contextmanager
-def storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
-    """Bucket and database; released at the end."""
+def open_storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
+    """The bucket and Postgres, without a lease; both are closed at the end."""
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
@@ -220,8 +224,8 @@ def storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
 
 
 @contextmanager
-def sessions(engine: Engine) -> Iterator[Session]:
-    """A transaction, with the driver's errors as ours."""
+def writing(engine: Engine) -> Iterator[Session]:
+    """A transaction without a lease."""
     with plain_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
@@ -259,7 +263,7 @@ def tell_readers(settings: Settings, store: Store, engine: Engine) -> int:
     now = sync_withdrawn(store, engine)
     if settings.online.redis_url:
         export_withdrawn(settings, now)
-    with sessions(engine) as session:
+    with writing(engine) as session:
         return session.scalar(select(func.count()).where(Withdrawal.lifted_at.is_(None))) or 0
 
 
@@ -297,7 +301,7 @@ def _ref_of(store: Store, run: NightRun) -> ManifestRef | None:
 
 def _lead_on(settings: Settings, store: Store, engine: Engine, run_id: str) -> str:
     """Lead readers to a night's set again unless they are at a later one."""
-    with sessions(engine) as session:
+    with writing(engine) as session:
         run = session.get(NightRun, run_id)
     ref = _ref_of(store, run) if run else None
     if ref is None:

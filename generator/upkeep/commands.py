@@ -36,6 +36,8 @@ def upkeep(
     led back to, stays.
     """
     from generator.feedback.retention import drop_adapters, drop_snapshots
+    from generator.nightly.recheck import recheck
+    from generator.safety.open_nsfw import load_check
     from generator.upkeep.batches import Upkeep
     from generator.upkeep.erase import erase_users
     from generator.upkeep.retention import upkeep as run
@@ -54,3 +56,7 @@ def upkeep(
             typer.echo(f"erasure: {error}")
     for line in run(settings, dry_run=dry_run, further=(of_loop,)):
         typer.echo(line)
+    if not dry_run:
+        check = load_check(settings.safety)  # last: an extra that is missing keeps nobody from being erased
+        if check is not None:
+            typer.echo(recheck(settings, check, minutes=settings.safety.recheck_minutes))

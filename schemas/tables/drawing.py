@@ -66,6 +66,7 @@ class Picture(Base):
 
     A row is claimed before it is drawn: `claim_token` fences the claimant, `claimed_until` frees the row of a dead one.
     `reason` says why a refused picture is shown to nobody; `look` is what near-duplicates are found by.
+    `safety` is "unchecked", "safe", "unsafe" or "cleared" (by a person); `unsafe_score`, of `safety_model`, is from 0 to 1.
     """
 
     __tablename__ = "pictures"
@@ -89,6 +90,7 @@ class Picture(Base):
     reason: Mapped[str | None]
     safety: Mapped[str] = mapped_column(server_default="unchecked")
     unsafe_score: Mapped[float | None]
+    safety_model: Mapped[str | None]
     created_at: Mapped[Now]
     last_used_at: Mapped[Now]
 

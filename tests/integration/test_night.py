@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import signal
 from collections import Counter
 from datetime import date
@@ -252,20 +251,6 @@ def test_a_canary_draws_for_its_share_of_the_users_and_the_champion_for_the_othe
     assert set(asked.values()) == {1, 2}
     versions = {row["user_id"]: row["model_version"] for row in reader(settings).rows().to_pylist()}
     assert versions == {user: f"nano-{number}" for user, number in asked.items()}
-
-
-def test_the_report_stands_alone(settings: Settings, tmp_path: Path) -> None:
-    build(settings, tmp_path / "art", users=2, targets=1)
-    night(settings).run(Scope())
-    stored = Store(settings.s3).get("manifests/2026-03-01/night-20260301.report.html")
-    assert stored
-    html = stored.body.decode()
-    assert html.count("data:image/webp;base64,") == 4
-    assert html.count("<svg") == 2
-    assert not re.search(
-        r"""(src|href)=["']http|url\(http|<script|<link""", html
-    )  # nothing is fetched when it is opened
-    assert "Film of item8" in html
 
 
 def test_a_night_of_the_past_does_not_turn_readers_back(settings: Settings, tmp_path: Path) -> None:

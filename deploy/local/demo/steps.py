@@ -95,7 +95,8 @@ def _run(arguments: Sequence[str], *, refusals_are_outcomes: bool) -> tuple[str,
         stderr=subprocess.STDOUT if refusals_are_outcomes else None,
         text=True,
         # Clicks of 1998 have the consumers warn of old partitions: nothing that a reader of the demo can act on.
-        env={"PIGEON_LOG_LEVEL": "error", **os.environ},
+        # Every picture is judged before it is shown; the demo's extra brings the model.
+        env={"PIGEON_LOG_LEVEL": "error", "PIGEON_SAFETY__ENABLED": "true", **os.environ},
     ) as child:
         try:
             for line in child.stdout or ():
