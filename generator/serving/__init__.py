@@ -2,7 +2,10 @@
 
     commands    `pigeon models build`, `check` and `load`
     api         what night and loop ask of the served model, as plain types
-    client      `TritonPigeon`, that contract over gRPC, and model control
+    client      `TritonPigeon`, that contract over gRPC
+    control     what the servers serve; loading and unloading
+    pool        several servers: which one is asked, which are left alone
+    server      one server: requests and model control
     tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves
     repository  the Triton repository on disk: its manifest, and whether it fits

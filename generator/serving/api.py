@@ -125,6 +125,19 @@ class Picture:
     """(D,), unit length: the image scorer's, of `image`."""
 
 
+@dataclass(frozen=True)
+class ServerState:
+    """A server behind the model, as this process knows it."""
+
+    address: str
+    requests: int
+    """Requests that it answered."""
+    failures: int
+    """Requests that it did not answer, or not with a valid answer."""
+    problem: str
+    """Why it is not used; empty while it is."""
+
+
 class ServedPigeon(Protocol):
     """The served model.
 
@@ -147,6 +160,9 @@ class ServedPigeon(Protocol):
         self, requests: Sequence[PictureRequest], *, deadline_seconds: float | None = None
     ) -> list[Picture]:
         """A picture per request, in order."""
+
+    def servers(self) -> Sequence[ServerState]:
+        """The servers that answer."""
 
     @property
     def tokenizer_version(self) -> str:

@@ -19,6 +19,7 @@ from generator.serving.api import (
     ImageFeatures,
     Picture,
     PictureRequest,
+    ServerState,
 )
 
 WIDTH = 16
@@ -70,6 +71,9 @@ class FakePigeon:
         self.picture_fault: Callable[[PictureRequest, int], None] | None = None
         self.images_seen = 0
         self._lock = threading.Lock()
+
+    def servers(self) -> Sequence[ServerState]:
+        return ()
 
     def image_features(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageFeatures]:
         if self.alive:
