@@ -6,16 +6,16 @@ from datetime import datetime
 from typing import Any
 
 from generator.nightly import runs
-from generator.nightly.generate import Generator
+from generator.nightly.drawing import Drawing
 from generator.nightly.ledger import Ledger
 from generator.nightly.runs import Rates
 from generator.nightly.tally import Tally
 from generator.nightly.wording import counted
 
 
-def session_figures(generator: Generator, started_at: datetime, seconds: float) -> dict[str, Any]:
+def session_figures(drawing: Drawing, started_at: datetime, seconds: float) -> dict[str, Any]:
     """What one process drew of a run, until it was done, stopped or met an error."""
-    return {"started_at": started_at.isoformat(), **generator.tally.figures(seconds)}
+    return {"started_at": started_at.isoformat(), **drawing.tally.figures(seconds)}
 
 
 def run_figures(ledger: Ledger, run_id: str, drawn: int, carried: int, withheld: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.cancelled import CancelWatch
+from generator.nightly.drawing import Drawing
 from generator.nightly.figures import estimate, run_figures, session_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
 from generator.nightly.generate import Generator
@@ -34,6 +35,7 @@ from generator.nightly.withdraw import sync_withdrawn
 from generator.nightly.wording import counted, counts_of
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
+from generator.storage.objects import Store
 from generator.storage.outages import OutageRetry, PatientStore
 from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, Refused, ServerUnavailable
@@ -68,6 +70,8 @@ class NightContext:
     """Prints a line for the operator."""
     ensure_served: Callable[[Sequence[tuple[str, int]]], None] = lambda drawers: None
     """Has Triton serve these model versions (name, number of the adapter), or raises ModelError, which names the fix."""
+    draw_with: Callable[[Settings, Ledger, Store, CatalogImages, ServedPigeon, str], Drawing] = Generator
+    """What draws the tasks of a run, given by its id."""
 
 
 class Night:
@@ -276,13 +280,14 @@ class Night:
         check_served(ServedVersions.of(self._context.model()), run.settings)
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Tally:
-        generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
-        watch = CancelWatch(ledger, run.run_id, generator.pipeline.stop)
+        model = self._context.model()
+        drawing = self._context.draw_with(self._settings, ledger, self._store, self._images, model, run.run_id)
+        watch = CancelWatch(ledger, run.run_id, drawing.stop)
         start, started_at = time.monotonic(), datetime.now(UTC)
 
         def stop(_: int) -> None:
             self._stopping.set()
-            generator.pipeline.stop()
+            drawing.stop()
 
         def tick(tally: Tally) -> None:
             progress.show(tally)
@@ -290,13 +295,13 @@ class Night:
 
         try:
             with stop_signals(stop, once=True) as received, NightProgress(pending) as progress:
-                tally = generator.run(tick)
+                tally = drawing.run(tick)
         except ServerUnavailable as error:
             if not received:
                 raise
-            raise self._interrupted(received[0], generator.tally, pending) from error
+            raise self._interrupted(received[0], drawing.tally, pending) from error
         finally:
-            figures = session_figures(generator, started_at, time.monotonic() - start)
+            figures = session_figures(drawing, started_at, time.monotonic() - start)
             with suppress(PigeonError):  # only figures: what ended the drawing is told, not what they met
                 runs.save_session(ledger, run.run_id, figures)
         if received:

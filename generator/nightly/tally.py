@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from generator.serving.api import ServerState
 
 
 @dataclass
@@ -30,6 +32,17 @@ class Tally:
     uploaded_bytes: int = 0
     model_seconds: float = 0.0
     """Time that answers and pictures took, of several at once."""
+    servers: dict[str, ServerState] = field(default_factory=dict)
+    """Triton servers by their addresses."""
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together, of two processes."""
+        names = [one.name for one in fields(self) if one.name != "servers"]
+        counts = {name: getattr(self, name) + getattr(other, name) for name in names}
+        servers = dict(self.servers)
+        for address, state in other.servers.items():
+            servers[address] = servers[address] + state if address in servers else state
+        return Tally(**counts, servers=servers)
 
     @property
     def finished(self) -> int:
@@ -63,7 +76,13 @@ class Tally:
             "pictures_tokenized": self.pictures_tokenized,
             "model_retries": self.model_retries,
             "uploaded_bytes": self.uploaded_bytes,
+            "servers": [asdict(state) for _, state in sorted(self.servers.items())],
         }
+
+    def away(self) -> str:
+        """How many Triton servers are not used, for the progress line; empty when there is none."""
+        away = sum(bool(state.problem) for state in self.servers.values())
+        return f", {away} of {len(self.servers)} Triton servers not used" if away else ""
 
     def words(self) -> str:
         """What was shared, for the night's line."""

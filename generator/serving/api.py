@@ -137,6 +137,15 @@ class ServerState:
     problem: str
     """Why it is not used; empty while it is."""
 
+    def __add__(self, other: ServerState) -> ServerState:
+        """What two processes know of it."""
+        return ServerState(
+            self.address,
+            self.requests + other.requests,
+            self.failures + other.failures,
+            self.problem or other.problem,
+        )
+
 
 class ServedPigeon(Protocol):
     """The served model.

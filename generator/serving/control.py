@@ -35,8 +35,10 @@ log = logging.getLogger("pigeon.serving")
 class ModelControl:
     """The servers of the setting `triton.url`; needs `triton.admin_key` where they guard their control."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, expected: ServedParts | None = None) -> None:
+        """`expected`: what several servers should serve, where that is known; else the repository says, or most of them."""
         self._settings = settings
+        self._given = expected
         servers = [TritonServer(settings.triton, address) for address in settings.triton.addresses]
         self._pool = ServerPool(servers, self._expected)
 
@@ -182,7 +184,9 @@ class ModelControl:
         return value
 
     def _expected(self) -> ServedParts | None:
-        """What the model repository holds, where it is on this machine."""
+        """What was given, or what the model repository holds, where it is on this machine."""
+        if self._given is not None:
+            return self._given
         folder = repository_folder(self._settings)
         if not (folder / MANIFEST).is_file():
             return None
