@@ -1,4 +1,4 @@
-"""What draws a run's pending tasks: threads of this process (`Generator`), or workers of a Ray cluster (`RayDrawing`)."""
+"""What draws a run's tasks: threads of this process (`Generator`), or Ray's workers (`RayDrawing`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ class Drawing(Protocol):
         """What is done so far."""
 
     def run(self, tick: Callable[[Tally], None]) -> Tally:
-        """Draw all pending tasks; returns early, without an error, after `stop`. `tick` is called now and then.
+        """Draw all pending tasks; returns early, without an error, after `stop`.
+
+        `tick` is called now and then.
 
         Raises:
             ServerUnavailable: a server is away for too long; finished tasks are kept.

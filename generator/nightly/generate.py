@@ -58,7 +58,7 @@ STARTS = 3
 
 
 class Generator:
-    """Draws the pending tasks of one run, or those of some users, in threads of this process (see `drawing.Drawing`)."""
+    """Draws the pending tasks of one run, or of some of its users (see `drawing.Drawing`)."""
 
     def __init__(
         self,

@@ -185,7 +185,7 @@ class Ledger:
             )
 
     def read_pending(self, run_id: str, *, page: int = 64, users: UserRange = EVERY_USER) -> Iterator[list[NightTask]]:
-        """Pages of these users' pending tasks in the manifest's order; tasks may be finished between two pages."""
+        """Pages of pending tasks in the manifest's order; tasks may be finished between two pages."""
         after = (users.first, "")
         while rows := self._read_pending_page(run_id, after, users.before, page):
             yield rows

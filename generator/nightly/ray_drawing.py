@@ -1,4 +1,4 @@
-"""A run drawn by workers of a Ray cluster: the driver, which leads the night and gives out shards of its tasks.
+"""A run drawn by workers of a Ray cluster: the driver, which gives them shards of its tasks.
 
 The driver plans, holds the lease, publishes and announces, as any night does. A worker that dies is replaced, its claims on
 pictures are released, and its shard is given out again; the ledger knows which of its tasks are finished. A driver that dies

@@ -1,4 +1,4 @@
-"""A worker of a night that Ray draws: the night's stages, in a process of its own, over the shards it is given.
+"""A worker of a night that Ray draws: the night's stages over the shards that it is given.
 
 It writes under the driver's lease token: once another process leads, each of its writes is refused. What it finished is in the
 ledger, so a shard that is given again is only what is left of it.
@@ -37,7 +37,7 @@ class Assignment:
     """The driver's, as the run was planned."""
     run_id: str
     token: int
-    """Of the driver's lease."""
+    """Token of the driver's lease."""
     holder: str
     """Name of the worker, part of its claims on pictures."""
     served: dict[str, str]

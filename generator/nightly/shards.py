@@ -7,7 +7,7 @@ from sqlalchemy import text
 from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.rows import UserRange
 
-# A shard ends with the user with whom it has its number of tasks, so that no user is in two shards.
+# A shard is cut between users, so that none is in two shards.
 _CUT = text("""
 SELECT min(user_id) AS first FROM (
   SELECT user_id, sum(count(*)) OVER (ORDER BY user_id) - count(*) AS before

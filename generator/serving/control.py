@@ -36,7 +36,7 @@ class ModelControl:
     """The servers of the setting `triton.url`; needs `triton.admin_key` where they guard their control."""
 
     def __init__(self, settings: Settings, expected: ServedParts | None = None) -> None:
-        """`expected`: what several servers should serve, where that is known; else the repository says, or most of them."""
+        """`expected`: what several servers should serve; else the repository says, or most of them."""
         self._settings = settings
         self._given = expected
         servers = [TritonServer(settings.triton, address) for address in settings.triton.addresses]

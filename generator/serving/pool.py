@@ -155,9 +155,10 @@ class ServerPool:
     def _next(
         self, adapter: int | None, tried: Collection[Member], looked: Collection[Member]
     ) -> tuple[Member | None, bool]:
-        """A server, and whether to look at it first: what is due, else the least busy one, else one that is left alone.
+        """A server, and whether to look at it before it is asked.
 
-        The last is for when nobody else is there. `looked`: servers that were looked at for this request.
+        What is due, else the least busy one; where nobody else is there, one that is left alone. `looked`: servers that were
+        looked at for this request.
         """
         left = [m for m in self.members if m not in tried and not m.looking]
         if self.is_single:

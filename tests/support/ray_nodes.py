@@ -47,7 +47,7 @@ class RayNodes:
 @contextmanager
 def two_nodes() -> Iterator[RayNodes]:
     """A head and another node with a CPU each; they end with the block."""
-    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # noqa: S108 - the paths of its sockets must be short
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
     token, port = "t" * 48, free_port()
     nodes: list[subprocess.Popen[bytes]] = []
     try:

@@ -1,4 +1,4 @@
-"""Several Triton servers behind one client, over gRPC: which is asked, which is left alone, what is loaded where.
+"""Several Triton servers behind one client: which is asked, which is left alone, what is loaded where.
 
 The servers are test doubles that speak Triton's protocol.
 """
