@@ -1,4 +1,7 @@
-"""Fault 11 with two Triton servers, which are test doubles that speak its protocol, on real Postgres and S3."""
+"""Fault 11 with two Triton servers, on real Postgres and S3.
+
+The servers are test doubles that speak its protocol.
+"""
 
 from __future__ import annotations
 
