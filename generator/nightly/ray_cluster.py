@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import secrets
 import signal
@@ -67,7 +68,7 @@ def _set_token(settings: RaySettings) -> None:
 def _connect(ray: Any, settings: RaySettings) -> None:
     options: dict[str, Any] = {"address": settings.address or "local", "logging_level": "warning"}
     if settings.address is None:
-        cpus = settings.workers and max(1, round(settings.workers * settings.cpus_per_worker))
+        cpus = settings.workers and math.ceil(settings.workers * settings.cpus_per_worker)
         options |= {
             "num_cpus": cpus,
             "include_dashboard": False,

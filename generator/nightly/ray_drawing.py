@@ -188,6 +188,7 @@ class RayDrawing:
     def _bury(self, worker: _Worker, error: Exception) -> None:
         """A worker is dead: release its claims, and give its shard out again."""
         self._workers.remove(worker)
+        self._ray.kill(worker.handle)  # one that is only cut off must not go on
         self._gone += worker.tally
         release_claims(self._ledger, worker.holder)
         reason = str(error).strip().splitlines()[-1].strip()

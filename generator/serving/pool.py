@@ -243,16 +243,20 @@ class ServerPool:
             adapters = self._inspect(member.server)
         except (ServerUnavailable, ModelError) as error:
             failure = error
-            self._put_away(member, str(error))
-        finally:
+        except BaseException:
             with self._changed:
-                member.looking, member.looked_at = False, time.monotonic()
-                back = failure is None and member.backoff and member.problem
-                if failure is None:
-                    member.adapters, member.problem = adapters, ""
+                member.looking = False
                 self._changed.notify_all()
-        if back:
-            log.warning("Triton at %s is used again", member.server.address)
+            raise
+        with self._changed:
+            member.looking, member.looked_at = False, time.monotonic()
+            if failure is not None:
+                self._put_away(member, str(failure))
+            else:
+                if member.backoff and member.problem:
+                    log.warning("Triton at %s is used again", member.server.address)
+                member.adapters, member.problem = adapters, ""
+            self._changed.notify_all()
         return failure
 
     def _inspect(self, server: TritonServer) -> frozenset[int]:

@@ -27,7 +27,6 @@ from schemas.errors import InputError, LockHeld, PigeonError, ServerUnavailable
 from schemas.settings import Settings
 from schemas.settings_ray import RaySettings
 
-
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -88,6 +87,8 @@ class FakeRay:
             look=_method(lambda: Ref(Tally(done=done[0]))),
             stop=_method(stop),
         )
+
+    def kill(self, handle: Any) -> None: ...
 
     def wait(self, refs: list[Ref], num_returns: int = 1, timeout: float = 0) -> tuple[list[Ref], list[Ref]]:
         done = [ref for ref in refs if ref.ready][:num_returns]
