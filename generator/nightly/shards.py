@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from sqlalchemy import text
 
 from generator.nightly.ledger import Ledger, waits_out
@@ -25,7 +27,7 @@ def cut(ledger: Ledger, run_id: str, tasks: int) -> list[UserRange]:
     """
     with ledger.reading() as session:
         firsts = list(session.scalars(_CUT, {"run_id": run_id, "tasks": tasks}))
-    return [UserRange(first, before) for first, before in zip(firsts, [*firsts[1:], None], strict=True)]
+    return [UserRange(*ends) for ends in zip_longest(firsts, firsts[1:])]
 
 
 def tasks_per_shard(pending: int, workers: int, most: int) -> int:

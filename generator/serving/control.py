@@ -173,8 +173,8 @@ class ModelControl:
             self._pool.look_again(member)
         if not results:
             raise next((error for error in errors if isinstance(error, ModelError)), errors[0])
-        for error in errors:
-            log.warning("%s; the other servers go on without it", error)
+        for problem in errors:
+            log.warning("%s; the other servers go on without it", problem)
         return results
 
     def _part(self, name: str) -> str:

@@ -117,8 +117,8 @@ class ServerPool:
                 corrupt.append((member, error))
             else:
                 self._answered(member)
-                for other, error in corrupt:  # it was not the request: another server answers it
-                    self._failed(other, error)
+                for other, answered in corrupt:  # it was not the request: another server answers it
+                    self._failed(other, answered)
                 return result
             finally:
                 with self._changed:

@@ -53,7 +53,13 @@ def two_nodes() -> Iterator[RayNodes]:
     try:
         for number, where in enumerate(
             (
-                ["--head", f"--port={port}", "--node-ip-address=127.0.0.2", f"--temp-dir={folder}"],
+                [
+                    "--head",
+                    f"--port={port}",
+                    "--node-ip-address=127.0.0.2",
+                    f"--temp-dir={folder}",
+                    "--include-dashboard=false",
+                ],
                 [f"--address=127.0.0.2:{port}", "--node-ip-address=127.0.0.3"],
             )
         ):
@@ -78,7 +84,7 @@ def _start(log: Path, token: str, *where: str) -> subprocess.Popen[bytes]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(CHECKOUT),
     }
-    options = ("--num-cpus=1", "--include-dashboard=false", f"--object-store-memory={OBJECT_STORE_BYTES}", "--block")
+    options = ("--num-cpus=1", f"--object-store-memory={OBJECT_STORE_BYTES}", "--block")
     ports = ("--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats")
     with log.open("wb") as out:
         node = subprocess.Popen(

@@ -47,9 +47,9 @@ class FakeRay:
     """A double of the module `ray` with actors that do what `deeds` says, one after the other."""
 
     deeds: list[Any] = field(default_factory=list)
-    """Of each `draw`, in order: an exception that is what Ray raises, a Report, or None = five tasks are done."""
+    """Results of each `draw`, in order: an exception that is what Ray raises, a Report, or None = five tasks are done."""
     opens: list[Any] = field(default_factory=list)
-    """Of each `open`; beyond the end it works."""
+    """Results of each `open`; beyond the end it works."""
     drawn: list[UserRange] = field(default_factory=list)
     holders: list[str] = field(default_factory=list)
     stopped: int = 0
