@@ -39,8 +39,8 @@ def connected(settings: RaySettings) -> Iterator[Any]:
     """The module `ray`, connected; our workers end with the block, and so does a cluster of our own.
 
     Raises:
-        InputError: Ray is not installed, or the cluster refuses our token.
-        ServerUnavailable: no cluster answers at `ray.address`.
+        InputError: Ray is not installed, or says that the cluster refuses our token.
+        ServerUnavailable: no cluster answers at `ray.address`, or none that takes our token.
     """
     require_ray()
     _set_token(settings)
@@ -83,7 +83,11 @@ def _connect(ray: Any, settings: RaySettings) -> None:
             f"{where} refuses our token: {_first_line(error)}; set PIGEON_RAY__TOKEN to RAY_AUTH_TOKEN of its nodes"
         ) from error
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ServerUnavailable(f"{where}: {_first_line(error)} (setting ray.address)") from error
+        # Ray says only in its log that a token was refused, so both are named.
+        raise ServerUnavailable(
+            f"{where}: {_first_line(error)}; is it running, is this machine one of its nodes, and are PIGEON_RAY__ADDRESS and "
+            "PIGEON_RAY__TOKEN (RAY_AUTH_TOKEN of its nodes) right?"
+        ) from error
 
 
 @contextlib.contextmanager

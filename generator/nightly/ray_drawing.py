@@ -92,7 +92,7 @@ class RayDrawing:
         Raises:
             ServerUnavailable: Ray, Triton, Postgres or S3 is away for too long, or workers keep dying; finished tasks are kept.
             LockHeld: another process has taken the night over.
-            InputError: Ray is not installed or refuses our token, or a node's setting is wrong.
+            InputError: Ray is not installed, or a node's setting is wrong.
         """
         run = runs.get_by_id(self._ledger, self._run_id)
         self._served = dict(run.settings.get("served", {})) if run else {}
