@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # What is installed: `demo` runs, `test` adds the tests' and the gates' tools to it and takes nothing away.
 DEMO   := $(VENV)/.installed-demo
 TEST   := $(VENV)/.installed-test
-WITH_TOOLS := demo,evaluate,lavit,redis,dev
+WITH_TOOLS := demo,evaluate,lavit,redis,ray,dev
 
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
@@ -30,7 +30,7 @@ $(DEMO): pyproject.toml constraints.txt
 	@touch $@
 
 $(TEST): $(DEMO)
-	@echo "adding what tests and gates need: 35 more packages, 100 MB"
+	@echo "adding what tests and gates need: 42 more packages, 360 MB"
 	$(call install,$(WITH_TOOLS))
 	@touch $@
 

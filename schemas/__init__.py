@@ -5,6 +5,7 @@
     event_forms                other spellings of an event that mean the same
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
+    settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention
     settings_safety            those of the safety verdict
     connections                options of the Kafka, S3 and Postgres clients

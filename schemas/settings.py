@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -26,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_safety import SafetySettings
 
@@ -35,6 +37,14 @@ NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
 
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _joined(addresses: Any) -> Any:
+    """A list of addresses, as TOML has them, in one line."""
+    return ",".join(addresses) if isinstance(addresses, list | tuple) else addresses
+
+
+Addresses = Annotated[str, BeforeValidator(_joined)]
 
 
 class _Group(BaseModel):
@@ -111,16 +121,37 @@ class S3Settings(_Group):
 
 
 class TritonSettings(_Group):
-    """The inference server."""
+    """The inference server, or several that serve the same models."""
 
-    url: str = Field("127.0.0.1:8001", description="host:port of gRPC.")
+    url: Addresses = Field(
+        "127.0.0.1:8001",
+        description="host:port of gRPC; of several servers a comma-separated list (in TOML a list will do). All are asked, the "
+        "one with the fewest requests first; admin_key must be that of all of them.",
+    )
     metrics_url: str | None = None
     admin_key: SecretStr | None = Field(None, description="Key that guards model control; see deploy/local.")
     model_repository: Path | None = Field(None, description="The folder the server reads models from.")
     network_timeout_seconds: Seconds = 10.0
     inference_timeout_seconds: Seconds = 60.0
     start_timeout_seconds: Seconds = 120.0
-    max_in_flight: int = Field(2, ge=1, description="Requests that one night keeps under way.")
+    max_in_flight: int = Field(
+        2,
+        ge=1,
+        description="Requests that one process of a night keeps under way; about 2 for each server keep it busy.",
+    )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """host:port of each server."""
+        return tuple(address.strip() for address in self.url.split(","))
+
+    @field_validator("url")
+    @classmethod
+    def _addresses_are_distinct(cls, url: str) -> str:
+        addresses = [address.strip() for address in url.split(",")]
+        if not all(addresses) or len(set(addresses)) < len(addresses):
+            raise ValueError(f"{url!r} names a server twice, or nothing between two commas; write host:port,host:port")
+        return url
 
 
 class ConsumerSettings(_Group):
@@ -165,6 +196,9 @@ class ConsumerSettings(_Group):
 class NightSettings(_Group):
     """The nightly batch."""
 
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where tasks are drawn from: threads of this process, or workers of a Ray cluster (ray.*)."
+    )
     history_length: int = Field(5, ge=1, le=20, description="Pictures given to the model (the paper's H).")
     min_history: int = Field(3, ge=1, description="Users with fewer interactions are skipped, and counted.")
     targets_per_user: int = Field(4, ge=1)
@@ -405,6 +439,7 @@ class Settings(BaseSettings):
     consumer: ConsumerSettings = ConsumerSettings()
     night: NightSettings = NightSettings()
     images: ImageSettings = ImageSettings()
+    ray: RaySettings = RaySettings()
     online: OnlineSettings = OnlineSettings()
     safety: SafetySettings = SafetySettings()
     retrain: RetrainSettings = RetrainSettings()

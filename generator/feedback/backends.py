@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from generator.feedback.ports import Echo, PairScores, RetrainContext, Trained
 from generator.serving.repository import (
+    MANIFEST,
     check_repository,
     checkpoint_folder,
     combined_hash,
@@ -144,8 +145,9 @@ class TritonServing:
         return TritonPigeon(self._settings)
 
     def loaded(self) -> frozenset[int]:
-        """Adapter numbers that are ready."""
-        return frozenset(self.model.loaded_versions("personalizer"))
+        """Adapter numbers that are ready on every server in use; where none can be loaded from here, on any."""
+        here = (repository_folder(self._settings) / MANIFEST).is_file()
+        return frozenset(self.model.loaded_versions("personalizer", anywhere=not here))
 
     def check_base(self) -> None:
         """Refuse unless repository and server have the checkpoint of the settings.
@@ -175,7 +177,7 @@ class TritonServing:
     def _gone(self, number: int) -> None:
         """Wait until a removed adapter has stopped serving: Triton unloads behind our back."""
         deadline = time.monotonic() + self._settings.triton.start_timeout_seconds
-        while number in self.loaded():
+        while number in self.model.loaded_versions("personalizer", anywhere=True):
             if time.monotonic() > deadline:
                 raise ServerUnavailable(f"Triton at {self._settings.triton.url}: still serves removed adapter {number}")
             time.sleep(0.2)

@@ -14,6 +14,11 @@
     image_hosts       which picture hosts are away, waited for once per host
     image_features    their visual tokens and embeddings, computed once
     generate          the pending tasks: answers, a choice among them, pictures, posters; in stages
+    drawing           what draws a run: `generate`, or `ray_drawing`
+    ray_drawing       a run drawn by workers of a Ray cluster: the driver
+    ray_worker        one of its workers
+    ray_cluster       connection to a cluster, and its token
+    shards            pending tasks cut into ranges of users
     stages            stages that work at the same time; items may come back, or be parked outside
     retry             retries of model calls, and outages of the model server
     jobs              a task on its way, and the rows that come of it

@@ -40,6 +40,22 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+EngineName = Annotated[
+    Engine | None,
+    typer.Option(
+        "--engine",
+        help="local: threads of this process. ray: workers of a Ray cluster (extra `ray`). By default night.engine.",
+        show_default=False,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address", help="host:port of the cluster's head; by default ray.address, else workers on this machine."
+    ),
+]
+
+
 class Job(StrEnum):
     """What the scheduler runs."""
 
@@ -68,9 +84,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only count what would be drawn and skipped, and estimate what it needs.")
     ] = False,
-    engine: Annotated[
-        Engine, typer.Option("--engine", help="local: threads of this process. ray: not in this release.")
-    ] = Engine.local,
+    engine: EngineName = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Plan, draw, publish and announce one night; a second run does only what is missing.
 
@@ -83,9 +98,7 @@ def run(
     from generator.nightly.plan import Scope
     from generator.nightly.run import Night
 
-    if engine is Engine.ray:
-        raise InputError("--engine ray: not in this release; use --engine local, and --users @FILE to share work out")
-    settings = _settings()
+    settings = _drawn_with(_settings(), engine, ray_address)
     scope = Scope(_user_list(users), limit)
     if publish and scope == Scope():
         raise InputError("--publish is for trials (--users, --limit): a night is published anyway")
@@ -105,11 +118,11 @@ def run(
 
 
 @night.command("resume")
-def resume(day: Day = None, run_id: RunId = None) -> None:
+def resume(day: Day = None, run_id: RunId = None, engine: EngineName = None, ray_address: RayAddress = None) -> None:
     """Finish a run that stopped, failed, was cancelled or not announced; without an option the latest."""
     from generator.nightly.run import Night, find_open
 
-    settings = _settings()
+    settings = _drawn_with(_settings(), engine, ray_address)
     if day is None and run_id is None:
         latest, run_id = find_open(settings)
     else:
@@ -119,11 +132,13 @@ def resume(day: Day = None, run_id: RunId = None) -> None:
 
 
 @night.command("retry-failed")
-def retry_failed(day: Day = None, run_id: RunId = None) -> None:
+def retry_failed(
+    day: Day = None, run_id: RunId = None, engine: EngineName = None, ray_address: RayAddress = None
+) -> None:
     """Draw a night's failed tasks again and publish it again with what they give."""
     from generator.nightly.run import Night
 
-    settings = _settings()
+    settings = _drawn_with(_settings(), engine, ray_address)
     with _context(settings) as context:
         Night(context, _date_of(settings, day, run_id)).retry_failed(run_id)
 
@@ -267,6 +282,19 @@ def _settings() -> Settings:
     return load_settings()
 
 
+def _drawn_with(settings: Settings, engine: Engine | None, ray_address: str | None) -> Settings:
+    """The settings with the options' engine and address."""
+    from generator.nightly.ray_cluster import require_ray
+
+    night = settings.night.model_copy(update={"engine": engine.value} if engine else {})
+    if night.engine == "ray":
+        require_ray()
+    elif ray_address is not None:
+        raise InputError("--ray-address goes with --engine ray (setting night.engine)")
+    ray = settings.ray.model_copy(update={"address": ray_address} if ray_address else {})
+    return settings.model_copy(update={"night": night, "ray": ray})
+
+
 def _today(settings: Settings) -> date:
     from zoneinfo import ZoneInfo
 
@@ -311,6 +339,8 @@ def _context(settings: Settings) -> Iterator[NightContext]:
     import functools
 
     from generator.nightly.announce import KafkaAnnouncer
+    from generator.nightly.generate import Generator
+    from generator.nightly.ray_drawing import RayDrawing
     from generator.nightly.run import NightContext
     from generator.safety.open_nsfw import load_check
     from generator.serving.client import TritonPigeon
@@ -324,7 +354,8 @@ def _context(settings: Settings) -> Iterator[NightContext]:
 
         announcer = functools.partial(KafkaAnnouncer, settings.kafka)
         ensure_served = functools.partial(_ensure_served, settings, model)
-        yield NightContext(settings, served, announcer, typer.echo, ensure_served, safety)
+        draw_with = RayDrawing if settings.night.engine == "ray" else Generator
+        yield NightContext(settings, served, announcer, typer.echo, ensure_served, draw_with, safety)
 
 
 def _load_missing(settings: Settings, model: TritonPigeon) -> bool:

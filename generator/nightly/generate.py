@@ -33,7 +33,7 @@ from generator.nightly.picture_rows import PictureTable
 from generator.nightly.pictures import Order, PictureGone, Pictures
 from generator.nightly.policies import distinct, policy_of
 from generator.nightly.retry import ModelRetry, Stopped
-from generator.nightly.rows import Outcome, PosterRow
+from generator.nightly.rows import EVERY_USER, Outcome, PosterRow, UserRange
 from generator.nightly.select import ImageHash, PromptFeatures, Vector, image_hash, judge
 from generator.nightly.stages import Sent, Stage, StagePipeline
 from generator.nightly.tally import Tally
@@ -61,7 +61,7 @@ STARTS = 3
 
 
 class Generator:
-    """Draws the pending tasks of one run."""
+    """Draws the pending tasks of one run, or of some of its users (see `drawing.Drawing`)."""
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Generator:
         model: ServedPigeon,
         run_id: str,
         safety: SafetyCheck | None = None,
+        users: UserRange = EVERY_USER,
     ) -> None:
         self._night = settings.night
         self._deadline = settings.triton.inference_timeout_seconds
@@ -79,6 +80,7 @@ class Generator:
         self._images = images
         self._model = model
         self._run_id = run_id
+        self._users = users
         self._drawing_version = model.drawing_version
         self._policy = policy_of(settings.night)
         in_flight = settings.triton.max_in_flight
@@ -134,10 +136,15 @@ class Generator:
             seconds["draw"] = max(0.0, seconds["draw"] - pictures.judge_seconds)
             seconds["safety"] = pictures.judge_seconds
         counts.stage_seconds = seconds
+        counts.servers = {server.address: server for server in self._model.servers()}
         return counts
 
+    def stop(self) -> None:
+        """Take no further tasks; may be called by signal handlers."""
+        self.pipeline.stop()
+
     def run(self, tick: Callable[[Tally], None]) -> Tally:
-        """Draw all pending tasks; returns early, without an error, after `pipeline.stop()`.
+        """Draw all pending tasks; returns early, without an error, after `stop`.
 
         Raises:
             ServerUnavailable: Triton, Postgres or S3 is away for too long; finished tasks are kept.
@@ -149,7 +156,8 @@ class Generator:
             orders, released = self._pictures.poll()
             return [*(("draw", order) for order in orders), *(("finish", job) for job in released)]
 
-        self.pipeline.run(self._ledger.read_pending(self._run_id, page=PAGE), tick=ticked)
+        pending = self._ledger.read_pending(self._run_id, page=PAGE, users=self._users)
+        self.pipeline.run(pending, tick=ticked)
         return self.tally
 
     # --- tokens ---

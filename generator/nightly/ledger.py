@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Engine, case, delete, func, select, text, tuple_, update
+from sqlalchemy import Engine, case, delete, func, select, text, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.erasure_fence import drop_erased, hold_task
-from generator.nightly.rows import Chunk, Outcome, PosterRow
+from generator.nightly.rows import EVERY_USER, Chunk, Outcome, PosterRow, UserRange
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.outages import OutageRetry
@@ -189,15 +189,15 @@ class Ledger:
                 or 0
             )
 
-    def read_pending(self, run_id: str, *, page: int = 64) -> Iterator[list[NightTask]]:
+    def read_pending(self, run_id: str, *, page: int = 64, users: UserRange = EVERY_USER) -> Iterator[list[NightTask]]:
         """Pages of pending tasks in the manifest's order; tasks may be finished between two pages."""
-        after = ("", "")
-        while rows := self._read_pending_page(run_id, after, page):
+        after = (users.first, "")
+        while rows := self._read_pending_page(run_id, after, users.before, page):
             yield rows
             after = (rows[-1].user_id, rows[-1].item_id)
 
     @waits_out
-    def _read_pending_page(self, run_id: str, after: tuple[str, str], page: int) -> list[NightTask]:
+    def _read_pending_page(self, run_id: str, after: tuple[str, str], before: str | None, page: int) -> list[NightTask]:
         with self.reading() as session:
             return list(
                 session.scalars(
@@ -208,6 +208,7 @@ class Ledger:
                         text("(user_id, item_id) > (:after_user, :after_item)").bindparams(
                             after_user=after[0], after_item=after[1]
                         ),
+                        NightTask.user_id < before if before is not None else true(),
                         NightTask.user_id.not_in(self.users_to_erase()),
                     )
                     .order_by(NightTask.user_id, NightTask.item_id)

@@ -62,6 +62,10 @@ _SETTLE = text(
 )
 _RENEW = text(f"UPDATE pictures SET claimed_until = clock_timestamp() + make_interval(secs => :seconds) {_HELD}")  # noqa: S608
 _RELEASE = text(f"UPDATE pictures SET claimed_until = clock_timestamp() - interval '1 second' {_HELD}")  # noqa: S608
+_RELEASE_ALL = text("""
+UPDATE pictures SET claimed_until = clock_timestamp() - interval '1 second'
+WHERE status = 'claimed' AND starts_with(claim_owner, :owner)
+""")
 _TOUCH = text("UPDATE pictures SET last_used_at = now() WHERE picture_key = ANY(:keys)")
 
 
@@ -198,6 +202,13 @@ class PictureTable:
             held = session.execute(statement, {**values, "key": claim.picture_key, "token": claim.token})
             if held.one_or_none() is None:
                 raise ClaimLost(claim.picture_key)
+
+
+@waits_out
+def release_claims(ledger: Ledger, holder: str) -> None:
+    """Let others draw at once what a dead worker of this night had claimed; `holder`: of its lease."""
+    with ledger.writing() as session:
+        session.execute(_RELEASE_ALL, {"owner": f"{ledger.lease.token}:{holder}:"})
 
 
 def _file(picture: PictureRow) -> dict[str, Any]:

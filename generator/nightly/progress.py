@@ -28,12 +28,12 @@ class NightProgress:
                 TextColumn("[bold]Draw posters"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.2f}/s  {task.fields[failed]} failed"),
+                TextColumn("{task.fields[rate]:.2f}/s  {task.fields[failed]} failed{task.fields[away]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("draw", total=tasks, rate=0.0, failed=0)
+            self._task = self._bar.add_task("draw", total=tasks, rate=0.0, failed=0, away="")
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -51,11 +51,11 @@ class NightProgress:
         now = time.monotonic()
         rate = tally.finished / max(1e-9, now - self._start)
         if self._bar:
-            self._bar.update(self._task, completed=tally.finished, rate=rate, failed=tally.failed)
+            self._bar.update(self._task, completed=tally.finished, rate=rate, failed=tally.failed, away=tally.away())
         elif now - self._printed_at >= self._every:
             self._printed_at = now
             sys.stderr.write(
                 f"night: {tally.finished} of {self._tasks} tasks, {tally.posters} posters, {rate:.2f}/s, "
-                f"{tally.refused} refused, {tally.failed} failed\n"
+                f"{tally.refused} refused, {tally.failed} failed{tally.away()}\n"
             )
             sys.stderr.flush()

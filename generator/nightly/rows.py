@@ -66,6 +66,18 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class UserRange:
+    """Users whose ids are neighbours in the database's order."""
+
+    first: str = ""
+    before: str | None = None
+    """The first id that is not in the range any more; None where it has no end."""
+
+
+EVERY_USER = UserRange()
+
+
+@dataclass(frozen=True)
 class CandidateRow:
     """An element of `night_tasks.candidates`: the scores (100 x cosine) of a picture that was considered.
 

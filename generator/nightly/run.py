@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.cancelled import CancelWatch
+from generator.nightly.drawing import Drawing
 from generator.nightly.erasure_fence import check_claim
 from generator.nightly.figures import estimate, run_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
@@ -39,6 +40,7 @@ from generator.nightly.wording import counted, counts_of
 from generator.safety.judge import SafetyCheck
 from generator.serving.api import ServedPigeon
 from generator.storage.lease import lead
+from generator.storage.objects import Store
 from generator.storage.outages import OutageRetry, PatientStore
 from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, Refused, ServerUnavailable
@@ -73,6 +75,10 @@ class NightContext:
     """Prints a line for the operator."""
     ensure_served: Callable[[Sequence[tuple[str, int]]], None] = lambda drawers: None
     """Has Triton serve these model versions (name, number of the adapter), or raises ModelError, which names the fix."""
+    draw_with: Callable[[Settings, Ledger, Store, CatalogImages, ServedPigeon, str, SafetyCheck | None], Drawing] = (
+        Generator
+    )
+    """What draws the tasks of a run, given by its id."""
     safety: SafetyCheck | None = None
     """What finds unsafe pictures; None: nothing does."""
 
@@ -292,12 +298,12 @@ class Night:
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int, session: SessionLog) -> Tally:
         model, safety = self._context.model(), self._context.safety
-        generator = Generator(self._settings, ledger, self._store, self._images, model, run.run_id, safety)
-        watch = CancelWatch(ledger, run.run_id, generator.pipeline.stop)
+        drawing = self._context.draw_with(self._settings, ledger, self._store, self._images, model, run.run_id, safety)
+        watch = CancelWatch(ledger, run.run_id, drawing.stop)
 
         def stop(_: int) -> None:
             self._stopping.set()
-            generator.pipeline.stop()
+            drawing.stop()
 
         def tick(tally: Tally) -> None:
             progress.show(tally)
@@ -306,12 +312,12 @@ class Night:
 
         signals, bar = stop_signals(stop, once=True), NightProgress(pending)
         try:
-            with session.drawing(lambda: generator.tally), signals as received, bar as progress:
-                tally = generator.run(tick)
+            with session.drawing(lambda: drawing.tally), signals as received, bar as progress:
+                tally = drawing.run(tick)
         except ServerUnavailable as error:
             if not received:
                 raise
-            raise self._interrupted(received[0], generator.tally, pending) from error
+            raise self._interrupted(received[0], drawing.tally, pending) from error
         if received:
             raise self._interrupted(received[0], tally, pending)
         if watch.cancelled:

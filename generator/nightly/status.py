@@ -8,6 +8,7 @@ from typing import Any
 from generator.nightly import runs
 from generator.nightly.figures import total_figures
 from generator.nightly.ledger import EVERYBODY, Ledger
+from generator.nightly.wording import counted
 from generator.storage.postgres import connect
 from schemas.errors import InputError
 from schemas.settings import Settings
@@ -84,6 +85,11 @@ def words(found: dict[str, Any]) -> str:
             f"  pictures {session['pictures_drawn']} drawn ({session['pictures_drawn_per_poster']:.2f} per poster kept), "
             f"{session['pictures_reused']} reused; {session['distinct_answers_per_task']:.2f} distinct answers per task"
         )
+    lines += [
+        f"  triton   {one['address']}: {counted(one['requests'], 'request')} answered, {one['failures']} not"
+        + (f"; not used: {one['problem']}" if one["problem"] else "")
+        for one in session.get("servers", [])
+    ]
     lines += [
         f"  {name:8} {found[key]}"
         for name, key in (("manifest", "manifest_key"), ("report", "report_key"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from generator.serving.api import ServerState
 
 EXAMPLES = 4
 """Pictures that are remembered for each reason of refusal."""
@@ -55,6 +57,15 @@ class Tally:
     """Time at work by stage, of several at once."""
     refusals: dict[str, Refusals] = field(default_factory=dict)
     """Pictures that tasks did not keep, by reason."""
+    servers: dict[str, ServerState] = field(default_factory=dict)
+    """Triton servers by their addresses."""
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together, of two processes."""
+        both = Tally()
+        both.add(self)
+        both.add(other)
+        return both
 
     @property
     def finished(self) -> int:
@@ -85,6 +96,8 @@ class Tally:
             self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
         for reason, others in other.refusals.items():
             self.refusals.setdefault(reason, Refusals()).add(others.count, others.pictures)
+        for address, state in other.servers.items():
+            self.servers[address] = self.servers[address] + state if address in self.servers else state
 
     def figures(self, seconds: float) -> dict[str, Any]:
         """As stored in `night_runs.figures`, with means for people; `seconds` is how long it took."""
@@ -113,20 +126,28 @@ class Tally:
             "uploaded_bytes": self.uploaded_bytes,
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in self.stage_seconds.items()},
             "refusals": {reason: vars(one) for reason, one in self.refusals.items()},
+            "servers": [asdict(state) for _, state in sorted(self.servers.items())],
         }
 
     @classmethod
     def parse(cls, figures: Mapping[str, Any]) -> Tally:
         """Inverse of `figures`; what a release before this one did not store is 0."""
         stored = {"answered": "tasks_answered", "chosen_for": "tasks_chosen_for"}
-        names = [one.name for one in fields(cls) if one.name not in {"stage_seconds", "refusals"}]
+        names = [one.name for one in fields(cls) if one.name not in {"stage_seconds", "refusals", "servers"}]
         values = {name: figures.get(stored.get(name, name), 0) for name in names}
         if "done" not in figures:
             values["done"] = figures.get("tasks", 0)
         refusals = {
             reason: Refusals(one["count"], list(one["pictures"])) for reason, one in figures.get("refusals", {}).items()
         }
-        return cls(**values, stage_seconds=dict(figures.get("stage_seconds", {})), refusals=refusals)
+        servers = {one["address"]: ServerState(**one) for one in figures.get("servers", [])}
+        stages = dict(figures.get("stage_seconds", {}))
+        return cls(**values, stage_seconds=stages, refusals=refusals, servers=servers)
+
+    def away(self) -> str:
+        """How many Triton servers are not used, for the progress line; empty when there is none."""
+        away = sum(bool(state.problem) for state in self.servers.values())
+        return f", {away} of {len(self.servers)} Triton servers not used" if away else ""
 
     def words(self) -> str:
         """What was shared, for the night's line."""

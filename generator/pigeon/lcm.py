@@ -93,7 +93,7 @@ class LcmSchedule:
             original = np.clip(original, -self.clip, self.clip)
         scaled = float(self.timesteps[index]) * self.timestep_scaling
         skip, out = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
-        denoised = (out * original + skip * sample).astype(np.float32)
+        denoised: NDArray[np.float32] = (out * original + skip * sample).astype(np.float32)
         if index == len(self.timesteps) - 1:
             return denoised
         following = float(self.alphas[index + 1])

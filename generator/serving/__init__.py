@@ -2,7 +2,10 @@
 
     commands    `pigeon models build`, `check` and `load`
     api         what night and loop ask of the served model, as plain types
-    client      `TritonPigeon`, that contract over gRPC, and model control
+    client      `TritonPigeon`, that contract over gRPC
+    control     what the servers serve; loading and unloading
+    pool        several servers: which one is asked, which are left alone
+    server      one server: requests and model control
     channel     its gRPC channel, which reconnects soon
     still_served  whether the weights that answered are those that were asked
     tensors     the server's answers, checked, and its errors by status

@@ -74,7 +74,7 @@ def install_adapter(settings: Settings, number: int, adapter_dir: Path) -> None:
             shutil.rmtree(folder)
             model.load(PERSONALIZER)
             raise
-        if number not in model.loaded_versions(PERSONALIZER):
+        if number not in model.loaded_versions(PERSONALIZER, anywhere=True):
             raise ModelError(f"adapter number {number}: the server loaded {PERSONALIZER} without it; see its log")
 
 

@@ -125,6 +125,28 @@ class Picture:
     """(D,), unit length: the image scorer's, of `image`."""
 
 
+@dataclass(frozen=True)
+class ServerState:
+    """A server behind the model, as this process knows it."""
+
+    address: str
+    requests: int
+    """Requests that it answered."""
+    failures: int
+    """Requests that it did not answer, or not with a valid answer."""
+    problem: str
+    """Why it is not used; empty while it is."""
+
+    def __add__(self, other: ServerState) -> ServerState:
+        """What two processes know of it."""
+        return ServerState(
+            self.address,
+            self.requests + other.requests,
+            self.failures + other.failures,
+            self.problem or other.problem,
+        )
+
+
 class ServedPigeon(Protocol):
     """The served model.
 
@@ -150,6 +172,9 @@ class ServedPigeon(Protocol):
 
     def ready(self) -> bool:
         """Whether the server answers and has all models loaded; raises nothing."""
+
+    def servers(self) -> Sequence[ServerState]:
+        """The servers that answer."""
 
     @property
     def tokenizer_version(self) -> str:

@@ -83,7 +83,11 @@ def check() -> None:
         except PigeonError as error:
             raise type(error)(f"the repository is good, but {error}") from error
         versions = ", ".join(str(number) for number in model.loaded_versions("personalizer"))
-    typer.echo(f"Triton at {settings.triton.url}: serves this build, adapters {versions}")
+        unused = [state for state in model.servers() if state.problem]
+        used = ", ".join(state.address for state in model.servers() if not state.problem)
+    typer.echo(f"Triton at {used}: serves this build, adapters {versions}")
+    if unused:
+        raise PartialFailure("; ".join(f"not used: {state.address}: {state.problem}" for state in unused))
 
 
 def load() -> None:

@@ -20,6 +20,7 @@ from generator.serving.api import (
     InferenceUnavailable,
     Picture,
     PictureRequest,
+    ServerState,
 )
 
 WIDTH = 16
@@ -79,6 +80,9 @@ class FakePigeon:
         except InferenceUnavailable:
             return False
         return True
+
+    def servers(self) -> Sequence[ServerState]:
+        return ()
 
     def image_features(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[ImageFeatures]:
         if self.alive:

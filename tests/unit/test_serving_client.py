@@ -106,7 +106,7 @@ def client(answer) -> tuple[TritonPigeon, FakeServer]:
     model = TritonPigeon(Settings())
     model.close()
     server = FakeServer(answer)
-    model._client = server
+    model._pool.members[0].server.client = server
     return model, server
 
 

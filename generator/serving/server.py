@@ -1,0 +1,196 @@
+"""`TritonServer`: one server, its models and their control, over gRPC; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from generator.serving.api import InferenceCorrupt
+from generator.serving.channel import open_channel
+from generator.serving.repository import DRAWING_PARAMETER, MODELS, TOKENIZER_PARAMETER, WEIGHTS_PARAMETER
+from generator.serving.tensors import TRITON_TYPES, Arrays, as_inference_error, one_line
+from schemas.errors import ModelError, ServerUnavailable
+from schemas.settings import TritonSettings
+
+ADMIN_HEADER = "triton-grpc-protocol-admin-key"
+
+
+@dataclass(frozen=True)
+class ServedParts:
+    """What a server calls the parts that it serves; equal ones give equal results."""
+
+    tokenizer_version: str
+    drawing_version: str
+    base_weights: str
+
+    def others(self, served: ServedParts) -> list[str]:
+        """Names of the parts that `served` has otherwise."""
+        names = [field.name for field in fields(self)]
+        return [name for name in names if getattr(self, name) != getattr(served, name)]
+
+
+PART_PARAMETERS = {
+    "tokenizer_version": ("visual_tokenizer", TOKENIZER_PARAMETER),
+    "drawing_version": ("pictures", DRAWING_PARAMETER),
+    "base_weights": ("answers", WEIGHTS_PARAMETER),
+}
+"""The model and the parameter of its configuration that say what a part is."""
+
+
+class TritonServer:
+    """One server; threads may share an instance.
+
+    `load` takes at most `triton.start_timeout_seconds`, other control calls `triton.network_timeout_seconds`. Control needs
+    `triton.admin_key` where the server guards it.
+    """
+
+    def __init__(self, settings: TritonSettings, address: str) -> None:
+        self._settings = settings
+        self.address = address
+        self.client = open_channel(address)
+        key = settings.admin_key
+        self._admin = {ADMIN_HEADER: key.get_secret_value()} if key else {}
+
+    def close(self) -> None:
+        """Close the connection; the object cannot be used after it."""
+        self.client.close()
+
+    def infer(
+        self, model: str, inputs: Arrays, outputs: Sequence[str], *, timeout_seconds: float, request_id: str = ""
+    ) -> dict[str, NDArray[Any]]:
+        """All of `outputs`, unchecked; the server's work is cancelled after `timeout_seconds`.
+
+        Raises:
+            InferenceError: by the status that the server answers with; Corrupt when an output is missing.
+        """
+        tensors = []
+        for name, value in inputs.items():
+            tensor = triton.InferInput(name, list(value.shape), TRITON_TYPES[value.dtype])
+            tensor.set_data_from_numpy(np.ascontiguousarray(value))
+            tensors.append(tensor)
+        with as_inference_error(model):
+            answer = self.client.infer(
+                model,
+                tensors,
+                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                request_id=request_id,
+                client_timeout=timeout_seconds,
+            )
+        out = {name: answer.as_numpy(name) for name in outputs}
+        if missing := [name for name, value in out.items() if value is None]:
+            raise InferenceCorrupt(f"{model}: answered without {', '.join(missing)}")
+        return out
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side of the images that the tokenizer takes, in pixels.
+
+        Raises:
+            InferenceError: the server does not answer.
+        """
+        with as_inference_error("visual_tokenizer"):
+            metadata = self.client.get_model_metadata(
+                "visual_tokenizer", client_timeout=self._settings.network_timeout_seconds
+            )
+        return int(metadata.inputs[0].shape[1])
+
+    def unready(self) -> list[str]:
+        """Models of ours that are not loaded.
+
+        Raises:
+            ServerUnavailable: the server cannot be reached.
+        """
+        timeout = self._settings.network_timeout_seconds
+        try:
+            return [name for name in MODELS if not self.client.is_model_ready(name, client_timeout=timeout)]
+        except InferenceServerException as error:
+            raise ServerUnavailable(f"Triton at {self.address}: {one_line(error)}") from error
+
+    def parts(self) -> ServedParts:
+        """What it serves.
+
+        Raises:
+            ServerUnavailable, ModelError: as `parameter`.
+        """
+        return ServedParts(**{part: self.parameter(*where) for part, where in PART_PARAMETERS.items()})
+
+    def loaded_versions(self, model: str) -> frozenset[int]:
+        """The versions of a model that serve now.
+
+        Raises:
+            ServerUnavailable: the server cannot be reached, or refuses model control.
+        """
+        index = self._control(
+            "list models",
+            lambda: self.client.get_model_repository_index(
+                headers=self._admin, client_timeout=self._settings.network_timeout_seconds
+            ),
+        )
+        return frozenset(int(m.version) for m in index.models if m.name == model and m.state == "READY")
+
+    def load(self, model: str) -> None:
+        """Load a model, or what is new of it: versions that are unchanged go on serving.
+
+        Raises:
+            ModelError: the server read it and refused; its reason is in the message.
+            ServerUnavailable: the server cannot be reached, or refuses model control.
+        """
+        self._control(
+            f"load {model}",
+            lambda: self.client.load_model(
+                model, headers=self._admin, client_timeout=self._settings.start_timeout_seconds
+            ),
+        )
+
+    def unload(self, model: str) -> None:
+        """Stop serving a model; returns before the server has finished what is under way.
+
+        Raises:
+            ServerUnavailable: the server cannot be reached, or refuses model control.
+        """
+        self._control(
+            f"unload {model}",
+            lambda: self.client.unload_model(
+                model, headers=self._admin, client_timeout=self._settings.network_timeout_seconds
+            ),
+        )
+
+    def parameter(self, model: str, name: str) -> str:
+        """A parameter of a model's configuration.
+
+        Raises:
+            ServerUnavailable: the server cannot be reached, or refuses model control.
+            ModelError: the model is not there, or is none that we built.
+        """
+        answer = self._control(
+            f"read the configuration of {model}",
+            lambda: self.client.get_model_config(
+                model, headers=self._admin, client_timeout=self._settings.network_timeout_seconds
+            ),
+        )
+        value: str = answer.config.parameters[name].string_value
+        if not value:
+            raise ModelError(
+                f"Triton at {self.address}: model {model} has no parameter {name}, so it is not ours; "
+                "run `pigeon models build` and serve its repository"
+            )
+        return value
+
+    def _control(self, what: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except InferenceServerException as error:
+            reason = one_line(error)
+            if error.status() in {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL", "StatusCode.NOT_FOUND"}:
+                raise ModelError(f"Triton at {self.address}: cannot {what}: {reason}") from error
+            raise ServerUnavailable(
+                f"Triton at {self.address}: cannot {what}: {reason}; is it running, and are PIGEON_TRITON__URL and "
+                "PIGEON_TRITON__ADMIN_KEY right?"
+            ) from error
