@@ -4,6 +4,8 @@
     events, export             Kafka events, and their JSON Schemas as files
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
+    settings_retrain           those of retraining, the gate and the canary
+    settings_group             what a group of settings is made of
     connections                options of the Kafka, S3 and Postgres clients
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads

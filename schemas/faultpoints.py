@@ -39,7 +39,14 @@ NightPoint = Literal[
 A picture is claimed, drawn, intended (its row names its file) and stored; a composition is composed (its row names its file)
 and stored.
 """
-Point = ConsumePoint | NightPoint
+TrainPoint = Literal["step done", "state written", "state saved", "adapter trained", "adapter stored"]
+"""Points of a training, and of what `pigeon retrain` does with its adapter.
+
+A state is written beside the last one, then takes its place.
+"""
+RolloutPoint = Literal["before install", "installed", "probed", "before change", "changed"]
+"""Points of a promotion or rollback, in order: the adapter is installed in Triton and probed, then the registry changes."""
+Point = ConsumePoint | NightPoint | TrainPoint | RolloutPoint
 
 handler: Callable[[Point], None] | None = None
 """Called with the point's name, in the thread that reached it; set by tests only."""

@@ -13,21 +13,17 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_group import Group as _Group
+from schemas.settings_group import Seconds, Share
+from schemas.settings_retrain import CanarySettings, RetrainSettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
 """Variables that `load_settings` or deploy.local read by themselves, before there are settings."""
-
-Seconds = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class KafkaSettings(_Group):
@@ -291,30 +287,6 @@ class OnlineSettings(_Group):
     timeout_seconds: Seconds = 10.0
 
 
-class RetrainSettings(_Group):
-    """The loop: pairs, DPO, gate, promotion."""
-
-    window_days: int = Field(28, ge=1)
-    min_pairs: int = Field(50, ge=1, description="Below this nothing is trained.")
-    score_pairs_share: Share = Field(
-        0.5, description="At most this share of the pairs may be the paper's score-ranked ones."
-    )
-    holdout_share: Share = Field(0.2, description="Users held out of training, for the gate.")
-    beta: float = Field(0.1, gt=0)
-    learning_rate: float = Field(5e-4, gt=0)
-    batch_size: int = Field(8, ge=1)
-    epochs: int = Field(2, ge=1)
-    seed: int = 0
-    gate_min_accuracy: float | None = Field(0.55, description="Preference accuracy on held-out users; none refuses.")
-    gate_min_margin: float | None = Field(0.0, description="Mean reward margin on held-out users; none refuses.")
-    gate_max_kl: float | None = Field(5.0, description="KL to the champion in nats per answer; none refuses.")
-    gate_max_cs_drop: float | None = Field(2.0, description="Points of reference CS that may be lost; none refuses.")
-    gate_max_cis_drop: float | None = Field(1.0, description="Points of history CIS that may be lost; none refuses.")
-    gate_min_pairs: int = Field(8, ge=1, description="Held-out feedback pairs below which nothing is trained.")
-    gate_tasks: int = Field(24, ge=1, description="Held-out tasks drawn by champion and challenger each.")
-    canary_share: Share = Field(0.1, description="Users of the next night that a canary draws for.")
-
-
 class ScheduleSettings(_Group):
     """`pigeon schedule`: cron expressions in one named time zone."""
 
@@ -325,6 +297,9 @@ class ScheduleSettings(_Group):
         "given, either of them will do.",
     )
     retrain_cron: str = "0 5 * * mon"
+    canary_cron: str = Field(
+        "0 6 * * *", description="When the running canary is judged and old adapters are unloaded."
+    )
     upkeep_cron: str = "30 0 * * *"
     misfire_grace_seconds: int = Field(
         4 * 3600, ge=1, description="A moment at which no scheduler was running is made up for within this time."
@@ -383,6 +358,7 @@ class Settings(BaseSettings):
     images: ImageSettings = ImageSettings()
     online: OnlineSettings = OnlineSettings()
     retrain: RetrainSettings = RetrainSettings()
+    canary: CanarySettings = CanarySettings()
     schedule: ScheduleSettings = ScheduleSettings()
     models: ModelSettings = ModelSettings()
 

@@ -22,7 +22,7 @@ from schemas.tables.data_in import (
     UserHistory,
 )
 from schemas.tables.drawing import AnswerSet, CatalogImage, Composition, ImageFeature, Picture
-from schemas.tables.loop import ModelEvent, ModelVersion, PreferenceSnapshot
+from schemas.tables.loop import ModelEvent, ModelOverride, ModelVersion, PreferenceSnapshot, PreferenceSnapshotUser
 from schemas.tables.night import (
     CurrentPosters,
     Lease,
@@ -50,6 +50,7 @@ __all__ = [
     "Item",
     "Lease",
     "ModelEvent",
+    "ModelOverride",
     "ModelVersion",
     "NightRun",
     "NightSkip",
@@ -59,6 +60,7 @@ __all__ = [
     "Poster",
     "PosterFeedback",
     "PreferenceSnapshot",
+    "PreferenceSnapshotUser",
     "Recommendation",
     "ScheduleMoment",
     "UserHistory",
