@@ -103,9 +103,10 @@ def judge(context: RetrainContext, until: datetime) -> None:
             if version is None:
                 context.echo("no canary runs")
                 return
-            event, expired = _start_event(session, version), _is_expired(session, version)
-        if expired:
-            rollout.withdraw(context, version.version, "its override expired", {"until": until.isoformat()})
+            event = _start_event(session, version)
+            over = _why_over(session, version, event)
+        if over:
+            rollout.withdraw(context, version.version, over, {"until": until.isoformat()})
             return
         _look(context, version, event, until)
 
@@ -197,6 +198,12 @@ def _start_event(session: Session, version: ModelVersion) -> ModelEvent:
     return session.scalars(query.limit(1)).one()
 
 
-def _is_expired(session: Session, version: ModelVersion) -> bool:
+def _why_over(session: Session, version: ModelVersion, event: ModelEvent) -> str | None:
+    """Why a canary ends whatever its users did, if it does."""
     override = registry.get_override(session, version.version)
-    return override is not None and not registry.is_live(session, override)
+    if override is not None and not registry.is_live(session, override):
+        return "its override expired"
+    promoted = select(ModelEvent.version).where(ModelEvent.to_state == "champion", ModelEvent.event_id > event.event_id)
+    if (other := session.scalars(promoted.limit(1)).one_or_none()) is not None:
+        return f"{other} became champion since, so there is nobody left to compare it with"
+    return None

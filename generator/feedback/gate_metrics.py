@@ -81,7 +81,9 @@ _TASKS = text(
     """
 SELECT t.run_id, t.user_id, t.item_id
 FROM night_tasks t JOIN night_runs r USING (run_id)
-WHERE r.logical_date >= cast(:start AS date) AND r.logical_date < cast(:stop AS date) AND t.status = 'done'
+WHERE r.logical_date >= cast(:start AS date)
+  AND r.logical_date <= cast(cast(:stop AS timestamptz) - interval '1 microsecond' AS date)
+  AND t.status = 'done'
   AND jsonb_typeof(t.prompt -> 'snapshot') = 'object'
   AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = t.user_id
                   AND (e.completed_at IS NULL OR coalesce(t.finished_at, r.started_at) <= e.requested_at))

@@ -64,7 +64,10 @@ def mine(
     `reward`: a click model, which ranks the answers of tasks that have no feedback pair.
     """
     window = {"start": start, "stop": stop}
-    counts = {name: int(value) for name, value in session.execute(COUNTS, window).mappings().one().items()}
+    counts = {
+        name: int(value)
+        for name, value in session.execute(COUNTS, {**window, "base": base_sha256}).mappings().one().items()
+    }
     bindings = {"prior": PRIOR_CLICKS, "floor": MIN_EXAMINATION, "max_weight": MAX_WEIGHT, "base": base_sha256}
     session.execute(WITHOUT_NESTED_LOOPS)
     rows = session.execute(FEEDBACK_PAIRS, {**window, **bindings}).mappings().all()

@@ -88,7 +88,8 @@ WITH ranked AS (
            row_number() OVER (PARTITION BY p.run_id, p.user_id, p.item_id ORDER BY p.cis_history DESC, p.poster_id) AS best,
            row_number() OVER (PARTITION BY p.run_id, p.user_id, p.item_id ORDER BY p.cis_history, p.poster_id DESC) AS worst
     FROM posters p JOIN night_runs r USING (run_id)
-    WHERE r.logical_date >= cast(:start AS date) AND r.logical_date < cast(:stop AS date)
+    WHERE r.logical_date >= cast(:start AS date)
+      AND r.logical_date <= cast(cast(:stop AS timestamptz) - interval '1 microsecond' AS date)
       AND p.withheld IS NULL
       AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = p.user_id
                       AND (e.completed_at IS NULL OR p.created_at <= e.requested_at))
@@ -120,6 +121,8 @@ COUNTS = text(
 SELECT (SELECT count(*) FROM showings) AS showings,
        (SELECT coalesce(sum(clicked), 0) FROM showings) AS clicked,
        (SELECT count(*) FROM events WHERE showing = 0) AS orphans,
+       (SELECT count(*) FROM showings s JOIN posters p USING (poster_id) JOIN model_versions v ON v.version = p.model_version
+        WHERE v.base_sha256 <> :base) AS other_base,
        (SELECT count(*) FROM poster_feedback WHERE occurred_at >= :start AND occurred_at < :stop) AS events
 """
 )
@@ -134,7 +137,8 @@ FROM night_tasks t
 JOIN night_runs r USING (run_id)
 JOIN answer_sets s ON s.user_id = t.user_id AND s.item_id = t.item_id
      AND s.answers_fingerprint = t.answers_fingerprint AND s.weights = t.weights
-WHERE r.logical_date >= cast(:start AS date) AND r.logical_date < cast(:stop AS date)
+WHERE r.logical_date >= cast(:start AS date)
+  AND r.logical_date <= cast(cast(:stop AS timestamptz) - interval '1 microsecond' AS date)
   AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = t.user_id
                   AND (e.completed_at IS NULL OR coalesce(t.finished_at, s.created_at) <= e.requested_at))
   AND """

@@ -150,6 +150,8 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
         f"{counts['score_pairs']} score-ranked = {counts['train_pairs']} to train, {counts['holdout_pairs']} of held-out users, "
         f"{counts['future_pairs']} newest kept back"
     )
+    if counts["other_base"]:
+        context.echo(f"{counts['other_base']} showings are of posters by an earlier checkpoint: no pairs come of them")
     if counts["unreadable"]:
         context.echo(f"{counts['unreadable']} pairs left out: the frozen prompts of their tasks cannot be read")
     split.check_leaks(divided)

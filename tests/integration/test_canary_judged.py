@@ -143,6 +143,19 @@ def test_equals_run_on_with_one_event_per_moment_and_end_undecided(engine: Engin
         assert registry.list_events(session, "nano-2")[-1].reason.startswith("undecided after 28 days: ")
 
 
+def test_a_canary_ends_when_the_champion_it_is_compared_with_is_gone(engine: Engine, context: RetrainContext) -> None:
+    rollout.promote(context, "nano-2", "now")
+    rollout.promote(context, "nano-1", "back")
+    canary.begin(context, "nano-2", "let us see")
+    canary.judge(context, datetime.now(UTC))
+    assert states(engine)["nano-2"] == "canary", "promotions before it do not count"
+    filled(engine, users=45, day=datetime(2026, 11, 1, tzinfo=UTC).date())
+    assert run(context, "none") == "nano-3"
+    rollout.promote(context, "nano-3", "by hand")
+    canary.judge(context, datetime.now(UTC))
+    assert states(engine) == {"nano-1": "retired", "nano-2": "retired", "nano-3": "champion"}
+
+
 def test_a_canary_that_may_not_promote_itself_is_reported(engine: Engine, context: RetrainContext) -> None:
     canary.begin(context, "nano-2", "let us see")
     canary.judge(with_canary(context, promotes=False), night_of(engine, "icicici", "iiici"))

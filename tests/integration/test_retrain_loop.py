@@ -292,6 +292,10 @@ def test_another_checkpoint_begins_a_new_line(engine: Engine, context: RetrainCo
     for refused in (lambda: rollout.rollback(new, "back"), lambda: rollout.promote(new, "nano-2", "back")):
         with pytest.raises(Refused, match="earlier checkpoint"):
             refused()
+    with pytest.raises(Refused, match="too little feedback: 0 training pairs"):
+        run(new)
+    with Session(engine) as session, session.begin():
+        session.execute(text("UPDATE night_tasks SET model_version = 'nano-3'"))
     assert run(new) == "nano-4"
     rollout.adopt(dataclasses.replace(context, base_sha256="third"), "and again")
     assert states(engine)["nano-5"] == "champion"
