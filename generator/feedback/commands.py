@@ -274,7 +274,7 @@ def _moment(text: str | None, option: str) -> datetime | None:
     except ValueError:
         raise _input_error(f"{option} {text!r} is not like 2026-11-02T05:00:00Z") from None
     if moment.tzinfo is None:
-        raise _input_error(f"{option} {text!r} has no offset from UTC; for example {text}Z")
+        raise _input_error(f"{option} {text!r} has no offset from UTC; give it as 2026-11-02T05:00:00Z")
     return moment.astimezone(UTC)
 
 
