@@ -30,7 +30,8 @@ from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
-from schemas.settings import RetrainSettings, Settings
+from schemas.settings import Settings
+from schemas.settings_retrain import RetrainSettings
 
 if TYPE_CHECKING:
     from generator.serving.client import TritonPigeon

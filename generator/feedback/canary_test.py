@@ -73,7 +73,7 @@ def look(users: UserClicks, *, alpha: float, tau: float, min_users: int, min_cli
     canary = users.canary[shown]
     counts = int(canary.sum()), int((~canary).sum())
     clicks, showings = users.clicks[shown], users.showings[shown]
-    rates = [_rate(clicks[side], showings[side]) for side in (canary, ~canary)]
+    rates = _rate(clicks[canary], showings[canary]), _rate(clicks[~canary], showings[~canary])
     enough = min(counts) >= max(2, min_users) and min(clicks[canary].sum(), clicks[~canary].sum()) >= min_clicks
     if not enough:
         return Look(*counts, *rates, rates[0] - rates[1], -math.inf, math.inf, 1.0, "too few")

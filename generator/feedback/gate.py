@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from generator.feedback.intervals import Estimate
-from schemas.settings import RetrainSettings
+from schemas.settings_retrain import RetrainSettings
 
 OK, OPEN = "ok: ", "open: "
 

@@ -90,7 +90,8 @@ class UserBootstrap:
         return Estimate(value, low, high, self.count)
 
     def _by_user(self, values: Sequence[float] | Floats) -> Floats:
-        return np.bincount(self._rows, weights=np.asarray(values, dtype=np.float64), minlength=self.count)
+        sums = np.bincount(self._rows, weights=np.asarray(values, dtype=np.float64), minlength=self.count)
+        return sums.astype(np.float64)
 
 
 def expanded_tail(confidence: float, count: int) -> float:

@@ -56,9 +56,9 @@ def value_of(
     if not shown:
         return NotJudged("no showings of held-out users with stored answers")
     tasks = [one.task for one in shown]
-    logprobs = [context.trainer.answer_logprobs(adapter, tasks) for adapter in (challenger, champion)]
+    logprobs = tuple(context.trainer.answer_logprobs(adapter, tasks) for adapter in (challenger, champion))
     return evaluate(
-        as_showings(shown, *logprobs, expect(context.clicks, tasks)),
+        as_showings(shown, logprobs[0], logprobs[1], expect(context.clicks, tasks)),
         settings.gate_confidence,
         settings.off_policy_min_samples,
     )

@@ -105,7 +105,8 @@ def retrain(
             return Outcome(None, None, mined.counts, {})
         with Session(context.engine) as session:
             registry.check_base(session, context.base_sha256)
-        snapshot, counts = _unfinished(context, window), {}
+        snapshot = _unfinished(context, window)
+        counts: dict[str, int] = {}
         if snapshot is None:
             snapshot, counts = _snapshot(context, lease, window, min_pairs)
         return _challenge(context, lease, window, snapshot, counts, promote)
