@@ -88,7 +88,7 @@ def read_shown(
 def _shown_task(rows: Sequence[Any]) -> ShownTask | None:
     first = rows[0]
     prompt = prompt_of(first.prompt)
-    answers = AnswerSet.unpack(first.answers).answers
+    answers = AnswerSet.unpack(bytes(first.answers)).answers
     places = _distinct(answers)
     shown_as = {answer.variant: answer for answer in answers if answer.variant >= 0}
     showings = [

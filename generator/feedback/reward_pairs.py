@@ -95,7 +95,7 @@ def read_tasks(
     for row in session.execute(ANSWERED_TASKS, dict(bindings)):
         prompt = prompt_of(row.prompt)
         if prompt is not None and (row.user_id, row.item_id) not in taken:
-            answers = AnswerSet.unpack(row.answers).answers
+            answers = AnswerSet.unpack(bytes(row.answers)).answers
             yield AnsweredTask(row.run_id, row.user_id, row.item_id, row.seed, prompt, answers, row.decided_at)
 
 
