@@ -35,7 +35,7 @@ from schemas.settings_retrain import RetrainSettings
 
 if TYPE_CHECKING:
     from generator.serving.client import TritonPigeon
-    from generator.training.dpo import DpoConfig
+    from generator.training.dpo.train import DpoConfig
 
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -73,7 +73,7 @@ class Dpo:
         Raises:
             ModelError: the loss stopped being a number, or checkpoint and adapter do not fit.
         """
-        from generator.training.dpo import train_dpo
+        from generator.training.dpo.train import train_dpo
         from generator.training.trainer import TrainingDiverged
 
         try:
@@ -113,7 +113,7 @@ class Dpo:
         self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path
     ) -> tuple[DpoConfig, list[dict[str, float]]]:
         """The training's configuration, and what a search over the grid around it found, if there was one."""
-        from generator.training.dpo import DpoConfig
+        from generator.training.dpo.train import DpoConfig
 
         s = self._settings
         config = DpoConfig(
@@ -127,7 +127,7 @@ class Dpo:
         )
         if not s.cross_validate:
             return config, []
-        from generator.training.dpo_grid import search
+        from generator.training.dpo.grid import search
 
         found = search(self._checkpoint, champion, pairs, out / "grid", config)
         if not found:
@@ -145,7 +145,7 @@ class Dpo:
 
     def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
         """Score pairs that were not trained on, against the champion as reference."""
-        from generator.training.dpo import measure_pairs
+        from generator.training.dpo.train import measure_pairs
 
         found = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
         users = tuple(pair.user_id for pair in pairs)
@@ -153,7 +153,7 @@ class Dpo:
 
     def answer_logprobs(self, adapter: Path | None, tasks: Sequence[AnsweredTask]) -> list[npt.NDArray[np.float64]]:
         """log π (K,) of each task's K answers under an adapter."""
-        from generator.training.dpo import score_answers
+        from generator.training.dpo.train import score_answers
 
         rows = [
             (task.prompt, task.seed, min(1.0, answer.alpha), answer.codes) for task in tasks for answer in task.answers

@@ -5,8 +5,6 @@
 - `logprobs`: log-probabilities of answers
 - `reconstruction`: stage 1, masked preference reconstruction
 - `dpo`: stage 2, direct preference optimization
-- `dpo_loss`, `dpo_prompts`: its loss, and its pairs as the model sees them
-- `dpo_grid`: its β and rate by cross-validation over users
 - `efficientnet`: the network that judges pictures with ImageNet's weights
 - `evaluation`: what a checkpoint draws, measured against known drawings
 - `nano`: everything that only makes the nano checkpoint, and `pigeon train` and `pigeon evaluate`

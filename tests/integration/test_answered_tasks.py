@@ -1,4 +1,4 @@
-"""Stored answers of tasks on a real Postgres: reward-ranked pairs by a planted click model, and the off-policy log."""
+"""Stored answers of tasks on a real Postgres: reward-ranked pairs, and the off-policy log."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def main() -> None:
 
     faultpoints.handler = die
     if arguments[0] == "retrain":
-        from generator.training import dpo
+        from generator.training.dpo import train as dpo
 
         dpo.SAVE_EVERY_SECONDS = 0.0
     sys.argv = ["pigeon", *arguments]

@@ -20,11 +20,11 @@ from tokenizers.models import WordLevel
 from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.presets import tiny
-from generator.training import dpo
-from generator.training.dpo import DpoConfig, load_policy, measure_pairs, score_answers, train_dpo
-from generator.training.dpo_grid import BETA_FACTORS, FOLDS, RATE_FACTORS, search
-from generator.training.dpo_loss import DpoLoss, dpo_loss
-from generator.training.dpo_prompts import prepare
+from generator.training.dpo import train as dpo
+from generator.training.dpo.grid import BETA_FACTORS, FOLDS, RATE_FACTORS, search
+from generator.training.dpo.loss import DpoLoss, dpo_loss
+from generator.training.dpo.prompts import prepare
+from generator.training.dpo.train import DpoConfig, load_policy, measure_pairs, score_answers, train_dpo
 from generator.training.logprobs import answer_logprobs
 from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged
 from schemas.errors import InputError
@@ -197,7 +197,7 @@ def test_a_stopped_training_resumes_on_the_same_trajectory(checkpoint: Path, tmp
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("generator.training.dpo.SAVE_EVERY_SECONDS", 0.0)
+        patch.setattr("generator.training.dpo.train.SAVE_EVERY_SECONDS", 0.0)
         with pytest.raises(Killed):
             train_dpo(checkpoint, None, PAIRS, tmp_path / "parts", QUICK, kill)
         parts = train_dpo(checkpoint, None, PAIRS, tmp_path / "parts", QUICK)
@@ -290,7 +290,7 @@ def test_the_grid_is_searched_over_users_and_a_killed_search_goes_on(
     def never(*args: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("generator.training.dpo_grid.train_dpo", never)
+    monkeypatch.setattr("generator.training.dpo.grid.train_dpo", never)
     assert search(checkpoint, None, pairs, tmp_path, short) == found
     assert search(checkpoint, None, pairs[:1], tmp_path / "one", short) == []
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from generator.training.dpo import DpoConfig, measure_pairs, train_dpo
+from generator.training.dpo.train import DpoConfig, measure_pairs, train_dpo
 from schemas.hashing import unit_interval
 from schemas.preferences import PreferencePair
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from generator.pigeon.checkpoint import PIGEON, load_adapter, load_model, save_adapter
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
-from generator.training.dpo_loss import dpo_loss
-from generator.training.dpo_prompts import prepare
+from generator.training.dpo.loss import dpo_loss
+from generator.training.dpo.prompts import prepare
 from generator.training.logprobs import Answers, answer_logprobs, label_distributions, of_labels, sum_by_row
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
