@@ -5,6 +5,8 @@
     event_forms                other spellings of an event that mean the same
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
+    settings_retrain           those of retraining, the gate and the canary
+    settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention
     settings_safety            those of the safety verdict

@@ -51,7 +51,14 @@ UpkeepPoint = Literal[
 An erased user's tasks are fenced; sets without the user are stored beside the old ones; a file is deleted and its rows are
 not yet; a page of replaced rows is deleted.
 """
-Point = ConsumePoint | NightPoint | UpkeepPoint
+TrainPoint = Literal["step done", "state written", "state saved", "adapter trained", "adapter stored"]
+"""Points of a training, and of what `pigeon retrain` does with its adapter.
+
+A state is written beside the last one, then takes its place.
+"""
+RolloutPoint = Literal["before install", "installed", "probed", "before change", "changed"]
+"""Points of a promotion or rollback, in order: the adapter is installed in Triton and probed, then the registry changes."""
+Point = ConsumePoint | NightPoint | UpkeepPoint | TrainPoint | RolloutPoint
 
 handler: Callable[[Point], None] | None = None
 """Called with the point's name, in the thread that reached it; set by tests only."""

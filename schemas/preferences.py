@@ -38,5 +38,8 @@ class PreferencePair(BaseModel):
     rejected_poster_id: str
     chosen_tokens: tuple[int, ...] = Field(min_length=1, description="Visual ids, without start and end.")
     rejected_tokens: tuple[int, ...] = Field(min_length=1)
-    source: Literal["feedback", "score"]
-    weight: float = Field(gt=0, description="Inverse-propensity weight, clipped; 1 for score-ranked pairs.")
+    source: Literal["feedback", "reward", "score"]
+    weight: float = Field(
+        gt=0,
+        description="Inverse-propensity weight, clipped; certainty of reward-ranked pairs; 1 for score-ranked ones.",
+    )

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
@@ -27,16 +26,16 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_group import Group as _Group
+from schemas.settings_group import Seconds, Share
 from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
+from schemas.settings_retrain import CanarySettings, RetrainSettings
 from schemas.settings_safety import SafetySettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
 """Variables that `load_settings` or deploy.local read by themselves, before there are settings."""
-
-Seconds = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _joined(addresses: Any) -> Any:
@@ -45,10 +44,6 @@ def _joined(addresses: Any) -> Any:
 
 
 Addresses = Annotated[str, BeforeValidator(_joined)]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class KafkaSettings(_Group):
@@ -346,30 +341,6 @@ class OnlineSettings(_Group):
     timeout_seconds: Seconds = 10.0
 
 
-class RetrainSettings(_Group):
-    """The loop: pairs, DPO, gate, promotion."""
-
-    window_days: int = Field(28, ge=1)
-    min_pairs: int = Field(50, ge=1, description="Below this nothing is trained.")
-    score_pairs_share: Share = Field(
-        0.5, description="At most this share of the pairs may be the paper's score-ranked ones."
-    )
-    holdout_share: Share = Field(0.2, description="Users held out of training, for the gate.")
-    beta: float = Field(0.1, gt=0)
-    learning_rate: float = Field(5e-4, gt=0)
-    batch_size: int = Field(8, ge=1)
-    epochs: int = Field(2, ge=1)
-    seed: int = 0
-    gate_min_accuracy: float | None = Field(0.55, description="Preference accuracy on held-out users; none refuses.")
-    gate_min_margin: float | None = Field(0.0, description="Mean reward margin on held-out users; none refuses.")
-    gate_max_kl: float | None = Field(5.0, description="KL to the champion in nats per answer; none refuses.")
-    gate_max_cs_drop: float | None = Field(2.0, description="Points of reference CS that may be lost; none refuses.")
-    gate_max_cis_drop: float | None = Field(1.0, description="Points of history CIS that may be lost; none refuses.")
-    gate_min_pairs: int = Field(8, ge=1, description="Held-out feedback pairs below which nothing is trained.")
-    gate_tasks: int = Field(24, ge=1, description="Held-out tasks drawn by champion and challenger each.")
-    canary_share: Share = Field(0.1, description="Users of the next night that a canary draws for.")
-
-
 class ScheduleSettings(_Group):
     """`pigeon schedule`: cron expressions in one named time zone."""
 
@@ -380,6 +351,9 @@ class ScheduleSettings(_Group):
         "given, either of them will do.",
     )
     retrain_cron: str = "0 5 * * mon"
+    canary_cron: str = Field(
+        "0 6 * * *", description="When the running canary is judged and old adapters are unloaded."
+    )
     upkeep_cron: str = "30 0 * * *"
     erasure_cron: str = Field(
         "*/5 * * * *", description="Requests to erase users, and users' objections, reach readers and files this often."
@@ -443,6 +417,7 @@ class Settings(BaseSettings):
     online: OnlineSettings = OnlineSettings()
     safety: SafetySettings = SafetySettings()
     retrain: RetrainSettings = RetrainSettings()
+    canary: CanarySettings = CanarySettings()
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()

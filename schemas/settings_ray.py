@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+
+from schemas.settings_group import Group
 
 
-class RaySettings(BaseModel):
+class RaySettings(Group):
     """`--engine ray`: a night's tasks drawn by workers on several machines. Extra `ray`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str | None = Field(
         None,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from schemas.settings_group import Group
 
 Days = Annotated[int, Field(ge=1)]
 
 
-class RetentionSettings(BaseModel):
+class RetentionSettings(Group):
     """`pigeon night upkeep` deletes what is older than this; what is shown, or may be led back to, stays."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     replaced_days: Days = Field(
         45,

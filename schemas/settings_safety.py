@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from schemas.settings_group import Group
 
 
-class SafetySettings(BaseModel):
+class SafetySettings(Group):
     """Whether a model looks for unsafe pictures before anybody is shown them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(
         False, description="Have each distinct picture judged once; unsafe ones are refused. Needs the extra `safety`."

@@ -14,7 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from generator.feedback.ports import Echo, PairScores, RetrainContext, Trained
+from generator.feedback.reward_pairs import AnsweredTask
 from generator.serving.repository import (
     MANIFEST,
     check_repository,
@@ -27,10 +31,12 @@ from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
-from schemas.settings import RetrainSettings, Settings
+from schemas.settings import Settings
+from schemas.settings_retrain import RetrainSettings
 
 if TYPE_CHECKING:
     from generator.serving.client import TritonPigeon
+    from generator.training.dpo.train import DpoConfig
 
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -68,41 +74,94 @@ class Dpo:
         Raises:
             ModelError: the loss stopped being a number, or checkpoint and adapter do not fit.
         """
-        from generator.training.dpo import DpoConfig, train_dpo
+        from generator.training.dpo.train import train_dpo
         from generator.training.trainer import TrainingDiverged
 
-        s = self._settings
-        config = DpoConfig(
-            beta=s.beta, learning_rate=s.learning_rate, batch_size=s.batch_size, epochs=s.epochs, seed=s.seed
-        )
         try:
+            config, searched = self._config(champion, pairs, out)
             with training_progress() as progress:
                 result = train_dpo(self._checkpoint, champion, list(pairs), out, config, progress)
         except TrainingDiverged as error:
             raise ModelError(f"DPO diverged: {error}") from error
-        steps, last = len(result.losses), max(1, len(result.losses) // s.epochs)
+        steps, last = len(result.losses), max(1, len(result.losses) // config.epochs)
         figures = {
             "pairs": len(pairs),
+            "beta": config.beta,
+            "learning_rate": config.learning_rate,
             "steps": steps,
             "first_loss": result.losses[0],
             "last_epoch_loss": fmean(result.losses[-last:]),
             "last_epoch_accuracy": fmean(result.accuracies[-last:]),
             "last_epoch_margin": fmean(result.margins[-last:]),
+            "last_epoch_chosen": fmean(result.chosen[-last:]),
+            "chosen_length": result.length,
             "kl": result.kl,
+            "displaced": result.displaced,
+            "grid": searched,
         }
         self._echo(
-            f"DPO: {len(pairs)} pairs x {s.epochs} epochs, {steps} steps: loss {figures['first_loss']:.4f} -> "
+            f"DPO: {len(pairs)} pairs x {config.epochs} epochs, {steps} steps: loss {figures['first_loss']:.4f} -> "
             f"{figures['last_epoch_loss']:.4f} (last epoch), {figures['last_epoch_accuracy']:.0%} ranked as preferred, "
-            f"KL {result.kl:.3f} nats"
+            f"log π(chosen) {figures['last_epoch_chosen']:+.3f} nats, KL {result.kl:.3f} nats"
         )
+        if result.displaced:
+            self._echo(
+                "DPO stopped early: log π of the chosen answers had fallen by more than retrain.max_displacement"
+            )
         return Trained(result.adapter_dir, figures)
+
+    def _config(
+        self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path
+    ) -> tuple[DpoConfig, list[dict[str, float]]]:
+        """The training's configuration, and what a search over the grid around it found, if there was one."""
+        from generator.training.dpo.train import DpoConfig
+
+        s = self._settings
+        config = DpoConfig(
+            beta=s.beta,
+            learning_rate=s.learning_rate,
+            batch_size=s.batch_size,
+            epochs=s.epochs,
+            seed=s.seed,
+            label_smoothing=s.label_smoothing,
+            max_displacement=s.max_displacement,
+        )
+        if not s.cross_validate:
+            return config, []
+        from generator.training.dpo.grid import search
+
+        found = search(self._checkpoint, champion, pairs, out / "grid", config)
+        if not found:
+            self._echo("cross-validation: too few users for two folds; the settings' β and rate are used")
+            return config, []
+        best = found[0]
+        self._echo(
+            f"cross-validation: β {best.config.beta:g}, rate {best.config.learning_rate:g}, "
+            f"log-loss {best.log_loss:.4f} on users not trained on (untrained: 0.6931)"
+        )
+        return best.config, [
+            {"beta": one.config.beta, "learning_rate": one.config.learning_rate, "log_loss": one.log_loss}
+            for one in found
+        ]
 
     def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
         """Score pairs that were not trained on, against the champion as reference."""
-        from generator.training.dpo import measure_pairs
+        from generator.training.dpo.train import measure_pairs
 
-        margins = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
-        return PairScores(margins.accuracy, margins.margin, margins.kl)
+        found = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
+        users = tuple(pair.user_id for pair in pairs)
+        return PairScores(users, tuple(found.margins), tuple(found.kls), tuple(found.chosen))
+
+    def answer_logprobs(self, adapter: Path | None, tasks: Sequence[AnsweredTask]) -> list[npt.NDArray[np.float64]]:
+        """log π (K,) of each task's K answers under an adapter."""
+        from generator.training.dpo.train import score_answers
+
+        rows = [
+            (task.prompt, task.seed, min(1.0, answer.alpha), answer.codes) for task in tasks for answer in task.answers
+        ]
+        scores = np.array(score_answers(self._checkpoint, adapter, rows), dtype=np.float64)
+        ends = np.cumsum([len(task.answers) for task in tasks])
+        return np.split(scores, ends[:-1])
 
 
 @contextmanager

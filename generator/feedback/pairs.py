@@ -16,36 +16,28 @@ The estimator, for the variants a and b of one (user, item) that were drawn from
    that the learning rate keeps its meaning.
 
 Score-ranked pairs (Pigeon, arXiv 2410.14170, section on alignment): highest over lowest history CIS among a task's variants,
-weight 1, for tasks without a feedback pair, at most a stated share of all pairs.
+weight 1, for tasks without a feedback pair, at most a stated share of all pairs. Reward-ranked pairs: generator/feedback/reward_pairs.py.
+A task whose frozen prompt cannot be read gives no pair and is counted.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
+from generator.feedback.dated_pair import DatedPair, pair_id, prompt_of
 from generator.feedback.queries import COUNTS, FEEDBACK_PAIRS, SCORE_PAIRS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS
-from schemas.errors import InputError
-from schemas.preferences import PreferencePair, PromptSnapshot
+from generator.feedback.reward_pairs import RewardRanking, rank_answers
+from schemas.preferences import PreferencePair
 
 MAX_WEIGHT = 10.0
 MIN_EXAMINATION = 0.1
 PRIOR_CLICKS = 5.0
-
-
-@dataclass(frozen=True)
-class DatedPair:
-    """A pair and when its evidence was complete; the time split needs it, training does not."""
-
-    pair: PreferencePair
-    decided_at: datetime
 
 
 @dataclass(frozen=True)
@@ -56,24 +48,42 @@ class Mined:
     counts: dict[str, int]
 
 
-def mine(session: Session, start: datetime, stop: datetime, *, score_share: float) -> Mined:
+def mine(
+    session: Session,
+    start: datetime,
+    stop: datetime,
+    *,
+    score_share: float,
+    base_sha256: str,
+    reward: RewardRanking | None = None,
+) -> Mined:
     """Pairs whose evidence lies in [start, stop).
 
-    Raises:
-        InputError: a task's frozen prompt cannot be read as a PromptSnapshot.
+    Their tasks were drawn with the checkpoint `base_sha256` or an adapter of it.
+
+    `reward`: a click model, which ranks the answers of tasks that have no feedback pair.
     """
     window = {"start": start, "stop": stop}
-    counts = {name: int(value) for name, value in session.execute(COUNTS, window).mappings().one().items()}
-    bindings = {**window, "prior": PRIOR_CLICKS, "floor": MIN_EXAMINATION, "max_weight": MAX_WEIGHT}
+    counts = {
+        name: int(value)
+        for name, value in session.execute(COUNTS, {**window, "base": base_sha256}).mappings().one().items()
+    }
+    bindings = {"prior": PRIOR_CLICKS, "floor": MIN_EXAMINATION, "max_weight": MAX_WEIGHT, "base": base_sha256}
     session.execute(WITHOUT_NESTED_LOOPS)
-    rows = session.execute(FEEDBACK_PAIRS, bindings).mappings().all()
+    rows = session.execute(FEEDBACK_PAIRS, {**window, **bindings}).mappings().all()
     session.execute(WITH_NESTED_LOOPS)
     feedback = _decide(rows, "feedback")
-    limit = None if score_share >= 1 else int(len(feedback) * score_share / (1 - score_share) + 1e-9)
-    taken = [f"{row['run_id']}/{row['user_id']}/{row['item_id']}" for row in rows]
-    scored = _decide(session.execute(SCORE_PAIRS, {**window, "taken": taken, "limit": limit}).mappings().all(), "score")
-    counts |= {"feedback_pairs": len(feedback), "score_pairs": len(scored)}
-    return Mined((*feedback, *scored), counts)
+    taken = {(dated.pair.user_id, dated.pair.item_id) for dated in feedback}
+    ranked = list(rank_answers(session, {**window, "base": base_sha256}, reward, taken)) if reward else []
+    limit = None if score_share >= 1 else int((len(feedback) + len(ranked)) * score_share / (1 - score_share) + 1e-9)
+    done = [f"{row['run_id']}/{row['user_id']}/{row['item_id']}" for row in rows]
+    bindings = {**window, "taken": done, "limit": limit, "base": base_sha256}
+    score_rows = session.execute(SCORE_PAIRS, bindings).mappings().all()
+    others = {(dated.pair.user_id, dated.pair.item_id) for dated in ranked}
+    scored = _decide([row for row in score_rows if (row["user_id"], row["item_id"]) not in others], "score")
+    counts |= {"feedback_pairs": len(feedback), "reward_pairs": len(ranked), "score_pairs": len(scored)}
+    counts["unreadable"] = sum(prompt_of(row["prompt"]) is None for row in (*rows, *score_rows))
+    return Mined((*feedback, *ranked, *scored), counts)
 
 
 def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) -> list[DatedPair]:
@@ -84,14 +94,16 @@ def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) ->
         for row in rows
         if row["chosen_tokens"] and row["rejected_tokens"] and row["chosen_tokens"] != row["rejected_tokens"]
     ]
-    mean = sum(row["weight"] for row in rows) / len(rows) if rows else 1.0
+    prompts = [prompt_of(row["prompt"]) for row in rows]
+    readable = [(row, prompt) for row, prompt in zip(rows, prompts, strict=True) if prompt is not None]
+    mean = sum(row["weight"] for row, _ in readable) / len(readable) if readable else 1.0
     return [
         DatedPair(
             PreferencePair(
                 pair_id=pair_id(row["chosen"], row["rejected"], source),
                 user_id=row["user_id"],
                 item_id=row["item_id"],
-                prompt=prompt_of(row["prompt"], f"night_tasks {row['run_id']}/{row['user_id']}/{row['item_id']}"),
+                prompt=prompt,
                 alpha=row["alpha"],
                 seed=row["seed"],
                 chosen_poster_id=row["chosen"],
@@ -103,24 +115,5 @@ def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) ->
             ),
             row["decided_at"],
         )
-        for row in rows
+        for row, prompt in readable
     ]
-
-
-def pair_id(chosen: str, rejected: str, source: str) -> str:
-    """Stable id of a comparison; poster ids already name user, item, model and input."""
-    return hashlib.sha256(f"{source}:{chosen}>{rejected}".encode()).hexdigest()[:32]
-
-
-def prompt_of(snapshot: dict[str, Any] | None, where: str) -> PromptSnapshot:
-    """The model's input as a drawn task keeps it.
-
-    Raises:
-        InputError: there is none, or a field is missing or of the wrong type.
-    """
-    try:
-        return PromptSnapshot.model_validate(snapshot)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in ("prompt", "snapshot", *first["loc"]))
-        raise InputError(f"{where}: {field}: {first['msg']}; draw that night again") from None

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Engine
 
+from generator.feedback.reward_pairs import AnsweredTask, ClickModel
 from generator.serving.api import InferenceError, InferenceUnavailable, ServedPigeon
 from generator.storage.objects import Store
 from generator.storage.postgres import plain_errors
@@ -34,14 +38,23 @@ class Trained:
 
 @dataclass(frozen=True)
 class PairScores:
-    """How an adapter ranks pairs that it was not trained on, against the champion as reference."""
+    """How an adapter ranks pairs that it was not trained on, against the champion as reference.
 
-    accuracy: float
-    """Share of pairs with a positive reward margin."""
-    margin: float
-    """Mean of β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
-    kl: float
-    """Mean of Σ_t KL(π ‖ π_ref) per answer, nats, over the next token along the logged answers."""
+    Every field has one value per pair.
+    """
+
+    users: tuple[str, ...]
+    margins: tuple[float, ...]
+    """β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
+    kls: tuple[float, ...]
+    """Σ_t KL(π ‖ π_ref) per answer, nats, over the next token along the logged answers."""
+    chosen: tuple[float, ...]
+    """(log π − log π_ref)(chosen), nats: below 0 where a preferred answer has become less likely."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pairs with a positive margin."""
+        return fmean(margin > 0 for margin in self.margins)
 
 
 class AdapterTrainer(Protocol):
@@ -52,6 +65,9 @@ class AdapterTrainer(Protocol):
 
     def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
         """Score pairs that `adapter` was not trained on; trains nothing."""
+
+    def answer_logprobs(self, adapter: Path | None, tasks: Sequence[AnsweredTask]) -> list[npt.NDArray[np.float64]]:
+        """log π (K,) of each task's K answers under an adapter."""
 
 
 class Serving(Protocol):
@@ -89,6 +105,8 @@ class RetrainContext:
     base_sha256: str
     echo: Echo
     """Prints a line for the operator."""
+    clicks: ClickModel | None = None
+    """Ranks stored answers for pairs and for the off-policy value; without one there are direct pairs only, and SNIPS."""
 
     @property
     def cache(self) -> Path:

@@ -3,7 +3,7 @@
     registered ──> loaded ──> canary ──> champion ──> retired
         │            │          │                        │
         ├─> refused <┤          └────────> retired       └──> champion (rollback)
-        └─> failed  <┘
+        └─> failed  <┘   (refused ──> loaded: by an override alone, until it expires)
 
 Every change is one transaction that writes the new state and an event with its reason. A partial unique index allows one champion,
 so that a promotion which dies anywhere leaves the old champion or the new one, never none or two; running it again finishes it.
@@ -19,13 +19,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from schemas.errors import InputError, Refused
-from schemas.tables import ModelEvent, ModelVersion
+from schemas.tables import ModelEvent, ModelOverride, ModelVersion
 
 # Taken for the length of each changing transaction: numbers are unique and two promotions cannot interleave.
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('pigeon:model_versions', 0))")
@@ -63,12 +64,22 @@ def ensure_champion(session: Session, preset: str, base_sha256: str) -> ModelVer
         raise Refused(
             "no champion in model_versions although versions exist: `pigeon models promote VERSION --reason ...`"
         )
-    if champion.base_sha256 != base_sha256:
+    check_base(session, base_sha256)
+    return champion
+
+
+def check_base(session: Session, base_sha256: str) -> None:
+    """Refuse when the champion, if there is one yet, belongs to another checkpoint.
+
+    Raises:
+        Refused: it does.
+    """
+    champion = get_current(session, "champion")
+    if champion is not None and champion.base_sha256 != base_sha256:
         raise Refused(
             f"champion {champion.version} belongs to checkpoint {champion.base_sha256[:12]}, "
             f"models.checkpoint is {base_sha256[:12]}: set it back, or `pigeon models adopt --reason ...` to start over with it"
         )
-    return champion
 
 
 def adopt(session: Session, preset: str, base_sha256: str, reason: str) -> ModelVersion:
@@ -156,8 +167,10 @@ def register(
     return made
 
 
-def change_state(session: Session, version: str, to_state: str, reason: str) -> ModelVersion:
-    """Change a version's state; to its own state nothing is changed.
+def change_state(
+    session: Session, version: str, to_state: str, reason: str, figures: Mapping[str, Any] | None = None
+) -> ModelVersion:
+    """Change a version's state; to its own state nothing is changed. `figures`: what the reason rests on.
 
     Raises:
         InputError: no such version, or no reason given.
@@ -173,13 +186,77 @@ def change_state(session: Session, version: str, to_state: str, reason: str) -> 
     if to_state not in _MOVES[found.state]:
         allowed = ", ".join(sorted(_MOVES[found.state])) or "nothing"
         raise Refused(f"{version} is {found.state}: it can become {allowed}, not {to_state}")
-    before, found.state = found.state, to_state
-    found.updated_at = func.now()  # the database's clock, as for all stamps of a row
-    _record(session, found, before, reason)
+    return _move(session, found, to_state, reason, figures)
+
+
+def note(session: Session, version: ModelVersion, reason: str, figures: Mapping[str, Any]) -> None:
+    """Write an event that changes no state: what was found out about a version."""
+    _record(session, version, version.state, reason, figures)
+
+
+def override(session: Session, version: str, by: str, reason: str, expires_at: datetime) -> ModelVersion:
+    """Let a refused version be loaded, and made canary or champion until `expires_at`.
+
+    A later one prolongs it.
+
+    Raises:
+        InputError: no such version, no name, or no reason.
+        Refused: it was not refused, or has no adapter to load.
+    """
+    if not by.strip() or not reason.strip():
+        raise InputError("--by and --reason must not be empty: the registry keeps who overrode the gate, and why")
+    session.execute(_LOCK)
+    found = get(session, version)
+    session.refresh(found, with_for_update=True)
+    if found.state != "refused" and get_override(session, version) is None:
+        raise Refused(f"{version} is {found.state}: only a refused version needs an override")
+    if found.number < 0 or found.adapter_key is None:
+        raise Refused(f"{version} has no adapter that could be loaded")
+    session.add(ModelOverride(version=version, by=by, reason=reason, expires_at=expires_at))
+    words = f"overridden by {by} until {expires_at:%Y-%m-%d %H:%M %Z}: {reason}"
+    if found.state == "refused":
+        return _move(session, found, "loaded", words, {})
+    note(session, found, words, {})
     return found
 
 
-def make_champion(session: Session, version: str, reason: str) -> ModelVersion | None:
+def get_override(session: Session, version: str) -> ModelOverride | None:
+    """The override of a version that ends last, if it has any."""
+    query = select(ModelOverride).where(ModelOverride.version == version)
+    return session.scalars(query.order_by(ModelOverride.expires_at.desc()).limit(1)).one_or_none()
+
+
+def check_override(session: Session, version: ModelVersion) -> None:
+    """Refuse a version that may serve by an override only, once that has expired.
+
+    Raises:
+        Refused: it has.
+    """
+    found = get_override(session, version.version)
+    if found is not None and version.state in {"loaded", "canary"} and not is_live(session, found):
+        raise Refused(
+            f"{version.version}: the override by {found.by} expired at {found.expires_at:%Y-%m-%d %H:%M %Z}: "
+            "`pigeon models override` prolongs it"
+        )
+
+
+def is_live(session: Session, override: ModelOverride) -> bool:
+    """Whether an override has not expired, by the database's clock."""
+    return bool(session.scalar(select(func.now() < override.expires_at)))
+
+
+def _move(
+    session: Session, version: ModelVersion, to_state: str, reason: str, figures: Mapping[str, Any] | None
+) -> ModelVersion:
+    before, version.state = version.state, to_state
+    version.updated_at = func.now()  # the database's clock, as for all stamps of a row
+    _record(session, version, before, reason, figures)
+    return version
+
+
+def make_champion(
+    session: Session, version: str, reason: str, figures: Mapping[str, Any] | None = None
+) -> ModelVersion | None:
     """Retire the champion and promote `version` in this transaction.
 
     Returns:
@@ -196,13 +273,16 @@ def make_champion(session: Session, version: str, reason: str) -> ModelVersion |
     challenger = get(session, version)
     if not allows(challenger, "champion"):
         raise Refused(f"{version} is {challenger.state} and cannot become champion: {advice(challenger)}")
+    check_override(session, challenger)
     if champion is not None:
         change_state(session, champion.version, "retired", f"replaced by {version}: {reason}")
-    change_state(session, version, "champion", reason)
+    change_state(session, version, "champion", reason, figures)
     return champion
 
 
-def make_canary(session: Session, version: str, reason: str) -> ModelVersion | None:
+def make_canary(
+    session: Session, version: str, reason: str, figures: Mapping[str, Any] | None = None
+) -> ModelVersion | None:
     """Let `version` draw for the canary share; returns the canary it replaced.
 
     Raises:
@@ -216,9 +296,10 @@ def make_canary(session: Session, version: str, reason: str) -> ModelVersion | N
     challenger = get(session, version)
     if not allows(challenger, "canary"):
         raise Refused(f"{version} is {challenger.state} and cannot become canary: {advice(challenger)}")
+    check_override(session, challenger)
     if running is not None:
         change_state(session, running.version, "retired", f"replaced by canary {version}: {reason}")
-    change_state(session, version, "canary", reason)
+    change_state(session, version, "canary", reason, figures)
     return running
 
 
@@ -262,6 +343,8 @@ def advice(version: ModelVersion) -> str:
         return "it belongs to an earlier checkpoint"
     if version.state == "registered":
         return "it is not loaded in Triton yet; `pigeon retrain` finishes it"
+    if version.state == "refused":
+        return "`pigeon models override` lets a named person decide otherwise, for a time"
     return "see its reason in `pigeon models list`"
 
 
@@ -269,7 +352,13 @@ def _next_name(session: Session, preset: str) -> str:
     return f"{preset}-{1 + (session.scalar(select(func.count()).select_from(ModelVersion)) or 0)}"
 
 
-def _record(session: Session, version: ModelVersion, before: str | None, reason: str) -> None:
+def _record(
+    session: Session,
+    version: ModelVersion,
+    before: str | None,
+    reason: str,
+    figures: Mapping[str, Any] | None = None,
+) -> None:
     event: dict[str, Any] = {"version": version.version, "from_state": before, "to_state": version.state}
-    session.add(ModelEvent(**event, reason=reason, actor=current_actor()))
+    session.add(ModelEvent(**event, reason=reason, actor=current_actor(), figures=dict(figures or {})))
     session.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from generator.feedback import registry
@@ -18,7 +18,7 @@ from generator.storage.postgres import plain_errors
 from schemas.errors import Refused
 from schemas.faultpoints import reach
 from schemas.settings import Settings
-from schemas.tables import ModelVersion, PreferenceSnapshot
+from schemas.tables import ModelVersion, PreferenceSnapshot, PreferenceSnapshotUser
 
 DECIDED = ("refused", "failed", "retired")
 """States in which a version's adapter is not served."""
@@ -109,6 +109,7 @@ def drop_snapshots(engine: Engine, store: Store, settings: Settings, now: dateti
     for snapshot_id, key in rows if not dry_run else ():
         store.delete(key)
         with plain_errors(engine), Session(engine) as session, session.begin():
+            session.execute(delete(PreferenceSnapshotUser).where(PreferenceSnapshotUser.snapshot_id == snapshot_id))
             session.execute(
                 update(PreferenceSnapshot)
                 .where(PreferenceSnapshot.snapshot_id == snapshot_id)

@@ -1,21 +1,29 @@
 """Promotion, canary and rollback: first the adapter answers in Triton, then the registry changes.
 
 The registry changes in one transaction. Dying between the two leaves the old champion serving and an adapter too many in
-memory; the same command again finishes the change.
+memory; the same command again finishes the change. Adapters that were retired stay in memory for a grace, so that a rollback is
+quick, and come back from the bucket after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from generator.feedback import registry
 from generator.feedback.artifacts import fetch
 from generator.feedback.ports import RetrainContext
 from generator.feedback.retention import DROPPED
+from generator.feedback.webhook import tell
 from schemas.errors import InputError, ModelError, Refused
+from schemas.faultpoints import reach
 from schemas.tables import ModelVersion
+
+ENDED = ("retired", "refused", "failed")
 
 
 def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: bool = True) -> None:
@@ -27,6 +35,7 @@ def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: boo
         Refused: the version has no adapter to load.
         ModelError: the adapter is missing, altered or does not fit.
     """
+    reach("before install")
     if version.adapter_key is not None and version.adapter_sha256 is not None:
         # Also when the number is loaded: whether it is this very adapter, only serving knows.
         context.serving.install(
@@ -41,8 +50,10 @@ def ensure_serving(context: RetrainContext, version: ModelVersion, *, probe: boo
         if DROPPED in version.metrics:
             cure = f"it was deleted on {version.metrics[DROPPED][:10]} (retention.adapters_days); `pigeon retrain` trains another"
         raise Refused(f"{version.version} (adapter {version.number}) is not in Triton and has no artifact: {cure}")
+    reach("installed")
     if probe:
         context.serving.probe(version.number)
+    reach("probed")
 
 
 def ensure_drawers(context: RetrainContext, drawers: Sequence[tuple[str, int]], *, has_repository: bool) -> None:
@@ -76,33 +87,65 @@ def ensure_drawers(context: RetrainContext, drawers: Sequence[tuple[str, int]], 
             )
 
 
-def promote(context: RetrainContext, name: str, reason: str) -> None:
-    """Make a version champion; all users of the next night are drawn by it."""
+def promote(context: RetrainContext, name: str, reason: str, figures: Mapping[str, Any] | None = None) -> None:
+    """Make a version champion; all users of the next night are drawn by it.
+
+    `figures`: what the reason rests on.
+    """
     _check_reason(reason)
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
         champion = registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
         version = registry.get(session, name)
         if champion.version != name:
-            _check_allowed(version, "champion")
+            _check_allowed(session, version, "champion")
     ensure_serving(context, version)
-    with Session(context.engine) as session, session.begin():
-        replaced = registry.make_champion(session, name, reason)
-        context.echo(f"{name} is champion, {replaced.version} retired" if replaced else f"{name} is champion already")
+    reach("before change")
+    with Session(context.engine, expire_on_commit=False) as session, session.begin():
+        replaced = registry.make_champion(session, name, reason, figures)
+    reach("changed")
+    if replaced is None:
+        context.echo(f"{name} is champion already")
+        return
+    context.echo(f"{name} is champion, {replaced.version} retired")
+    tell(context, "promoted", name, replaced.version, reason, figures or {})
 
 
-def canary(context: RetrainContext, name: str, reason: str) -> None:
-    """Let a version draw for `retrain.canary_share` of the next night's users."""
+def canary(context: RetrainContext, name: str, reason: str, figures: Mapping[str, Any] | None = None) -> None:
+    """Let a version draw for `retrain.canary_share` of the next night's users.
+
+    `figures`: what it will be judged by.
+    """
     _check_reason(reason)
     with Session(context.engine, expire_on_commit=False) as session, session.begin():
         registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
         version = registry.get(session, name)
         if version.state != "canary":
-            _check_allowed(version, "canary")
+            _check_allowed(session, version, "canary")
     ensure_serving(context, version)
+    reach("before change")
     with Session(context.engine) as session, session.begin():
-        replaced = registry.make_canary(session, name, reason)
+        replaced = registry.make_canary(session, name, reason, figures)
         share = f"{context.settings.retrain.canary_share:.0%} of the next night's users"
         context.echo(f"{name} is canary for {share}" + (f", {replaced.version} retired" if replaced else ""))
+    reach("changed")
+
+
+def override(context: RetrainContext, name: str, by: str, reason: str, hours: float) -> None:
+    """Load a refused version beside the champion, by somebody's decision that ends after `hours`."""
+    with Session(context.engine, expire_on_commit=False) as session, session.begin():
+        registry.ensure_champion(session, context.settings.models.preset, context.base_sha256)
+        expires = session.scalars(select(func.now() + timedelta(hours=hours))).one()
+        version = registry.override(session, name, by, reason, expires)
+    ensure_serving(context, version)
+    context.echo(f"{name} is {version.state} by {by}'s override until {expires:%Y-%m-%d %H:%M %Z}")
+
+
+def withdraw(context: RetrainContext, name: str, reason: str, figures: Mapping[str, Any]) -> None:
+    """End a canary: the champion draws for all users again."""
+    with Session(context.engine) as session, session.begin():
+        registry.change_state(session, name, "retired", reason, figures)
+    context.echo(f"canary {name} withdrawn: {reason}")
+    tell(context, "withdrawn", name, None, reason, figures)
 
 
 def rollback(context: RetrainContext, reason: str) -> None:
@@ -146,9 +189,39 @@ def sync(context: RetrainContext) -> None:
         context.echo(f"{version.version} ({version.state}): adapter {version.number} answers")
 
 
-def _check_allowed(version: ModelVersion, state: str) -> None:
+_BUSY = text(
+    """
+SELECT DISTINCT t.adapter_version FROM night_tasks t JOIN night_runs r USING (run_id)
+WHERE t.status = 'pending' AND r.status IN ('planned', 'running', 'failed') AND r.started_at > now() - interval '3 days'
+"""
+)
+
+
+def unload(context: RetrainContext) -> list[str]:
+    """Take adapters out of Triton that were retired, refused or failed `retrain.unload_after_hours` ago.
+
+    Returns their versions.
+
+    One whose files were deleted goes at once; one that a night still has to draw with stays.
+    """
+    hours = context.settings.retrain.unload_after_hours
+    ended = ModelVersion.state.in_(ENDED) & (ModelVersion.number > 1)
+    old = (ModelVersion.updated_at <= func.now() - timedelta(hours=hours)) | ModelVersion.adapter_key.is_(None)
+    with Session(context.engine, expire_on_commit=False) as session:
+        versions = session.scalars(select(ModelVersion).where(ended, old).order_by(ModelVersion.number)).all()
+        busy = set(session.scalars(_BUSY))
+    loaded = context.serving.loaded() if versions else frozenset()
+    gone = [version for version in versions if version.number in loaded - busy]
+    for version in gone:
+        context.serving.remove(version.number)
+        context.echo(f"{version.version} ({version.state}): adapter {version.number} unloaded")
+    return [version.version for version in gone]
+
+
+def _check_allowed(session: Session, version: ModelVersion, state: str) -> None:
     if not registry.allows(version, state):
         raise Refused(f"{version.version} is {version.state} and cannot become {state}: {registry.advice(version)}")
+    registry.check_override(session, version)
 
 
 def _check_reason(reason: str) -> None:

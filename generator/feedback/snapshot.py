@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.feedback.pairs import DatedPair
+from generator.feedback.dated_pair import DatedPair
 from generator.feedback.split import SplitPairs, check_leaks, group
 from generator.storage.objects import Store
 from schemas.errors import Refused
 from schemas.preferences import PreferencePair
-from schemas.tables import PreferenceSnapshot
+from schemas.tables import PreferenceSnapshot, PreferenceSnapshotUser
 
 
 @dataclass(frozen=True)
@@ -82,75 +83,65 @@ def key_of(snapshot_id: str) -> str:
 
 def write(
     session: Session,
-    store: Store,
     pairs: SplitPairs,
     window: tuple[datetime, datetime],
     counts: dict[str, Any],
-) -> Snapshot:
-    """Store a snapshot and its row; storing the same one again changes nothing."""
+    mined_at: datetime,
+) -> bytes:
+    """Write a snapshot's row and its users; returns the bytes for `put`.
+
+    The same one again changes nothing.
+
+    The row comes before the object, so that whatever of users is in the bucket can be found when they are erased.
+    `mined_at`: the database's time at which reading the pairs began.
+    """
     check_leaks(pairs)
     body = encode(pairs)
     snapshot_id = snapshot_of(body)
+    users = sorted({dated.pair.user_id for _, dated in pairs.each()})
+    row = session.get(PreferenceSnapshot, snapshot_id)
+    if row is None:
+        row = PreferenceSnapshot(snapshot_id=snapshot_id, key=key_of(snapshot_id), created_at=mined_at)
+        session.add(row)
+    elif "purged_at" in row.counts:  # erased users came back, and did the very same again
+        row.created_at = mined_at
+    row.window_start, row.window_end = window
+    row.train_pairs, row.holdout_pairs, row.counts = len(pairs.train), len(pairs.holdout), counts
+    session.flush()
+    rows = [{"snapshot_id": snapshot_id, "user_id": user} for user in users]
+    if rows:
+        session.execute(insert(PreferenceSnapshotUser).values(rows).on_conflict_do_nothing())
+    return body
+
+
+def put(store: Store, body: bytes) -> Snapshot:
+    """Put a snapshot's bytes into the bucket, unless they are there."""
+    snapshot_id = snapshot_of(body)
     store.create(key_of(snapshot_id), body, "application/jsonl")
-    if session.get(PreferenceSnapshot, snapshot_id) is None:
-        session.add(
-            PreferenceSnapshot(
-                snapshot_id=snapshot_id,
-                key=key_of(snapshot_id),
-                window_start=window[0],
-                window_end=window[1],
-                train_pairs=len(pairs.train),
-                holdout_pairs=len(pairs.holdout),
-                counts=counts,
-            )
-        )
-        session.flush()
     return decode(body, snapshot_id)
 
 
-@dataclass(frozen=True)
-class ErasedSnapshot:
-    """A snapshot with pairs of erased users: its object is gone, its row says so without their names."""
-
-    snapshot_id: str
-    users: int
-    pairs: int
-
-
-_MARK_ERASED = text(
-    "UPDATE preference_snapshots SET counts = counts || jsonb_build_object("
-    "'purged_at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),"
-    "'purged_users', cast(:users AS int), 'purged_pairs', cast(:pairs AS int)) WHERE snapshot_id = :id"
-)
-_PROOF = text(
-    "UPDATE erasures SET proof = proof || jsonb_build_object('snapshots', "
-    "coalesce(proof -> 'snapshots', '[]'::jsonb) || to_jsonb(cast(:id AS text))) WHERE user_id = ANY(:users)"
-)
-
-
-def erase_users(session: Session, store: Store, *, dry_run: bool) -> list[ErasedSnapshot]:
-    """Delete each stored snapshot that has a user erased since it was made, with proof in `erasures`.
-
-    The whole object goes, for a snapshot without some lines is another snapshot; the next retrain mines its pairs again. Adapters
-    trained from it stay: what they learned of one user cannot be taken out, only trained again (`model_versions.snapshot_id` names them).
+_UNFINISHED = text(
     """
-    rows = session.execute(text("SELECT user_id, requested_at FROM erasures"))
-    requests: dict[str, datetime] = {row.user_id: row.requested_at for row in rows}
-    erased = []
-    for row in session.scalars(select(PreferenceSnapshot).order_by(PreferenceSnapshot.snapshot_id)):
-        # A user may return after an erasure; a later snapshot then holds only what came after it.
-        suspects = {user for user, requested_at in requests.items() if requested_at >= row.created_at}
-        if not suspects or row.counts.keys() & {"purged_at", "dropped_at"}:
-            continue
-        stored = store.get(row.key)
-        lines = stored.body.decode().splitlines() if stored else []
-        users = [json.loads(line)["pair"]["user_id"] for line in lines]
-        found = suspects & set(users)
-        if stored and not found:
-            continue
-        erased.append(ErasedSnapshot(row.snapshot_id, len(found), sum(user in found for user in users)))
-        if not dry_run:
-            store.delete(row.key)  # first: after a death here the next run finds it gone and writes the row
-            session.execute(_MARK_ERASED, {"id": row.snapshot_id, "users": len(found), "pairs": erased[-1].pairs})
-            session.execute(_PROOF, {"id": row.snapshot_id, "users": sorted(found)})
-    return erased
+SELECT s.snapshot_id FROM preference_snapshots s
+WHERE s.window_end > :after AND s.window_end <= :until AND s.window_end - s.window_start = :length
+  AND (s.counts ->> 'holdout_share')::float8 = :holdout_share AND NOT s.counts ?| ARRAY['purged_at', 'dropped_at']
+  AND NOT EXISTS (SELECT FROM model_versions v WHERE v.snapshot_id = s.snapshot_id AND v.state <> 'registered')
+  AND NOT EXISTS (SELECT FROM preference_snapshot_users u JOIN erasures e USING (user_id)
+                  WHERE u.snapshot_id = s.snapshot_id AND (e.completed_at IS NULL OR e.completed_at >= s.created_at))
+ORDER BY s.created_at DESC LIMIT 1
+"""
+)
+
+
+def find_unfinished(
+    session: Session, store: Store, after: datetime, until: datetime, length: timedelta, holdout_share: float
+) -> Snapshot | None:
+    """The snapshot of a retraining that did not come to an end, whose window ended in (after, until].
+
+    None when a user in it has asked to be erased since: its pairs are not used again.
+    """
+    window = {"after": after, "until": until, "length": length, "holdout_share": holdout_share}
+    snapshot_id = session.scalar(_UNFINISHED, window)
+    stored = store.get(key_of(snapshot_id)) if snapshot_id else None
+    return decode(stored.body, snapshot_id) if stored and snapshot_id else None

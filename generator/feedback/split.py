@@ -7,10 +7,12 @@ future   other users' pairs past the cut: reported beside the gate's figures (do
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from generator.feedback.pairs import DatedPair
+from generator.feedback.dated_pair import DatedPair
 from schemas.errors import Refused
 from schemas.hashing import unit_interval
 from schemas.preferences import PreferencePair
@@ -58,6 +60,24 @@ def divide(pairs: Sequence[DatedPair], holdout_share: float) -> SplitPairs:
         return "future" if late else "train"
 
     return group((split(dated), dated) for dated in pairs)
+
+
+def select_judges(pairs: Sequence[PreferencePair], share: float, min_pairs: int, rotation: str) -> frozenset[str]:
+    """The held-out users who judge one retraining.
+
+    A share of those with pairs, others for another `rotation`.
+
+    More of them where they have fewer than `min_pairs` pairs. So that the gate is not passed by what suits the same users week
+    after week.
+    """
+    counts = Counter(pair.user_id for pair in pairs)
+    order = sorted(counts, key=lambda user: (unit_interval(f"judge:{rotation}:{user}"), user))
+    wanted, found, have = math.ceil(share * len(order)), 0, 0
+    for user in order:
+        if found >= wanted and have >= min_pairs:
+            break
+        found, have = found + 1, have + counts[user]
+    return frozenset(order[:found])
 
 
 def group(pairs: Iterable[tuple[Split, DatedPair]]) -> SplitPairs:

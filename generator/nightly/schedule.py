@@ -66,7 +66,10 @@ def commands(job: str, moment: datetime) -> list[list[str]]:
     if job == "night":
         return [["night", "run", "--date", moment.date().isoformat()]]
     if job == "retrain":
-        return [["retrain", "--date", moment.date().isoformat()]]
+        # Up to the due moment, so that a try an hour later learns from the same.
+        return [["retrain", "--until", moment.astimezone(UTC).isoformat()]]
+    if job == "canary":
+        return [["models", "judge", "--until", moment.astimezone(UTC).isoformat()], ["models", "unload"]]
     if job == "erasure":
         return [["night", "forget"]]
     return [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"]]

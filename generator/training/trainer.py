@@ -25,6 +25,7 @@ from torch import nn
 
 from generator.training.processes import ProcessGroup
 from schemas.errors import InputError, ModelError, PigeonError
+from schemas.faultpoints import reach
 from schemas.runtime.stop_signals import stop_signals
 
 log = logging.getLogger(__name__)
@@ -88,10 +89,14 @@ class Trainer:
         self.group = ProcessGroup.join()
         self._figures: dict[str, list[float]] = {}  # since the last line
 
-    def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> None:
+    def run(
+        self, on_step: Callable[[dict[str, float]], None] | None = None, enough: Callable[[], bool] = lambda: False
+    ) -> None:
         """Train until `steps` or the budget is reached; resumes from the folder's state when there is one.
 
         on_step: called after each step with its loss, grad_norm and figures. SIGTERM saves and exits (main thread only).
+        enough: asked before each step; ends the training when true. It has to follow from the state alone, so that a resumed
+            run, and each process of a group, ends at the same step.
 
         Raises:
             InputError: the disk has no room for the state (looked at first), or ran full; the last good one is kept.
@@ -108,8 +113,9 @@ class Trainer:
         stopped = threading.Event()
         stop = False
         with stop_signals(lambda _: stopped.set(), numbers=(signal.SIGTERM,)):
-            while self.progress() < 1.0 and not stop:
+            while self.progress() < 1.0 and not stop and not enough():
                 figures = self._one_step()
+                reach("step done")
                 if on_step is not None:
                     on_step(figures)
                 now = time.monotonic()
@@ -213,7 +219,9 @@ class Trainer:
         partial = self.folder / "state.pt.tmp"
         try:
             torch.save(state, partial)
+            reach("state written")
             partial.replace(self.folder / "state.pt")
+            reach("state saved")
             plot_losses(self.folder)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter when the disk is full
             partial.unlink(missing_ok=True)

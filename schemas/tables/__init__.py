@@ -22,7 +22,7 @@ from schemas.tables.data_in import (
     UserHistory,
 )
 from schemas.tables.drawing import AnswerSet, CatalogImage, Composition, ImageFeature, Picture
-from schemas.tables.loop import ModelEvent, ModelVersion, PreferenceSnapshot
+from schemas.tables.loop import ModelEvent, ModelOverride, ModelVersion, PreferenceSnapshot, PreferenceSnapshotUser
 from schemas.tables.night import (
     CurrentPosters,
     Lease,
@@ -51,6 +51,7 @@ __all__ = [
     "Item",
     "Lease",
     "ModelEvent",
+    "ModelOverride",
     "ModelVersion",
     "NightRun",
     "NightSkip",
@@ -60,6 +61,7 @@ __all__ = [
     "Poster",
     "PosterFeedback",
     "PreferenceSnapshot",
+    "PreferenceSnapshotUser",
     "Recommendation",
     "ScheduleMoment",
     "UpkeepProgress",

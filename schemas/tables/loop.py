@@ -7,11 +7,14 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from schemas.tables.base import Base, Key, Now, Object
+from schemas.tables.base import Base, Key, Now, Object, Timestamp
 
 
 class PreferenceSnapshot(Base):
-    """An immutable set of preference pairs in S3; its id is the hash of its content."""
+    """An immutable set of preference pairs in S3; its id is the hash of its content.
+
+    `created_at` is when its pairs were read. A row without an object is one whose writer died, or whose users were erased.
+    """
 
     __tablename__ = "preference_snapshots"
 
@@ -23,6 +26,16 @@ class PreferenceSnapshot(Base):
     holdout_pairs: Mapped[int]
     counts: Mapped[Object]
     created_at: Mapped[Now]
+
+
+class PreferenceSnapshotUser(Base):
+    """A user with pairs in a snapshot; the row goes when the user is erased."""
+
+    __tablename__ = "preference_snapshot_users"
+    __table_args__ = (Index("ix_preference_snapshot_users_user_id", "user_id"),)
+
+    snapshot_id: Mapped[Key] = mapped_column(ForeignKey("preference_snapshots.snapshot_id", ondelete="CASCADE"))
+    user_id: Mapped[Key]
 
 
 class ModelVersion(Base):
@@ -54,7 +67,12 @@ class ModelVersion(Base):
 
 
 class ModelEvent(Base):
-    """The history of a model version's states, each with its reason."""
+    """The history of a model version's states, each with its reason.
+
+    Events that change no state say what a canary was found to be.
+
+    `figures`: the numbers that the reason rests on.
+    """
 
     __tablename__ = "model_events"
     __table_args__ = (Index("ix_model_events_version", "version"),)
@@ -66,3 +84,18 @@ class ModelEvent(Base):
     reason: Mapped[str]
     actor: Mapped[str]
     at: Mapped[Now]
+    figures: Mapped[Object]
+
+
+class ModelOverride(Base):
+    """Somebody's decision that a refused version may serve after all, until a time."""
+
+    __tablename__ = "model_overrides"
+    __table_args__ = (Index("ix_model_overrides_version", "version"),)
+
+    override_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    version: Mapped[str] = mapped_column(ForeignKey("model_versions.version"))
+    by: Mapped[str]
+    reason: Mapped[str]
+    at: Mapped[Now]
+    expires_at: Mapped[Timestamp]

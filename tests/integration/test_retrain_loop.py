@@ -5,111 +5,38 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from deploy.local.stack import Stack
-from generator.feedback import registry, rollout, snapshot, split
-from generator.feedback.ports import PairScores, RetrainContext, Trained
+from generator.feedback import erasure, registry, rollout, split
+from generator.feedback.ports import RetrainContext
 from generator.feedback.retrain import Promotion, retrain
-from generator.serving.api import DrawnImage, DrawRequest, ImageFeatures, InferenceCorrupt, InferenceUnavailable
+from generator.serving.api import (
+    InferenceCorrupt,
+    InferenceUnavailable,
+)
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from schemas.errors import LockHeld, ModelError, Refused, ServerUnavailable
-from schemas.preferences import PreferencePair
 from schemas.settings import Settings, load_settings
 from schemas.tables import (
     Erasure,
     ModelEvent,
     ModelVersion,
     PreferenceSnapshot,
+    PreferenceSnapshotUser,
 )
-from tests.support.loop_world import DAY, TOKENIZER, filled, mine
+from tests.support.loop_doubles import Planted, doubled_context, run, states, window
+from tests.support.loop_world import DAY, filled, mine
 
 pytestmark = pytest.mark.integration
-
-
-class TrainerDouble:
-    """Writes a stated adapter and reports stated figures: a test double."""
-
-    def __init__(self) -> None:
-        self.judged = PairScores(0.8, 0.2, 0.5)
-        self.trainings = 0
-        self.fail: Exception | None = None
-        self.champions: list[Path | None] = []
-
-    def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
-        if self.fail:
-            raise self.fail
-        self.trainings += 1
-        self.champions.append(champion)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "adapter_model.safetensors").write_bytes("".join(p.pair_id for p in pairs).encode())
-        return Trained(out, {"last_loss": math.nan, "pairs": len(pairs)})
-
-    def judge(self, adapter: Path, champion: Path | None, pairs: Sequence[PreferencePair]) -> PairScores:
-        assert pairs
-        assert (adapter / "adapter_model.safetensors").is_file()
-        return self.judged
-
-
-class ServingDouble:
-    """Adapters in a dictionary; draws embeddings that a test states per adapter: a test double."""
-
-    tokenizer_version = TOKENIZER
-
-    def __init__(self) -> None:
-        self.adapters: dict[int, Path | None] = {1: None}
-        self.faults: dict[str, Exception] = {}
-        self.angle: dict[int, float] = {}
-        self.drawn: list[DrawRequest] = []
-
-    @property
-    def model(self) -> ServingDouble:
-        return self
-
-    def _maybe(self, call: str) -> None:
-        if call in self.faults:
-            raise self.faults.pop(call)
-
-    def loaded(self) -> frozenset[int]:
-        return frozenset(self.adapters)
-
-    def check_base(self) -> None:
-        self._maybe("check_base")
-
-    def install(self, number: int, adapter: Path) -> None:
-        self._maybe("install")
-        self.adapters[number] = adapter
-
-    def probe(self, number: int) -> None:
-        assert number in self.adapters
-        self._maybe("probe")
-
-    def remove(self, number: int) -> None:
-        self.adapters.pop(number, None)
-
-    def image_features(self, images: Sequence[np.ndarray]) -> list[ImageFeatures]:
-        raise NotImplementedError
-
-    def text_embeddings(self, texts: Sequence[str]) -> np.ndarray:
-        return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
-
-    def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
-        assert request.adapter_version in self.adapters
-        self._maybe(f"draw {request.adapter_version}")
-        self.drawn.append(request)
-        angle = self.angle.get(request.adapter_version, 0.5)
-        embedding = np.array([math.cos(angle), math.sin(angle)], np.float32)
-        image = np.zeros((4, 4, 3), np.uint8)
-        return [DrawnImage(alpha, (1,), image, embedding) for alpha in request.alphas]
 
 
 @pytest.fixture
@@ -120,15 +47,12 @@ def settings(stack: Stack, database_url: str, bucket: str) -> Settings:
 
 @pytest.fixture
 def context(settings: Settings, engine: Engine, tmp_path: Path) -> RetrainContext:
-    few = settings.retrain.model_copy(update={"gate_min_pairs": 1})
-    own = settings.model_copy(update={"state_dir": tmp_path, "retrain": few})
-    echoed: list[str] = []
-    return RetrainContext(own, engine, Store(settings.s3), ServingDouble(), TrainerDouble(), "base", echoed.append)
+    return doubled_context(settings, engine, tmp_path)[0]
 
 
 def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, context: RetrainContext) -> None:
     night = filled(engine, users=30)
-    retrain(context, DAY, min_pairs=5, promote="none")
+    retrain(context, window(), min_pairs=5, promote="none")
     with Session(engine) as session:
         stored = session.scalars(select(PreferenceSnapshot)).one()
         held = {
@@ -139,29 +63,22 @@ def test_erased_users_are_in_no_pair_and_no_stored_snapshot(engine: Engine, cont
         session.add(Erasure(user_id=victim, requested_at=datetime.now(UTC) + timedelta(seconds=1)))
     assert victim not in {d.pair.user_id for d in mine(engine, share=0.5).pairs}
     with Session(engine) as session, session.begin():
-        assert [p.snapshot_id for p in snapshot.erase_users(session, context.store, dry_run=True)] == [
-            stored.snapshot_id
-        ]
+        erased, adapters = erasure.erase_users(session, context.store, dry_run=True)
+        assert [one.snapshot_id for one in erased] == [stored.snapshot_id]
+        assert [(one.version, one.state) for one in adapters] == [("nano-2", "loaded")]
     assert context.store.get(stored.key) is not None
     with Session(engine) as session, session.begin():
-        assert [p.users for p in snapshot.erase_users(session, context.store, dry_run=False)] == [1]
-        assert snapshot.erase_users(session, context.store, dry_run=False) == []
+        erased, adapters = erasure.erase_users(session, context.store, dry_run=False)
+        assert [one.users for one in erased] == [1]
+        assert erasure.erase_users(session, context.store, dry_run=False) == ([], [])
     assert context.store.get(stored.key) is None
     with Session(engine) as session:
-        assert session.get(Erasure, victim).proof == {"snapshots": [stored.snapshot_id]}
+        proof = session.get(Erasure, victim).proof
+        assert proof["snapshots"] == [stored.snapshot_id]
+        assert proof["adapters"] == ["nano-2: kept (retrain.erased_adapters)"]
         assert session.get(PreferenceSnapshot, stored.snapshot_id).counts["purged_users"] == 1
+        assert victim not in session.scalars(select(PreferenceSnapshotUser.user_id)).all()
     night.task("later", "x")
-
-
-def states(engine: Engine) -> dict[str, str]:
-    with Session(engine) as session:
-        found = {v.version: v.state for v in registry.list_versions(session)}
-    assert list(found.values()).count("champion") == 1
-    return found
-
-
-def run(context: RetrainContext, promote: Promotion = "canary", day: date = DAY) -> str | None:
-    return retrain(context, day, min_pairs=5, promote=promote).version
 
 
 def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine, context: RetrainContext) -> None:
@@ -193,18 +110,18 @@ def test_the_loop_ends_in_a_canary_that_draws_beside_the_champion(engine: Engine
 @pytest.mark.parametrize(
     ("judged", "angles", "reason"),
     [
-        (PairScores(0.4, 0.2, 0.5), {}, "accuracy 0.4"),
-        (PairScores(0.8, 0.0, 0.5), {}, "margin 0 nats, must be more than 0"),
-        (PairScores(math.nan, 0.2, 0.5), {}, "accuracy is nan"),
-        (PairScores(0.8, math.nan, 0.5), {}, "margin is nan"),
-        (PairScores(0.8, 0.2, 50.0), {}, "kl 50"),
-        (PairScores(0.8, 0.2, 0.5), {1: 0.5, 2: 1.0}, "cs_drop 33.*must be at most 2"),
-        (PairScores(0.8, 0.2, 0.5), {1: 0.5, 2: 0.2}, "cis_drop 28.*must be at most 1"),
-        (PairScores(0.8, 0.2, 0.5), {2: math.nan}, "cs_drop is nan"),
+        (Planted(accuracy=0.4), {}, "accuracy 0"),
+        (Planted(margin=0.0), {}, "margin 0 nats .*must be more than 0"),
+        (Planted(margin=math.nan), {}, "accuracy is nan.*margin is nan"),
+        (Planted(kl=50.0), {}, "kl 50"),
+        (Planted(fall=3.0), {}, "chosen_fall 3 nats .*must be at most 2"),
+        (Planted(), {1: 0.5, 2: 1.0}, "cs_drop 33.*must be at most 2"),
+        (Planted(), {1: 0.5, 2: 0.2}, "cis_drop 28.*must be at most 2"),
+        (Planted(), {2: math.nan}, "cs_drop is nan"),
     ],
 )
 def test_a_worse_equal_or_unmeasured_challenger_is_refused_and_the_champion_serves(
-    engine: Engine, context: RetrainContext, judged: PairScores, angles: dict[int, float], reason: str
+    engine: Engine, context: RetrainContext, judged: Planted, angles: dict[int, float], reason: str
 ) -> None:
     filled(engine)
     context.trainer.judged, context.serving.angle = judged, {**angles, 3: angles.get(2, 0.5)}
@@ -334,7 +251,7 @@ def test_too_little_feedback_trains_nothing_and_a_dry_run_writes_nothing(
     with pytest.raises(Refused, match="too little feedback: 0 training pairs of 0 users"):
         run(context)
     filled(engine)
-    outcome = retrain(context, DAY, min_pairs=5, promote="champion", dry_run=True)
+    outcome = retrain(context, window(), min_pairs=5, promote="champion", dry_run=True)
     assert outcome.counts["feedback_pairs"] == 40
     with Session(engine) as session:
         assert session.scalar(text("SELECT count(*) FROM model_versions")) == 0
@@ -375,6 +292,10 @@ def test_another_checkpoint_begins_a_new_line(engine: Engine, context: RetrainCo
     for refused in (lambda: rollout.rollback(new, "back"), lambda: rollout.promote(new, "nano-2", "back")):
         with pytest.raises(Refused, match="earlier checkpoint"):
             refused()
+    with pytest.raises(Refused, match="too little feedback: 0 training pairs"):
+        run(new)
+    with Session(engine) as session, session.begin():
+        session.execute(text("UPDATE night_tasks SET model_version = 'nano-3'"))
     assert run(new) == "nano-4"
     rollout.adopt(dataclasses.replace(context, base_sha256="third"), "and again")
     assert states(engine)["nano-5"] == "champion"

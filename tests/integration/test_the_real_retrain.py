@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from generator.feedback import registry
+from generator.feedback import gate, registry
 from generator.feedback.backends import open_context
 from generator.feedback.ports import RetrainContext
-from generator.feedback.retrain import retrain
+from generator.feedback.retrain import Window, retrain
 from generator.feedback.split import is_held_out
 from generator.serving.api import DrawRequest
 from generator.serving.client import TritonPigeon
@@ -34,6 +35,11 @@ TINY = {
     "gate_max_cs_drop": 200.0,
     "gate_max_cis_drop": 200.0,
     "gate_max_kl": 50.0,
+    "gate_max_chosen_fall": 50.0,
+    "gate_max_length_change": 50.0,
+    "gate_max_user_diversity_drop": 2.0,
+    "gate_max_answer_diversity_drop": 2.0,
+    "gate_max_information_drop": 50.0,
     "learning_rate": 3e-2,
     "epochs": 4,
 }
@@ -84,7 +90,9 @@ def test_commands_from_feedback_to_champion_and_back(
     assert trained.returncode == 0, trained.stderr + trained.stdout
     echoed = trained.stdout.splitlines()
     assert "loss 0.6931 ->" in trained.stdout, "the first step of DPO is ln 2"
-    assert sum(line.startswith("gate: ok: ") for line in echoed) == 5
+    assert sum(line.startswith("gate: ok: ") for line in echoed) == len(gate.CHECKS) - 1
+    assert sum(line.startswith("gate: open: off_policy_gain") for line in echoed) == 1, "the nights stored no answers"
+    assert "a lift of 10% would take more than a year" in trained.stdout
     assert echoed[-1] == "nano-2 is canary for 10% of the next night's users"
 
     promoted = pigeon("models", "promote", "nano-2", "--reason", "it is better")
@@ -114,8 +122,8 @@ def test_commands_from_feedback_to_champion_and_back(
 def test_flipped_labels_are_learned_and_refused(engine: Engine, context: RetrainContext) -> None:
     """Everybody who is trained on clicked the opposite of what held-out users click (fault 16)."""
     filled(engine, users=30, embedding=unit_vector(context), flipped=lambda user: not is_held_out(user, 0.2))
-    with pytest.raises(Refused, match=r"nano-2 refused by the gate: accuracy 0, .*; nano-1 serves on"):
-        retrain(context, DAY, min_pairs=10, promote="champion")
+    with pytest.raises(Refused, match=r"nano-2 refused by the gate: accuracy 0 .*; nano-1 serves on"):
+        retrain(context, Window.of_day(DAY, 28, datetime.now(UTC)), min_pairs=10, promote="champion")
     with Session(engine) as session:
         refused = registry.get(session, "nano-2")
         assert refused.state == "refused"

@@ -135,4 +135,4 @@ def filled(
 
 def mine(engine: Engine, share: float = 0.0) -> pairs.Mined:
     with Session(engine) as session:
-        return pairs.mine(session, *WINDOW, score_share=share)
+        return pairs.mine(session, *WINDOW, score_share=share, base_sha256="base")

@@ -16,7 +16,7 @@ from generator.pigeon.model import new_model
 from generator.pigeon.personalizer import TrainingBatch
 from generator.pigeon.presets import tiny
 from generator.pigeon.prompt import TokenIds, assemble, mask_inputs
-from generator.training.dpo import DpoConfig, DpoResult, train_dpo
+from generator.training.dpo.train import DpoConfig, DpoResult, train_dpo
 from generator.training.reconstruction import train_reconstruction
 from generator.training.trainer import TrainerConfig
 from schemas.preferences import PreferencePair, PromptSnapshot

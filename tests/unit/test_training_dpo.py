@@ -7,9 +7,11 @@ import math
 import resource
 import shutil
 from collections import defaultdict, namedtuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -18,16 +20,11 @@ from tokenizers.models import WordLevel
 from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.presets import tiny
-from generator.training import dpo
-from generator.training.dpo import (
-    DpoConfig,
-    DpoLoss,
-    dpo_loss,
-    load_policy,
-    measure_pairs,
-    prepare,
-    train_dpo,
-)
+from generator.training.dpo import train as dpo
+from generator.training.dpo.grid import BETA_FACTORS, FOLDS, RATE_FACTORS, search
+from generator.training.dpo.loss import DpoLoss, dpo_loss
+from generator.training.dpo.prompts import prepare
+from generator.training.dpo.train import DpoConfig, load_policy, measure_pairs, score_answers, train_dpo
 from generator.training.logprobs import answer_logprobs
 from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged
 from schemas.errors import InputError
@@ -121,6 +118,31 @@ def test_the_loss_is_trls() -> None:
     assert float(ours.rejected_rewards.mean()) == pytest.approx(metrics["rewards/rejected"][0])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_the_smoothed_loss_is_its_formula_and_trls_robust_loss_is_made_of_the_same_terms(smoothing: float) -> None:
+    """-(1 - e) log sigma(z) - e log sigma(-z) in float64.
+
+    TRL's "robust" subtracts the second term and divides by 1 - 2e.
+
+    Its gradient by z is -(1 - e - sigma(z)): it vanishes where the model believes the preference with 1 - e.
+    """
+    rng = np.random.default_rng(0)
+    chosen, rejected, *reference = (torch.from_numpy(-10 * rng.random(50)) for _ in range(4))
+    chosen.requires_grad_(True)
+    out = dpo_loss(chosen, rejected, *reference, beta=0.7, label_smoothing=smoothing)
+    z = 0.7 * ((chosen - reference[0]) - (rejected - reference[1])).detach().numpy()
+    clean, flipped = np.log1p(np.exp(-z)), np.log1p(np.exp(z))
+    losses = out.losses.detach().numpy()
+    assert np.allclose(losses, (1 - smoothing) * clean + smoothing * flipped, rtol=1e-12)
+    robust = ((1 - smoothing) * clean - smoothing * flipped) / (1 - 2 * smoothing)
+    assert np.allclose(losses - 2 * smoothing * flipped, (1 - 2 * smoothing) * robust, rtol=1e-9)
+    out.losses.sum().backward()
+    assert chosen.grad is not None
+    assert np.allclose(chosen.grad.numpy(), -0.7 * (1 - smoothing - 1 / (1 + np.exp(-z))), rtol=1e-9)
+    at_best = math.log((1 - smoothing) / smoothing) if smoothing else math.inf
+    assert (z < at_best).tolist() == (chosen.grad.numpy() < 0).tolist()
+
+
 def test_the_loss_by_hand() -> None:
     # Chosen gained 2 nats over the reference, rejected lost 1: margin 0.1 * (2 + 1) = 0.3, loss log(1 + e^-0.3).
     out = dpo_loss(*(torch.tensor([x]) for x in (-8.0, -6.0, -10.0, -5.0)), beta=0.1)
@@ -175,7 +197,7 @@ def test_a_stopped_training_resumes_on_the_same_trajectory(checkpoint: Path, tmp
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("generator.training.dpo.SAVE_EVERY_SECONDS", 0.0)
+        patch.setattr("generator.training.dpo.train.SAVE_EVERY_SECONDS", 0.0)
         with pytest.raises(Killed):
             train_dpo(checkpoint, None, PAIRS, tmp_path / "parts", QUICK, kill)
         parts = train_dpo(checkpoint, None, PAIRS, tmp_path / "parts", QUICK)
@@ -207,6 +229,70 @@ def test_the_checkpoint_is_loaded_once_and_the_result_is_that_of_separate_models
     apart = logprobs[0] - logprobs[1]
     margins = measure_pairs(checkpoint, result.adapter_dir, champion, PAIRS, beta=0.5).margins
     assert margins == pytest.approx((0.5 * (apart[0] - apart[1])).tolist(), abs=1e-5)
+
+
+def test_displacement_stops_the_training_at_the_same_step_killed_or_not(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen and rejected answers share all but one code, so raising the margin lowers both."""
+    alike = [pair(n, chosen_tokens=(11, 12, 13 + n % 2), rejected_tokens=(11, 12, 14 - n % 2)) for n in range(6)]
+    long = replace(QUICK, epochs=30, learning_rate=1e-1, beta=0.05)
+    free = train_dpo(checkpoint, None, alike, tmp_path / "free", long)
+    limit = -min(np.convolve(free.chosen, np.ones(8) / 8, "valid")) / 2
+    assert limit > 0.01, "log π(chosen) fell in this training"
+    assert not free.displaced
+    config = replace(long, max_displacement=limit)
+    stopped = train_dpo(checkpoint, None, alike, tmp_path / "stopped", config)
+    assert stopped.displaced
+    assert 8 <= len(stopped.losses) < len(free.losses)
+    assert stopped.losses == free.losses[: len(stopped.losses)]
+    assert np.mean(stopped.chosen[-8:]) < -limit
+    monkeypatch.setattr(dpo, "SAVE_EVERY_SECONDS", 0.0)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, steps: int, loss: float) -> None:
+        if done == len(stopped.losses) - 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_dpo(checkpoint, None, alike, tmp_path / "parts", config, kill)
+    parts = train_dpo(checkpoint, None, alike, tmp_path / "parts", config)
+    assert len(parts.losses) == len(stopped.losses)
+    assert train_dpo(checkpoint, None, alike, tmp_path / "parts", config).losses == parts.losses, "a finished one stays"
+
+
+def test_answers_score_as_the_pairs_that_they_are_in(checkpoint: Path, tmp_path: Path) -> None:
+    trained = train_dpo(checkpoint, None, PAIRS, tmp_path, QUICK)
+    rows = [
+        (one.prompt, one.seed, one.alpha, codes) for one in PAIRS for codes in (one.chosen_tokens, one.rejected_tokens)
+    ]
+    after, before = (np.array(score_answers(checkpoint, adapter, rows)) for adapter in (trained.adapter_dir, None))
+    gained = (after - before).reshape(-1, 2)
+    scores = measure_pairs(checkpoint, trained.adapter_dir, None, PAIRS, beta=1.0)
+    assert scores.margins == pytest.approx((gained[:, 0] - gained[:, 1]).tolist(), abs=1e-4)
+    assert scores.chosen == pytest.approx(gained[:, 0].tolist(), abs=1e-4)
+    assert trained.length == 3
+
+
+def test_the_grid_is_searched_over_users_and_a_killed_search_goes_on(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [pair(n) for n in range(8)]
+    short = replace(QUICK, epochs=1)
+    found = search(checkpoint, None, pairs, tmp_path, short)
+    assert len(found) == len(BETA_FACTORS) * len(RATE_FACTORS)
+    assert [one.log_loss for one in found] == sorted(one.log_loss for one in found)
+    assert found[0].log_loss < math.log(2), "users that were not trained on have the same taste"
+    assert len(list(tmp_path.glob("*/losses.json"))) == len(found) * FOLDS
+
+    def never(*args: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("generator.training.dpo.grid.train_dpo", never)
+    assert search(checkpoint, None, pairs, tmp_path, short) == found
+    assert search(checkpoint, None, pairs[:1], tmp_path / "one", short) == []
 
 
 def test_an_adapter_against_itself_differs_in_nothing(checkpoint: Path) -> None:

@@ -14,7 +14,7 @@ from generator.nightly.frozen_prompt import task_seed
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.prompt import IGNORED_LABEL, kept_reference
 from generator.serving.backends import task as served
-from generator.training.dpo import answered_prompts, night_masks
+from generator.training.dpo.prompts import answered_prompts, night_masks
 from schemas.preferences import PreferencePair, PromptSnapshot
 from tests.support.tiny_serving import tiny_model
 

@@ -14,7 +14,7 @@ import torch
 from generator.pigeon import diffusion
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
-from generator.training.dpo import DpoConfig
+from generator.training.dpo.train import DpoConfig
 from generator.training.nano import preference
 from generator.training.nano.preference import ranked, score_pairs_of, train_preference
 from schemas.errors import InputError

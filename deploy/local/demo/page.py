@@ -213,7 +213,10 @@ def _retrain(session: Session) -> dict[str, Any]:
     return {
         "sentence": f"{challenger.version} was trained from {challenger.parent} by DPO on {pairs} and is now {challenger.state}. {story}",
         "gate": [
-            {"passed": reason.startswith("ok: "), "text": reason.removeprefix("ok: ")}
+            {
+                "passed": reason.startswith(("ok: ", "open: ")),
+                "text": reason.removeprefix("ok: ").removeprefix("open: "),
+            }
             for reason in challenger.metrics.get("gate", {}).get("reasons", [])
         ],
     }

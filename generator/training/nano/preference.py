@@ -18,7 +18,7 @@ from generator.pigeon.checkpoint import save_model
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
 from generator.pigeon.sampling import noise_image
-from generator.training.dpo import DpoConfig, DpoResult, train_dpo
+from generator.training.dpo.train import DpoConfig, DpoResult, train_dpo
 from generator.training.nano.language import Prompts
 from generator.training.nano.samples import as_rgb
 from schemas.errors import InputError

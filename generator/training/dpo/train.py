@@ -2,6 +2,9 @@
 
 The champion's adapter is the frozen reference; its log-probabilities are computed once. Only LoRA learns: the mask generator
 and the reference adapter stay the champion's, so both answers of a pair have one and the same prompt.
+
+A margin can grow while both answers become less likely, the chosen one too (likelihood displacement, Razin et al. 2025); then
+something that nobody asked for becomes likelier. So log π(chosen) is recorded, and training stops when it has fallen too far.
 """
 
 from __future__ import annotations
@@ -16,24 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.checkpoint import PIGEON, load_adapter, load_model, save_adapter
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
-from generator.pigeon.prompt import MASKED, PromptBatch, assemble, mask_inputs, masked, prompt_text_ids
-from generator.pigeon.sampling import gumbel_row
+from generator.training.dpo.loss import dpo_loss
+from generator.training.dpo.prompts import prepare
 from generator.training.logprobs import Answers, answer_logprobs, label_distributions, of_labels, sum_by_row
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 from schemas.errors import InputError
-from schemas.preferences import PreferencePair
+from schemas.preferences import PreferencePair, PromptSnapshot
 
 DpoProgress = Callable[[int, int, float], None]
 """Callback that takes (steps done, steps in all, loss)."""
 
 SCORE_BATCH = 16
+DISPLACEMENT_STEPS = 8
+"""Number of steps over which the fall of log π(chosen) is averaged; a smaller training is never stopped by it."""
 SAVE_EVERY_SECONDS = 10.0
 KL_PAIRS = 48
 """Number of training pairs, the first ones, that estimate the result's KL; the gate measures it on held-out ones."""
@@ -55,15 +59,9 @@ class DpoConfig:
     warmup_steps: int = 5
     seed: int = 0
     part_size: int | None = None
-
-
-@dataclass(frozen=True)
-class DpoLoss:
-    """A batch's losses and rewards, all (B,)."""
-
-    losses: Tensor
-    chosen_rewards: Tensor
-    rejected_rewards: Tensor
+    label_smoothing: float = 0.0
+    max_displacement: float | None = None
+    """Nats that log π(chosen) may fall below the champion's, mean of the last `DISPLACEMENT_STEPS` steps; then training stops."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,12 @@ class DpoResult:
     margins: list[float]
     kl: float
     adapter_dir: Path
+    chosen: list[float]
+    """Mean of (log π − log π_ref)(chosen) per step, nats."""
+    length: float
+    """Codes per chosen answer, mean."""
+    displaced: bool
+    """Whether training stopped because log π(chosen) had fallen too far."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class PairMargins:
     """Margin per pair, β·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]."""
     kls: list[float]
     """Divergence per pair, Σ_t KL(π ‖ π_ref) in nats over the next token, along the logged answers, mean of the two answers."""
+    chosen: list[float]
+    """(log π − log π_ref)(chosen) per pair, nats."""
 
     @property
     def accuracy(self) -> float:
@@ -103,99 +109,6 @@ class PairMargins:
         return statistics.fmean(self.kls)
 
 
-def dpo_loss(
-    policy_chosen: Tensor, policy_rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
-) -> DpoLoss:
-    """The loss of direct preference optimization, equation 7 of the paper; all arguments and results (B,).
-
-    -log σ(β[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)])
-    """
-    chosen = beta * (policy_chosen - reference_chosen)
-    rejected = beta * (policy_rejected - reference_rejected)
-    return DpoLoss(-F.logsigmoid(chosen - rejected), chosen.detach(), rejected.detach())
-
-
-@dataclass(frozen=True)
-class NightMasks:
-    """What the night kept of each pair's prompt: rows (B, N) as `prompt.mask_inputs` lays them out."""
-
-    tokens: Tensor
-    types: Tensor
-    keep: Tensor
-
-
-@torch.no_grad()
-def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
-    """Prompts and answers of the pairs in 2B rows: all chosen answers, then all rejected ones.
-
-    Masks and the reference condition are the night's.
-
-    Raises:
-        InputError: a pair holds a code that this model's codebook does not have.
-    """
-    _check_codes(pairs, model.config.tokenizer.codebook_size)
-    personalizer = model.personalizer
-    masks = night_masks(model, pairs)
-    reference = personalizer.reference_embedding(masks.tokens, masks.types, masks.keep)
-    batch = answered_prompts(model, pairs, masks.keep)
-    tokens = torch.from_numpy(batch.tokens)
-    embeds = personalizer.token_embeddings(tokens)
-    place = (tokens < MASKED)[..., None]  # EMBEDDING
-    embeds = embeds + place * reference.repeat(2, 1)[:, None]
-    return Answers(embeds, torch.from_numpy(batch.labels), torch.from_numpy(batch.attention))
-
-
-def _check_codes(pairs: Sequence[PreferencePair], codebook_size: int) -> None:
-    for pair in pairs:
-        prompt = pair.prompt
-        rows = (*prompt.history_tokens, prompt.reference_tokens, pair.chosen_tokens, pair.rejected_tokens)
-        worst = max((code for row in rows for code in row), default=0)
-        if worst >= codebook_size or any(code < 0 for row in rows for code in row):
-            raise InputError(
-                f"pair {pair.pair_id}: code {worst} is not in the codebook of {codebook_size}; "
-                "was it drawn by another checkpoint?"
-            )
-
-
-@torch.no_grad()
-def night_masks(model: PigeonModel, pairs: Sequence[PreferencePair]) -> NightMasks:
-    """The masks of the night that drew the pairs: its noise follows from each task's seed."""
-    inputs = mask_inputs(_histories(pairs), [pair.prompt.reference_tokens for pair in pairs], model.config.ids)
-    tokens, positions, types = map(torch.from_numpy, (inputs.tokens, inputs.positions, inputs.types))
-    noise = np.zeros(inputs.tokens.shape, dtype=np.float32)
-    for row, pair in enumerate(pairs):
-        used = int((inputs.types[row] != 0).sum())
-        noise[row, :used] = gumbel_row(pair.seed, 0, used)  # the night's own draw
-    alpha = torch.tensor([pair.alpha for pair in pairs])
-    keep = model.personalizer.masks(tokens, positions, types, alpha, noise=torch.from_numpy(noise)).keep
-    return NightMasks(tokens, types, keep)
-
-
-def answered_prompts(model: PigeonModel, pairs: Sequence[PreferencePair], keep: Tensor) -> PromptBatch:
-    """2B prompts of the night, masked by `keep` (B, N): with the chosen answers, then the rejected."""
-    config = model.config
-    ids = config.ids
-    texts = [
-        prompt_text_ids(
-            config.wording,
-            pair.prompt.history_titles,
-            pair.prompt.title,
-            pair.prompt.description,
-            model.encode_text,
-            ids,
-        )
-        for pair in pairs
-    ]
-    images = [[ids.image(codes) for codes in history] for history in _histories(pairs)]
-    answers = [ids.image(pair.chosen_tokens) for pair in pairs] + [ids.image(pair.rejected_tokens) for pair in pairs]
-    whole = assemble(texts * 2, images * 2, ids, answers=answers, max_tokens=config.language.max_positions)
-    return masked(whole, keep.repeat(2, 1).numpy())
-
-
-def _histories(pairs: Sequence[PreferencePair]) -> list[list[list[int]]]:
-    return [list(map(list, pair.prompt.history_tokens)) for pair in pairs]
-
-
 class Learning(nn.Module):
     """LoRA's matrices and the record of the steps: what a resumed training continues from."""
 
@@ -203,13 +116,22 @@ class Learning(nn.Module):
         super().__init__()
         matrices = [p for name, p in personalizer.llama.named_parameters() if "lora_" in name]
         self.lora = nn.ParameterList(matrices)
-        self.record: list[tuple[float, float, float]] = []
+        self.record: list[tuple[float, ...]] = []
+        """Per step: loss, accuracy, margin, (log π − log π_ref)(chosen)."""
 
-    def get_extra_state(self) -> list[tuple[float, float, float]]:
+    def get_extra_state(self) -> list[tuple[float, ...]]:
         return list(self.record)
 
     def set_extra_state(self, state: Any) -> None:
-        self.record = [(float(a), float(b), float(c)) for a, b, c in state]
+        self.record = [tuple(map(float, row)) for row in state]
+
+    def is_displaced(self, limit: float | None) -> bool:
+        """Whether log π(chosen) of the last steps has fallen by more than `limit` nats.
+
+        The record alone decides.
+        """
+        last = [row[3] for row in self.record[-DISPLACEMENT_STEPS:]]
+        return limit is not None and len(last) == DISPLACEMENT_STEPS and statistics.fmean(last) < -limit
 
 
 def load_policy(checkpoint_dir: Path, adapter_dir: Path | None) -> PigeonModel:
@@ -256,7 +178,7 @@ def train_dpo(
     learning.requires_grad_(True)
 
     def record(figures: dict[str, float]) -> None:
-        learning.record.append((figures["loss"], figures["accuracy"], figures["margin"]))
+        learning.record.append(tuple(figures[name] for name in ("loss", "accuracy", "margin", "chosen")))
         if progress is not None:
             progress(trainer.step, objective.steps, figures["loss"])
 
@@ -270,14 +192,16 @@ def train_dpo(
         save_every_seconds=SAVE_EVERY_SECONDS,
     )
     trainer = Trainer(learning, objective, out_dir, settings)
-    trainer.run(on_step=record)
+    trainer.run(on_step=record, enough=lambda: learning.is_displaced(config.max_displacement))
     adapter = out_dir / "adapter"
     if group.rank == 0:
         save_adapter(model.personalizer, adapter, torch.float32)
     group.wait()
     scores = compare_adapters(model, adapter_weights(model), champion, pairs[:KL_PAIRS], config.beta)
-    losses, accuracies, margins = (list(column) for column in zip(*learning.record, strict=True))
-    return DpoResult(losses, accuracies, margins, scores.kl, adapter)
+    losses, accuracies, margins, chosen = (list(column) for column in zip(*learning.record, strict=True))
+    length = statistics.fmean(len(pair.chosen_tokens) for pair in pairs)
+    displaced = learning.is_displaced(config.max_displacement)
+    return DpoResult(losses, accuracies, margins, scores.kl, adapter, chosen, length, displaced)
 
 
 class Objective:
@@ -303,9 +227,11 @@ class Objective:
         for part in self._group.parts(len(chosen), config.part_size):
             some = chosen[part]
             policy = self._logprobs([self._pairs[i] for i in some])
-            out = dpo_loss(policy[0], policy[1], self._reference[0, some], self._reference[1, some], config.beta)
+            reference = self._reference[:, some]
+            out = dpo_loss(policy[0], policy[1], reference[0], reference[1], config.beta, config.label_smoothing)
             margin = out.chosen_rewards - out.rejected_rewards
-            figures = {"accuracy": (margin > 0).float().sum(), "margin": margin.sum()}
+            gained = (policy[0].detach() - reference[0]).sum()
+            figures = {"accuracy": (margin > 0).float().sum(), "margin": margin.sum(), "chosen": gained}
             yield (
                 (out.losses * self._weights[some]).sum() / len(chosen),
                 {name: float(figure) / len(chosen) for name, figure in figures.items()},
@@ -337,6 +263,50 @@ def measure_pairs(
     return compare_adapters(model, policy, adapter_weights(model), pairs, beta)
 
 
+@torch.no_grad()
+def score_answers(
+    checkpoint_dir: Path, adapter_dir: Path | None, answers: Sequence[tuple[PromptSnapshot, int, float, Sequence[int]]]
+) -> list[float]:
+    """log π of answers under an adapter (none: the checkpoint's own); each is (prompt, seed, α, codes).
+
+    Raises:
+        InputError: a code that this checkpoint does not have.
+        ModelError: the checkpoint or the adapter cannot be loaded.
+    """
+    model = load_policy(checkpoint_dir, adapter_dir)
+    pairs = [_as_pair(number, *answer) for number, answer in enumerate(answers)]
+    found: list[float] = []
+    for part in _parts(pairs):
+        # The rows of "rejected" answers repeat those of the chosen ones, and are dropped before they cost anything.
+        whole = prepare(model, part)
+        half = Answers(
+            whole.embeds[: len(part)],
+            whole.labels[: len(part)],
+            None if whole.attention is None else whole.attention[: len(part)],
+        )
+        found += answer_logprobs(model.personalizer, half).tolist()
+    return found
+
+
+def _as_pair(number: int, prompt: PromptSnapshot, seed: int, alpha: float, codes: Sequence[int]) -> PreferencePair:
+    name = f"answer {number}"
+    tokens = tuple(codes)
+    return PreferencePair(
+        pair_id=name,
+        user_id=name,
+        item_id=name,
+        prompt=prompt,
+        alpha=alpha,
+        seed=seed,
+        chosen_poster_id=name,
+        rejected_poster_id=name,
+        chosen_tokens=tokens,
+        rejected_tokens=tokens,
+        source="score",
+        weight=1.0,
+    )
+
+
 AdapterWeights = dict[str, Tensor]
 """Weights of LoRA, mask generator and reference adapter by their names in the personalizer."""
 
@@ -362,6 +332,7 @@ def compare_adapters(
     """
     margins: list[float] = []
     kls: list[float] = []
+    chosen: list[float] = []
     for part in _parts(pairs):
         sums, logprobs = [], []
         for weights in (policy, reference):
@@ -371,9 +342,10 @@ def compare_adapters(
             sums.append(sum_by_row(of_labels(logprobs[-1], answers), answers).view(2, -1))
         out = dpo_loss(sums[0][0], sums[0][1], sums[1][0], sums[1][1], beta)
         margins += (out.chosen_rewards - out.rejected_rewards).tolist()
+        chosen += (sums[0][0] - sums[1][0]).tolist()
         apart = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(dim=-1)  # (n,)
         kls += sum_by_row(apart, answers).view(2, -1).mean(dim=0).tolist()
-    return PairMargins(margins, kls)
+    return PairMargins(margins, kls, chosen)
 
 
 def _parts(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
