@@ -28,6 +28,7 @@ PARTS = (
     "generator.nightly.commands",
     "generator.serving.commands",
     "generator.feedback.commands",
+    "generator.feedback.clicks.commands",
     "generator.training.nano.commands",
 )
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")
@@ -46,6 +47,8 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "check"): "serving",
     ("models", "load"): "serving",
     ("retrain",): "train",
+    ("clicks",): "clicks",
+    ("feedback",): "clicks",
     ("train",): "train",
     ("evaluate",): "evaluate",
 }

