@@ -78,7 +78,7 @@ class Basis:
 def choice_features(candidates: Candidates, basis: Basis) -> Array:
     """(N, F): how each answer differs from the task's others; columns as `Basis.groups` names them."""
     preview = candidates.previews @ basis.preview.T
-    codes = np.array([hashed(one) for one in candidates.codes]).reshape(-1, CODE_BUCKETS) @ basis.codes.T
+    codes = hashed(candidates.codes) @ basis.codes.T
     taste = basis.history @ (candidates.history - basis.history_mean)
     personal = (preview[:, :PERSONAL_PREVIEWS, None] * taste).reshape(len(preview), -1)
     shares = log_shares(candidates.logprobs)[:, None]
@@ -94,12 +94,15 @@ def log_shares(logprobs: Array) -> Array:
     return shares
 
 
-def hashed(codes: Sequence[int]) -> Array:
-    """(CODE_BUCKETS,), unit length: how often codes occur, each in a bucket and with a sign of its own."""
-    mixed = np.array(codes, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def hashed(answers: Sequence[Sequence[int]]) -> Array:
+    """(N, CODE_BUCKETS), unit rows: how often an answer's codes occur, each in a bucket and with a sign of its own."""
+    mixed = np.array([code for codes in answers for code in codes], np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     signs = np.where(mixed >> np.uint64(63), 1.0, -1.0)
     buckets = ((mixed >> np.uint64(32)) % np.uint64(CODE_BUCKETS)).astype(np.int64)
-    counts: Array = np.bincount(buckets, weights=signs, minlength=CODE_BUCKETS)
-    return counts / max(float(np.linalg.norm(counts)), 1e-9)
+    rows = np.repeat(np.arange(len(answers)), [len(codes) for codes in answers])
+    counts = np.bincount(rows * CODE_BUCKETS + buckets, weights=signs, minlength=len(answers) * CODE_BUCKETS)
+    table = counts.reshape(len(answers), CODE_BUCKETS)
+    unit: Array = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
+    return unit

@@ -19,9 +19,9 @@ from schemas.click_features import Array
 
 NARROWEST, WIDEST = 0.02, 2.0
 """Prior widths in log-odds per deviation of a feature; the first leaves every effect some doubt, so that it can be found later."""
-ROUNDS = 5
+ROUNDS = 3
 """Times that mode and widths are found in turn."""
-EM_STEPS = 40
+EM_STEPS = 30
 NEWTON_STEPS = 25
 TOLERANCE = 1e-7
 

@@ -117,7 +117,7 @@ def find_basis(candidates: Sequence[Candidates]) -> Basis:
     step = -(-len(candidates) // BASIS_TASKS)
     sample = candidates[::step]
     previews = np.vstack([one.previews - one.previews.mean(axis=0) for one in sample])
-    codes = [np.array([hashed(answer) for answer in one.codes]) for one in sample]
+    codes = [hashed(one.codes) for one in sample]
     scores = np.vstack([one.scores - one.scores.mean(axis=0) for one in sample])
     histories = np.array([one.history for one in sample])
     deviations = scores.std(axis=0)
@@ -152,7 +152,7 @@ def _directions(centred: Array, most: int) -> Array:
     """(K, D): principal directions of centred rows with a noticeable variance, scaled to a deviation of 1."""
     if len(centred) < 2 or not np.any(np.abs(centred) > 1e-9):
         return np.zeros((0, centred.shape[1]))
-    found = PCA(n_components=min(most, *centred.shape), svd_solver="full").fit(centred)
+    found = PCA(n_components=min(most, *centred.shape), svd_solver="covariance_eigh").fit(centred)
     kept = found.explained_variance_ratio_ >= SMALLEST_SHARE
     rows: Array = found.components_[kept] / np.sqrt(found.explained_variance_[kept])[:, None]
     return rows
