@@ -47,8 +47,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "check"): "serving",
     ("models", "load"): "serving",
     ("retrain",): "train",
-    ("clicks",): "clicks",
-    ("feedback",): "clicks",
+    ("loop",): "loop",
     ("train",): "train",
     ("evaluate",): "evaluate",
 }

@@ -1,4 +1,4 @@
-"""Features that a click model reads of a task's answers; the night and the fit make the same ones of the same answers.
+"""Features that a click model reads of a task's answers, for its fit and for the night.
 
 Only numpy. What all answers of a task have in common cannot decide among them, so features are differences to the task's mean.
 """
@@ -95,7 +95,7 @@ def log_shares(logprobs: Array) -> Array:
 
 
 def hashed(answers: Sequence[Sequence[int]]) -> Array:
-    """(N, CODE_BUCKETS), unit rows: how often an answer's codes occur, each in a bucket and with a sign of its own."""
+    """(N, CODE_BUCKETS), unit rows: how often each code occurs, by its bucket and sign."""
     mixed = np.array([code for codes in answers for code in codes], np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)

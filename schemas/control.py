@@ -11,6 +11,8 @@ import hashlib
 from schemas.hashing import unit_interval
 
 CONTROL_PREFIX = "control:"
+CONTROL_SHARE = 0.05
+"""Share of the users in the control group, unless a setting says otherwise."""
 
 
 def in_control_group(user_id: str, share: float) -> bool:
@@ -19,5 +21,5 @@ def in_control_group(user_id: str, share: float) -> bool:
 
 
 def control_poster_id(item_id: str) -> str:
-    """The poster_id with which the showing of an item's own poster is reported; no drawn poster has such an id."""
+    """The poster_id by which the control group reports an item's own poster; no drawn one has such an id."""
     return CONTROL_PREFIX + hashlib.sha256(item_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]

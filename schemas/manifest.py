@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from schemas.connections import s3_client
-from schemas.control import control_poster_id, in_control_group
+from schemas.control import CONTROL_SHARE, control_poster_id, in_control_group
 from schemas.errors import InputError, ServerUnavailable
 from schemas.manifest_cache import FileCache, default_folder
 from schemas.manifest_choice import PosterChoice, Source, choose, places_of, without
@@ -48,7 +48,6 @@ from schemas.manifest_files import (
 from schemas.manifest_refresh import Refresher
 from schemas.manifest_source import ManifestSet, ManifestSource, ObjectCorrupt, ObjectMissing
 from schemas.manifest_withdrawn import Withdrawn
-from schemas.settings_loop import CONTROL_SHARE
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -272,7 +271,7 @@ class PosterManifest:
         return without(table, self._withdrawn) if self._withdrawn else table
 
     def _own_poster(self, loaded: ManifestSet, item_id: str, *, is_control: bool) -> PosterChoice | None:
-        """The item's own picture; with what the control group reports where it is shown instead of a drawn poster."""
+        """The item's own picture, for the control group with an id and a propensity."""
         image_uri = loaded.image_uri(item_id)
         if image_uri is None:
             return None

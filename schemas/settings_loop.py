@@ -1,4 +1,4 @@
-"""Settings of what readers show and of the click model that is fitted on it; composed by schemas/settings.py."""
+"""Settings of readers and of the click model; composed by schemas/settings.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from schemas.control import CONTROL_SHARE
 
-CONTROL_SHARE = 0.05
-"""Share of the users in the control group, unless a setting says otherwise."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class ReaderSettings(BaseModel):

@@ -13,7 +13,7 @@
     registry      model versions, their states and the history of both
     rollout       promotion, canary, rollback, adoption, synchronisation
     artifacts     adapters as files in S3
-    clicks        the click model: `pigeon clicks` and `pigeon feedback worth`
+    clicks        the click model: `pigeon loop ...`
 
 Imports schemas, generator.storage, generator.serving (api, client, adapters, repository: no torch) and of generator.nightly
 only frozen_prompt; generator.training is imported inside functions when a training starts. Imported by generator/cli.py alone.

@@ -61,7 +61,7 @@ def _loaded(row: ClickModelRow, base_weights: str) -> LoadedClickModel | None:
         return None
     if model.model_id != row.model_id or model.base_weights != base_weights:
         log.warning(
-            "night: click model %d %s; the model's own preference chooses: `pigeon clicks fit` makes another one",
+            "night: click model %d %s; the model's own preference chooses: `pigeon loop fit` makes another one",
             row.number,
             "is damaged" if model.model_id != row.model_id else "was made for another checkpoint",
         )

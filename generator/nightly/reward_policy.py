@@ -1,4 +1,4 @@
-"""The policy `reward`: the answer with the highest expected reward under a click model, and one that may be better.
+"""The policy `reward`: the best answer under a click model, and one that may be better.
 
 The first choice has the highest posterior mean. The next ones are drawn among the near-best, by how often each is the best of
 `DRAWS` draws from the posterior (Thompson sampling, Chapelle and Li 2011), `FLOOR` of it spread evenly; what is logged is the

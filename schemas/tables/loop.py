@@ -26,7 +26,7 @@ class PreferenceSnapshot(Base):
 
 
 class ClickModel(Base):
-    """A click model that was fitted and judged; its id is the hash of its artifact (schemas/click_model.py).
+    """A click model that was judged; its id is the hash of its artifact (schemas/click_model.py).
 
     At most one is active: the nights choose by it. A refused one keeps its figures and why; `base_weights` names the checkpoint
     whose previews it reads.

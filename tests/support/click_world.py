@@ -32,8 +32,9 @@ def planted(
     log: Sequence[float] = (0.25, 0.25, 0.25, 0.25),
     positions: float = 0.0,
 ) -> Showings:
-    """Showings whose log-odds are base + effect · (preview - mean preview of the task) + positions · position.
+    """Showings with planted log-odds of a click.
 
+    They are base + effect · (preview - mean preview of the task) + positions · position.
     `log`: probability with which each answer of a task is shown.
     """
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The click model's estimator: planted effects are found, nothing is found where there is nothing, and it knows how sure it is."""
+"""The click model's estimator: finds what was planted and nothing else, and knows how sure it is."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_model_of_noise_prefers_what_the_model_prefers() -> None:
 
 
 def test_weights_make_a_rate_that_of_the_uniform_policy() -> None:
-    """Inverse propensities are unbiased: 0.9 of the showings went to the first of two answers, clicked half as often."""
+    """0.9 of the showings went to the first of two answers, which is clicked half as often."""
     rng = np.random.default_rng(11)
     first = rng.random(200_000) < 0.9
     clicked = rng.random(200_000) < np.where(first, 0.05, 0.1)

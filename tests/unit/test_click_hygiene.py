@@ -1,4 +1,4 @@
-"""Which showings a click model is fitted on: robots and what is past the caps are left out, and counted."""
+"""Which showings count: robots and what is past the caps are left out, and counted."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_what_was_learned_is_shown_from_the_next_night_on(days: list) -> None:
 
 
 def test_the_products_click_model_finds_a_strong_effect_and_gains_by_it() -> None:
-    """Effect 1, so that one small world suffices; sizes for the effects of users: tests/support/loop_simulation.py."""
+    """An effect of 1, so that one small world suffices."""
     days = build(World(seed=1, effect=1.0, users=120, days=6))
     learner = Learner()
     policy = chooser_of(ModelPolicy(), NightSettings(policy="model"))

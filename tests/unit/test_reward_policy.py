@@ -48,7 +48,7 @@ def test_the_first_choice_is_the_best_and_surely_chosen(policy: RewardPolicy) ->
 
 
 def test_logged_probabilities_are_those_that_are_drawn_with() -> None:
-    """The Monte Carlo's seed decides which shares are drawn with; over seeds, each share is met as often as it says."""
+    """Each seed has shares of its own; over the seeds each answer is drawn as often as they say."""
     wide = Utilities(np.array([0.3, 0.1, 0.0, -4.0]), np.diag([0.2, 0.2, 0.2, 1e-6]))
     policy = RewardPolicy(_Fixed(wide), 1, ModelPolicy())  # type: ignore[arg-type] # scores and nothing else
     found = answers(1)

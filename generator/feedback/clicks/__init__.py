@@ -1,6 +1,6 @@
 """The click model: from showings of posters to what a click on an answer can be expected of.
 
-    commands    `pigeon clicks ...` and `pigeon feedback worth`
+    commands    `pigeon loop ...`
     learning    the steps: showings, judgement, fit, activation or refusal
     showings    the SQL of showings, and their answers
     hygiene     which showings count: robots, repetitions, caps
@@ -12,6 +12,6 @@
     worth       what drawn posters are worth over the items' own
     simulation  a world whose truth is known, on codes alone
 
-Imports schemas and generator.storage; scikit-learn comes with the extra `clicks`. The night scores the models that come of it
+Imports schemas and generator.storage; scikit-learn comes with the extra `loop`. The night scores the models that come of it
 by schemas/click_model.py and imports nothing from here.
 """

@@ -1,4 +1,4 @@
-"""Commands `pigeon clicks ...` and `pigeon feedback worth`; registered by generator/cli.py."""
+"""Commands `pigeon loop ...`; registered by generator/cli.py."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon`."""
-    clicks = typer.Typer(help="The click model that nights choose posters by.", no_args_is_help=True)
-    clicks.command("fit")(fit)
-    clicks.command("list")(list_models)
-    clicks.command("retire")(retire)
-    app.add_typer(clicks, name="clicks")
-    feedback = typer.Typer(help="What the feedback on posters tells.", no_args_is_help=True)
-    feedback.callback()(_group)
-    feedback.command("worth")(worth)
-    app.add_typer(feedback, name="feedback")
-
-
-def _group() -> None:
-    """What the feedback on posters tells."""
+    group = typer.Typer(
+        help="What feedback on posters teaches: the click model, and the control group's comparison.",
+        no_args_is_help=True,
+    )
+    group.command("fit")(fit)
+    group.command("models")(list_models)
+    group.command("retire")(retire)
+    group.command("worth")(worth)
+    app.add_typer(group, name="loop")
 
 
 def fit(
@@ -33,7 +29,7 @@ def fit(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and judge, write nothing.")] = False,
 ) -> None:
-    """Fit a click model on the last days' showings and judge it; nights choose by it if it beats the base rate.
+    """Fit and judge a click model; nights choose by it if it beats the base rate.
 
     Ends with 8 when it is refused or there are too few clicks."""
     from generator.feedback.clicks.learning import learn_clicks
@@ -76,13 +72,13 @@ def list_models(as_json: Json = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     if not rows:
-        typer.echo("no click models yet: `pigeon clicks fit`; nights choose by the model's own preference")
+        typer.echo("no click models yet: `pigeon loop fit`; nights choose by the model's own preference")
     for row in rows:
         typer.echo(f"{row['number']:4} {row['state']:8} until {row['window'][1][:16]}  {row['reason']}")
 
 
 def retire(reason: Annotated[str, typer.Option("--reason", help="Kept with the model.")]) -> None:
-    """Retire the active click model: nights choose by the model's own preference until another one is active."""
+    """Retire the active click model: nights choose by the model's own preference again."""
     from sqlalchemy.orm import Session
 
     from generator.feedback.clicks import versions

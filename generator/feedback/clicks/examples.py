@@ -1,4 +1,4 @@
-"""Showings as numbers: what was shown to whom, beside which other answers, and what came of it."""
+"""Showings as features of the shown answer, beside the task's others, and of where it was shown."""
 
 from __future__ import annotations
 

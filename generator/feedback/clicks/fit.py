@@ -1,4 +1,7 @@
-"""A click model from examples: context and choice are fitted together, the choice around the model's own preference."""
+"""A click model from examples: context and choice fitted together.
+
+The prior of the choice is the model's own preference.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of `pigeon clicks fit`: showings, judgement, fit, and a model that is active or refused."""
+"""The steps of `pigeon loop fit`: showings, judgement, fit, and a model that is active or refused."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Learned:
 def learn_clicks(
     engine: Engine, settings: ClickSettings, stop: datetime, echo: Callable[[str], None], *, dry_run: bool = False
 ) -> Learned:
-    """Fit a click model on the showings of the `clicks.window_days` before `stop`, judge it, and activate or refuse it.
+    """Fit a click model, judge it, and activate or refuse it.
 
-    The same window again gives the same model, and changes nothing.
+    It is fitted on the showings of the `clicks.window_days` before `stop`. The same window again gives the same model, and changes nothing.
 
     Raises:
         Refused: too few clicks; the message says how many are missing.

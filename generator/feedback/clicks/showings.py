@@ -191,7 +191,7 @@ def _read_tasks(
     embeddings = _embeddings(session, hashes)
     found = {}
     for row in rows:
-        answers = Answers.unpack(row.answers).answers
+        answers = Answers.unpack(bytes(row.answers)).answers
         places = distinct(answers)
         pictures = [embeddings.get((image["sha256"], row.tokenizer)) for image in row.history]
         known = [one for one in pictures if one is not None]

@@ -1,4 +1,4 @@
-"""A world whose truth is known, without pictures: users with a taste, answers of codes, nights, clicks.
+"""A world whose truth is known, without pictures: users, answers of codes, nights, clicks.
 
 An answer is a palette and a style. What is assumed of the truth (`World`):
 

@@ -65,7 +65,9 @@ def record(
 
 
 def retire(session: Session, reason: str) -> int:
-    """Retire the active model, so that the next night chooses by the model's own preference; returns its number.
+    """Retire the active model; returns its number.
+
+    The next night chooses by the model's own preference.
 
     Raises:
         Refused: none is active.

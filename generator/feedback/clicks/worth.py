@@ -1,4 +1,4 @@
-"""What drawn posters are worth over the items' own: click rates of the control group and of everybody else.
+"""What drawn posters are worth over the items' own, by the control group's click rate.
 
 Readers show the users of the control group the item's own picture where a drawn poster was there (schemas/control.py). Users are
 assigned by a hash, so the groups differ by chance only; the intervals are a bootstrap over users.
@@ -92,7 +92,7 @@ class Worth:
 def read_worth(
     session: Session, start: datetime, stop: datetime, *, closed: datetime, attribution_seconds: float, cap: int
 ) -> Worth | None:
-    """The worth of the posters shown in [start, stop) before `closed`; None where a group was not shown or never clicked.
+    """The worth of drawn posters; None where a group was not shown or never clicked.
 
     Args:
         session: reads only.
