@@ -31,6 +31,7 @@ def planted(
     seed: int = 0,
     log: Sequence[float] = (0.25, 0.25, 0.25, 0.25),
     positions: float = 0.0,
+    surface: str = "home",
 ) -> Showings:
     """Showings with planted log-odds of a click.
 
@@ -51,7 +52,7 @@ def planted(
         clicked=(rng.random(showings) < chances).astype(float),
         days=np.sort(rng.integers(0, days, showings)) + 739_000,
         positions=places,
-        surfaces=np.full(showings, "home"),
+        surfaces=np.full(showings, surface),
         propensities=np.array(log)[answers],
         candidates=tasks,
     )

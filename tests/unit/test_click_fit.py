@@ -247,6 +247,14 @@ def test_the_same_answers_stored_and_read_give_the_same_features(examples: Examp
     assert choice_features(again, examples.basis) == pytest.approx(choice_features(task, examples.basis), abs=1e-5)
 
 
+def test_surfaces_that_are_not_reported_are_no_columns() -> None:
+    rows = build(planted(EFFECT, 60, surface=""), 5.0)
+    assert rows.surfaces == ()
+    assert "surface" not in rows.context_groups
+    named = build(planted(EFFECT, 60), 5.0)
+    assert named.context[:, named.context_groups.index("surface")].tolist() == [1.0] * 60
+
+
 def test_data_without_any_difference_have_no_directions() -> None:
     basis: Basis = build(
         replace(planted(EFFECT, 60), candidates=(candidates_of(np.random.default_rng(0), 4),) * 60), 5.0

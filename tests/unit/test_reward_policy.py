@@ -11,6 +11,7 @@ import pytest
 from generator.feedback.clicks.examples import build
 from generator.feedback.clicks.fit import fit
 from generator.nightly.click_models import LoadedClickModel, policy_of
+from generator.nightly.frozen_prompt import as_planned, drawing_settings
 from generator.nightly.policies import Choice, ModelPolicy, exploration_of, reader_shares
 from generator.nightly.reward_policy import DRAWS, FLOOR, RewardPolicy, best_chances, near_best
 from schemas.answers import StoredAnswer
@@ -129,6 +130,16 @@ def test_readers_are_told_to_show_the_likelier_best_more_often() -> None:
     plain = [Choice(0, 1.0, explored=False), Choice(1, 0.5, explored=True)]
     assert reader_shares(plain, NightSettings(policy="model", exploration=0.5)) == [0.75, 0.25]
     assert exploration_of(settings) == 0.1
+
+
+def test_how_much_reward_explores_is_part_of_its_own_recipe_only() -> None:
+    model = drawing_settings(NightSettings(policy="model"), "d")
+    assert drawing_settings(NightSettings(policy="model", reward_exploration=0.4), "d") == model
+    reward, other = (
+        drawing_settings(NightSettings(policy="reward", reward_exploration=share), "d") for share in (0.1, 0.4)
+    )
+    assert reward != other
+    assert as_planned(NightSettings(), {"recipe": other}).reward_exploration == 0.4
 
 
 def test_auto_chooses_by_a_click_model_where_there_is_one(model: ClickModel) -> None:

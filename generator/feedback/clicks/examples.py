@@ -83,7 +83,9 @@ def build(showings: Showings, max_weight: float) -> Examples:
     blocks = {
         "": np.ones((len(showings), 1)),
         "position": _one_hot(np.minimum(showings.positions, POSITIONS - 1) + 1, POSITIONS + 1),
-        "surface": np.array([showings.surfaces == name for name in surfaces], float).reshape(len(surfaces), -1).T,
+        "surface": (showings.surfaces[:, None] == np.array(surfaces or [""])[None, :])[:, : len(surfaces)].astype(
+            float
+        ),
         "item": ((means - item_mean) @ item.T)[showings.tasks],
         "earlier": np.stack([earlier_rates(showings, names) for names in (showings.items, showings.users)], axis=1),
     }
