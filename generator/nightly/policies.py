@@ -77,13 +77,13 @@ def draw_without_replacement(
     places: Sequence[int], weights: Sequence[float], count: int, rng: np.random.Generator
 ) -> list[tuple[int, float]]:
     """At most `count` places, each with the probability that it was drawn with among those that were left."""
-    left, weights = list(places), list(weights)
+    left, unspent = list(places), list(weights)
     drawn: list[tuple[int, float]] = []
     while left and len(drawn) < count:
-        shares = np.array(weights) / math.fsum(weights)
+        shares = np.array(unspent) / math.fsum(unspent)
         place = min(int(np.searchsorted(np.cumsum(shares), rng.random(), side="right")), len(left) - 1)
         drawn.append((left.pop(place), float(shares[place])))
-        weights.pop(place)
+        unspent.pop(place)
     return drawn
 
 

@@ -137,10 +137,11 @@ def _moment(given: str | None) -> datetime:
 
     if given is None:
         return datetime.now(UTC)
+    wanted = InputError(f"--until {given!r} is not ISO 8601 with a time zone, for example 2026-11-29T05:00+00:00")
     try:
         moment = datetime.fromisoformat(given)
     except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise InputError(f"--until {given!r} is not ISO 8601 with a time zone, for example 2026-11-29T05:00+00:00")
+        raise wanted from None
+    if moment.tzinfo is None:
+        raise wanted
     return moment

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from generator.feedback.clicks.bayes import Posterior, Prior, fit_posterior
-from generator.feedback.clicks.examples import Examples
+from generator.feedback.clicks.examples import Examples, Ints
 from schemas.click_features import Array
 from schemas.click_model import ClickModel
 
@@ -29,7 +29,7 @@ def prior_of(context_groups: tuple[str, ...], choice_groups: tuple[str, ...] = (
     return Prior(mean, width, [name.replace("preference", "") for name in groups])
 
 
-def fit_rows(examples: Examples, rows: Array, *, choice: bool) -> Posterior:
+def fit_rows(examples: Examples, rows: Ints, *, choice: bool) -> Posterior:
     """The posterior of some examples' weights; without `choice` of the context's alone, the base rate."""
     return fit_posterior(
         design(examples, choice=choice)[rows],

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from generator.feedback.clicks.bayes import log_loss
-from generator.feedback.clicks.examples import Examples
+from generator.feedback.clicks.examples import Examples, Ints
 from generator.feedback.clicks.fit import design, fit_rows
 from schemas.click_features import Array
 from schemas.hashing import unit_interval
@@ -122,7 +122,7 @@ def calibration_error(chances: Array, clicked: Array) -> float:
     return sum(gaps) / len(chances)
 
 
-def interval(values: Array, users: Array, seed: int) -> tuple[float, float]:
+def interval(values: Array, users: Ints, seed: int) -> tuple[float, float]:
     """95 % bootstrap interval of the mean, users drawn as a whole.
 
     `users`: (N,), any whole numbers.
@@ -138,7 +138,7 @@ def interval(values: Array, users: Array, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _cross_calibrated(logits: Array, clicked: Array, parts: Array) -> Array:
+def _cross_calibrated(logits: Array, clicked: Array, parts: Ints) -> Array:
     """Log-odds of each part, calibrated by the other parts."""
     found = np.empty_like(logits)
     for part in np.unique(parts):

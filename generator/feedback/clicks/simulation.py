@@ -203,7 +203,7 @@ def _answers(
     ]
     temperatures = (0.0, *(world.temperatures[n % len(world.temperatures)] for n in range(world.answers - 1)))
     parts = np.array([[_sampled(rng, part, t) for part in logits] for t in temperatures])
-    logprobs = sum(_log_softmax(part)[parts[:, column]] for column, part in enumerate(logits))
+    logprobs = np.sum([_log_softmax(part)[parts[:, column]] for column, part in enumerate(logits)], axis=0)
     previews = embeddings.of(parts[:, 0], parts[:, 1])
     history = embeddings.of(pictures[:, 0], pictures[:, 1])
     answers = tuple(
