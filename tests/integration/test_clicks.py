@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from subprocess import CompletedProcess
 
 import numpy as np
@@ -90,12 +90,12 @@ def test_repetitions_are_one_showing_and_a_click_belongs_to_its_request(engine: 
 
 
 def test_control_showings_other_checkpoints_and_erased_users_teach_nothing(engine: Engine) -> None:
-    log, other = ClickLog(engine), ClickLog(engine, "another")
+    log, other = ClickLog(engine), ClickLog(engine, "another", date(2026, 11, 1))
     (mine, *_), (theirs, *_), (gone, *_) = log.task("u", "x"), other.task("v", "x"), log.task("w", "x")
     control = control_poster_id("x")
     log.write(
         log.event(mine, "impression"),
-        log.event(theirs, "impression", who=("v", "x")),
+        log.event(theirs, "impression"),
         log.event(gone, "impression"),
         log.event(control, "impression", who=("c", "x")),
         log.event(mine, "impression", who=("thief", "x")),

@@ -124,14 +124,14 @@ def test_nights_choose_by_the_active_click_model_and_by_themselves_without(
     with Session(engine) as session, session.begin():
         versions.retire(session, "the test is over")
     with Session(engine) as session, session.begin():
-        session.execute(insert(ClickModel), [_of_another_checkpoint(learned.model.pack())])
+        session.execute(insert(ClickModel), [_under_another_id(learned.model.pack())])
     move_on(engine, 3)
     night(settings, on=NIGHT + timedelta(days=3)).run(Scope())
     assert choosers(engine, run_of(engine, NIGHT + timedelta(days=3)).run_id) == {"model 1"}
     assert "click model 2 is damaged" in caplog.text
 
 
-def _of_another_checkpoint(artifact: bytes) -> dict[str, object]:
+def _under_another_id(artifact: bytes) -> dict[str, object]:
     return {
         "model_id": "another",
         "number": 2,
