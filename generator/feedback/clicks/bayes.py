@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from schemas.click_features import Array
 
@@ -57,7 +58,9 @@ def fit_posterior(features: Array, clicked: Array, weights: Array, prior: Prior)
         weights: (N,), showings that each counts as.
         prior: widths of its groups are where the estimation starts.
     """
-    members = [np.flatnonzero(np.array(prior.groups) == name) for name in sorted(set(prior.groups) - {""})]
+    members = [
+        np.flatnonzero(np.array(prior.groups) == name).astype(np.int64) for name in sorted(set(prior.groups) - {""})
+    ]
     width, mode = prior.width.copy(), prior.mean.copy()
     for _ in range(ROUNDS if members else 1):
         mode = _mode(features, clicked, weights, prior.mean, width, mode)
@@ -65,7 +68,8 @@ def fit_posterior(features: Array, clicked: Array, weights: Array, prior: Prior)
             width = _widths(features, clicked, weights, prior.mean, width, mode, members)
     mode = _mode(features, clicked, weights, prior.mean, width, mode)
     hessian = _information(features, weights, mode) + np.diag(width**-2)
-    return Posterior(mode, np.linalg.inv(hessian), width)
+    covariance = np.linalg.inv(hessian).astype(np.float64)
+    return Posterior(mode, covariance, width)
 
 
 def log_loss(logits: Array, clicked: Array) -> Array:
@@ -109,7 +113,13 @@ def _mode(features: Array, clicked: Array, weights: Array, mean: Array, width: A
 
 
 def _widths(
-    features: Array, clicked: Array, weights: Array, mean: Array, width: Array, mode: Array, members: Sequence[Array]
+    features: Array,
+    clicked: Array,
+    weights: Array,
+    mean: Array,
+    width: Array,
+    mode: Array,
+    members: Sequence[npt.NDArray[np.int64]],
 ) -> Array:
     """EM steps for the widths; the likelihood is taken as the parabola that it is near the mode."""
     information = _information(features, weights, mode)

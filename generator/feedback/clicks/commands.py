@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,7 @@ def list_models(as_json: Json = False) -> None:
 
     engine = connect(load_settings().database)
     with plain_errors(engine), Session(engine) as session:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "number": row.number,
                 "model_id": row.model_id,

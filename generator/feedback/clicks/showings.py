@@ -87,7 +87,7 @@ _IMPRESSIONS = text(
 )
 _NEWEST = text("""
 SELECT settings -> 'served' ->> 'base_weights' FROM night_runs
-WHERE status = 'published' AND settings -> 'served' ? 'base_weights' AND started_at < :stop
+WHERE status = 'published' AND settings -> 'served' ? 'base_weights' AND logical_date <= cast(:stop AS date)
 ORDER BY logical_date DESC, started_at DESC LIMIT 1
 """)
 _TASKS = text("""

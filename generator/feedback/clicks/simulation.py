@@ -197,8 +197,8 @@ def _drifted(rng: np.random.Generator, tastes: Array, scale: float, drift: float
 def _answers(
     world: World, rng: np.random.Generator, embeddings: _Embeddings, pictures: Ints, item: int
 ) -> tuple[tuple[StoredAnswer, ...], tuple[int, ...]]:
-    logits = [
-        world.reading * np.bincount(pictures[:, column], minlength=width)
+    logits: list[Array] = [
+        (world.reading * np.bincount(pictures[:, column], minlength=width)).astype(np.float64)
         for column, width in enumerate((PALETTES, STYLES))
     ]
     temperatures = (0.0, *(world.temperatures[n % len(world.temperatures)] for n in range(world.answers - 1)))
