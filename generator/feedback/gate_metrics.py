@@ -15,6 +15,7 @@ from generator.feedback.ports import PairScores, RetrainContext
 from generator.feedback.split import is_held_out
 from generator.nightly.frozen_prompt import FrozenPrompt
 from generator.serving.api import DrawRequest
+from schemas.images import features_version
 from schemas.tables import ImageFeature, NightTask
 
 Vectors = npt.NDArray[np.float32]
@@ -79,7 +80,8 @@ def held_out_tasks(
 
 def _history(session: Session, prompt: FrozenPrompt) -> Vectors | None:
     """(H, D) embeddings of the history's images; None when the table has lost one."""
-    rows = [session.get(ImageFeature, (image.sha256, prompt.tokenizer_version)) for image in prompt.history]
+    version = features_version(prompt.tokenizer_version)
+    rows = [session.get(ImageFeature, (image.sha256, version)) for image in prompt.history]
     kept = [row.embedding for row in rows if row is not None]
     return np.array(kept, np.float32) if len(kept) == len(rows) else None
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
 from schemas.answers import AnswerSet as Answers
+from schemas.images import features_version
 from schemas.tables import AnswerSet, ImageFeature, NightRun, NightTask, Poster, PosterFeedback
 from tests.support.click_world import TASTES, candidates_of, stored, truth
 
@@ -20,6 +21,7 @@ NOON = datetime(2026, 11, 2, 12, tzinfo=UTC)
 STOP = NOON + timedelta(days=12)
 BASE_WEIGHTS = "base"
 TOKENIZER = "double"
+FEATURES = features_version(TOKENIZER)
 
 
 class ClickLog:
@@ -42,9 +44,9 @@ class ClickLog:
                     started_at=datetime(day.year, day.month, day.day, tzinfo=UTC),
                 )
             )
-            if session.get(ImageFeature, ("h", TOKENIZER)) is None:
+            if session.get(ImageFeature, ("h", FEATURES)) is None:
                 session.add(
-                    ImageFeature(image_sha256="h", tokenizer_version=TOKENIZER, tokens=[1], embedding=[0.5] * TASTES)
+                    ImageFeature(image_sha256="h", tokenizer_version=FEATURES, tokens=[1], embedding=[0.5] * TASTES)
                 )
 
     def task(self, user: str, item: str, seed: int = 0, answers: int = 4, propensity: float = 0.25) -> list[str]:

@@ -22,6 +22,7 @@ from generator.feedback.queries import WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS
 from schemas.answers import AnswerSet as Answers
 from schemas.answers import distinct
 from schemas.click_features import Array, Candidates
+from schemas.images import features_version
 from schemas.settings_loop import ClickSettings
 from schemas.tables import ImageFeature
 
@@ -187,13 +188,13 @@ def _read_tasks(
     """The distinct answers of tasks, and the place of each one's codes among them."""
     runs, users, items = zip(*keys, strict=True)
     rows = session.execute(_TASKS, {"runs": list(runs), "users": list(users), "items": list(items)}).all()
-    hashes = {(image["sha256"], row.tokenizer) for row in rows for image in row.history}
+    hashes = {(image["sha256"], features_version(row.tokenizer)) for row in rows for image in row.history}
     embeddings = _embeddings(session, hashes)
     found = {}
     for row in rows:
         answers = Answers.unpack(bytes(row.answers)).answers
         places = distinct(answers)
-        pictures = [embeddings.get((image["sha256"], row.tokenizer)) for image in row.history]
+        pictures = [embeddings.get((image["sha256"], features_version(row.tokenizer))) for image in row.history]
         known = [one for one in pictures if one is not None]
         if places and len(known) == len(pictures) and known:
             candidates = Candidates.of([answers[place] for place in places], np.array(known))
