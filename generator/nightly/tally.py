@@ -71,10 +71,10 @@ class Tally:
         }
 
     def words(self) -> str:
-        """What was shared, for the night's line."""
+        """What was shared and what was explored, for the night's line."""
         return (
             f"{self.distinct_answers_per_task:.2f} distinct answers per task, {self.pictures_drawn} pictures drawn "
-            f"({self.pictures_drawn_per_poster:.2f} per poster kept), {self.pictures_reused} reused; {self.explored} of "
-            f"{counted(self.posters, 'poster')} chosen to learn from; "
-            f"{self.compositions_made} compositions made, {self.compositions_reused} reused"
+            f"({self.pictures_drawn_per_poster:.2f} per poster kept), {self.pictures_reused} reused; "
+            f"{self.compositions_made} compositions made, {self.compositions_reused} reused; "
+            f"{self.explored} of {counted(self.posters, 'poster')} chosen to learn from"
         )
