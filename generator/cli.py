@@ -30,6 +30,7 @@ PARTS = (
     "generator.upkeep.commands",
     "generator.serving.commands",
     "generator.feedback.commands",
+    "generator.feedback.clicks.commands",
     "generator.training.nano.commands",
 )
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")
@@ -49,6 +50,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "check"): "serving",
     ("models", "load"): "serving",
     ("retrain",): "train",
+    ("loop",): "loop",
     ("train",): "train",
     ("evaluate",): "evaluate",
 }

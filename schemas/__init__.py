@@ -10,6 +10,7 @@
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention
     settings_safety            those of the safety verdict
+    settings_loop              those of readers and of the click model
     connections                options of the Kafka, S3 and Postgres clients
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads
@@ -20,6 +21,9 @@
     manifest_refresh           the thread that looks for new sets
     manifest_withdrawn         the list of what was taken back
     answers                    a task's answers as they are stored
+    click_features             what a click model reads of a task's answers
+    click_model                a click model as it is stored and scored
+    control                    who is in the control group, and the ids that it reports
     fetch, deadline_http       catalogue pictures fetched within one deadline
     image_addresses            where pictures may come from
     images                     what a picture is, for import and night

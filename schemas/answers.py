@@ -14,6 +14,7 @@ Only numpy and the standard library: the night writes it, retraining and the cli
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,15 @@ class StoredAnswer:
     """Number of the poster variant that shows it; -1 when it is not drawn."""
     chosen_with: float = 0.0
     """Probability with which the policy chose it to be drawn."""
+
+
+def distinct(answers: Sequence[StoredAnswer]) -> list[int]:
+    """Places of the answers that differ, each where it came first; without those that have no codes."""
+    first: dict[tuple[int, ...], int] = {}
+    for index, answer in enumerate(answers):
+        if answer.codes:
+            first.setdefault(answer.codes, index)
+    return list(first.values())
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,10 @@ class Recommendations(Event):
 
 
 class PosterFeedback(Event):
-    """`posters.feedback.v1`, keyed by user_id: what a user did with a poster that was shown."""
+    """`posters.feedback.v1`, keyed by user_id: what a user did with a poster that was shown.
+
+    Impressions of one poster with the same `request_id` are one showing; without it every impression is one.
+    """
 
     event_id: UUID
     poster_id: Id
@@ -118,6 +121,7 @@ class PosterFeedback(Event):
     position: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     surface: ShortText | None = None
     propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+    request_id: Id | None = None
     occurred_at: EventTime
 
 

@@ -41,6 +41,11 @@ DARK_GROUND = (38, 38, 38)
 """RGB of the ground for transparent art that is white itself."""
 
 
+def features_version(tokenizer_version: str) -> str:
+    """Key of what a tokenizer makes of pictures: another rule of decoding makes other pixels."""
+    return f"{tokenizer_version}/pictures-{RULE_VERSION}"
+
+
 @dataclass(frozen=True)
 class FileKind:
     """File name's ending and media type of a format."""

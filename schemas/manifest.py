@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from schemas.connections import s3_client
+from schemas.control import CONTROL_SHARE, control_poster_id, in_control_group
 from schemas.errors import InputError, ServerUnavailable
 from schemas.manifest_cache import FileCache, default_folder
 from schemas.manifest_choice import PosterChoice, Source, choose, places_of, without
@@ -111,6 +112,7 @@ class PosterManifest:
         on_alarm: Callable[[Alarm, str], None] | None = None,
         cache_dir: Path | str | None = None,
         rotation: Rotation = "day",
+        control_share: float = CONTROL_SHARE,
         reconnect: Callable[[], S3Client] | None = None,
     ) -> None:
         """Prepare a reader; `open` reads the newest set, too.
@@ -122,6 +124,7 @@ class PosterManifest:
         self._source = ManifestSource(s3, bucket, FileCache(folder / f"{bucket}-{place}"), reconnect)
         self._on_alarm = on_alarm
         self._rotation = rotation
+        self._control_share = control_share
         self._loaded: ManifestSet | None = None
         self._withdrawn = Withdrawn()
         self._withdrawn_etag: str | None = None
@@ -143,6 +146,7 @@ class PosterManifest:
         on_alarm: Callable[[Alarm, str], None] | None = None,
         cache_dir: Path | str | None = None,
         rotation: Rotation = "day",
+        control_share: float = CONTROL_SHARE,
     ) -> PosterManifest:
         """Connect and read the newest set.
 
@@ -150,7 +154,8 @@ class PosterManifest:
 
         `refresh_seconds` of infinity looks only when `refresh` is called. `cache_dir` needs room for two sets; without, it is
         in the user's cache folder. `rotation` says for how long a user sees one variant of an item: a day, or as long as the
-        `key` given to `posters_for` stays the same (a session's id, or a request's).
+        `key` given to `posters_for` stays the same (a session's id, or a request's). `control_share` is the share of users, by a
+        stable hash, who are shown the items' own pictures instead of drawn posters; all readers should have the same.
 
         Raises:
             InputError: the bucket does not exist or the keys are refused.
@@ -175,6 +180,7 @@ class PosterManifest:
             on_alarm=on_alarm,
             cache_dir=cache_dir,
             rotation=rotation,
+            control_share=control_share,
             reconnect=connect,
         )
         reader._load()
@@ -216,7 +222,8 @@ class PosterManifest:
         """What to show this user for these items, in their order; unknown items are left out.
 
         Variants are drawn with their propensities by a stable hash of user, item and the date, which is the night's unless `on`
-        is given; of `key` instead of the date where `rotation` is not "day". Never waits and never raises for what is in S3.
+        is given; of `key`, the session's or request's id, instead of the date where `rotation` is not "day". Never waits, and
+        never raises for what is in S3.
 
         Raises:
             ValueError: the rotation needs a `key`.
@@ -228,12 +235,12 @@ class PosterManifest:
         if loaded is None:
             return {}
         chosen = {} if user_id in withdrawn.user else choose(loaded, withdrawn, user_id, item_ids, turn)
+        is_control = in_control_group(user_id, self._control_share)
         found = {}
         for item_id in item_ids:
             choice = chosen.get(item_id)
-            if choice is None:
-                image_uri = loaded.image_uri(item_id)
-                choice = PosterChoice(source="item", image_uri=image_uri) if image_uri else None
+            if choice is None or is_control:
+                choice = self._own_poster(loaded, item_id, is_control=choice is not None) or choice
             if choice is not None:
                 found[item_id] = choice
         return found
@@ -262,6 +269,16 @@ class PosterManifest:
         batches = [shard.rows.select(POSTER_SCHEMA.names) for shard in self._loaded.shards.values()]
         table = pa.Table.from_batches(batches).replace_schema_metadata(POSTER_SCHEMA.metadata)
         return without(table, self._withdrawn) if self._withdrawn else table
+
+    def _own_poster(self, loaded: ManifestSet, item_id: str, *, is_control: bool) -> PosterChoice | None:
+        """The item's own picture, for the control group with an id and a propensity."""
+        image_uri = loaded.image_uri(item_id)
+        if image_uri is None:
+            return None
+        if not is_control:
+            return PosterChoice(source="item", image_uri=image_uri)
+        poster_id = control_poster_id(item_id)
+        return PosterChoice("control", poster_id, image_uri=image_uri, propensity=self._control_share)
 
     def _turn(self, loaded: ManifestSet | None, on: date | None, key: str | None) -> str:
         """What decides, with user and item, which variant it is."""

@@ -14,7 +14,7 @@ from schemas.manifest_shards import Shard
 from schemas.manifest_source import ManifestSet
 from schemas.manifest_withdrawn import Withdrawn
 
-Source = Literal["tonight", "last_good", "item"]
+Source = Literal["tonight", "last_good", "item", "control"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class PosterChoice:
 
     `source` is the rung of the ladder: "tonight" (drawn by the night of the manifest), "last_good" (by an earlier one that
     still holds, or read from the set before because the newest cannot be read), "item" (the catalogue's own picture: then
-    only `image_uri` is set). Send `poster_id` and `propensity` back with the feedback.
+    only `image_uri` is set), "control" (the same, shown to the control group where there is a drawn poster: with a poster_id).
+    Send `poster_id` and `propensity` back with the feedback.
     """
 
     source: Source
@@ -32,7 +33,7 @@ class PosterChoice:
     image_uri: str | None = None
     variant: int | None = None
     propensity: float | None = None
-    """Probability with which this variant was chosen among those that can be shown."""
+    """Probability with which this variant was chosen among those that can be shown; of the control group its share."""
     model_version: str | None = None
     synthetic: bool = False
     safety: str | None = None

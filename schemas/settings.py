@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from schemas.errors import InputError
 from schemas.settings_group import Group as _Group
 from schemas.settings_group import Seconds, Share
+from schemas.settings_loop import ClickSettings, ReaderSettings
 from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_retrain import CanarySettings, RetrainSettings
@@ -206,10 +207,10 @@ class NightSettings(_Group):
         min_length=1,
         description="Sampling temperatures that all answers but the first cycle over.",
     )
-    policy: Literal["model", "paper"] = Field(
-        "model",
+    policy: Literal["auto", "model", "paper", "reward"] = Field(
+        "auto",
         description="What chooses among a task's answers. model: its best one and others sampled by their probability; paper: by "
-        "the previews' scores.",
+        "the previews' scores; reward: by the active click model; auto: reward where a click model is active, else model.",
     )
     variants: int = Field(2, ge=1, description="Answers drawn and kept per task, so that feedback can compare them.")
     max_draws: int = Field(
@@ -220,6 +221,10 @@ class NightSettings(_Group):
     )
     exploration: Share = Field(
         0.5, description="Probability mass shared evenly among the variants; the rest goes to the best."
+    )
+    reward_exploration: Share = Field(
+        0.1,
+        description="The same under the policy reward; the rest goes by how probably each variant is the best one.",
     )
     reference_weight: Share = Field(0.5, description="Weight of CS; 1 - this is the weight of the history CIS.")
     max_attempts: int = Field(3, ge=1, description="Per task and per picture.")
@@ -416,6 +421,8 @@ class Settings(BaseSettings):
     ray: RaySettings = RaySettings()
     online: OnlineSettings = OnlineSettings()
     safety: SafetySettings = SafetySettings()
+    reader: ReaderSettings = ReaderSettings()
+    clicks: ClickSettings = ClickSettings()
     retrain: RetrainSettings = RetrainSettings()
     canary: CanarySettings = CanarySettings()
     schedule: ScheduleSettings = ScheduleSettings()

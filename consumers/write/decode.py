@@ -138,6 +138,7 @@ def _feedback(event: PosterFeedback, record: Any, clock: _Clock) -> Row:
         event.position,
         event.surface,
         event.propensity,
+        event.request_id,
         time,
         claimed,
     )

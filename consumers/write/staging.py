@@ -26,7 +26,7 @@ TABLES: dict[str, tuple[str, str]] = {
     FEEDBACK: (
         "stage_feedback",
         "seq int, event_id uuid, poster_id text, user_id text, item_id text, action text, position bigint, "
-        "surface text, propensity real, occurred_at timestamptz, claimed_at timestamptz",
+        "surface text, propensity real, request_id text, occurred_at timestamptz, claimed_at timestamptz",
     ),
     ERASURE: ("stage_erasures", "seq int, user_id text, requested_at timestamptz"),
     OBJECTION: ("stage_objections", "seq int, user_id text, objects boolean, occurred_at timestamptz, reason text"),

@@ -71,9 +71,9 @@ WHERE EXCLUDED.occurred_at >= o.occurred_at
 
 _FEEDBACK = """
 INSERT INTO poster_feedback
-  (event_id, poster_id, user_id, item_id, action, position, surface, propensity, occurred_at, claimed_at)
+  (event_id, poster_id, user_id, item_id, action, position, surface, propensity, request_id, occurred_at, claimed_at)
 SELECT DISTINCT ON (event_id)
-  event_id, poster_id, user_id, item_id, action, position, surface, propensity, occurred_at, claimed_at
+  event_id, poster_id, user_id, item_id, action, position, surface, propensity, request_id, occurred_at, claimed_at
 FROM stage_feedback ORDER BY event_id, seq
 ON CONFLICT DO NOTHING
 """

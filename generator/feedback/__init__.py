@@ -25,6 +25,7 @@
     webhook          tells an address of promotions and withdrawals
     artifacts        adapters as files in S3
     retention        adapters and snapshots that go again
+    clicks           the click model: `pigeon loop ...`
 
 Imports schemas, generator.storage, generator.serving (api, client, adapters, repository: no torch) and of generator.nightly
 only frozen_prompt; generator.training is imported inside functions when a training starts. Imported by generator/cli.py alone,

@@ -25,6 +25,7 @@ from generator.feedback.ports import PairScores, RetrainContext
 from generator.feedback.split import is_held_out
 from generator.nightly.frozen_prompt import FrozenPrompt
 from generator.serving.api import AnswerRequest, DrawRequest
+from schemas.images import features_version
 from schemas.preferences import PromptSnapshot
 from schemas.tables import ImageFeature, NightTask
 
@@ -119,7 +120,8 @@ def held_out_tasks(
 
 def _history(session: Session, prompt: FrozenPrompt) -> Vectors | None:
     """(H, D) embeddings of the history's images; None when the table has lost one."""
-    rows = [session.get(ImageFeature, (image.sha256, prompt.tokenizer_version)) for image in prompt.history]
+    version = features_version(prompt.tokenizer_version)
+    rows = [session.get(ImageFeature, (image.sha256, version)) for image in prompt.history]
     kept = [row.embedding for row in rows if row is not None]
     return np.array(kept, np.float32) if len(kept) == len(rows) else None
 

@@ -24,6 +24,8 @@
     jobs              a task on its way, and the rows that come of it
     answers           which answers are asked for, and as what they are stored
     policies          which of them are drawn, and with which probability
+    reward_policy     the policy that chooses by a click model
+    click_models      the click model that a night chooses by
     pictures          each distinct picture drawn once, whoever asks for it
     picture_rows      the table `pictures`, and the claim of the one process that draws
     verdicts          stored safety verdicts; what is unsafe is withdrawn

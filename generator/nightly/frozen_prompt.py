@@ -85,7 +85,7 @@ def drawing_settings(settings: NightSettings, drawing_version: str) -> dict[str,
     Settings, and the version of what draws.
     """
     dumped = settings.model_dump(mode="json")
-    names = (*ANSWERING, *CHOOSING.split())
+    names = (*ANSWERING, *CHOOSING.split(), *(("reward_exploration",) if settings.policy == "reward" else ()))
     return {"version": RECIPE_VERSION, "drawing_version": drawing_version, **{name: dumped[name] for name in names}}
 
 

@@ -31,7 +31,7 @@ from generator.nightly.jobs import Job
 from generator.nightly.ledger import Ledger
 from generator.nightly.picture_rows import PictureTable
 from generator.nightly.pictures import Order, PictureGone, Pictures
-from generator.nightly.policies import distinct, policy_of
+from generator.nightly.policies import ChoicePolicy, ModelPolicy
 from generator.nightly.retry import ModelRetry, Stopped
 from generator.nightly.rows import EVERY_USER, Outcome, PosterRow, UserRange
 from generator.nightly.select import ImageHash, PromptFeatures, Vector, image_hash, judge
@@ -40,7 +40,7 @@ from generator.nightly.tally import Tally
 from generator.safety.judge import SafetyCheck
 from generator.serving.api import ImageFeatures, InferenceError, Picture, PictureRequest, ServedPigeon
 from generator.storage.objects import Store
-from schemas.answers import AnswerSet
+from schemas.answers import AnswerSet, distinct
 from schemas.errors import PigeonError
 from schemas.faultpoints import reach
 from schemas.preferences import PromptSnapshot
@@ -72,8 +72,10 @@ class Generator:
         model: ServedPigeon,
         run_id: str,
         safety: SafetyCheck | None = None,
+        policy: ChoicePolicy | None = None,
         users: UserRange = EVERY_USER,
     ) -> None:
+        """`policy` chooses among answers; the model's own preference where none is given."""
         self._night = settings.night
         self._deadline = settings.triton.inference_timeout_seconds
         self._ledger = ledger
@@ -82,7 +84,7 @@ class Generator:
         self._run_id = run_id
         self._users = users
         self._drawing_version = model.drawing_version
-        self._policy = policy_of(settings.night)
+        self._policy = policy or ModelPolicy()
         in_flight = settings.triton.max_in_flight
         self._slots = threading.BoundedSemaphore(in_flight)
         self._pictures = Pictures(
@@ -247,7 +249,7 @@ class Generator:
             self._tally.chosen_for += 1
             self._tally.distinct_answers += len(distinct(answers))
         count = max(self._night.variants, self._night.max_draws)
-        job.choices = self._policy.choose(answers, count, job.task.seed)
+        job.choices = self._policy.choose(answers, count, job.task.seed, job.history)
         reach("chosen")
         return self._ask(job)
 
@@ -308,7 +310,7 @@ class Generator:
         answers = with_choice(job.answers, self._policy.name, job.choices[: job.asked], variants)
         if not self._ledger.save_outcome(job.task, outcome, posters, answers.pack()):
             return self._start_over(job)
-        self._count(outcome, len(posters))
+        self._count(outcome, len(posters), sum(poster.explored for poster in posters))
         reach("finished")
         return []
 
@@ -328,7 +330,7 @@ class Generator:
         """Rows of the kept pictures' posters; their files are in the bucket."""
         lettering = Lettering(job.prompt.reference.title, job.prompt.year)
         files = [self._compositions.renditions(one.picture, lettering) for one in job.kept]
-        return job.posters(files, self._night.exploration)
+        return job.posters(files, self._night)
 
     def _start_over(self, job: Job) -> list[Sent]:
         """Ask for the task's pictures again: one of its files was deleted since it was found."""
@@ -340,12 +342,13 @@ class Generator:
         job.start_over()
         return self._ask(job)
 
-    def _count(self, outcome: Outcome, posters: int = 0) -> None:
+    def _count(self, outcome: Outcome, posters: int = 0, explored: int = 0) -> None:
         with self._lock:
             self._tally.done += outcome.status == "done"
             self._tally.refused += outcome.status == "refused"
             self._tally.failed += outcome.status == "failed"
             self._tally.posters += posters
+            self._tally.explored += explored
 
     # --- one task's own work ---
 

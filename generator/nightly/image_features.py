@@ -12,10 +12,11 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage, features_version
+from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage
 from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, ServedPigeon
 from generator.storage.outages import OutageRetry
 from generator.storage.postgres import plain_errors
+from schemas.images import features_version
 from schemas.tables import ImageFeature
 
 BATCH = 16

@@ -29,14 +29,14 @@ from generator.nightly.image_hosts import AddressInTrouble, HostOutage, ImageHos
 from generator.storage.postgres import plain_errors
 from schemas.deadline_http import one_line
 from schemas.fetch import LOCAL_FILES, Fetched, Fetcher, HostUnavailable, Known, NotModified
-from schemas.images import RULE_VERSION, ImageProblem, decode, read
+from schemas.images import ImageProblem, decode, read
 from schemas.settings import Settings
 from schemas.tables import CatalogImage, Item
 
 if TYPE_CHECKING:
     from schemas.images import Pixels
 
-__all__ = ["CatalogImages", "ImageAway", "Probe", "UnreadableImage", "decode", "features_version"]
+__all__ = ["CatalogImages", "ImageAway", "Probe", "UnreadableImage", "decode"]
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +81,6 @@ class _Seen:
     etag: str | None = None
     last_modified: str | None = None
     problem: str | None = None
-
-
-def features_version(tokenizer_version: str) -> str:
-    """Key of what a tokenizer makes of pictures: another rule of decoding makes other pixels."""
-    return f"{tokenizer_version}/pictures-{RULE_VERSION}"
 
 
 class CatalogImages:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 from generator.nightly.frozen_prompt import FrozenPrompt, poster_id
 from generator.nightly.picture_rows import CORRUPT
 from generator.nightly.pictures import Waiting, picture_key
-from generator.nightly.policies import Choice
+from generator.nightly.policies import Choice, reader_shares
 from generator.nightly.rows import Drawing, Outcome, PictureRow, PosterRow, Rendition
-from generator.nightly.select import Judged, propensities
+from generator.nightly.select import Judged
 from generator.serving.api import ImageFeatures
 from schemas.answers import AnswerSet, StoredAnswer
 from schemas.preferences import PromptSnapshot
+from schemas.settings import NightSettings
 from schemas.tables import NightTask
 
 NO_ANSWER = "no answer with codes"
@@ -102,11 +103,10 @@ class Job(Waiting):
             self.answer_seconds + self.draw_seconds,
         )
 
-    def posters(self, files: Sequence[tuple[Rendition, ...]], exploration: float) -> list[PosterRow]:
+    def posters(self, files: Sequence[tuple[Rendition, ...]], settings: NightSettings) -> list[PosterRow]:
         """A row for each kept picture; `files`: its sizes."""
-        # The first is what the policy prefers: it is shown most.
-        shown = propensities([-variant for variant in range(len(self.kept))], exploration)
         chosen = {choice.index: choice for choice in self.choices}
+        shown = reader_shares([chosen[one.index] for one in self.kept], settings)
         return [
             self._poster(variant, one, chosen[one.index], shown[variant], files[variant])
             for variant, one in enumerate(self.kept)

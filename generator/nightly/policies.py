@@ -2,19 +2,20 @@
 
 A policy is given all stored answers and returns choices in the order in which they are wanted: the first `night.variants` of
 them are drawn, the others only in place of refused ones. A new policy is a class with `name` and `choose`, an entry in
-`_POLICIES`, and a word in the setting.
+`click_models.policy_of`, and a word in the setting.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from schemas.answers import StoredAnswer
+from generator.nightly.select import Vector, propensities
+from schemas.answers import StoredAnswer, distinct
 from schemas.settings import NightSettings
 
 EXPLORATION_FLOOR = 0.1
@@ -31,6 +32,8 @@ class Choice:
     """With which the policy chose it, given what it had chosen before; 1 where nothing was left to chance."""
     explored: bool
     """Chosen to learn from, not because it is the best."""
+    best: float | None = None
+    """Probability that it is the best of the task's answers; None where the policy has no such number."""
 
 
 class ChoicePolicy(Protocol):
@@ -40,17 +43,11 @@ class ChoicePolicy(Protocol):
     def name(self) -> str:
         """Policy and version, as logged with the answers."""
 
-    def choose(self, answers: Sequence[StoredAnswer], count: int, seed: int) -> list[Choice]:
-        """At most `count` distinct answers, the most wanted first; fewer when there are no more."""
+    def choose(self, answers: Sequence[StoredAnswer], count: int, seed: int, history: Vector) -> list[Choice]:
+        """At most `count` distinct answers, the most wanted first; fewer when there are no more.
 
-
-def distinct(answers: Sequence[StoredAnswer]) -> list[int]:
-    """Places of the answers that differ, each where it came first; without those that have no codes."""
-    first: dict[tuple[int, ...], int] = {}
-    for index, answer in enumerate(answers):
-        if answer.codes:
-            first.setdefault(answer.codes, index)
-    return list(first.values())
+        `history`: (H, E), embeddings of the pictures of the user's history.
+        """
 
 
 class ModelPolicy:
@@ -62,20 +59,49 @@ class ModelPolicy:
 
     name = "model 1"
 
-    def choose(self, answers: Sequence[StoredAnswer], count: int, seed: int) -> list[Choice]:
+    def choose(self, answers: Sequence[StoredAnswer], count: int, seed: int, history: Vector) -> list[Choice]:
         """The best answer with probability 1, then a sample without replacement."""
         best, *rest = distinct(answers) or [-1]
         if best < 0:
             return []
-        choices = [Choice(best, 1.0, explored=False)]
         rng = np.random.default_rng(seed)
         weights = _floored_softmax([answers[index].logprob for index in rest])
-        while rest and len(choices) < count:
-            shares = np.array(weights) / math.fsum(weights)
-            place = min(int(np.searchsorted(np.cumsum(shares), rng.random(), side="right")), len(rest) - 1)
-            choices.append(Choice(rest.pop(place), float(shares[place]), explored=True))
-            weights.pop(place)
-        return choices
+        drawn = draw_without_replacement(rest, weights, count - 1, rng)
+        return [
+            Choice(best, 1.0, explored=False),
+            *(Choice(index, probability, explored=True) for index, probability in drawn),
+        ]
+
+
+def draw_without_replacement(
+    places: Sequence[int], weights: Sequence[float], count: int, rng: np.random.Generator
+) -> list[tuple[int, float]]:
+    """At most `count` places, each with the probability that it was drawn with among those that were left."""
+    left, unspent = list(places), list(weights)
+    drawn: list[tuple[int, float]] = []
+    while left and len(drawn) < count:
+        shares = np.array(unspent) / math.fsum(unspent)
+        place = min(int(np.searchsorted(np.cumsum(shares), rng.random(), side="right")), len(left) - 1)
+        drawn.append((left.pop(place), float(shares[place])))
+        unspent.pop(place)
+    return drawn
+
+
+def reader_shares(choices: Sequence[Choice], settings: NightSettings) -> list[float]:
+    """Probability with which readers show each of the choices that are kept, in their order.
+
+    Most to the first, which the policy prefers; by the probability to be the best where the policy knows it.
+    """
+    best = [choice.best for choice in choices if choice.best is not None]
+    if not choices or len(best) < len(choices) or sum(best) == 0:
+        return propensities([-place for place in range(len(choices))], exploration_of(settings))
+    even = exploration_of(settings) / len(choices)
+    return [even + (1 - exploration_of(settings)) * chance / sum(best) for chance in best]
+
+
+def exploration_of(settings: NightSettings) -> float:
+    """Share of the showings that the policy spreads evenly among the variants."""
+    return settings.reward_exploration if settings.policy == "reward" else settings.exploration
 
 
 def _floored_softmax(logprobs: Sequence[float]) -> list[float]:
@@ -98,7 +124,7 @@ class PaperPolicy:
     def __init__(self, reference_weight: float) -> None:
         self._reference_weight = reference_weight
 
-    def choose(self, answers: Sequence[StoredAnswer], count: int, seed: int) -> list[Choice]:
+    def choose(self, answers: Sequence[StoredAnswer], count: int, seed: int, history: Vector) -> list[Choice]:
         """The best scores, with probability 1."""
         ranked = sorted(distinct(answers), key=lambda index: (-self._score(answers[index]), index))
         return [Choice(index, 1.0, explored=False) for index in ranked[:count]]
@@ -107,14 +133,3 @@ class PaperPolicy:
         if math.isnan(answer.cs):
             return answer.cis_history
         return self._reference_weight * answer.cs + (1 - self._reference_weight) * answer.cis_history
-
-
-_POLICIES: dict[str, Callable[[NightSettings], ChoicePolicy]] = {
-    "model": lambda _: ModelPolicy(),
-    "paper": lambda settings: PaperPolicy(settings.reference_weight),
-}
-
-
-def policy_of(settings: NightSettings) -> ChoicePolicy:
-    """The policy that `night.policy` names."""
-    return _POLICIES[settings.policy](settings)

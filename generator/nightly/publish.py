@@ -16,6 +16,7 @@ from generator.nightly.ledger import Ledger
 from generator.nightly.manifest_images import NamedImages
 from generator.nightly.manifest_rows import ManifestCounts, count_pairs, item_pages, manifest_pages
 from generator.nightly.manifest_writer import ShardSpool, WrittenShard, shards_for, write_items
+from generator.nightly.policies import exploration_of
 from generator.storage.objects import Store
 from schemas.errors import InputError, ServerUnavailable
 from schemas.faultpoints import reach
@@ -79,7 +80,7 @@ def _spool(
     try:
         with ledger.reading() as session:
             spool = ShardSpool(folder, shards_for(count_pairs(session) * settings.night.variants))
-            for page in manifest_pages(session, ledger, run.run_id, settings.night.exploration, counts):
+            for page in manifest_pages(session, ledger, run.run_id, exploration_of(settings.night), counts):
                 spool.add(page)
                 images.add(image_keys(page))
             items = write_items(

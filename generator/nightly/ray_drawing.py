@@ -19,6 +19,7 @@ from generator.nightly import runs
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
 from generator.nightly.picture_rows import release_claims
+from generator.nightly.policies import ChoicePolicy
 from generator.nightly.ray_cluster import connected
 from generator.nightly.ray_worker import Assignment, DrawWorker
 from generator.nightly.rows import UserRange
@@ -68,8 +69,9 @@ class RayDrawing:
         model: ServedPigeon,
         run_id: str,
         safety: SafetyCheck | None = None,
+        policy: ChoicePolicy | None = None,
     ) -> None:
-        # Store, images, model and safety check are each worker's own.
+        # Store, images, model, safety check and policy are each worker's own.
         self._settings = settings.model_copy(update={"state_dir": settings.state_dir.absolute()})
         self._ledger = ledger
         self._run_id = run_id

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generator.nightly import runs
+from generator.nightly.click_models import policy_of, read_planned
 from generator.nightly.frozen_prompt import ServedVersions, check_served
 from generator.nightly.generate import Generator
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import Ledger
+from generator.nightly.policies import ChoicePolicy
 from generator.nightly.rows import UserRange
 from generator.nightly.tally import Tally
 from generator.safety.open_nsfw import load_check
@@ -105,6 +107,7 @@ class DrawWorker:
                 self._model,
                 self._run_id,
                 load_check(self._settings.safety),
+                self._policy(),
                 users,
             )
             with self._lock:
@@ -119,6 +122,11 @@ class DrawWorker:
                 self._before += self._generator.tally
                 self._generator = None
         return Report(self.look(), error)
+
+    def _policy(self) -> ChoicePolicy:
+        run = runs.get_by_id(self._ledger, self._run_id)
+        planned = read_planned(self._ledger, run.settings if run else {}, self._model.base_weights)
+        return policy_of(self._settings.night, planned)
 
     def look(self) -> Tally:
         """What is done so far, in all shards."""

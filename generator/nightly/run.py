@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 from generator.nightly import runs
 from generator.nightly.announce import Announcer, announce
 from generator.nightly.cancelled import CancelWatch
+from generator.nightly.click_models import choose_policy, policy_of, read_planned
 from generator.nightly.drawing import Drawing
 from generator.nightly.erasure_fence import check_claim
 from generator.nightly.figures import estimate, run_figures, session_words
@@ -29,6 +30,7 @@ from generator.nightly.ledger import EVERYBODY, Ledger, run_id_of
 from generator.nightly.manifest_rows import make_current
 from generator.nightly.online_store import export
 from generator.nightly.plan import Planner, Scope
+from generator.nightly.policies import ChoicePolicy
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report.write import ReportContext, write_report
@@ -64,6 +66,11 @@ class TooManyFailures(PartialFailure):
     exit_code = 1
 
 
+DrawWith = Callable[
+    [Settings, Ledger, Store, CatalogImages, ServedPigeon, str, SafetyCheck | None, ChoicePolicy], Drawing
+]
+
+
 @dataclass(frozen=True)
 class NightContext:
     """What a night's steps share; made from the settings by the command line, of doubles by tests."""
@@ -75,9 +82,7 @@ class NightContext:
     """Prints a line for the operator."""
     ensure_served: Callable[[Sequence[tuple[str, int]]], None] = lambda drawers: None
     """Has Triton serve these model versions (name, number of the adapter), or raises ModelError, which names the fix."""
-    draw_with: Callable[[Settings, Ledger, Store, CatalogImages, ServedPigeon, str, SafetyCheck | None], Drawing] = (
-        Generator
-    )
+    draw_with: DrawWith = Generator
     """What draws the tasks of a run, given by its id."""
     safety: SafetyCheck | None = None
     """What finds unsafe pictures; None: nothing does."""
@@ -103,6 +108,7 @@ class Night:
         Nothing is written but what is learned of images.
         """
         ledger = Ledger(self._engine)
+        self._choose_policy(ledger)
         with ledger.reading() as session:
             planner = self._planner(session)
             tasks = users = 0
@@ -208,8 +214,16 @@ class Night:
         yield from planner.chunks(scope)
         self._images.check_outages()
 
+    def _choose_policy(self, ledger: Ledger) -> str | None:
+        """Settle what the policy `auto` means tonight; returns the id of the click model that is chosen by."""
+        base_weights = ServedVersions.of(self._context.model()).base_weights
+        night, model_id = choose_policy(ledger, self._settings.night, base_weights)
+        self._settings = self._settings.model_copy(update={"night": night})
+        return model_id
+
     def _plan(self, ledger: Ledger, scope: Scope, publish: bool) -> NightRun | None:
         start = time.monotonic()
+        click_model = self._choose_policy(ledger)
 
         def plan() -> tuple[int, int]:
             with ledger.reading() as session:
@@ -221,6 +235,7 @@ class Night:
                     "publish": publish,
                     "recipe": drawing_settings(self._settings.night, served.drawing),
                     "served": asdict(served),
+                    "click_model": click_model,
                 }
                 version = planner.drawers.champion.version
                 chunks = self._chunks(planner, scope)
@@ -297,8 +312,10 @@ class Night:
         check_served(ServedVersions.of(self._context.model()), run.settings)
 
     def _draw(self, ledger: Ledger, run: NightRun, pending: int, session: SessionLog) -> Tally:
-        model, safety = self._context.model(), self._context.safety
-        drawing = self._context.draw_with(self._settings, ledger, self._store, self._images, model, run.run_id, safety)
+        model = self._context.model()
+        policy = policy_of(self._settings.night, read_planned(ledger, run.settings, model.base_weights))
+        shared = (self._settings, ledger, self._store, self._images, model)
+        drawing = self._context.draw_with(*shared, run.run_id, self._context.safety, policy)
         watch = CancelWatch(ledger, run.run_id, drawing.stop)
 
         def stop(_: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from generator.nightly.wording import counted
 from generator.serving.api import ServerState
 
 EXAMPLES = 4
@@ -36,6 +37,8 @@ class Tally:
     failed: int = 0
     posters: int = 0
     """Posters of tasks that are done."""
+    explored: int = 0
+    """Those of them that were chosen to learn from."""
     chosen_for: int = 0
     """Tasks whose answers were chosen among, the ones asked for tonight and the stored ones."""
     answered: int = 0
@@ -119,6 +122,7 @@ class Tally:
             "pictures_reused": self.pictures_reused,
             "pictures_drawn_per_poster": round(self.pictures_drawn_per_poster, 3),
             "pictures_judged": self.pictures_judged,
+            "posters_explored": self.explored,
             "compositions_made": self.compositions_made,
             "compositions_reused": self.compositions_reused,
             "pictures_tokenized": self.pictures_tokenized,
@@ -132,7 +136,7 @@ class Tally:
     @classmethod
     def parse(cls, figures: Mapping[str, Any]) -> Tally:
         """Inverse of `figures`; what a release before this one did not store is 0."""
-        stored = {"answered": "tasks_answered", "chosen_for": "tasks_chosen_for"}
+        stored = {"answered": "tasks_answered", "chosen_for": "tasks_chosen_for", "explored": "posters_explored"}
         names = [one.name for one in fields(cls) if one.name not in {"stage_seconds", "refusals", "servers"}]
         values = {name: figures.get(stored.get(name, name), 0) for name in names}
         if "done" not in figures:
@@ -150,9 +154,10 @@ class Tally:
         return f", {away} of {len(self.servers)} Triton servers not used" if away else ""
 
     def words(self) -> str:
-        """What was shared, for the night's line."""
+        """What was shared and what was explored, for the night's line."""
         return (
             f"{self.distinct_answers_per_task:.2f} distinct answers per task, {self.pictures_drawn} pictures drawn "
             f"({self.pictures_drawn_per_poster:.2f} per poster kept), {self.pictures_reused} reused; "
-            f"{self.compositions_made} compositions made, {self.compositions_reused} reused"
+            f"{self.compositions_made} compositions made, {self.compositions_reused} reused; "
+            f"{self.explored} of {counted(self.posters, 'poster')} chosen to learn from"
         )

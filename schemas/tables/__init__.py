@@ -4,7 +4,7 @@
     data_in   what the consumers fill from Kafka
     drawing   what is drawn, whoever it is drawn for
     night     runs, tasks, posters, what was taken back, who leads
-    loop      snapshots of pairs, model versions
+    loop      snapshots of pairs, click models, model versions
 
 `interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
 Import tables from this package, never from its modules.
@@ -22,7 +22,14 @@ from schemas.tables.data_in import (
     UserHistory,
 )
 from schemas.tables.drawing import AnswerSet, CatalogImage, Composition, ImageFeature, Picture
-from schemas.tables.loop import ModelEvent, ModelOverride, ModelVersion, PreferenceSnapshot, PreferenceSnapshotUser
+from schemas.tables.loop import (
+    ClickModel,
+    ModelEvent,
+    ModelOverride,
+    ModelVersion,
+    PreferenceSnapshot,
+    PreferenceSnapshotUser,
+)
 from schemas.tables.night import (
     CurrentPosters,
     Lease,
@@ -41,6 +48,7 @@ __all__ = [
     "AnswerSet",
     "Base",
     "CatalogImage",
+    "ClickModel",
     "Composition",
     "ConsumerOffset",
     "CurrentPosters",

@@ -112,6 +112,7 @@ class PosterFeedback(Base):
     position: Mapped[int | None]
     surface: Mapped[str | None]
     propensity: Mapped[float | None]
+    request_id: Mapped[str | None]
     occurred_at: Mapped[datetime]
     claimed_at: Mapped[datetime | None]
     ingested_at: Mapped[Now]

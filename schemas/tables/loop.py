@@ -1,10 +1,10 @@
-"""Tables of the feedback loop: snapshots of pairs, model versions and their history."""
+"""Tables of the feedback loop: snapshots of pairs, click models, model versions and their history."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from schemas.tables.base import Base, Key, Now, Object, Timestamp
@@ -36,6 +36,33 @@ class PreferenceSnapshotUser(Base):
 
     snapshot_id: Mapped[Key] = mapped_column(ForeignKey("preference_snapshots.snapshot_id", ondelete="CASCADE"))
     user_id: Mapped[Key]
+
+
+class ClickModel(Base):
+    """A click model that was judged; its id is the hash of its artifact (schemas/click_model.py).
+
+    At most one is active: the nights choose by it. A refused one keeps its figures and why; `base_weights` names the checkpoint
+    whose previews it reads.
+    """
+
+    __tablename__ = "click_models"
+    __table_args__ = (
+        CheckConstraint("state in ('refused', 'active', 'retired')", name="state"),
+        Index("uq_click_models_one_active", "state", unique=True, postgresql_where=text("state = 'active'")),
+    )
+
+    model_id: Mapped[Key]
+    number: Mapped[int] = mapped_column(unique=True)
+    state: Mapped[str]
+    reason: Mapped[str]
+    base_weights: Mapped[str]
+    artifact: Mapped[bytes] = mapped_column(LargeBinary)
+    window_start: Mapped[datetime]
+    window_end: Mapped[datetime]
+    metrics: Mapped[Object]
+    counts: Mapped[Object]
+    created_at: Mapped[Now]
+    updated_at: Mapped[Now]
 
 
 class ModelVersion(Base):

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from generator.feedback import pairs
+from schemas.images import features_version
 from schemas.tables import ImageFeature, NightRun, NightTask, Poster, PosterFeedback
 
 DAY = date(2026, 11, 2)
@@ -35,9 +36,12 @@ class Night:
                 "fencing_token": 1,
             }
             session.add(NightRun(run_id=self.run_id, logical_date=day, **common))
-            if session.get(ImageFeature, ("h", TOKENIZER)) is None:
+            if session.get(ImageFeature, ("h", features_version(TOKENIZER))) is None:
                 feature = ImageFeature(
-                    image_sha256="h", tokenizer_version=TOKENIZER, tokens=[1], embedding=list(embedding)
+                    image_sha256="h",
+                    tokenizer_version=features_version(TOKENIZER),
+                    tokens=[1],
+                    embedding=list(embedding),
                 )
                 session.add(feature)
 

@@ -6,9 +6,10 @@ import hashlib
 import os
 import random
 import threading
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,11 @@ import pytest
 
 from generator.nightly.manifest_images import ImagesMissing, NamedImages
 from generator.nightly.manifest_writer import ROWS_PER_SHARD, ShardSpool, shards_for, write_items
+from schemas.control import control_poster_id, in_control_group
+from schemas.events import PosterFeedback
 from schemas.manifest import ITEM_SCHEMA, POINTER_KEY, WITHDRAWN_KEY, ManifestRef, Pointer, PosterManifest, ShardRef
 from schemas.manifest_cache import FileCache, default_folder
+from schemas.manifest_choice import PosterChoice
 from schemas.manifest_shards import SHARD_SCHEMA, Shard, shard_of, stable_hash, stable_hashes, with_hashes, write_shard
 from schemas.manifest_withdrawn import Withdrawn
 from tests.support.manifest_rows import rows_of
@@ -183,9 +187,8 @@ class Bucket:
         return ref
 
     def reader(self, folder: Path, **options: Any) -> PosterManifest:
-        return PosterManifest.open(
-            bucket="b", client=self, cache_dir=folder / "cache", refresh_seconds=float("inf"), **options
-        )
+        given = {"refresh_seconds": float("inf"), "control_share": 0.0, **options}
+        return PosterManifest.open(bucket="b", client=self, cache_dir=folder / "cache", **given)
 
 
 @pytest.fixture
@@ -230,6 +233,64 @@ def test_a_day_a_session_or_a_request_decides_which_variant_it_is(bucket: Bucket
     assert 0.7 < shares(by_session, key="s1").count(0) / 600 < 0.8
     with pytest.raises(ValueError, match="needs the session's id as `key`"):
         by_session.poster_for("user 7", "i1")
+
+
+@pytest.mark.parametrize("rotation", ["day", "session", "request"])
+def test_a_variant_is_shown_as_often_as_its_propensity_says(bucket: Bucket, tmp_path: Path, rotation: str) -> None:
+    """Over 2,000 days, sessions or requests; where a variant is withdrawn, the other is always shown."""
+    reader = bucket.reader(tmp_path, rotation=rotation)
+    turns = [
+        {"on": date(2026, 3, 1) + timedelta(days=n)} if rotation == "day" else {"key": f"{n}"} for n in range(2_000)
+    ]
+    choices = [reader.poster_for("user 7", "i1", **turn) for turn in turns]
+    rows = reader.variants_for("user 7", "i1")
+    for row in rows:
+        mine = [choice for choice in choices if choice.poster_id == row["poster_id"]]
+        assert {choice.propensity for choice in mine} == {row["propensity"]}
+        deviation = (row["propensity"] * (1 - row["propensity"]) / len(turns)) ** 0.5
+        assert len(mine) / len(turns) == pytest.approx(row["propensity"], abs=4 * deviation)
+    bucket.objects[WITHDRAWN_KEY] = Withdrawn(poster=frozenset({rows[0]["poster_id"]})).to_json()
+    reader.refresh()
+    left = [reader.poster_for("user 7", "i1", **turn) for turn in turns[:50]]
+    assert {(choice.poster_id, choice.propensity) for choice in left} == {(rows[1]["poster_id"], 1.0)}
+
+
+def test_the_control_group_is_shown_the_items_own_posters_with_what_it_reports(bucket: Bucket, tmp_path: Path) -> None:
+    drawn, reader = bucket.reader(tmp_path), bucket.reader(tmp_path, control_share=0.3)
+    control = [user for user in USERS if in_control_group(user, 0.3)]
+    assert len(control) / len(USERS) == pytest.approx(0.3, abs=0.1)
+    for user in USERS:
+        for item, choice in reader.posters_for(user, [*ITEMS, "other", "unknown"]).items():
+            if user not in control or item == "other":
+                assert choice == drawn.poster_for(user, item)
+                continue
+            expected = PosterChoice("control", control_poster_id(item), image_uri=f"file:///{item}", propensity=0.3)
+            assert choice == expected
+            PosterFeedback(
+                event_id=UUID(int=1),
+                poster_id=choice.poster_id,
+                user_id=user,
+                item_id=item,
+                action="impression",
+                propensity=choice.propensity,
+                occurred_at=datetime(2026, 3, 1, tzinfo=UTC),
+            )
+    assert {user for user in USERS if in_control_group(user, 0.1)} < set(control), "nobody leaves when the share grows"
+    assert reader.poster_for(control[0], "i1", on=date(2027, 1, 1)).source == "control"
+    assert drawn.rows() == reader.rows(), "tools see all that was drawn"
+
+
+def test_a_control_user_gets_the_drawn_poster_where_the_item_has_none_of_its_own(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    bucket.publish(rows_of(["u"], ["bare"]), tmp_path)
+    assert bucket.reader(tmp_path, control_share=1.0).poster_for("u", "bare").source == "tonight"
+
+
+def test_ids_of_the_control_group_fit_any_item() -> None:
+    longest = "i" * 256
+    assert len(control_poster_id(longest)) < 64
+    assert control_poster_id(longest) != control_poster_id("i")
 
 
 @pytest.mark.parametrize(

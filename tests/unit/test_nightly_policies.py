@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from generator.nightly.answers import as_set, ladder, request_of, with_choice
-from generator.nightly.policies import EXPLORATION_FLOOR, Choice, ModelPolicy, PaperPolicy, distinct, policy_of
+from generator.nightly.click_models import policy_of
+from generator.nightly.policies import EXPLORATION_FLOOR, Choice, ModelPolicy, PaperPolicy
 from generator.serving.api import Answer, AnswerRequest, Answers, InferenceCorrupt
-from schemas.answers import AnswerSet, StoredAnswer
+from schemas.answers import AnswerSet, StoredAnswer, distinct
 from schemas.preferences import PromptSnapshot
 from schemas.settings import NightSettings
 from schemas.tables import NightTask
 
 PREVIEW = np.array([1, 0], np.float32)
+HISTORY = np.zeros((1, 2), np.float32)
 PROMPT = PromptSnapshot(
     history_titles=("H",), history_tokens=((1,),), title="T", description="d", reference_tokens=(2,)
 )
@@ -41,8 +43,8 @@ def test_the_ladder_is_greedy_first_and_pairs_every_alpha_with_every_temperature
 
 def test_equal_answers_are_one_and_one_without_codes_is_none() -> None:
     assert distinct([answer(1), answer(1), answer(), answer(2), answer(1, 2), answer(2)]) == [0, 3, 4]
-    assert ModelPolicy().choose([answer(), answer()], 2, 1) == []
-    assert PaperPolicy(0.5).choose([answer()], 2, 1) == []
+    assert ModelPolicy().choose([answer(), answer()], 2, 1, HISTORY) == []
+    assert PaperPolicy(0.5).choose([answer()], 2, 1, HISTORY) == []
 
 
 def test_the_models_best_answer_is_always_chosen_and_the_others_by_their_probability() -> None:
@@ -50,7 +52,7 @@ def test_the_models_best_answer_is_always_chosen_and_the_others_by_their_probabi
     share = EXPLORATION_FLOOR / 2 + (1 - EXPLORATION_FLOOR) * 3 / 4
     seen = Counter[int]()
     for seed in range(4000):
-        best, explored = ModelPolicy().choose(answers, 2, seed)
+        best, explored = ModelPolicy().choose(answers, 2, seed, HISTORY)
         assert best == Choice(0, 1.0, explored=False)
         assert explored.explored
         assert explored.probability == pytest.approx(share if explored.index == 1 else 1 - share)
@@ -62,18 +64,20 @@ def test_the_models_best_answer_is_always_chosen_and_the_others_by_their_probabi
 def test_further_choices_come_without_replacement_and_a_task_chooses_the_same_again() -> None:
     answers = [answer(n, logprob=-float(n)) for n in range(1, 7)]
     for seed in range(50):
-        choices = ModelPolicy().choose(answers, 4, seed)
+        choices = ModelPolicy().choose(answers, 4, seed, HISTORY)
         assert len({choice.index for choice in choices}) == 4
-        assert choices == ModelPolicy().choose(answers, 4, seed)
-        assert choices[:2] == ModelPolicy().choose(answers, 2, seed), "fallbacks do not change the first choice"
-    everything = ModelPolicy().choose(answers, 99, 3)
+        assert choices == ModelPolicy().choose(answers, 4, seed, HISTORY)
+        assert choices[:2] == ModelPolicy().choose(answers, 2, seed, HISTORY), (
+            "fallbacks do not change the first choice"
+        )
+    everything = ModelPolicy().choose(answers, 99, 3, HISTORY)
     assert sorted(choice.index for choice in everything) == list(range(6))
     assert everything[-1].probability == 1, "nothing else was left"
 
 
 def test_hopeless_answers_are_tried_now_and_then() -> None:
     answers = [answer(1), answer(2, logprob=-1.0), answer(3, logprob=-800.0)]
-    chosen = [ModelPolicy().choose(answers, 2, seed)[1] for seed in range(400)]
+    chosen = [ModelPolicy().choose(answers, 2, seed, HISTORY)[1] for seed in range(400)]
     assert {choice.probability for choice in chosen if choice.index == 2} == {EXPLORATION_FLOOR / 2}
     assert all(choice.probability > 0 for choice in chosen)
 
@@ -81,10 +85,10 @@ def test_hopeless_answers_are_tried_now_and_then() -> None:
 def test_the_papers_choice_is_the_score_of_the_previews() -> None:
     answers = [answer(1, cs=30, cis=50), answer(2, cs=60, cis=30), answer(3, cs=10, cis=79)]
     paper = policy_of(NightSettings(policy="paper"))
-    assert [choice.index for choice in paper.choose(answers, 2, 5)] == [1, 2]
-    assert {(c.probability, c.explored) for c in paper.choose(answers, 3, 5)} == {(1.0, False)}
+    assert [choice.index for choice in paper.choose(answers, 2, 5, HISTORY)] == [1, 2]
+    assert {(c.probability, c.explored) for c in paper.choose(answers, 3, 5, HISTORY)} == {(1.0, False)}
     blind = [answer(n, cs=math.nan, cis=cis) for n, cis in ((1, 10.0), (2, 30.0), (3, 20.0))]
-    assert [choice.index for choice in paper.choose(blind, 3, 5)] == [1, 2, 0], "texts are in another space"
+    assert [choice.index for choice in paper.choose(blind, 3, 5, HISTORY)] == [1, 2, 0], "texts are in another space"
 
 
 def test_answers_are_stored_with_their_scores_and_then_with_the_choice() -> None:

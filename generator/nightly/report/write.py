@@ -128,7 +128,10 @@ def render(context: ReportContext, run: NightRun, figures: dict[str, Any]) -> st
     return environment.get_template("page.html.j2").render(
         run=run,
         is_night=run.scope == EVERYBODY,
-        facts=_facts(figures, total, seconds, context.settings.night.price_per_hour),
+        facts=[
+            ("chosen by", _chosen_by(run)),
+            *_facts(figures, total, seconds, context.settings.night.price_per_hour),
+        ],
         funnel=funnel_of(figures),
         nights=table_of(nights) if len(nights) > 1 else [],
         columns=list(COLUMNS.values()),
@@ -147,6 +150,12 @@ def render(context: ReportContext, run: NightRun, figures: dict[str, Any]) -> st
     )
 
 
+def _chosen_by(run: NightRun) -> str:
+    policy = str(run.settings.get("recipe", {}).get("policy", "model"))
+    model_id = run.settings.get("click_model")
+    return f"{policy}, click model {model_id[:12]}" if model_id else policy
+
+
 def _facts(
     figures: dict[str, Any], total: Tally, seconds: float, price_per_hour: float | None
 ) -> list[tuple[str, str]]:
@@ -159,6 +168,7 @@ def _facts(
         ("pictures reused", f"{total.pictures_reused:,}"),
         ("pictures per poster kept", f"{total.pictures_drawn_per_poster:.2f}"),
         ("distinct answers per task", f"{total.distinct_answers_per_task:.2f}"),
+        ("posters chosen to learn from", f"{total.explored:,}"),
         ("time drawing", duration_words(seconds)),
         ("tasks per second", f"{total.finished / seconds:.2f}" if seconds else "–"),
         ("MiB uploaded", f"{total.uploaded_bytes / 2**20:.1f}"),
