@@ -36,6 +36,7 @@ from schemas.tables import (
     NightRun,
     NightSkip,
     NightTask,
+    PlannedUser,
     Poster,
     Withdrawal,
 )
@@ -168,7 +169,7 @@ def _clean_rows(ledger: Ledger, user: str, proof: _Proof) -> None:
                 | ((Withdrawal.kind == "poster") & Withdrawal.subject.in_(theirs))
             )
         )
-        for table in (AnswerSet, CurrentPosters, Poster, NightTask, NightSkip):
+        for table in (AnswerSet, CurrentPosters, Poster, NightTask, NightSkip, PlannedUser):
             gone = session.execute(delete(table).where(table.user_id == user).returning(table.user_id))
             proof.rows[table.__tablename__] = len(gone.all())
         # A night that was asked for by name keeps no names of erased users.

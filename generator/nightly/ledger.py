@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -20,13 +21,24 @@ from sqlalchemy import Engine, case, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from generator.nightly.plan_rows import save_chunk, settle
 from generator.nightly.rows import Chunk, Outcome, PosterRow
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.outages import OutageRetry
 from generator.storage.postgres import plain_errors
 from schemas.manifest import ManifestRef
-from schemas.tables import AnswerSet, Composition, Erasure, NightRun, NightSkip, NightTask, Picture, Poster
+from schemas.tables import (
+    PLAN_NUMBERS,
+    AnswerSet,
+    Composition,
+    Erasure,
+    NightRun,
+    NightSkip,
+    NightTask,
+    Picture,
+    Poster,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -126,7 +138,7 @@ class Ledger:
         """Write the run with all its tasks and skips in one transaction: there is a whole plan or none.
 
         Returns:
-            How many tasks and skips were written.
+            How many tasks there are, and how many users and targets are left out.
         """
         run_id = run_id_of(logical_date, scope)
         with self.writing() as session:
@@ -144,14 +156,15 @@ class Ledger:
                 )
             )
             session.flush()
-            tasks = skips = 0
+            number = session.scalar(PLAN_NUMBERS.next_value()) or 0
+            tasks, skips, counted = 0, 0, Counter[str]()
             for chunk in chunks:
-                for table, rows in ((NightTask, chunk.tasks), (NightSkip, chunk.skips)):
-                    if rows:
-                        session.execute(insert(table).on_conflict_do_nothing(), [row.columns(run_id) for row in rows])
+                save_chunk(session, run_id, logical_date, number, chunk)
                 tasks += len(chunk.tasks)
                 skips += len(chunk.skips)
-            return tasks, skips
+                counted += Counter(chunk.counted)
+            session.execute(update(NightRun).where(NightRun.run_id == run_id).values(skipped=dict(counted)))
+            return tasks, skips + counted.total()
 
     @waits_out
     def mark_running(self, run_id: str) -> int:
@@ -284,7 +297,7 @@ class Ledger:
 
     @waits_out
     def count_skips(self, run_id: str) -> dict[str, int]:
-        """Skipped users and targets by reason."""
+        """Users and targets that the plan left out, by reason, the most first."""
         with self.reading() as session:
             rows = session.execute(
                 select(NightSkip.reason, func.count())
@@ -292,7 +305,9 @@ class Ledger:
                 .group_by(NightSkip.reason)
                 .order_by(func.count().desc(), NightSkip.reason)
             )
-            return {str(reason): int(count) for reason, count in rows}
+            counts = Counter({str(reason): int(count) for reason, count in rows})
+            counts += Counter(session.scalar(select(NightRun.skipped).where(NightRun.run_id == run_id)) or {})
+            return dict(counts.most_common())
 
     @waits_out
     def mark_failed(self, run_id: str, error: str) -> None:
@@ -325,6 +340,7 @@ class Ledger:
                 .where(NightRun.run_id == run_id)
                 .values(status="published", error=None, finished_at=func.now(), **values)
             )
+            settle(session, run_id)
 
     @waits_out
     def read_unannounced(self, run_id: str, *, page: int = 1000) -> list[Poster]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -92,18 +93,17 @@ class Night:
         with ledger.reading() as session:
             planner = self._planner(session)
             tasks = users = 0
-            skips: dict[str, int] = {}
+            skips = Counter[str]()
             for chunk in self._chunks(planner, scope):
                 tasks += len(chunk.tasks)
                 users += len({task.user_id for task in chunk.tasks})
-                for skip in chunk.skips:
-                    skips[skip.reason] = skips.get(skip.reason, 0) + 1
+                skips += chunk.reasons()
         self._echo(estimate(tasks, runs.read_rates(ledger)))
         self._echo(
             f"night of {self._date}: would draw {counted(tasks, 'task')} for {counted(users, 'user')}; "
             f"skipped: {counts_of(skips)}"
         )
-        return {"tasks": tasks, "users": users, "skips": skips}
+        return {"tasks": tasks, "users": users, "skips": dict(skips)}
 
     def run(self, scope: Scope, *, publish: bool = False) -> None:
         """Plan, draw, publish, announce; the same run again does only what is missing.
