@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.plan_rows import save_chunk, settle
-from generator.nightly.rows import Chunk, Outcome, PosterRow
+from generator.nightly.rows import Chunk, Outcome, PlanTotals, PosterRow
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.outages import OutageRetry
@@ -134,12 +134,8 @@ class Ledger:
         settings: dict[str, Any],
         chunks: Iterable[Chunk],
         scope: str = EVERYBODY,
-    ) -> tuple[int, int]:
-        """Write the run with all its tasks and skips in one transaction: there is a whole plan or none.
-
-        Returns:
-            How many tasks there are, and how many users and targets are left out.
-        """
+    ) -> PlanTotals:
+        """Write the run with all its tasks and skips in one transaction: there is a whole plan or none."""
         run_id = run_id_of(logical_date, scope)
         with self.writing() as session:
             # One that a commit without an answer left behind: nothing was drawn for it yet.
@@ -157,14 +153,13 @@ class Ledger:
             )
             session.flush()
             number = session.scalar(PLAN_NUMBERS.next_value()) or 0
-            tasks, skips, counted = 0, 0, Counter[str]()
+            totals, counted = PlanTotals(), Counter[str]()
             for chunk in chunks:
                 save_chunk(session, run_id, logical_date, number, chunk)
-                tasks += len(chunk.tasks)
-                skips += len(chunk.skips)
+                totals.add(chunk)
                 counted += Counter(chunk.counted)
             session.execute(update(NightRun).where(NightRun.run_id == run_id).values(skipped=dict(counted)))
-            return tasks, skips + counted.total()
+            return totals
 
     @waits_out
     def mark_running(self, run_id: str) -> int:

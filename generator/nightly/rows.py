@@ -85,6 +85,23 @@ class Chunk:
         return Counter(skip.reason for skip in self.skips) + Counter(self.counted)
 
 
+@dataclass
+class PlanTotals:
+    """A whole plan in numbers."""
+
+    tasks: int = 0
+    skipped: int = 0
+    """Users and targets that are left out."""
+    returning: int = 0
+    """Users' items whose earlier posters are right again, though others are current."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Count some users' plan."""
+        self.tasks += len(chunk.tasks)
+        self.skipped += chunk.reasons().total()
+        self.returning += sum(skip.input_fingerprint is not None for skip in chunk.skips)
+
+
 @dataclass(frozen=True)
 class CandidateRow:
     """An element of `night_tasks.candidates`: the scores (100 x cosine) of a picture that was considered.

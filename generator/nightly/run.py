@@ -29,7 +29,7 @@ from generator.nightly.plan import Planner, Scope
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report import write_report
-from generator.nightly.rows import Chunk
+from generator.nightly.rows import Chunk, PlanTotals
 from generator.nightly.tally import Tally
 from generator.nightly.withdraw import sync_withdrawn
 from generator.nightly.wording import counted, counts_of
@@ -197,7 +197,7 @@ class Night:
     def _plan(self, ledger: Ledger, scope: Scope, publish: bool) -> NightRun | None:
         start = time.monotonic()
 
-        def plan() -> tuple[int, int]:
+        def plan() -> PlanTotals:
             with ledger.reading() as session:
                 planner = self._planner(session)
                 served = ServedVersions.of(self._context.model())
@@ -210,16 +210,16 @@ class Night:
                 version = planner.drawers.champion.version
                 return ledger.save_plan(self._date, version, planned_with, self._chunks(planner, scope), scope.name)
 
-        tasks, skips = ledger.outages.call(plan)
+        totals = ledger.outages.call(plan)
         reach("planned")
         run = ledger.get_run(self._date, scope.name)
         assert run is not None  # noqa: S101 - just written
         reasons = ledger.count_skips(run.run_id)
         self._echo(
-            f"{_name(run)}: planned {counted(tasks, 'task')} in {time.monotonic() - start:.1f} s; "
-            f"skipped {skips}: {counts_of(reasons)}"
+            f"{_name(run)}: planned {counted(totals.tasks, 'task')} in {time.monotonic() - start:.1f} s; "
+            f"skipped {totals.skipped}: {counts_of(reasons)}"
         )
-        if tasks:
+        if totals.tasks or totals.returning:
             return run
         figures = {"empty": True, "skips": reasons}
         if scope.name == EVERYBODY:
