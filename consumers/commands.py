@@ -115,7 +115,7 @@ def create_topics(
 
 @histories_app.command("rebuild")
 def rebuild_histories() -> None:
-    """Make every user's history again from the log of interactions, once, after consumer.history_size or the rule changed."""
+    """Make all histories again from the log, once, when consumer.history_size or the rule changed."""
     from consumers import postgres
     from consumers.write.rebuild import rebuild
     from schemas.settings import load_settings

@@ -1,4 +1,4 @@
-"""Histories made again from the log: what an earlier release kept by another rule becomes what this one would have kept."""
+"""Histories made again from the log, by today's rule and size."""
 
 from __future__ import annotations
 

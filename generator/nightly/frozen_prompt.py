@@ -1,4 +1,4 @@
-"""What a plan freezes of a task, and the ids and seeds that follow from it; its texts are made in prompt_texts.py."""
+"""What a plan freezes of a task, and the ids and seeds that follow from it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What the night will draw: users with something new, their targets, and each task's frozen input.
 
-Everything is read from one snapshot of the database, so that events arriving meanwhile belong to the next night. A user whom an
-earlier plan was made for from the same history, recommendations, items, weights and settings is only counted (plan_users.py): no
-row, no picture. Memory does not grow with the users.
+Everything is read from one snapshot of the database, so that events arriving meanwhile belong to the next night. A user
+with an earlier plan from the same history, recommendations, items, weights and settings is only counted (plan_users.py): no row,
+no picture. Memory does not grow with the users.
 """
 
 from __future__ import annotations

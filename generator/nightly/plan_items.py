@@ -1,4 +1,4 @@
-"""Items as a plan sees them: their texts and pictures, why one cannot be used, and which have changed since earlier plans."""
+"""Items as a plan sees them, and which have changed since earlier plans."""
 
 from __future__ import annotations
 

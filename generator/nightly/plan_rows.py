@@ -1,4 +1,4 @@
-"""A plan's rows: written by COPY and set-based statements, and relied on by later plans once its run is published."""
+"""A plan's rows, by COPY and set-based statements; later plans rely on them once the run is published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One user's tasks: which items of the history tell of the taste, which targets are drawn, and why others are not."""
+"""One user's tasks: which items tell of the taste, which targets are drawn, and why others are not."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class TaskPlanner:
         return found
 
     def _history(self, found: UserTasks) -> HistoryTexts | None:
-        """The pictures that are given to the model; None, with the reason among the skips, where there are too few."""
+        """The pictures that the model is given; None where there are too few, with the reason among the skips."""
         history = found.user.history
         if len(history) < self._night.min_history:
             found.skip(TOO_LITTLE_HISTORY)

@@ -124,7 +124,7 @@ class Judged:
     counted: Counter[str] = field(default_factory=Counter)
     """Users and targets, by reason."""
     forgotten: tuple[str, ...] = ()
-    """Users whom nobody draws for now, but for whom an earlier plan did."""
+    """Users with an earlier plan, for which nobody draws now."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ class PlanUsers:
     def drawn_before(
         self, user_ids: Sequence[str], weights: Sequence[str], run_id: str, logical_date: date
     ) -> dict[tuple[str, str, str, str], bool]:
-        """(user, item, fingerprint, weights) of what published runs drew or refused for these users, up to this date.
+        """What published runs drew or refused for these users, up to this date.
 
-        Whether its posters are right again, though others are current.
+        (user, item, fingerprint, weights) -> whether its posters are right again, though others are current.
         """
         values = {"users": list(user_ids), "weights": list(weights), "run_id": run_id, "date": logical_date}
         return {
@@ -206,7 +206,8 @@ class PlanUsers:
         """Items by how many histories have them: targets for users without recommendations."""
         counts = Counter[str]()
         for after, until in self._bounds("", None, USERS_COUNTED_AT_ONCE, only=None):
-            counts.update(dict(self._session.execute(_POPULAR, {"after": after, "until": until}).tuples().all()))
+            page = self._session.execute(_POPULAR, {"after": after, "until": until})
+            counts.update({item: count for item, count in page})
         return sorted(counts, key=lambda item: (-counts[item], item))[:POPULAR_ITEMS]
 
     def unknown(self, wanted: Sequence[str]) -> list[str]:
@@ -231,7 +232,7 @@ class PlanUsers:
             after = until
 
     def _start(self, day: date, limit: int) -> str:
-        """The user after whom a limited run begins: `limit` further on every day."""
+        """The user that a limited run begins after: `limit` further on every day."""
         users = select(UserHistory.user_id)
         if self._only is not None:
             users = users.where(UserHistory.user_id.in_(self._only))

@@ -17,7 +17,7 @@ class NightRun(Base):
     `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it, and ends as "drawn" when
     its posters are shown to nobody.
     The plan's inputs are frozen in `settings`, the outcome is in `figures`; `skipped` counts by reason what the plan left out
-    without a row in `night_skips`: users and targets for whom nothing has changed.
+    without a row in `night_skips`: users and targets that are as an earlier plan left them.
     """
 
     __tablename__ = "night_runs"

@@ -41,9 +41,9 @@ class PlannedUser(Base):
 
 
 class PlannedItem(Base):
-    """An item as plans saw it last, its picture included; `changed_in` is the number of the plan that found it changed.
+    """An item as plans saw it last, its picture included.
 
-    Plans are numbered by the sequence `plan_numbers`.
+    `changed_in` is the number of the plan that found it changed. Plans are numbered by the sequence `plan_numbers`.
     """
 
     __tablename__ = "planned_items"

@@ -275,7 +275,7 @@ def scan(engine: Engine) -> int:
 
 
 def plan(engine: Engine, settings: Settings, day: date) -> int:
-    """Plan a night as the night does, its rows written; returns the tasks, or the pairs that are unchanged."""
+    """Plan a night as the night does, its rows written; returns its tasks, or its unchanged pairs."""
     served = ServedVersions.of(FakePigeon())
     images = CatalogImages(engine, settings)
     with lead(engine, "night") as lease:
@@ -293,7 +293,7 @@ def plan(engine: Engine, settings: Settings, day: date) -> int:
 
 
 def second_nights(settings: Settings, folder: Path) -> list[Figure]:
-    """What a night costs in which nothing is new, and one with one new task; the command's own processor time."""
+    """Processor time of nights with nothing new and with one new task, without that of servers."""
     bare_url, url = create(settings, "bare"), create(settings, "nights")
     Store(settings.s3).s3.create_bucket(Bucket="bench-nights")
     own = with_database(settings, url)
@@ -306,9 +306,9 @@ def second_nights(settings: Settings, folder: Path) -> list[Figure]:
         set_user(session, "u0", ["item0", "item1", "item2", "item3"], ["item8", "item9", "item10", "item0"])
     one = night_child(url, folder, SECOND + timedelta(days=3))
     with engine.connect() as connection:
-        tasks = dict(connection.execute(text("SELECT run_id, count(*) FROM night_tasks GROUP BY 1")).tuples().all())
+        counts = connection.execute(text("SELECT count(*) FROM night_tasks GROUP BY run_id ORDER BY 1")).scalars().all()
     engine.dispose()
-    assert sorted(tasks.values()) == [1, NIGHT_USERS * TARGETS]
+    assert counts == [1, NIGHT_USERS * TARGETS]
     task = (first - bare) / (NIGHT_USERS * TARGETS)
     size = f"{NIGHT_USERS} users, {NIGHT_USERS * TARGETS} pairs; the night's process without the model"
     return [

@@ -1,4 +1,4 @@
-"""A user's history is the newest N items of what is known, whatever the order, the batches and the repetitions it came in."""
+"""A user's history is the newest N items of what is known, whatever the order and batches it came in."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_many_plays_of_one_item_evict_no_others(connection: Any, at_once: bool) 
 
 
 def test_histories_of_an_earlier_release_are_made_again_from_the_log(connection: Any, database_url: str) -> None:
-    """By the rule of before, the newest interactions had evicted the other items; what the log has lost stays."""
+    """By the rule of before the newest interactions had evicted other items; what the log lost stays."""
     events = [*(click(n, f"i{n}") for n in range(3)), *(click(n, "serial") for n in range(3, 10))]
     store(connection, events, SIZE)
     store(connection, [event.model_copy(update={"user_id": "v", "event_id": uuid4()}) for event in events], SIZE)

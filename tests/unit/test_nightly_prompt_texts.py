@@ -1,4 +1,4 @@
-"""Texts of prompts and their fingerprints are those of `FrozenPrompt`, restated here as they are defined."""
+"""Texts of prompts and their fingerprints are those of `FrozenPrompt`, restated by their definition."""
 
 from __future__ import annotations
 
