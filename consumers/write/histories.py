@@ -1,8 +1,9 @@
 """`user_histories`: each user's newest N items, merged set-wise with what is new.
 
 An item counts by the newest positive interaction with it. The order is (occurred_at, event_id), newest first, so it does not
-depend on the order of arrival: reordered, late and doubled events end in the same rows. An item that is no longer among the newest N has N others that are newer, and those only get
-newer. Sound under concurrency: rows are locked, in user order, before they are read.
+depend on the order of arrival: reordered, late and doubled events end in the same rows. An item that is no longer among the newest
+N has N others that are newer, and those only get newer. Sound under concurrency: rows are locked, in user order, before they are
+read.
 """
 
 from __future__ import annotations

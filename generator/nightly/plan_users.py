@@ -207,7 +207,7 @@ class PlanUsers:
         counts = Counter[str]()
         for after, until in self._bounds("", None, USERS_COUNTED_AT_ONCE, only=None):
             page = self._session.execute(_POPULAR, {"after": after, "until": until})
-            counts.update({item: count for item, count in page})
+            counts.update({row[0]: row[1] for row in page})
         return sorted(counts, key=lambda item: (-counts[item], item))[:POPULAR_ITEMS]
 
     def unknown(self, wanted: Sequence[str]) -> list[str]:

@@ -53,7 +53,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _FILL = (
     """INSERT INTO items (item_id, title, description, image_uri)
        SELECT 'm' || n, 'Film ' || n, 'What happens in film ' || n || ': ' || repeat(md5(n::text), 6),
-              's3://pictures/catalog/' || encode(sha256(n::text::bytea), 'hex') || '.png'
+              's3://' || :bucket || '/catalog/' || encode(sha256(n::text::bytea), 'hex') || '.png'
        FROM generate_series(0, :items - 1) n""",
     """INSERT INTO catalog_images (uri, sha256, checked_at, changed_at)
        SELECT image_uri, split_part(split_part(image_uri, '/', 5), '.', 1), now(), now() FROM items""",
@@ -146,11 +146,11 @@ def at_scale(settings: Settings, users: int) -> dict[str, Cost]:
     own = with_database(settings, url)
     engine = connect(own.database)
     start = time.monotonic()
-    fill(engine, users)
+    fill(engine, own, users)
     say(f"  {users:,} users made in {time.monotonic() - start:.0f} s")
     found = {}
     for what, day in (("scan", NIGHT), ("plan", NIGHT), ("again", SECOND)):
-        found[what] = child(engine, url, what, day)
+        found[what] = child(engine, own, what, day)
         cost = found[what]
         say(
             f"  {what}: {cost.processor:.1f} s, {cost.wall:.1f} s by the clock, {cost.peak / 2**20:.0f} MiB, {cost.count:,}"
@@ -180,12 +180,12 @@ def with_database(settings: Settings, url: str) -> Settings:
     return settings.model_copy(update={"database": settings.database.model_copy(update={"url": SecretStr(url)})})
 
 
-def fill(engine: Engine, users: int) -> None:
+def fill(engine: Engine, settings: Settings, users: int) -> None:
     """Items that everybody shares, and users with histories and recommendations."""
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         for statement in _FILL[:2]:
-            connection.execute(text(statement), {"items": ITEMS})
+            connection.execute(text(statement), {"items": ITEMS, "bucket": settings.s3.bucket})
     for first in range(0, users, FILLED_AT_ONCE):
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -208,13 +208,15 @@ def vacuum(engine: Engine) -> None:
         connection.execute(text("CHECKPOINT"))
 
 
-def child(engine: Engine, url: str, what: str, day: date) -> Cost:
+def child(engine: Engine, settings: Settings, what: str, day: date) -> Cost:
     """Measure in a process of its own."""
     with engine.connect() as connection:
         postmaster = parent(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
     before = tree_seconds(postmaster)
+    url = settings.database.url.get_secret_value()
     command = [sys.executable, "-m", "tests.benchmarks.plan", "--child", what, "--url", url, "--day", day.isoformat()]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PIGEON_STATE_DIR": str(settings.state_dir)}
+    done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     server = tree_seconds(postmaster) - before
     return Cost(processor=found["own"] + server, **found)
