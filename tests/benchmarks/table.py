@@ -1,4 +1,4 @@
-"""What a benchmark found: figures with their goals, as a table and as JSON, and the machine that they are from."""
+"""What a benchmark found: figures with their goals, and the machine that they are from."""
 
 from __future__ import annotations
 
