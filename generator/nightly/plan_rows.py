@@ -104,7 +104,9 @@ def _copy(session: Session, table: str, columns: tuple[str, ...], run_id: str, r
             cursor.copy_expert(statement, io.StringIO("".join(lines)), COPY_CHARACTERS)
         except psycopg2.Error as error:  # as SQLAlchemy tells of its own statements, so that an outage is known as one
             closed = bool(cursor.connection.closed)
-            raise DBAPIError.instance(statement, None, error, psycopg2.Error, connection_invalidated=closed) from error
+            told = DBAPIError.instance(statement, None, error, psycopg2.Error, connection_invalidated=closed)
+            assert isinstance(told, DBAPIError)  # noqa: S101 - only errors of other drivers are left as they are
+            raise told from error
 
 
 def _field(value: str | int | None) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
-from generator.nightly import withdraw
+from generator.nightly import plan_rows, withdraw
 from generator.nightly.ledger import Ledger, run_id_of
 from generator.nightly.plan import Scope
 from generator.nightly.status import status_of
@@ -223,6 +223,24 @@ def test_a_night_that_was_never_published_leaves_its_users_to_the_next(world: Se
     with pytest.raises(PartialFailure, match="nothing was published"):
         night(world, FakePigeon(fault)).run(Scope())
     assert run(world, SECOND) == U0 | U1 | U2
+
+
+def test_a_connection_that_breaks_while_tasks_are_copied_is_waited_out(
+    world: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, broken = plan_rows._copy, list[int]()
+
+    def breaking(session: Session, table: str, columns: tuple[str, ...], run_id: str, rows: tuple[Any, ...]) -> None:
+        if rows and not broken:
+            broken.append(session.scalar(text("SELECT pg_backend_pid()")) or 0)
+            with engine.connect() as connection:
+                connection.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": broken[0]})
+        copy(session, table, columns, run_id, rows)
+
+    monkeypatch.setattr(plan_rows, "_copy", breaking)
+    assert run(world, NIGHT) == U0 | U1 | U2
+    assert len(broken) == 1
+    assert written(engine, NIGHT) == (6, 0)
 
 
 def test_who_and_what_is_left_out_stays_counted_by_reason(world: Settings, engine: Engine, tmp_path: Path) -> None:
