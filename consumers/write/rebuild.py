@@ -67,7 +67,7 @@ def rebuild(settings: Settings) -> Rebuilt:
 def _page(cursor: Any, settings: Settings, after: str, done: Rebuilt) -> str | None:
     cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", (ERASURE_LOCK,))
     cursor.execute(_LOCK, {"after": after, "page": USERS_AT_ONCE})
-    users = [user for (user,) in cursor]
+    users: list[str] = [user for (user,) in cursor]
     if not users:
         return None
     consumer = settings.consumer

@@ -14,7 +14,9 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-_COUNTS = {"type_": postgresql.JSONB(), "server_default": sa.text("'{}'::jsonb"), "nullable": False}
+
+def _counts() -> sa.Column[dict[str, int]]:
+    return sa.Column("skipped", postgresql.JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False)
 
 
 def upgrade() -> None:
@@ -39,7 +41,7 @@ def upgrade() -> None:
         sa.Column("items", postgresql.ARRAY(sa.Text()), server_default=sa.text("'{}'::text[]"), nullable=False),
     )
     op.add_column("planned_users", sa.Column("targets", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
-    op.add_column("planned_users", sa.Column("skipped", **_COUNTS))
+    op.add_column("planned_users", _counts())
     op.create_index(
         "ix_planned_users_run_id_user_id",
         "planned_users",
@@ -47,7 +49,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("run_id IS NOT NULL"),
     )
-    op.add_column("night_runs", sa.Column("skipped", **_COUNTS))
+    op.add_column("night_runs", _counts())
 
 
 def downgrade() -> None:
