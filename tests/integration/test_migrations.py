@@ -97,7 +97,7 @@ def test_a_busy_table_is_not_waited_for_without_bound(empty: DatabaseSettings):
     reader = connect(empty)
     reader.autocommit = False
     with reader.cursor() as cursor:
-        cursor.execute("SELECT * FROM posters")  # which the newest migration changes
+        cursor.execute("SELECT * FROM night_runs")  # which the newest migration changes
     with pytest.raises(ServerUnavailable, match="lock timeout"):
         database.downgrade(empty, "base")
     reader.close()
