@@ -16,6 +16,7 @@
     loop/health, probes          liveness and readiness; the stores' problems
     loop/thread_stacks           all threads' stacks in the log when nothing moves
 
+    write/wrapped                envelopes that other tools put around a record, named
     write/decode                 bytes of a record -> a row of its topic, or poison with its reason
     write/batch                  records in order, closed by count, bytes or time; the next offset of each partition
     write/writer                 one batch, one transaction: dead letters, rows, offsets
@@ -25,7 +26,9 @@
     write/offsets                where each partition goes on, and the epoch that fences its former owner
     write/dead_letter_sender     dead letters written, and the limit of poison
 
-    files/imports                CSV and JSON lines, checked row by row
+    files/imports, verdict       files of events checked row by row and sent; whether that was a success
+    files/layout, rows           what a file is taken for; its rows, by their true lines
+    files/columns                which column is which field, and cells as values
     files/images                 local pictures, uploaded to S3
     files/produce                typed events to their topics
 

@@ -25,6 +25,21 @@ Topic = Annotated[str | None, typer.Option("--topic", help="Only of this source 
 Reason = Annotated[str | None, typer.Option("--reason", help="Only with this reason code.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many, oldest first.")]
 Cap = Annotated[int, typer.Option("--limit", min=1, help="At most this many, oldest first; run it again for more.")]
+File = Annotated[Path, typer.Argument(help="Table (CSV and its kin), JSON lines, JSON array or Parquet; gzip, too.")]
+Map = Annotated[list[str] | None, typer.Option(help="COLUMN=FIELD: which column is which field; may be repeated.")]
+Constants = Annotated[
+    list[str] | None,
+    typer.Option(help="FIELD=TEXT in every row; {column} stands for a cell: image_uri=posters/{item_id}.jpg."),
+]
+Kind = Annotated[str | None, typer.Option(help="The kind of all rows, such as click.")]
+Keep = Annotated[str, typer.Option(help="Take only rows for which this holds, such as 'rating>=4'.")]
+Delimiter = Annotated[
+    str, typer.Option(help="What is between columns, such as ';', 'tab' or '::'. Found out if empty.")
+]
+Encoding = Annotated[str, typer.Option(help="Such as latin-1 or utf-16. UTF-8 when empty.")]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="The first line is data; columns are called 1, 2, 3...")]
+TimeZone = Annotated[str, typer.Option(help="Zone of times that have none, such as UTC or Europe/Berlin.")]
+MaxSkipped = Annotated[float, typer.Option(min=0, max=1, help="A larger share of skipped rows ends with exit code 7.")]
 CAP = 1_000
 """Dead letters that one replay or drop takes by default."""
 
@@ -39,6 +54,7 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
     for name, topic, what in IMPORTS:
         group = typer.Typer(help=f"{what} from files.", no_args_is_help=True)
         group.command("import")(_importer(topic))
+        group.command("check")(_importer(topic, check=True))
         app.add_typer(group, name=name)
 
 
@@ -126,29 +142,56 @@ def rebuild_histories() -> None:
     typer.echo(f"histories: {done.users} looked at, {done.changed} changed")
 
 
-def _importer(topic: str) -> Callable[..., None]:
+def _importer(topic: str, *, check: bool = False) -> Callable[..., None]:
     def command(
-        file: Annotated[Path, typer.Argument(help="FILE.csv, .jsonl or .ndjson; columns are the event's fields.")],
+        file: File,
+        map: Map = None,
+        set: Constants = None,
+        kind: Kind = None,
+        keep: Keep = "",
+        delimiter: Delimiter = "",
+        encoding: Encoding = "",
+        no_header: NoHeader = False,
+        time_zone: TimeZone = "",
+        max_skipped: MaxSkipped = 0.001,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check only; upload and send nothing.")] = False,
         strict: Annotated[bool, typer.Option("--strict", help="Fail, and send nothing, if any row is bad.")] = False,
     ) -> None:
-        from consumers.files import imports
+        from consumers.files import imports, verdict
+        from consumers.files.layout import ReadOptions
         from consumers.loop.progress import Counting
         from schemas.settings import load_settings
 
+        constants = _pairs("--set", set) | ({"kind": kind} if kind else {})
+        options = ReadOptions(
+            _pairs("--map", map), constants, delimiter, encoding, not no_header, time_zone=time_zone, keep=keep
+        )
+        looked = imports.look(topic, file, options)
+        for line in looked.describe().splitlines():
+            typer.echo(f"{file.name}: {line}")
+        only_look = check or dry_run
         with Counting(file.name) as progress:
-            report = imports.run(load_settings(), topic, file, dry_run=dry_run, strict=strict, progress=progress)
-        for line, problem in sorted(report.first):
-            typer.echo(f"{file}: line {line}: {problem}", err=True)
-        hidden = sum(report.skipped.values()) - len(report.first)
-        if hidden > 0:
-            typer.echo(f"{file}: and {hidden} more", err=True)
-        for line, oddity in sorted(report.warnings):
-            typer.echo(f"{file}: line {line}: {oddity}: sent all the same", err=True)
-        typer.echo(f"{file.name}: {report.line()}" + (" (dry run: nothing was sent)" if dry_run else f" -> {topic}"))
+            report = imports.run(load_settings(), topic, looked, dry_run=only_look, strict=strict, progress=progress)
+        for line in verdict.lines(report):
+            typer.echo(f"{file}: {line}", err=True)
+        typer.echo(f"{file.name}: {report.line()}" + (" (nothing was sent)" if only_look else f" -> {topic}"))
+        verdict.judge(report, file, max_skipped)
 
-    command.__doc__ = f"Send a file's rows to {topic}; each bad row is named and skipped."
+    what = "Look at a file as `import` would, and send nothing." if check else f"Send a file's rows to {topic}."
+    command.__doc__ = what + " Each bad row is named and skipped."
     return command
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    from schemas.errors import InputError
+
+    pairs: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"{option} {text}: must be two names with = between them")
+        pairs[name] = value
+    return pairs
 
 
 @dlq_app.command("list")

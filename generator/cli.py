@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PARTS = (
     "deploy.local.commands",
     "deploy.local.demo.commands",
+    "deploy.local.fonts",
     "migrations.commands",
     "consumers.commands",
     "generator.nightly.commands",
@@ -41,6 +42,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("demo",): "demo",
     ("night",): "night",
     ("schedule",): "night",
+    ("fonts",): "night",
     ("models",): "night",
     ("models", "build"): "serving",
     ("models", "check"): "serving",

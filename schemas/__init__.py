@@ -2,6 +2,7 @@
 
     errors                     the error tree and the exit codes
     events, export             Kafka events, and their JSON Schemas as files
+    event_forms                other spellings of an event that mean the same
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     connections                options of the Kafka, S3 and Postgres clients
@@ -17,6 +18,7 @@
     fetch, deadline_http       catalogue pictures fetched within one deadline
     image_addresses            where pictures may come from
     images                     what a picture is, for import and night
+    titles, typefaces          titles as they are written; which fonts have their characters
     faultpoints                named points at which the fault tests kill a process
     hashing                    a number in [0, 1) from a text
     runtime                    logs, metrics, health, Kafka logins and stop signals of long-running parts

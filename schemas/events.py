@@ -46,7 +46,15 @@ def _storable_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_storable)]
+def _unpadded(text: str) -> str:
+    if text != text.strip():
+        raise ValueError("must not have blanks or line ends around it: it would be another id than the one without")
+    return text
+
+
+StoredId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_storable)]
+"""An id as it may once have been stored."""
+Id = Annotated[StoredId, AfterValidator(_unpadded)]
 Text = Annotated[str, Field(max_length=20_000), AfterValidator(_storable)]
 ShortText = Annotated[str, Field(max_length=1_000), AfterValidator(_storable)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable_json)]
@@ -112,18 +120,18 @@ class PosterFeedback(Event):
 
 
 class Erasure(Event):
-    """`users.erasure.v1`, keyed by user_id: a request to erase this user."""
+    """`users.erasure.v1`, keyed by user_id: a request to erase this user, whatever id was ever stored."""
 
-    user_id: Id
+    user_id: StoredId
     occurred_at: EventTime
 
 
 class PosterPublished(Event):
     """`posters.published.v1`, keyed by user_id; we produce it when a poster can be surfaced."""
 
-    poster_id: Id
-    user_id: Id
-    item_id: Id
+    poster_id: StoredId
+    user_id: StoredId
+    item_id: StoredId
     variant: Annotated[int, Field(ge=0)]
     image_key: ShortText
     manifest_key: ShortText

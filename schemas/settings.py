@@ -13,7 +13,16 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
@@ -146,8 +155,8 @@ class ConsumerSettings(_Group):
         "stop",
         description="When the log is shorter than our offset: stop, or read it again from its start (event ids dedupe).",
     )
-    positive_kinds: tuple[str, ...] = Field(
-        ("click", "play", "like", "purchase"), description="Kinds that enter the history."
+    positive_kinds: tuple[Annotated[str, StringConstraints(to_lower=True)], ...] = Field(
+        ("click", "play", "like", "purchase"), description="Kinds that enter the history, in whatever case."
     )
 
 
@@ -195,6 +204,10 @@ class NightSettings(_Group):
     )
     webp_quality: int = Field(88, ge=1, le=100)
     font: Path | None = Field(None, description="TrueType font of the titles; empty = DejaVu Sans Bold.")
+    fonts: tuple[Path, ...] = Field(
+        (),
+        description="Further font files or folders, tried in this order for titles that `font` has no characters for.",
+    )
     max_image_bytes: int = Field(
         20 * 2**20, ge=1_024, description="A larger catalogue picture is unreadable, for import and night alike."
     )

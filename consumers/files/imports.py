@@ -1,13 +1,11 @@
-"""Files of events (CSV or JSON lines) to their topics, checked row by row.
+"""Files of events to their topics: rows checked one by one, pictures uploaded.
 
 A bad row is named by line, field and fix.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +17,24 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import ValidationError
 
 from consumers.files import images
+from consumers.files.columns import Columns
+from consumers.files.layout import Layout, ReadOptions, detect
 from consumers.files.produce import Producer
+from consumers.files.rows import BadRow, rows
 from consumers.kafka import clients
+from schemas import event_forms
 from schemas.errors import InputError
-from schemas.events import CATALOG, CONSUMED, FEEDBACK, INTERACTIONS, Event
+from schemas.events import CATALOG, CONSUMED, FEEDBACK, INTERACTIONS, CatalogItem, Event, Interaction
 from schemas.images import ImageProblem
 from schemas.settings import Settings
+from schemas.typefaces import Typefaces, default_font, problem
 
-# CSV columns with more than one value, and the separator of each.
-LIST_COLUMNS = {"genres": "|", "item_ids": "|"}
-JSON_COLUMNS = ("attributes", "context")
 WINDOW_ROWS = 256
 """Rows whose pictures are read and uploaded at a time."""
+SAMPLES = 10
+"""Bad rows that are shown, and odd ones."""
+HOPELESS_ROWS = 1_000
+"""So many first rows refused for one reason, and no good one: the file is not what it was taken for."""
 
 
 @dataclass
@@ -39,21 +43,38 @@ class Report:
 
     sent: int = 0
     uploaded: int = 0
+    left_out: int = 0  # by --keep
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> rows
     first: list[tuple[int, str]] = field(default_factory=list)  # the first of them: line, what is wrong
     warned: Counter[str] = field(default_factory=Counter)  # reason -> rows that were sent all the same
     warnings: list[tuple[int, str]] = field(default_factory=list)  # the first of them: line, what is odd
 
+    @property
+    def bad(self) -> int:
+        """Rows that were not sent because something is wrong with them."""
+        return sum(self.skipped.values())
+
+    @property
+    def bad_share(self) -> float:
+        """Share of `bad` among all rows that count."""
+        return self.bad / max(1, self.bad + self.sent)
+
     def skip(self, line: int, reason: str, detail: str) -> None:
-        """Count a row that was not sent."""
+        """Count a row that was not sent.
+
+        Raises:
+            InputError: there is no good row among the first thousand, and all are refused for one reason.
+        """
         self.skipped[reason] += 1
-        if len(self.first) < 20:
+        if len(self.first) < SAMPLES:
             self.first.append((line, detail))
+        if not self.sent and self.skipped[reason] == HOPELESS_ROWS:
+            raise InputError(f"the first {HOPELESS_ROWS} rows are all refused, line {line} and before: {detail}")
 
     def warn(self, line: int, reason: str, detail: str) -> None:
         """Count a row that is sent, but may not be what was meant."""
         self.warned[reason] += 1
-        if len(self.warnings) < 20:
+        if self.warned[reason] == 1 or len(self.warnings) < SAMPLES:
             self.warnings.append((line, detail))
 
     def line(self) -> str:
@@ -61,79 +82,12 @@ class Report:
         text = f"{self.sent} rows"
         if self.uploaded:
             text += f", {self.uploaded} pictures uploaded"
+        if self.left_out:
+            text += f", {self.left_out} left out by --keep"
         reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.skipped.items()))
-        text += f"; {sum(self.skipped.values())} skipped ({reasons})" if reasons else "; 0 skipped"
+        text += f"; {self.bad} skipped ({reasons})" if reasons else "; 0 skipped"
         odd = ", ".join(f"{reason}: {count}" for reason, count in sorted(self.warned.items()))
         return text + (f"; to look at: {odd}" if odd else "")
-
-
-class _BadRow(Exception):
-    """A row that cannot be read."""
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | _BadRow]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        if not reader.fieldnames:
-            raise InputError(f"{path}: empty; the first line must name the columns")
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield reader.line_num, _BadRow(f"not valid CSV: {error}")
-                continue
-            if None in row:
-                yield (
-                    reader.line_num,
-                    _BadRow(f"more values than the {len(reader.fieldnames)} columns of the first line"),
-                )
-                continue
-            # An empty cell says nothing: the field's default holds.
-            values: dict[str, Any] = {name: value for name, value in row.items() if value not in (None, "")}
-            try:
-                for name, separator in LIST_COLUMNS.items():
-                    if name in values:
-                        values[name] = [part.strip() for part in values[name].split(separator) if part.strip()]
-                for name in JSON_COLUMNS:
-                    if name in values:
-                        values[name] = json.loads(values[name])
-            except ValueError as error:
-                yield reader.line_num, _BadRow(f"{name}: must be a JSON object: {error}")
-                continue
-            yield reader.line_num, values
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | _BadRow]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, _BadRow(f"not valid JSON: {error}")
-                continue
-            yield number, row if isinstance(row, dict) else _BadRow("must be a JSON object, one per line")
-
-
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | _BadRow]]:
-    """(line number, row or what is wrong with it) of a .csv, .jsonl or .ndjson file.
-
-    Raises:
-        InputError: the file is missing, not UTF-8, or of another kind.
-    """
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{path}: must end in .csv, .jsonl or .ndjson")
-    try:
-        yield from readers[path.suffix.lower()](path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _with_event_id(row: dict[str, Any]) -> dict[str, Any]:
@@ -151,22 +105,78 @@ def _explain(error: ValidationError) -> str:
     return f"{name}: {'is missing: ' if first['type'] == 'missing' else ''}{fix}"
 
 
-def _events(path: Path, topic: str, report: Report) -> Iterator[tuple[int, Event]]:
-    model = CONSUMED[topic]
-    needs_id = topic in (INTERACTIONS, FEEDBACK)
-    for line, row in rows(path):
-        if isinstance(row, _BadRow):
-            report.skip(line, "unreadable row", str(row))
-            continue
+@dataclass(frozen=True)
+class Looked:
+    """A file that was looked at."""
+
+    layout: Layout
+    columns: Columns
+
+    def describe(self) -> str:
+        """What it was taken for, in a line or two."""
+        taken = self.columns.describe()
+        return self.layout.describe() + (f"\n{taken}" if taken else "")
+
+
+class _Reader:
+    """The events of one file."""
+
+    def __init__(self, settings: Settings, topic: str, looked: Looked, report: Report) -> None:
+        self._model = CONSUMED[topic]
+        self._needs_id = topic in (INTERACTIONS, FEEDBACK)
+        self._layout, self._columns, self._report = looked.layout, looked.columns, report
+        self._positive = frozenset(kind.lower() for kind in settings.consumer.positive_kinds)
+        self._items: set[str] = set()
+        night = settings.night
+        # Without any font there is nothing to check by; the night's machine has one.
+        has_font = topic == CATALOG and (night.font or default_font())
+        self._typefaces = Typefaces(night.font, night.fonts) if has_font else None
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        for line, row in rows(self._layout):
+            if isinstance(row, BadRow):
+                self._report.skip(line, "unreadable row", str(row))
+            elif not self._columns.counts(row):
+                self._report.left_out += 1
+            else:
+                event = self._event(line, row)
+                if event is not None:
+                    self._look(line, event)
+                    yield line, event
+
+    def _event(self, line: int, row: dict[str, Any]) -> Event | None:
         try:
+            cells = self._columns.cells(row)
             # Through JSON, so that a file and a Kafka record are held to the same rules.
-            text = json.dumps(_with_event_id(row) if needs_id else row)
-            yield line, model.model_validate_json(text)
+            text = json.dumps(_with_event_id(cells.fields) if self._needs_id else cells.fields, default=str)
+            event = event_forms.read(self._model, text)
+        except BadRow as error:
+            self._report.skip(line, f"bad {str(error).partition(':')[0]}", str(error))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]["loc"]
-            report.skip(line, f"bad {first[0] if first else 'row'}", _explain(error))
+            self._report.skip(line, f"bad {first[0] if first else 'row'}", _explain(error))
         except (ValueError, RecursionError) as error:
-            report.skip(line, "unreadable row", str(error))
+            self._report.skip(line, "unreadable row", str(error))
+        else:
+            for odd in cells.odd:
+                self._report.warn(line, odd.partition(" ")[0] + " to look at", odd)
+            return event
+        return None
+
+    def _look(self, line: int, event: Event) -> None:
+        if isinstance(event, Interaction) and event.kind.lower() not in self._positive:
+            counted = ", ".join(sorted(self._positive))
+            text = f"kind {event.kind!r} enters no history; consumer.positive_kinds has {counted}"
+            self._report.warn(line, f"kind {event.kind!r} enters no history", text)
+        elif isinstance(event, CatalogItem):
+            if event.item_id in self._items:
+                self._report.warn(line, "item_id again", f"item_id {event.item_id!r} again: the later row holds")
+            self._items.add(event.item_id)
+            why = problem(event.title, self._typefaces) if self._typefaces else None
+            if why:
+                self._report.warn(
+                    line, "title not drawable", f"title {event.title!r}: no poster of it can be made: {why}"
+                )
 
 
 def _windows(events: Iterable[tuple[int, Event]], size: int) -> Iterator[list[tuple[int, Event]]]:
@@ -217,10 +227,20 @@ def _with_images(
                 yield line, resolved
 
 
+def look(topic: str, path: Path, options: ReadOptions = ReadOptions()) -> Looked:  # noqa: B008 - frozen
+    """Find out what a file is, before any row is read.
+
+    Raises:
+        InputError: it cannot be read as `topic`'s events; the message names the option that mends it.
+    """
+    layout = detect(path, options)
+    return Looked(layout, Columns(topic, layout, options))
+
+
 def run(
     settings: Settings,
     topic: str,
-    path: Path,
+    looked: Looked,
     *,
     dry_run: bool = False,
     strict: bool = False,
@@ -238,10 +258,10 @@ def run(
         ServerUnavailable: Kafka or S3 cannot be reached; sending the file again is safe.
     """
     if strict and not dry_run:
-        run(settings, topic, path, dry_run=True, strict=True)
+        run(settings, topic, looked, dry_run=True, strict=True)
     report = Report()
     if dry_run:
-        for _, _event in _source(settings, topic, path, None, report):
+        for _, _event in _source(settings, topic, looked, None, report):
             report.sent += 1
             progress(report.sent)
     else:
@@ -249,7 +269,7 @@ def run(
         uploader = images.Uploader(settings.s3) if topic == CATALOG else None
         try:
             with Producer(settings.kafka) as producer:
-                for _, event in _source(settings, topic, path, uploader, report):
+                for _, event in _source(settings, topic, looked, uploader, report):
                     producer.send(event)
                     report.sent += 1
                     progress(report.sent)
@@ -258,18 +278,18 @@ def run(
                 report.uploaded = uploader.uploaded
                 uploader.close()
     if strict and report.skipped:
+        line, problem = min(report.first)
         raise InputError(
-            f"{path}: {sum(report.skipped.values())} bad rows, nothing was sent (--strict); line {{}}: {{}}".format(
-                *min(report.first)
-            )
+            f"{looked.layout.path}: {report.bad} bad rows, nothing was sent (--strict); line {line}: {problem}"
         )
     return report
 
 
 def _source(
-    settings: Settings, topic: str, path: Path, uploader: images.Uploader | None, report: Report
+    settings: Settings, topic: str, looked: Looked, uploader: images.Uploader | None, report: Report
 ) -> Iterator[tuple[int, Event]]:
-    events = _events(path, topic, report)
+    events = _Reader(settings, topic, looked, report).events()
     if topic != CATALOG:
         return events
-    return _with_images(events, path.resolve().parent, uploader, report, settings.night.max_image_bytes)
+    base = looked.layout.path.resolve().parent
+    return _with_images(events, base, uploader, report, settings.night.max_image_bytes)

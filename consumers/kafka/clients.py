@@ -113,6 +113,7 @@ def consumer(
         enable_auto_commit=False,
         metrics_enabled=False,
         auto_offset_reset="none" if group else "earliest",
+        isolation_level="read_committed",  # what a producer has aborted never happened
         allow_auto_create_topics=False,
         fetch_max_wait_ms=50,
         fetch_max_bytes=max(limits.batch_max_bytes, 2**20),

@@ -15,16 +15,20 @@ kafka-python 3.0.12:
 - it refuses to send a header without a value: `sendable_headers`;
 - it loses a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
 - it keeps the known end of a log over a seek: `clear_end`;
+- a batch that it cannot decode is an error once, and a poll without an end afterwards: `is_undecodable`;
 - a cooperative join that brings a member nothing new is not passed on to its listener: `Cooperative`.
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 from kafka import TopicPartition
+from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 JOIN_PAUSE_SECONDS = 0.1
@@ -74,6 +78,25 @@ def known_end(client: Any, tp: TopicPartition) -> int | None:
     """The end of a partition's log as of the last fetch; None before the first, or when it is not ours."""
     end: int | None = client.highwater(tp) if tp in client.assignment() else None
     return end
+
+
+def position(client: Any, tp: TopicPartition) -> int | None:
+    """The offset that the next poll goes on from, without asking the broker; None when not ours."""
+    state = client._subscription.assignment.get(tp)
+    return state.position.offset if state is not None and state.has_valid_position else None
+
+
+def is_undecodable(error: Exception) -> bool:
+    """Whether a poll failed because a batch's bytes cannot be read: a codec, a checksum, a length.
+
+    kafka-python raises it once; the poll after it never returns.
+    """
+    if isinstance(error, kafka_errors.CorruptRecordError | kafka_errors.UnsupportedCodecError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).parts[-3:-1] == ("kafka", "record") for frame in frames) or any(
+        frame.filename.endswith(("kafka/codec.py",)) for frame in frames
+    )
 
 
 def clear_end(client: Any, tp: TopicPartition) -> None:

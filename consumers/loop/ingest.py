@@ -20,7 +20,7 @@ from kafka import TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from consumers import metrics
-from consumers.kafka import clients
+from consumers.kafka import clients, quirks
 from consumers.loop.assignment import Assignments
 from consumers.loop.background import Background
 from consumers.loop.health import Health
@@ -32,6 +32,7 @@ from consumers.write.decode import Limits, decode
 from consumers.write.offsets import AlreadyDurable, Fenced
 from consumers.write.upsert import Written
 from consumers.write.writer import Writer
+from schemas.errors import Refused
 from schemas.faultpoints import reach
 from schemas.settings import Settings
 
@@ -96,7 +97,7 @@ class Ingest:
 
         Raises:
             PoisonLimitExceeded: too much poison; offsets are held.
-            Refused: a topic was recreated or cut, and the policy is to stop.
+            Refused: a topic was recreated or cut, and the policy is to stop; or a batch's bytes cannot be decoded.
             InputError: the broker refuses a setting of ours, or us.
             ServerUnavailable: a dead-letter topic cannot be written, or no broker answers at the start.
         """
@@ -131,6 +132,9 @@ class Ingest:
                 self._owned.note_revoked()
         for tp, batch in records.items():
             self._take(tp, batch)
+        self._commit_to_kafka(
+            self._owned.pass_over({*self._batch.spans, *(self._writing.spans if self._writing else ())})
+        )
         self._owned.verify()
         if records or self._background.busy:
             self.summary.seconds += time.monotonic() - started
@@ -172,7 +176,15 @@ class Ingest:
             return {}
         except clients.Unrecoverable as error:
             raise clients.refusal(error) from error
-        except clients.KafkaError as error:
+        except Exception as error:
+            if quirks.is_undecodable(error):
+                raise Refused(
+                    f"kafka: a batch cannot be decoded: {type(error).__name__}: {first_line(error)}. It lies at one of "
+                    f"{self._owned.where()}. Nothing behind it was read; repair or delete it (kafka-delete-records), "
+                    "or move the stored offset in `consumer_offsets` behind it"
+                ) from error
+            if not isinstance(error, clients.KafkaError):
+                raise
             self._owned.identify_soon()
             metrics.OUTAGES.labels("kafka").inc()
             if self._health.note_outage("kafka", f"{type(error).__name__}: {first_line(error)}"):

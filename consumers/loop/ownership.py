@@ -67,6 +67,22 @@ class Ownership:
         if tp in self._next:
             self._next[tp] = max(self._next[tp], following)
 
+    def pass_over(self, pending: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Go on behind offsets without a record for us: markers, aborted ones, what was compacted.
+
+        Returns the partitions that moved, all but `pending`, which have records that are not durable yet.
+        """
+        moved: dict[TopicPartition, int] = {}
+        for tp, following in self._next.items():
+            at = quirks.position(self._consumer, tp)
+            if tp not in pending and at is not None and at > following and self._durable[tp] == following:
+                moved[tp] = self._next[tp] = self._durable[tp] = at
+        return moved
+
+    def where(self) -> str:
+        """Our partitions and the offset that each goes on from, for people."""
+        return ", ".join(f"{tp.topic} partition {tp.partition} offset {at}" for tp, at in sorted(self._next.items()))
+
     def mark_durable(self, following: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Note how far partitions are durable; returns those of them that are still ours."""
         ours = {tp: offset for tp, offset in following.items() if tp in self._next}

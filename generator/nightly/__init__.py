@@ -28,6 +28,7 @@
     picture_rows      the table `pictures`, and the claim of the one process that draws
     select            scores of a picture for a task, and why it is not kept
     compose           the poster around an image: title, sizes, WebP
+    typography        titles set in their box, every script by its own font
     compositions      each poster file composed and stored once
     tally             a session in figures
     rows              the rows of the night's tables, as plain values

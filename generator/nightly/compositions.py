@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from generator.nightly.compose import NotComposable, compose
+from generator.nightly.compose import NotComposable, compose, version_of
 from generator.nightly.frozen_prompt import RECIPE_VERSION
 from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.pictures import Pixels
@@ -25,6 +25,7 @@ from schemas.faultpoints import reach
 from schemas.manifest_files import poster_key
 from schemas.settings import NightSettings
 from schemas.tables import Composition
+from schemas.typefaces import Typefaces
 
 REMEMBERED = 20_000
 """Compositions that one process keeps in memory; some hundred bytes each."""
@@ -53,6 +54,7 @@ class Compositions:
         self.outages = ledger.outages
         self._store = store
         self._settings = settings
+        self._faces = Typefaces(settings.font, settings.fonts)
         self._pixels = pixels
         self._sizes = [width_and_height(size) for size in settings.sizes]
         self._known: OrderedDict[str, Rendition | str] = OrderedDict()
@@ -80,7 +82,11 @@ class Compositions:
 
     def key(self, picture: PictureRow, lettering: Lettering, size: tuple[int, int]) -> str:
         """What a composition is known by."""
-        parts = (
+        try:
+            writing = version_of(lettering.title, self._faces)
+        except NotComposable as error:
+            writing = f"{error} {self._faces.files}"
+        parts: tuple[object, ...] = (
             RECIPE_VERSION,
             picture.picture_key,
             picture.art_sha256,
@@ -90,6 +96,8 @@ class Compositions:
             self._settings.webp_quality,
             str(self._settings.font or ""),
         )
+        if writing:  # else the key of the files that are there already
+            parts += (writing,)
         return hashlib.sha256(repr(("composition", *parts)).encode()).hexdigest()[:32]
 
     def _rendition(self, picture: PictureRow, lettering: Lettering, size: tuple[int, int]) -> Rendition:
@@ -135,7 +143,7 @@ class Compositions:
                 year=lettering.year,
                 size=size,
                 quality=settings.webp_quality,
-                font=settings.font,
+                faces=self._faces,
             )
         except NotComposable as error:
             self._save(key, picture, size, None, str(error))

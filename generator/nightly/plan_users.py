@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.frozen_prompt import share_prefix
-from schemas.tables import UserHistory
+from schemas.tables import PlannedItem, UserHistory
 
 USERS_JUDGED_AT_ONCE = 5_000
 USERS_COUNTED_AT_ONCE = 5_000
@@ -42,8 +42,9 @@ _SHARE = """
 """
 _DRAWING = f"CASE WHEN :canary_share > 0 AND {_SHARE} < :canary_share THEN :canary_drawing ELSE :drawing END"
 _BOUNDS = "{0}.user_id > :after AND {0}.user_id <= :until"
+# Materialized, else Postgres works each state out for every place in which it is named.
 _JUDGE = text(f"""
-WITH judged AS (
+WITH judged AS MATERIALIZED (
   SELECT h.user_id, p.user_id IS NOT NULL AS planned, p.targets, p.skipped,
     CASE
       WHEN e.user_id IS NOT NULL THEN :erased
@@ -52,7 +53,8 @@ WITH judged AS (
         THEN :withdrawn
       WHEN p.run_id IS NULL AND p.history_fingerprint = h.fingerprint AND p.logical_date <= :date
         AND p.targets_fingerprint = {_TARGETS} AND p.drawing_fingerprint = {_DRAWING}
-        AND NOT EXISTS (SELECT 1 FROM planned_items c WHERE c.item_id = ANY (p.items) AND c.changed_in > p.plan_number)
+        AND (p.plan_number >= :newest_change
+             OR NOT EXISTS (SELECT 1 FROM planned_items c WHERE c.item_id = ANY (p.items) AND c.changed_in > p.plan_number))
         AND (NOT :some_changed OR NOT EXISTS (SELECT 1 FROM unnest(p.items) AS i (item_id)
                                               WHERE i.item_id = ANY (CAST(:changed AS text[]))))
         THEN :unchanged
@@ -216,7 +218,8 @@ class PlanUsers:
         return sorted(set(wanted) - set(self._session.scalars(query)))
 
     def _pages(self, criteria: Criteria, start: str, stop: str | None) -> Iterator[Judged]:
-        values = {**criteria.values(), "only": self._only}
+        newest = self._session.scalar(select(func.max(PlannedItem.changed_in))) or 0
+        values = {**criteria.values(), "only": self._only, "newest_change": newest}
         for after, until in self._bounds(start, stop, USERS_JUDGED_AT_ONCE, only=self._only):
             yield _judged(self._session.execute(_JUDGE, {**values, "after": after, "until": until}))
 

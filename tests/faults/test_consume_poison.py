@@ -37,7 +37,7 @@ POISON: dict[str, tuple[bytes | None, str]] = {
     "half": (event()[:-7], "bad_json"),
     "empty": (b"", "bad_json"),
     "deep": (b'{"context":' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}", "bad_json"),
-    "types": (event(user_id=7), "invalid"),
+    "types": (event(user_id=[7]), "invalid"),
     "list": (b"[]", "invalid"),
     "missing": (b'{"user_id": "u"}', "invalid"),
     "version": (event(schema_version=2), "invalid"),

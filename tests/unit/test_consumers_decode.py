@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kafka.consumer.fetcher import ConsumerRecord
 
-from consumers.write import decode as decoding
 from consumers.write import staging
 from consumers.write.decode import Decoded, Limits, decode
+from schemas import event_forms
 from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, RECOMMENDATIONS
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))  # `make faults` sets it
@@ -107,8 +107,8 @@ def test_nesting_is_bounded_before_parsing_wherever_it_is(depth, brackets, monke
     deep = brackets[0] * depth + b"1" + brackets[1] * depth
     large = Limits(max_event_bytes=2**20, max_future=timedelta(seconds=300))
     parsed = []
-    validate = decoding._VALIDATE[INTERACTIONS]
-    monkeypatch.setitem(decoding._VALIDATE, INTERACTIONS, lambda value: parsed.append(value) or validate(value))
+    read_event = event_forms.read
+    monkeypatch.setattr(event_forms, "read", lambda model, value: parsed.append(value) or read_event(model, value))
     for place in (b'"unknown"', b'"context"'):
         value = b"{" + place + b": " + deep + b", " + json.dumps(CLICK).encode()[1:]
         decoded = decode(record(value), INTERACTIONS, large, NOW)
