@@ -152,4 +152,5 @@ def hash_parts(*parts: str) -> str:
 
 def _joined(*parts: str) -> bytes:
     # Length first, so that ("ab", "c") and ("a", "bc") differ.
-    return b"".join(len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts))
+    data = [part.encode() for part in parts]
+    return b"".join([piece for one in data for piece in (len(one).to_bytes(8, "big"), one)])

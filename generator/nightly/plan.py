@@ -147,7 +147,7 @@ class Planner:
             skips=tuple(skip for user in planned for skip in user.skips),
             counted={UNCHANGED: unchanged} if unchanged else {},
             users=tuple(user.plan() for user in planned),
-            items=self._items.fingerprints({item_id for user in planned for item_id in user.looked_at}),
+            items=self._items.untold({item_id for user in planned for item_id in user.looked_at}),
         )
 
 

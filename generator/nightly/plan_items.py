@@ -90,6 +90,7 @@ class PlanItems:
         self._session = session
         self._images = images
         self._items: dict[str, PlanItem | None] = {}
+        self._told: set[str] = set()
         withdrawn = select(Withdrawal.subject).where(Withdrawal.kind == "item", Withdrawal.lifted_at.is_(None))
         self._withdrawn = set(session.scalars(withdrawn))
 
@@ -97,6 +98,7 @@ class PlanItems:
         """Forget all items when they are too many."""
         if len(self._items) > ITEMS_KEPT:
             self._items.clear()
+            self._told.clear()
 
     def load(self, item_ids: Iterable[str]) -> None:
         """Read these items."""
@@ -143,6 +145,12 @@ class PlanItems:
         self.look(wanted)
         found = {item_id: self._items[item_id] for item_id in wanted}
         return {item_id: item.fingerprint() if item else "" for item_id, item in found.items()}
+
+    def untold(self, item_ids: Iterable[str]) -> dict[str, str]:
+        """As `fingerprints`, without items that were told of before: many users have the same ones."""
+        new = set(item_ids) - self._told
+        self._told |= new
+        return self.fingerprints(new)
 
     def changed(self, users: Sequence[str] | None) -> dict[str, str]:
         """Items of earlier plans (of these users' plans) that are others now, with what they are.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import date
+from operator import attrgetter
 from typing import Any
 
 import psycopg2
@@ -94,7 +95,8 @@ def _user(user: UserPlan) -> Mapping[str, Any]:
 
 
 def _copy(session: Session, table: str, columns: tuple[str, ...], run_id: str, rows: Iterable[Any]) -> None:
-    lines = ["\t".join([_field(run_id), *(_field(getattr(row, column)) for column in columns)]) + "\n" for row in rows]
+    values = attrgetter(*columns)
+    lines = [_line([run_id, *values(row)]) for row in rows]
     if not lines:
         return
     statement = f"COPY {table} (run_id, {', '.join(columns)}) FROM STDIN"
@@ -107,6 +109,16 @@ def _copy(session: Session, table: str, columns: tuple[str, ...], run_id: str, r
             told = DBAPIError.instance(statement, None, error, psycopg2.Error, connection_invalidated=closed)
             assert isinstance(told, DBAPIError)  # noqa: S101 - only errors of other drivers are left as they are
             raise told from error
+
+
+def _line(values: Sequence[str | int | None]) -> str:
+    """A row in COPY's text format; plain values, the most of them, are looked at all at once."""
+    if None not in values:
+        words = [str(value) for value in values]
+        all_words = "".join(words)
+        if "\\" not in all_words and all_words.isprintable():
+            return "\t".join(words) + "\n"
+    return "\t".join([_field(value) for value in values]) + "\n"
 
 
 def _field(value: str | int | None) -> str:
