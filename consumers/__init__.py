@@ -1,6 +1,7 @@
 """Kafka -> Postgres: every event once, poison set aside, outages waited out; and files of events.
 
-    commands                     `pigeon consume | topics | dlq | catalog | clicks | recommendations | feedback | events`
+    commands                     `pigeon consume | topics | dlq | histories | catalog | clicks | recommendations | feedback |
+                                 events`
     dead_letters                 dead letters read, replayed and dropped by people
     partitions                   months of `interactions`: made on demand and ahead, dropped by retention
     postgres                     connections with the settings' timeouts, and the check for our tables
@@ -21,6 +22,7 @@
     write/writer                 one batch, one transaction: dead letters, rows, offsets
     write/staging                COPY of the rows into temporary tables
     write/upsert, histories      set-based SQL from there into the tables, erasure included
+    write/rebuild                histories made again from the log, by today's rule
     write/offsets                where each partition goes on, and the epoch that fences its former owner
     write/dead_letter_sender     dead letters written, and the limit of poison
 

@@ -1,4 +1,4 @@
-"""`pigeon consume`, `topics`, `dlq`, `catalog`, `clicks`, `events`."""
+"""`pigeon consume`, `topics`, `dlq`, `histories`, `catalog`, `clicks`, `events`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 topics_app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
 dlq_app = typer.Typer(help="Dead letters: records that could not be stored, with the reason.", no_args_is_help=True)
+histories_app = typer.Typer(help="What the night reads of each user.", no_args_is_help=True)
 events_app = typer.Typer(help="JSON Schemas of the events.", no_args_is_help=True)
 
 
@@ -48,6 +49,7 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
     app.command()(consume)
     app.add_typer(topics_app, name="topics")
     app.add_typer(dlq_app, name="dlq")
+    app.add_typer(histories_app, name="histories")
     app.add_typer(events_app, name="events")
     for name, topic, what in IMPORTS:
         group = typer.Typer(help=f"{what} from files.", no_args_is_help=True)
@@ -125,6 +127,19 @@ def create_topics(
 
     made, there = clients.create_topics(load_settings().kafka, partitions, replication)
     typer.echo(f"topics: {len(made)} created, {len(there)} existed")
+
+
+@histories_app.command("rebuild")
+def rebuild_histories() -> None:
+    """Make all histories again from the log, once, when consumer.history_size or the rule changed."""
+    from consumers import postgres
+    from consumers.write.rebuild import rebuild
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    postgres.require_tables(settings.database)
+    done = rebuild(settings)
+    typer.echo(f"histories: {done.users} looked at, {done.changed} changed")
 
 
 def _importer(topic: str, *, check: bool = False) -> Callable[..., None]:

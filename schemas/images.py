@@ -42,8 +42,11 @@ DARK_GROUND = (38, 38, 38)
 
 
 def features_version(tokenizer_version: str) -> str:
-    """Key of what a tokenizer makes of pictures: another rule of decoding makes other pixels."""
-    return f"{tokenizer_version}/pictures-{RULE_VERSION}"
+    """Key of what a tokenizer makes of pictures: another rule of decoding makes other pixels.
+
+    A key stays as it is, also one of an earlier rule.
+    """
+    return tokenizer_version if "/pictures-" in tokenizer_version else f"{tokenizer_version}/pictures-{RULE_VERSION}"
 
 
 @dataclass(frozen=True)

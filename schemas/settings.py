@@ -159,7 +159,7 @@ class ConsumerSettings(_Group):
     batch_max_bytes: int = Field(8 * 2**20, ge=1_024)
     batch_max_seconds: Seconds = 1.0
     max_event_bytes: int = Field(256 * 2**10, ge=64, description="A larger record is poison.")
-    history_size: int = Field(50, ge=1, le=1_000, description="Interactions kept in a user's history row.")
+    history_size: int = Field(50, ge=1, le=1_000, description="Items kept in a user's history row, the newest.")
     max_future_seconds: Seconds = Field(
         300.0, description="Events dated further ahead are clamped for ordering and counted."
     )

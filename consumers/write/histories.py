@@ -1,7 +1,9 @@
-"""`user_histories`: each user's newest N positive interactions, merged set-wise with what is new.
+"""`user_histories`: each user's newest N items, merged set-wise with what is new.
 
-The order is (occurred_at, event_id), newest first, so it does not depend on the order of arrival: reordered, late and
-doubled events end in the same rows. Sound under concurrency: rows are locked, in user order, before they are read.
+An item counts by the newest positive interaction with it. The order is (occurred_at, event_id), newest first, so it does not
+depend on the order of arrival: reordered, late and doubled events end in the same rows. An item that is no longer among the newest
+N has N others that are newer, and those only get newer. Sound under concurrency: rows are locked, in user order, before they are
+read.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ ON CONFLICT DO NOTHING
 # Every row conflicts with the one that is there, which is what finds and locks it: by index whatever the statistics say. (As a
 # join this took minutes when Postgres had last counted the table while it was empty.)
 # EXCLUDED holds what is added: all of a user's entries, newest first, their number and their latest time.
-# As a rule a user's events come in order: those that are newer than the whole history go before it as they are. Only where
-# some are not, or are known, everything is taken apart, distinguished by event id and sorted.
+# As a rule a user's events come in order and are of new items: those go before the history as they are. Only where some are not,
+# or are known, everything is taken apart, distinguished by event id, and the newest of each item is kept.
 # Known ones: the log's months are dropped by retention, a history's entries are not, so an event that comes again after that is
 # fresh to the log and known to the history. The history's own entry comes first and stays.
 # `k.entries` is a copy (|| '[]'), so that a long history is decompressed once.
@@ -40,8 +42,13 @@ SET (entries, fingerprint, interaction_count, last_occurred_at, updated_at) = (
   FROM (SELECT h.entries || '[]' AS entries OFFSET 0) AS k
   CROSS JOIN LATERAL (
     SELECT (EXCLUDED.entries -> -1 ->> 'occurred_at')::timestamptz > h.last_occurred_at
-           AND NOT jsonb_path_query_array(k.entries, '$[*].event_id')
-                   ?| ARRAY(SELECT entry ->> 'event_id' FROM jsonb_array_elements(EXCLUDED.entries) AS e (entry)) AS in_order
+           AND cardinality(added.items) = EXCLUDED.interaction_count
+           AND NOT jsonb_path_query_array(k.entries, '$[*].item_id') ?| added.items
+           AND NOT jsonb_path_query_array(k.entries, '$[*].event_id') ?| added.events AS in_order
+    FROM (
+      SELECT array_agg(DISTINCT entry ->> 'item_id') AS items, array_agg(entry ->> 'event_id') AS events
+      FROM jsonb_array_elements(EXCLUDED.entries) AS e (entry)
+    ) AS added
     OFFSET 0
   ) AS fresh
   CROSS JOIN LATERAL (
@@ -54,12 +61,19 @@ SET (entries, fingerprint, interaction_count, last_occurred_at, updated_at) = (
     SELECT sorted.* FROM (
       SELECT jsonb_agg(entry ORDER BY at DESC, id DESC), max(total) - jsonb_array_length(k.entries), max(at)
       FROM (
-        SELECT entry, id, at, count(*) OVER () AS total
+        SELECT entry, id, at, total
         FROM (
-          SELECT DISTINCT ON (id) entry, (entry ->> 'event_id')::uuid AS id, (entry ->> 'occurred_at')::timestamptz AS at
-          FROM jsonb_array_elements(k.entries || EXCLUDED.entries) WITH ORDINALITY AS e (entry, place)
-          ORDER BY id, place
-        ) AS once
+          SELECT DISTINCT ON (entry ->> 'item_id') entry, id, at, total
+          FROM (
+            SELECT entry, id, at, count(*) OVER () AS total
+            FROM (
+              SELECT DISTINCT ON (id) entry, (entry ->> 'event_id')::uuid AS id, (entry ->> 'occurred_at')::timestamptz AS at
+              FROM jsonb_array_elements(k.entries || EXCLUDED.entries) WITH ORDINALITY AS e (entry, place)
+              ORDER BY id, place
+            ) AS once
+          ) AS counted
+          ORDER BY entry ->> 'item_id', at DESC, id DESC
+        ) AS newest
         ORDER BY at DESC, id DESC LIMIT %(size)s
       ) AS ranked
     ) AS sorted

@@ -8,7 +8,13 @@
     sessions          what each process drew of a run, stored while it works
     figures           what the run came to, what a night to come will need
     plan              users with something new, their targets, and each task's frozen input
+    plan_users        who is as an earlier plan left him, and what the others are planned from, page by page
+    plan_items        items as a plan sees them, and which have changed since earlier plans
+    plan_tasks        one user's tasks, and why other targets are left out
+    plan_rows         a plan's rows, and from when on later plans rely on them
+    drawers           who draws for a user: champion or canary
     frozen_prompt     what a plan freezes of a task; ids and seeds
+    prompt_texts      prompts and fingerprints as texts, from texts that are made once per item
     images            catalogue images: asked for when they may have changed, known by their hash
     image_cache       their bytes on disk, within a size limit
     image_hosts       which picture hosts are away, waited for once per host

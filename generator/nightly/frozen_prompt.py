@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -123,37 +121,18 @@ def check_served(served: ServedVersions, run_settings: dict[str, Any]) -> None:
         )
 
 
-def answers_fingerprint(prompt: FrozenPrompt, drawing: dict[str, Any]) -> str:
-    """Hash of all that a task's answers depend on but the model; equal ones share their stored answers."""
-    settings = {name: drawing[name] for name in ANSWERING}
-    return _hash("answers", json.dumps([_content(prompt, {"year", "synthetic"}), settings], sort_keys=True))[:32]
-
-
-def input_fingerprint(prompt: FrozenPrompt, drawing: dict[str, Any]) -> str:
-    """Hash of all that a task's posters depend on but the model's weights.
-
-    Of images the bytes count, not the addresses. `drawing`: as `drawing_settings` returns them.
-    """
-    return _hash("input", json.dumps([_content(prompt), drawing], sort_keys=True))[:32]
-
-
-def _content(prompt: FrozenPrompt, without: Iterable[str] = ()) -> dict[str, Any]:
-    left_out = {**dict.fromkeys(without, True), "snapshot": True}
-    return prompt.model_dump(mode="json", exclude={**left_out, "reference": {"uri"}, "history": {"__all__": {"uri"}}})
-
-
 def task_seed(user_id: str, item_id: str, weights: str, answers: str) -> int:
     """The seed of a task: it masks the history, and answer i is sampled with (seed, i).
 
     `answers`: the answers' fingerprint, so that stored answers keep their seed. In 0..2^53-1, so that every JSON reader
     keeps it exact.
     """
-    return int(_hash("seed", user_id, item_id, weights, answers)[:16], 16) >> 11
+    return int(hash_parts("seed", user_id, item_id, weights, answers)[:16], 16) >> 11
 
 
 def poster_id(user_id: str, item_id: str, weights: str, variant: int, fingerprint: str, picture_key: str) -> str:
     """The id of a kept variant: the same input and picture give the same id on any machine and any day."""
-    return _hash("poster", user_id, item_id, weights, str(variant), fingerprint, picture_key)[:32]
+    return hash_parts("poster", user_id, item_id, weights, str(variant), fingerprint, picture_key)[:32]
 
 
 def share(user_id: str, purpose: str) -> float:
@@ -161,10 +140,17 @@ def share(user_id: str, purpose: str) -> float:
     return unit_interval(_joined("share", purpose, user_id))
 
 
-def _hash(*parts: str) -> str:
+def share_prefix(purpose: str) -> bytes:
+    """What stands before the user's id, and its length, in the bytes that `share` is the hash of."""
+    return _joined("share", purpose)
+
+
+def hash_parts(*parts: str) -> str:
+    """SHA-256 of texts, of which none can run into the next."""
     return hashlib.sha256(_joined(*parts)).hexdigest()
 
 
 def _joined(*parts: str) -> bytes:
     # Length first, so that ("ab", "c") and ("a", "bc") differ.
-    return b"".join(len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts))
+    data = [part.encode() for part in parts]
+    return b"".join([piece for one in data for piece in (len(one).to_bytes(8, "big"), one)])

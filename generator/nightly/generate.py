@@ -26,7 +26,7 @@ from generator.nightly.compositions import Compositions, Lettering
 from generator.nightly.erasure_fence import TaskGone
 from generator.nightly.frozen_prompt import FrozenImage, FrozenPrompt
 from generator.nightly.image_features import ImageFeatureCache, Missing
-from generator.nightly.images import CatalogImages, UnreadableImage
+from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage
 from generator.nightly.jobs import Job
 from generator.nightly.ledger import Ledger
 from generator.nightly.picture_rows import PictureTable
@@ -107,6 +107,7 @@ class Generator:
             limit=max(TASKS_AT_ONCE, 8 * in_flight),
             parked=lambda: self._pictures.parked,
         )
+        images.stop_waiting_on(self.pipeline.stopping)
         self._retry = ModelRetry(
             model,
             max_attempts=self._night.max_attempts,
@@ -193,9 +194,11 @@ class Generator:
         for task, prompt in zip(tasks, prompts, strict=True):
             history = [known[image.sha256] for image in prompt.history]
             reference = known[prompt.reference.sha256]
-            problem = next((f.reason for f in (reference, *history) if isinstance(f, Missing)), None)
-            if problem:
-                self._fail(task, f"picture: {problem}", 1)
+            missing = next((f for f in (reference, *history) if isinstance(f, Missing)), None)
+            if missing:
+                if missing.away and self.pipeline.stopping.is_set():
+                    raise Stopped
+                self._fail(task, f"picture: {missing.reason}", 1)
                 continue
             readable = [f for f in history if isinstance(f, ImageFeatures)]
             assert isinstance(reference, ImageFeatures)  # noqa: S101 - there is no problem
@@ -369,6 +372,8 @@ class Generator:
             except Exception as error:
                 if _is_outage(error):
                     raise
+                if isinstance(error, ImageAway) and self.pipeline.stopping.is_set():
+                    return []
                 job.failed = True
                 self._fail(job.task, error, max(1, job.attempts))
                 return []

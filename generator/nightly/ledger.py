@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -21,13 +22,24 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from generator.nightly.erasure_fence import drop_erased, hold_task
-from generator.nightly.rows import EVERY_USER, Chunk, Outcome, PosterRow, UserRange
+from generator.nightly.plan_rows import save_chunk, settle
+from generator.nightly.rows import EVERY_USER, Chunk, Outcome, PlanTotals, PosterRow, UserRange
 from generator.nightly.taken_back import not_taken_back
 from generator.storage.lease import Lease
 from generator.storage.outages import OutageRetry
 from generator.storage.postgres import plain_errors
 from schemas.manifest import ManifestRef
-from schemas.tables import AnswerSet, Composition, Erasure, NightRun, NightSkip, NightTask, Picture, Poster
+from schemas.tables import (
+    PLAN_NUMBERS,
+    AnswerSet,
+    Composition,
+    Erasure,
+    NightRun,
+    NightSkip,
+    NightTask,
+    Picture,
+    Poster,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,13 +136,10 @@ class Ledger:
         chunks: Iterable[Chunk],
         scope: str = EVERYBODY,
         read_at: datetime | None = None,
-    ) -> tuple[int, int]:
+    ) -> PlanTotals:
         """Write the run with all its tasks and skips in one transaction: there is a whole plan or none.
 
         Users who were erased since the plan was read (`read_at`, by the database's clock; None: now) are left out.
-
-        Returns:
-            How many tasks and skips were written.
         """
         run_id = run_id_of(logical_date, scope)
         with self.writing() as session:
@@ -148,15 +157,16 @@ class Ledger:
                 )
             )
             session.flush()
-            tasks = skips = 0
+            number = session.scalar(PLAN_NUMBERS.next_value()) or 0
+            totals, counted = PlanTotals(), Counter[str]()
             for chunk in chunks:
-                for table, rows in ((NightTask, chunk.tasks), (NightSkip, chunk.skips)):
-                    if rows:
-                        session.execute(insert(table).on_conflict_do_nothing(), [row.columns(run_id) for row in rows])
-                tasks += len(chunk.tasks)
-                skips += len(chunk.skips)
-            gone = drop_erased(session, run_id, read_at)
-            return tasks - gone[0], skips - gone[1]
+                save_chunk(session, run_id, logical_date, number, chunk)
+                totals.add(chunk)
+                counted += Counter(chunk.counted)
+            session.execute(update(NightRun).where(NightRun.run_id == run_id).values(skipped=dict(counted)))
+            tasks, skips = drop_erased(session, run_id, read_at)
+            totals.tasks, totals.skipped = totals.tasks - tasks, totals.skipped - skips
+            return totals
 
     @waits_out
     def mark_running(self, run_id: str) -> int:
@@ -299,7 +309,7 @@ class Ledger:
 
     @waits_out
     def count_skips(self, run_id: str) -> dict[str, int]:
-        """Skipped users and targets by reason."""
+        """Users and targets that the plan left out, by reason, the most first."""
         with self.reading() as session:
             rows = session.execute(
                 select(NightSkip.reason, func.count())
@@ -307,7 +317,9 @@ class Ledger:
                 .group_by(NightSkip.reason)
                 .order_by(func.count().desc(), NightSkip.reason)
             )
-            return {str(reason): int(count) for reason, count in rows}
+            counts = Counter({str(reason): int(count) for reason, count in rows})
+            counts += Counter(session.scalar(select(NightRun.skipped).where(NightRun.run_id == run_id)) or {})
+            return dict(counts.most_common())
 
     @waits_out
     def mark_failed(self, run_id: str, error: str) -> None:
@@ -340,6 +352,7 @@ class Ledger:
                 .where(NightRun.run_id == run_id)
                 .values(status="published", error=None, finished_at=func.now(), **values)
             )
+            settle(session, run_id)
 
     @waits_out
     def read_unannounced(self, run_id: str, *, page: int = 1000) -> list[Poster]:

@@ -7,6 +7,7 @@ the steps that make them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -20,7 +21,7 @@ Json = dict[str, Any]
 _SCORES = ("cs", "cis_reference", "cis_history", "score")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTask:
     """A pending row of `night_tasks` without its run."""
 
@@ -32,15 +33,11 @@ class PlannedTask:
     weights: str
     adapter_version: int
     seed: int
-    prompt: Json
-    """A `FrozenPrompt` as JSON."""
-
-    def columns(self, run_id: str) -> Json:
-        """The row of a run."""
-        return {"run_id": run_id, **_shallow(self)}
+    prompt: str
+    """A `FrozenPrompt` as JSON text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skip:
     """A row of `night_skips` without its run: a user, or a target of a user, that the plan leaves out."""
 
@@ -48,21 +45,63 @@ class Skip:
     reason: str
     item_id: str = ""
     input_fingerprint: str | None = None
-    """With `model_version` and `weights`, set when unchanged: which earlier posters stay current."""
+    """With `model_version` and `weights`, set when unchanged: which earlier posters become current again."""
     model_version: str | None = None
     weights: str | None = None
 
-    def columns(self, run_id: str) -> Json:
-        """The row of a run."""
-        return {"run_id": run_id, **_shallow(self)}
+
+@dataclass(frozen=True, slots=True)
+class UserPlan:
+    """A row of `planned_users` without its run: what a user was planned from, and what it came to."""
+
+    user_id: str
+    history_fingerprint: str
+    targets_fingerprint: str
+    drawing_fingerprint: str
+    items: tuple[str, ...] = ()
+    """Items that were looked at, of the history and of the targets."""
+    targets: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Users and targets left out, by reason; unchanged ones are among `targets`."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tasks and skips of some users."""
+    """What is planned of some users."""
 
     tasks: tuple[PlannedTask, ...] = ()
     skips: tuple[Skip, ...] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """Users and targets that are left out without a row, by reason."""
+    users: tuple[UserPlan, ...] = ()
+    """Users that were looked at."""
+    items: Mapping[str, str] = field(default_factory=dict)
+    """Items that `users` name, with the fingerprints that they were planned from."""
+    changed: Mapping[str, str] = field(default_factory=dict)
+    """Items that became others since an earlier plan, with what they are now."""
+    forgotten: tuple[str, ...] = ()
+    """Users whose earlier plan no longer counts: nobody draws for them now."""
+
+    def reasons(self) -> Counter[str]:
+        """All that is left out, by reason."""
+        return Counter(skip.reason for skip in self.skips) + Counter(self.counted)
+
+
+@dataclass
+class PlanTotals:
+    """A whole plan in numbers."""
+
+    tasks: int = 0
+    skipped: int = 0
+    """Users and targets that are left out."""
+    returning: int = 0
+    """Users' items whose earlier posters are right again, though others are current."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Count some users' plan."""
+        self.tasks += len(chunk.tasks)
+        self.skipped += chunk.reasons().total()
+        self.returning += sum(skip.input_fingerprint is not None for skip in chunk.skips)
 
 
 @dataclass(frozen=True)

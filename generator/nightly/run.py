@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ from generator.nightly.policies import ChoicePolicy
 from generator.nightly.progress import NightProgress
 from generator.nightly.publish import flip, store_manifest
 from generator.nightly.report.write import ReportContext, write_report
-from generator.nightly.rows import Chunk
+from generator.nightly.rows import Chunk, PlanTotals
 from generator.nightly.sessions import FINISHED, SessionLog
 from generator.nightly.tally import Tally
 from generator.nightly.withdraw import sync_withdrawn
@@ -112,18 +113,17 @@ class Night:
         with ledger.reading() as session:
             planner = self._planner(session)
             tasks = users = 0
-            skips: dict[str, int] = {}
+            skips = Counter[str]()
             for chunk in self._chunks(planner, scope):
                 tasks += len(chunk.tasks)
                 users += len({task.user_id for task in chunk.tasks})
-                for skip in chunk.skips:
-                    skips[skip.reason] = skips.get(skip.reason, 0) + 1
+                skips += chunk.reasons()
         self._echo(estimate(tasks, runs.read_rates(ledger), self._settings.night.price_per_hour))
         self._echo(
             f"night of {self._date}: would draw {counted(tasks, 'task')} for {counted(users, 'user')}; "
             f"skipped: {counts_of(skips)}"
         )
-        return {"tasks": tasks, "users": users, "skips": skips}
+        return {"tasks": tasks, "users": users, "skips": dict(skips)}
 
     def run(self, scope: Scope, *, publish: bool = False) -> None:
         """Plan, draw, publish, announce; the same run again does only what is missing.
@@ -225,7 +225,7 @@ class Night:
         start = time.monotonic()
         click_model = self._choose_policy(ledger)
 
-        def plan() -> tuple[int, int]:
+        def plan() -> PlanTotals:
             with ledger.reading() as session:
                 read_at = session.scalar(select(func.now()))
                 planner = self._planner(session)
@@ -241,17 +241,17 @@ class Night:
                 chunks = self._chunks(planner, scope)
                 return ledger.save_plan(self._date, version, planned_with, chunks, scope.name, read_at)
 
-        tasks, skips = ledger.outages.call(plan)
+        totals = ledger.outages.call(plan)
         reach("planned")
         run = ledger.get_run(self._date, scope.name)
         assert run is not None  # noqa: S101 - just written
         reasons = ledger.count_skips(run.run_id)
         self._plan_seconds = {"plan": time.monotonic() - start}
         self._echo(
-            f"{_name(run)}: planned {counted(tasks, 'task')} in {self._plan_seconds['plan']:.1f} s; "
-            f"skipped {skips}: {counts_of(reasons)}"
+            f"{_name(run)}: planned {counted(totals.tasks, 'task')} in {self._plan_seconds['plan']:.1f} s; "
+            f"skipped {totals.skipped}: {counts_of(reasons)}"
         )
-        if tasks:
+        if totals.tasks or totals.returning:
             return run
         figures = {"empty": True, "skips": reasons}
         if scope.name == EVERYBODY:

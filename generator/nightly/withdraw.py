@@ -66,6 +66,10 @@ ON CONFLICT (user_id, item_id) DO UPDATE SET
 WHERE c.logical_date <= excluded.logical_date
 """)
 )
+# Users whose current posters were turned back or on are planned again: other posters may be right for them.
+_PLAN_AGAIN = text("""
+DELETE FROM planned_users p USING night_tasks t WHERE t.run_id = :run_id AND p.user_id = t.user_id
+""")
 
 
 def withdraw(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, actor: str | None = None) -> str:
@@ -121,6 +125,7 @@ def lift(settings: Settings, kind: WithdrawnKind, subject: str, *, reason: str, 
                 session.execute(_UNLIMITED)
                 session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": FENCE_LOCK})
                 session.execute(_TURN_ON, {"run_id": subject})
+                session.execute(_PLAN_AGAIN, {"run_id": subject})
         total = tell_readers(settings, store, engine)
         line = f"{kind} {subject} is no longer withdrawn ({total} withdrawals are open)"
         if kind == "night":
@@ -158,6 +163,7 @@ def rollback(settings: Settings, *, reason: str, actor: str | None = None) -> st
             session.execute(_UNLIMITED)
             session.execute(_TURN_BACK, {"run_id": bad})
             session.execute(text("DELETE FROM current_posters WHERE run_id = :run_id"), {"run_id": bad})
+            session.execute(_PLAN_AGAIN, {"run_id": bad})
             before = _ref_before(session, store, back, bad)
         tell_readers(settings, store, engine)
 

@@ -41,6 +41,13 @@ def drop_catalog(upkeep: Upkeep) -> None:
         "(SELECT FROM items i WHERE i.image_uri = x.uri AND (i.deleted_at IS NULL OR i.deleted_at >= :before))",
         {"before": before},
     )
+    upkeep.delete_rows(
+        "planned_items",
+        "planned_items",
+        "NOT EXISTS (SELECT FROM items i WHERE i.item_id = x.item_id "
+        "AND (i.deleted_at IS NULL OR i.deleted_at >= :before))",
+        {"before": before},
+    )
     upkeep.delete_rows("image_features", "image_features", _FEATURES, {"before": before})
     for after, until in _user_ranges(upkeep):
         upkeep.delete_rows(

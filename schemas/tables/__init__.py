@@ -4,6 +4,7 @@
     data_in   what the consumers fill from Kafka
     drawing   what is drawn, whoever it is drawn for
     night     runs, tasks, posters, what was taken back, who leads
+    planned   what the last plan saw of users and items
     loop      snapshots of pairs, click models, model versions
 
 `interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
@@ -36,15 +37,16 @@ from schemas.tables.night import (
     NightRun,
     NightSkip,
     NightTask,
-    PlannedUser,
     Poster,
     ScheduleMoment,
     UpkeepProgress,
     UserObjection,
     Withdrawal,
 )
+from schemas.tables.planned import PLAN_NUMBERS, PlannedItem, PlannedUser
 
 __all__ = [
+    "PLAN_NUMBERS",
     "AnswerSet",
     "Base",
     "CatalogImage",
@@ -65,6 +67,7 @@ __all__ = [
     "NightSkip",
     "NightTask",
     "Picture",
+    "PlannedItem",
     "PlannedUser",
     "Poster",
     "PosterFeedback",

@@ -66,9 +66,10 @@ class Interaction(Base):
 
 
 class UserHistory(Base):
-    """A user's last N positive interactions, newest first, so that the night reads one row per user.
+    """A user's last N items, newest first, so that the night reads one row per user.
 
-    `entries` is a JSON array of {"event_id", "item_id", "kind", "occurred_at"}; `fingerprint` is a hash of its event ids.
+    `entries` is a JSON array of {"event_id", "item_id", "kind", "occurred_at"}, the newest positive interaction with each item;
+    `fingerprint` is a hash of its event ids.
     """
 
     __tablename__ = "user_histories"

@@ -16,8 +16,9 @@ class NightRun(Base):
 
     `scope` is "all" for the night itself; a run for some users ("trial-...") never stands in for it, and ends as "drawn" when
     its posters are shown to nobody.
-    The plan's inputs are frozen in `settings`, the outcome is in `figures`. `retired_at` is when upkeep deleted what the run
-    had replaced (generator/upkeep/replaced.py).
+    The plan's inputs are frozen in `settings`, the outcome is in `figures`; `skipped` counts by reason what the plan left out
+    without a row in `night_skips`: users and targets that are as an earlier plan left them. `retired_at` is when upkeep deleted
+    what the run had replaced (generator/upkeep/replaced.py).
     """
 
     __tablename__ = "night_runs"
@@ -32,6 +33,7 @@ class NightRun(Base):
     status: Mapped[str]
     model_version: Mapped[str]
     settings: Mapped[Object]
+    skipped: Mapped[Object]
     figures: Mapped[Object]
     fencing_token: Mapped[int]
     started_at: Mapped[Now]
@@ -78,9 +80,10 @@ class NightTask(Base):
 
 
 class NightSkip(Base):
-    """A user or target that the plan left out, with its reason: nothing is dropped without being counted.
+    """A user or target that the plan left out when it looked at the user, with its reason.
 
-    When the reason is `unchanged`, fingerprint and weights tell which earlier posters stay current.
+    When the reason is `unchanged`, fingerprint and weights tell which earlier posters become current again. Whatever is as an
+    earlier plan left it has no row: it is counted in `NightRun.skipped`.
     """
 
     __tablename__ = "night_skips"
@@ -172,18 +175,6 @@ class CurrentPosters(Base):
     weights: Mapped[str]
     run_id: Mapped[str]
     logical_date: Mapped[date]
-
-
-class PlannedUser(Base):
-    """What a user's last plan was made from, so that an unchanged user costs no row and no download."""
-
-    __tablename__ = "planned_users"
-
-    user_id: Mapped[Key]
-    history_fingerprint: Mapped[str]
-    targets_fingerprint: Mapped[str]
-    drawing_fingerprint: Mapped[str]
-    planned_at: Mapped[Timestamp]
 
 
 class ScheduleMoment(Base):

@@ -6,6 +6,9 @@ The model is a test double.
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from datetime import date
@@ -18,6 +21,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.image_hosts import HostOutage
 from generator.nightly.ledger import Ledger
 from generator.nightly.plan import Scope
+from generator.nightly.run import Interrupted
 from generator.storage.postgres import connect
 from schemas.settings import Settings
 from schemas.tables import Item, NightRun
@@ -100,6 +104,24 @@ def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after
         assert model.answered == []
         assert skips(served, f"night-{day:%Y%m%d}").get("unreadable image") is None
     host.down = False
+
+
+def test_a_stopped_night_waits_for_no_picture_host_and_keeps_its_tasks(served: Settings, host: PictureHost) -> None:
+    """The plan knows the pictures, their bytes are nowhere, and the host is away when they are needed."""
+    patient = served.model_copy(update={"night": served.night.model_copy(update={"outage_seconds": 3600.0})})
+    night(patient).dry_run(Scope())
+    shutil.rmtree(served.state_dir / "cache" / "pictures")
+    host.down = True
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Interrupted, match="0 of 6 tasks finished and kept"):
+        night(patient, FakePigeon()).run(Scope())
+    engine = connect(served.database)
+    assert Ledger(engine).count_tasks("night-20260301") == {"pending": 6}
+    engine.dispose()
+    host.down = False
+    model = FakePigeon()
+    night(served, model).resume()
+    assert len(model.answered) == 6
 
 
 def test_a_night_that_has_its_pictures_is_drawn_without_their_host(served: Settings, host: PictureHost) -> None:

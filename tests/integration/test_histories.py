@@ -1,4 +1,4 @@
-"""A user's history is the newest N of what is known, whatever the order, the batches and the repetitions it came in."""
+"""A user's history is the newest N items of what is known, whatever the order and batches it came in."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as checked
 from hypothesis import strategies as st
 
+from consumers.write.rebuild import Rebuilt, rebuild
 from schemas.events import CatalogItem, Erasure, Event, Interaction
-from schemas.settings import DatabaseSettings
+from schemas.settings import DatabaseSettings, load_settings
 from tests.support.ingest_world import POSITIVE, Tombstone, connect, store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # a hang ends, a busy machine does not fail
@@ -48,13 +49,14 @@ class Model:
 
     def histories(self) -> dict[str, tuple[list[str], str]]:
         """User -> (event ids, fingerprint)."""
-        newest: dict[str, list[str]] = {}
+        newest: dict[str, dict[str, str]] = {}
         for event in sorted(self.known.values(), key=lambda e: (e.occurred_at, e.event_id.int), reverse=True):
-            if event.kind in POSITIVE and len(newest.setdefault(event.user_id, [])) < SIZE:
-                newest[event.user_id].append(str(event.event_id))
+            if event.kind in POSITIVE:
+                newest.setdefault(event.user_id, {}).setdefault(event.item_id, str(event.event_id))
+        histories = {user: list(items.values())[:SIZE] for user, items in newest.items()}
         return {
             user: (ids, hashlib.md5(",".join(ids).encode(), usedforsecurity=False).hexdigest())
-            for user, ids in newest.items()
+            for user, ids in histories.items()
         }
 
 
@@ -64,7 +66,7 @@ def interaction(number: int, kind: str) -> Interaction:
     return Interaction(
         event_id=UUID(bytes=digest[:16], version=4),
         user_id=f"u{digest[0] % 3}",
-        item_id=f"i{digest[1] % 4}",
+        item_id=f"i{digest[1] % 7}",
         kind=kind if number % 5 else "skip",
         occurred_at=START + timedelta(hours=6 * (digest[2] % 12), microseconds=digest[3] % 2),
     )
@@ -165,6 +167,64 @@ def test_a_retry_with_a_new_time_is_the_same_event(connection: Any) -> None:
     with connection, connection.cursor() as cursor:  # as if it had come in long ago
         cursor.execute("UPDATE interactions SET occurred_at = %s WHERE claimed_at IS NOT NULL", (event.occurred_at,))
     assert store(connection, [late, ahead, late], SIZE).duplicates == 3
+
+
+def click(number: int, item: str, kind: str = "click") -> Interaction:
+    return Interaction(
+        event_id=UUID(int=number, version=4),
+        user_id="u",
+        item_id=item,
+        kind=kind,
+        occurred_at=START + timedelta(minutes=number),
+    )
+
+
+def items_of(connection: Any) -> list[str]:
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT entries FROM user_histories WHERE user_id = 'u'")
+        ((entries,),) = cursor
+        return [entry["item_id"] for entry in entries]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_many_plays_of_one_item_evict_no_others(connection: Any, at_once: bool) -> None:
+    """FLAWS F23: fifty plays of one item were a whole history."""
+    events = [*(click(n, f"i{n}") for n in range(3)), *(click(n, "serial", "like") for n in range(3, 53))]
+    for batch in [events] if at_once else [[event] for event in events]:
+        store(connection, batch, SIZE)
+    assert items_of(connection) == ["serial", "i2", "i1", "i0"]
+    store(connection, [click(60, "i1")], SIZE)
+    assert items_of(connection) == ["i1", "serial", "i2", "i0"]
+    store(connection, [click(61, "i9")], SIZE)
+    assert items_of(connection) == ["i9", "i1", "serial", "i2"]
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT interaction_count FROM user_histories")
+        assert cursor.fetchall() == [(55,)]
+
+
+def test_histories_of_an_earlier_release_are_made_again_from_the_log(connection: Any, database_url: str) -> None:
+    """By the rule of before the newest interactions had evicted other items; what the log lost stays."""
+    events = [*(click(n, f"i{n}") for n in range(3)), *(click(n, "serial") for n in range(3, 10))]
+    store(connection, events, SIZE)
+    store(connection, [event.model_copy(update={"user_id": "v", "event_id": uuid4()}) for event in events], SIZE)
+    before = stored(connection)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            """UPDATE user_histories SET fingerprint = 'of before', entries = (
+                 SELECT jsonb_agg(jsonb_build_object('event_id', event_id, 'item_id', item_id, 'kind', kind,
+                                                     'occurred_at', occurred_at) ORDER BY occurred_at DESC)
+                 FROM (SELECT * FROM interactions WHERE user_id = 'u' ORDER BY occurred_at DESC LIMIT %s) AS i)
+               WHERE user_id = 'u'""",
+            (SIZE,),
+        )
+        cursor.execute("DELETE FROM interactions WHERE user_id = 'v' OR item_id = 'serial'")
+    settings = load_settings(
+        database={"url": database_url}, consumer={"history_size": SIZE, "positive_kinds": POSITIVE}
+    )
+    assert items_of(connection) == ["serial"] * SIZE
+    assert rebuild(settings) == Rebuilt(users=2, changed=1)
+    assert stored(connection) == before
+    assert rebuild(settings) == Rebuilt(users=2, changed=0)
 
 
 def test_two_members_with_events_of_the_same_user(database_url: str, connection: Any) -> None:

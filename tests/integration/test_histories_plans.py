@@ -11,7 +11,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
 from consumers import partitions
@@ -19,6 +19,7 @@ from consumers.write import upsert
 from generator.nightly.frozen_prompt import ServedVersions
 from generator.nightly.images import CatalogImages
 from generator.nightly.plan import Planner, Scope
+from generator.nightly.plan_users import _JUDGE, Criteria, PlanUsers
 from generator.storage.postgres import connect as connect_night
 from schemas.events import Erasure, Interaction
 from schemas.settings import DatabaseSettings, Settings, load_settings
@@ -46,6 +47,8 @@ FILL = (
        SELECT 'r' || n, date '2026-01-01' + n, 'published', 'nano-1', 1 FROM generate_series(0, 2) n""",
     """INSERT INTO night_tasks (run_id, user_id, item_id, status, input_fingerprint, model_version, adapter_version, seed)
        SELECT 'r' || n % 3, 'u' || n / 3, 'i', 'done', '', 'nano-1', 1, 1 FROM generate_series(0, 299999) n""",
+    """INSERT INTO planned_users (user_id, history_fingerprint, targets_fingerprint, drawing_fingerprint, planned_at)
+       SELECT 'u' || n, 'of before', '', '', now() FROM generate_series(0, 99999) n""",
 )
 
 
@@ -193,7 +196,7 @@ def test_the_planner_reads_by_index(filled: DatabaseSettings, users: tuple[str, 
         planner = Planner(
             session, settings, cast(CatalogImages, None), ServedVersions("v1", "d1", "b1"), date(2026, 12, 1)
         )  # no item has a picture
-        chunks = list(islice(planner.chunks(Scope(users=users)), 3))
+        chunks = list(islice(planner.chunks(Scope(users=users)), 6))
         assert sum(len(chunk.skips) for chunk in chunks) > 0
         raw = cast(Any, session.connection().connection.cursor())
         plans = []
@@ -202,9 +205,37 @@ def test_the_planner_reads_by_index(filled: DatabaseSettings, users: tuple[str, 
                 raw.execute(f"EXPLAIN (FORMAT JSON) {statement}", values)
                 plans.append(raw.fetchone()[0][0]["Plan"])
     engine.dispose()
-    assert by_index(plans, "user_histories", "recommendations", "items", "night_tasks", "interactions") == {
+    assert by_index(plans, "user_histories", "recommendations", "planned_users", "items", "night_tasks") == {
         ("user_histories", "pk_user_histories"),
         ("recommendations", "pk_recommendations"),
+        ("planned_users", "pk_planned_users"),
         ("items", "pk_items"),
         ("night_tasks", "ix_night_tasks_user_id_item_id"),
     }
+
+
+def actual(plan: dict[str, Any], table: str) -> float:
+    """Rows of a table that a plan came across."""
+    own = (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+    here = own if plan.get("Relation Name") == table else 0
+    return here + sum(actual(child, table) for child in plan.get("Plans", []))
+
+
+def test_a_page_of_users_reads_no_other_rows_wherever_it_is(filled: DatabaseSettings) -> None:
+    """A merge join used to read each joined table from its start, more for every page."""
+    engine = connect_night(filled)
+    with Session(engine) as session:
+        pages = PlanUsers(session)._bounds("", None, 1000, only=None)
+        after, until = list(islice(pages, 80))[-1]
+        values = {
+            **Criteria(date(2026, 12, 1), "drawing").values(),
+            "only": None,
+            "newest_change": 1,
+            "after": after,
+            "until": until,
+        }
+        explained = text(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {_JUDGE.text}")
+        (plan,) = session.execute(explained, values).scalar_one()
+    engine.dispose()
+    for table in ("user_histories", "recommendations", "planned_users"):
+        assert actual(plan["Plan"], table) == 1000, json.dumps(plan)

@@ -126,6 +126,7 @@ def test_what_a_dead_earlier_run_intended_is_tonights_when_tonight_finished_it(
         session.execute(text("DELETE FROM current_posters"))
         session.execute(text("UPDATE night_tasks SET status = 'failed'"))
         session.execute(text("UPDATE night_runs SET status = 'failed'"))
+        session.execute(text("UPDATE planned_users SET run_id = 'night-20260301'"))
     night(settings, on=TOMORROW).run(Scope())
     choice = read().poster_for("u0", "item8")
     assert choice

@@ -18,8 +18,9 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from generator.nightly.answers import ladder
+from generator.nightly.drawers import Drawer, Drawers
 from generator.nightly.ledger import Ledger, run_id_of
-from generator.nightly.plan import Drawer, Drawers, Scope
+from generator.nightly.plan import Scope
 from generator.nightly.run import Interrupted
 from generator.serving.api import AnswerRequest, InferenceRejected, InferenceUnavailable, PictureRequest
 from generator.storage.lease import lead

@@ -27,6 +27,7 @@ from schemas.tables import (
     NightSkip,
     NightTask,
     Picture,
+    PlannedUser,
     Poster,
 )
 from tests.support.fake_pigeon import FakePigeon
@@ -64,7 +65,7 @@ def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings:
     assert live.rows().to_pylist() == [row for row in before if row["user_id"] != "u1"]
     assert live.alarms == {}
     with Session(engine) as session:
-        for table in (CurrentPosters, Poster, NightTask, NightSkip, AnswerSet):
+        for table in (CurrentPosters, Poster, NightTask, NightSkip, AnswerSet, PlannedUser):
             assert session.scalars(select(table).where(table.user_id == "u1")).all() == []
         # Pictures and posters of others stay, with their rows; no row is left of a deleted file.
         assert {row.art_key for row in session.scalars(select(Picture))} == set(store.keys("art/"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from generator.nightly.plan import Drawer, Drawers
+from generator.nightly.drawers import Drawer, Drawers
 
 CHAMPION, CANARY = Drawer("nano-1", 1, "w1"), Drawer("nano-2", 2, "w2")
 USERS = [f"user-{number}" for number in range(20_000)]
