@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parents[2] / ".pigeon" / "bench" / "results.json"
 ROWS = {
     "drawing": "tests.benchmarks.drawing",
     "overhead": "tests.benchmarks.overhead",
+    "plan": "tests.benchmarks.plan",
     "manifest": "tests.benchmarks.manifest",
     "ingest": "tests.benchmarks.ingest",
 }
