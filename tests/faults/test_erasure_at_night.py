@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.erasure_fence import check_claim
 from generator.nightly.ledger import Ledger, run_id_of
 from generator.nightly.plan import Scope
-from generator.nightly.rows import Chunk, PlannedTask, Skip
+from generator.nightly.rows import Chunk, PlannedTask, PlanTotals, Skip
 from generator.storage.lease import lead
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
@@ -114,13 +114,13 @@ def test_a_plan_that_is_committed_after_an_erasure_leaves_the_user_out(world: Se
 
     def chunks() -> Iterator[Chunk]:
         for user in ("u0", USER):
-            task = PlannedTask(user, "item9", "f", "a", "m", "w", 1, 7, {})
+            task = PlannedTask(user, "item9", "f", "a", "m", "w", 1, 7, "{}")
             yield Chunk((task,), (Skip(user, "unchanged", "item8"),))
         ask_to_erase(world, USER)
         assert "1 user erased" in erase_users(world)
 
     with lead(engine, "night") as lease:
-        assert Ledger(engine, lease).save_plan(TOMORROW, "m", {}, chunks()) == (1, 1)
+        assert Ledger(engine, lease).save_plan(TOMORROW, "m", {}, chunks()) == PlanTotals(1, 1)
     assert traces(world, USER) == []
     engine.dispose()
 

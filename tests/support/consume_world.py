@@ -206,10 +206,12 @@ class Ledger:
         assert self.check() == len(self.at), "every acknowledged record is accounted for"
         events = {e.event_id: e for e in self.at.values() if e}
         expected: dict[str, list[str]] = {}
+        items: dict[str, set[str]] = {}
         for event in sorted(events.values(), key=lambda e: (e.occurred_at, e.event_id), reverse=True):
-            mine = expected.setdefault(event.user_id, [])
-            if len(mine) < self.settings.consumer.history_size:
+            mine, seen = expected.setdefault(event.user_id, []), items.setdefault(event.user_id, set())
+            if event.item_id not in seen and len(mine) < self.settings.consumer.history_size:
                 mine.append(str(event.event_id))
+                seen.add(event.item_id)
         rows = query(self.settings, "SELECT user_id, entries, interaction_count FROM user_histories")
         assert {user: [entry["event_id"] for entry in entries] for user, entries, _ in rows} == expected
         assert {user: count for user, _, count in rows} == Counter(e.user_id for e in events.values())
