@@ -187,7 +187,7 @@ def test_another_rule_for_pictures_or_another_choice_draws_for_all(
     assert run(changed(world, policy="paper", targets_per_user=1), THIRD) == set()
     assert written(engine, THIRD) == (0, 0), "the first targets are there"
     assert skipped(engine, THIRD) == {"unchanged": 3}
-    monkeypatch.setattr("generator.nightly.images.RULE_VERSION", 99)
+    monkeypatch.setattr("schemas.images.RULE_VERSION", 99)
     assert run(world, FOURTH) == U0 | U1 | U2
 
 
