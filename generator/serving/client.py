@@ -192,20 +192,19 @@ class TritonPigeon(ModelControl):
 
         `weights` is the parameter that names what the answer must come from.
         """
-        expected = self._expected_weights(weights) if weights else ""
 
         def ask(server: TritonServer, left: float) -> T:
             answer = checked(server.infer(model, inputs, outputs, timeout_seconds=left, request_id=request_id))
             if weights:
-                self._check_weights(server, weights, expected)
+                self._check_weights(server, weights)
             return answer
 
         timeout = timeout_seconds or self._settings.triton.inference_timeout_seconds
         return self._pool.call(ask, timeout_seconds=timeout, adapter=adapter)
 
-    def _check_weights(self, server: TritonServer, parameter: str, expected: str) -> None:
+    def _check_weights(self, server: TritonServer, parameter: str) -> None:
         try:
-            check_still_served(server.parameter, parameter, expected)
+            check_still_served(server.parameter, parameter, self._expected_weights(parameter))
         except ModelError as error:
             if self._pool.is_single:
                 raise

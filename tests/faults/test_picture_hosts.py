@@ -107,7 +107,7 @@ def test_a_host_that_is_away_tomorrow_redraws_nothing_tomorrow_nor_the_day_after
 
 
 def test_a_stopped_night_waits_for_no_picture_host_and_keeps_its_tasks(served: Settings, host: PictureHost) -> None:
-    """Fault 20: the plan knows the pictures, their bytes are nowhere, the host is away when they are needed."""
+    """Fault 20: the plan knows the pictures, but nobody has their bytes when they are needed."""
     patient = served.model_copy(update={"night": served.night.model_copy(update={"outage_seconds": 3600.0})})
     night(patient).dry_run(Scope())
     shutil.rmtree(served.state_dir / "cache" / "pictures")

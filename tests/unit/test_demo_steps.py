@@ -12,9 +12,9 @@ from deploy.local.demo.steps import StepFailed, Steps
 
 def test_a_step_prints_its_label_then_its_lines_then_its_time(capfd: pytest.CaptureFixture[str]) -> None:
     step = Steps(total=3).run("events", "check")
-    assert (step.command, step.outcome, step.code) == ("pigeon events check", "event schemas: 6 agree", 0)
+    assert (step.command, step.outcome, step.code) == ("pigeon events check", "event schemas: 7 agree", 0)
     assert re.fullmatch(
-        r"\[1/3\] pigeon events check\n {8}event schemas: 6 agree\n {8}\(\d+\.\d s\)\n", capfd.readouterr().out
+        r"\[1/3\] pigeon events check\n {8}event schemas: 7 agree\n {8}\(\d+\.\d s\)\n", capfd.readouterr().out
     )
 
 

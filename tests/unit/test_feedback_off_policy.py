@@ -120,8 +120,9 @@ def test_the_nights_policy_draws_with_the_probabilities_that_are_assumed_of_it()
     logprobs = np.array([-1.0, -1.4, -2.0, -3.5])
     answers = [answer((n,), logprob=value) for n, value in enumerate(logprobs)]
     found = np.zeros((3, 4))
+    history = np.zeros((1, 2), np.float32)
     for seed in range(4000):
-        for variant, choice in enumerate(ModelPolicy().choose(answers, 3, seed)):
+        for variant, choice in enumerate(ModelPolicy().choose(answers, 3, seed, history)):
             found[variant, choice.index] += 1 / 4000
     assert np.abs(found - off_policy.variant_probabilities(logprobs, 3)).max() < 0.03
 

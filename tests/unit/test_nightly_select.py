@@ -38,7 +38,7 @@ def unit(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def picture(seed: int, embedding: np.ndarray[Any, Any] | None, image: Any = None) -> PictureRow:
     look = str(image_hash(drawing(seed) if image is None else image))
-    return PictureRow(f"key{seed}", (1, seed), "drawn", None, "unchecked", "a", "b", look, embedding)
+    return PictureRow(f"key{seed}", (1, seed), "drawn", None, "unchecked", "a", "b", look, embedding=embedding)
 
 
 def features(reference: Any = None) -> PromptFeatures:
