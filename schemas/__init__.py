@@ -6,6 +6,7 @@
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     settings_retrain           those of retraining, the gate and the canary
+    settings_compute           those of the device that trains and scores
     settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from schemas.errors import InputError
+from schemas.settings_compute import ComputeSettings
 from schemas.settings_group import Group as _Group
 from schemas.settings_group import Seconds, Share
 from schemas.settings_loop import ClickSettings, ReaderSettings
@@ -428,6 +429,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()
+    compute: ComputeSettings = ComputeSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from generator.pigeon.masking import draw_noise
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
+from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import IGNORED_LABEL
 from generator.training.logprobs import Answers, label_logprobs
 from generator.training.trainer import Part, Trainer, TrainerConfig
@@ -31,7 +32,12 @@ MaskDraws = tuple[Tensor, Tensor]
 
 
 def train_reconstruction(
-    folder: Path, personalizer: Personalizer, batches: Batches, config: TrainerConfig, part_rows: int | None = None
+    folder: Path,
+    personalizer: Personalizer,
+    batches: Batches,
+    config: TrainerConfig,
+    part_rows: int | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Train LoRA, mask generator and adapter in `folder`, resuming what is there.
 
@@ -39,9 +45,10 @@ def train_reconstruction(
 
     part_rows: at most so many rows at once (gradient accumulation). Neither it nor the number of processes that
     `accelerate launch` splits a batch over changes the result but for rounding.
+    placement: the one that the personalizer was loaded with. Batches are made on the CPU and go where it is.
 
     Raises:
-        InputError: the disk has no room for the state.
+        InputError: the disk has no room for the state, or the placement does not train.
         TrainingDiverged: the loss stopped being a number.
     """
     personalizer.set_trainable()
@@ -54,7 +61,7 @@ def train_reconstruction(
             logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
             yield -logprobs.sum() / counted, {}
 
-    trainer = Trainer(personalizer, loss, folder, config)
+    trainer = Trainer(personalizer, loss, folder, config, placement)
     trainer.run()
 
 

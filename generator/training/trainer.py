@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from generator.pigeon.placement import Placement
 from generator.training.processes import ProcessGroup
 from schemas.errors import InputError, ModelError, PigeonError
 from schemas.faultpoints import reach
@@ -73,8 +74,17 @@ class Trainer:
     The folder holds `state.pt` (weights, EMA, optimizer, step), `loss.csv` and `loss.svg`.
     """
 
-    def __init__(self, module: nn.Module, loss: LossFunction, folder: Path, config: TrainerConfig) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: LossFunction,
+        folder: Path,
+        config: TrainerConfig,
+        placement: Placement | None = None,
+    ) -> None:
+        """`module` is where it is to be trained; placement: what its loss is computed in (default: float32)."""
         self.module, self.loss, self.folder, self.config = module, loss, folder, config
+        self.placement = placement or Placement()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         decayed = [p for p in self.parameters if p.ndim > 1]
         plain = [p for p in self.parameters if p.ndim <= 1]
@@ -149,10 +159,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         torch.manual_seed((config.seed << 32) + self.step)
-        parts = self.loss(self.step, np.random.default_rng([config.seed, self.step]))
         self.optimizer.zero_grad(set_to_none=True)
         figures: dict[str, float] = {"loss": 0.0}
-        for loss, more in (parts,) if isinstance(parts, tuple) else parts:
+        for loss, more in self._parts(np.random.default_rng([config.seed, self.step])):
             loss.backward()  # type: ignore[no-untyped-call]
             for name, figure in {"loss": float(loss.detach()), **more}.items():
                 figures[name] = figures.get(name, 0.0) + figure
@@ -174,6 +183,20 @@ class Trainer:
         for name, figure in figures.items():
             self._figures.setdefault(name, []).append(figure)
         return figures
+
+    def _parts(self, rng: np.random.Generator) -> Iterator[Part]:
+        """The step's parts, each computed under the placement's autocast; their backward passes are outside of it."""
+        with self.placement.autocast():
+            parts = self.loss(self.step, rng)
+        if isinstance(parts, tuple):
+            yield parts
+            return
+        while True:
+            with self.placement.autocast():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     def _log_line(self) -> None:
         if not self._figures:
