@@ -216,7 +216,7 @@ def _write_model(
         shutil.copyfile(checkpoint / "language_model" / "tokenizer.json", one / "tokenizer.json")
     if spec.name == adapters.PERSONALIZER:
         lora = pigeon.personalizer.lora()
-        matrices = {"lora_a": lora.a.detach().numpy(), "lora_b": lora.b.detach().numpy()}
+        matrices = {"lora_a": lora.a.detach().cpu().numpy(), "lora_b": lora.b.detach().cpu().numpy()}
         adapters.write_adapter(one, matrices, {"base": base, "sha256": adapters.content_hash(matrices)})
 
 

@@ -3,6 +3,7 @@
     train     the training, and what an adapter makes of pairs and answers
     loss      its loss, a pure function
     prompts   pairs as the model sees them
+    reference the champion's log-probabilities, and where they are kept
     grid      β and rate by cross-validation over users
 
 Imports generator.pigeon, generator.training's trainer, processes and logprobs, and schemas. Imported by generator.feedback, lazily.
