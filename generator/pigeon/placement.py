@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
+    from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Network = Literal["tokenizer", "language", "diffusion", "scorer"]
@@ -92,6 +94,13 @@ class Placement:
             return _existing(name)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"devices: {name!r} for the {network}: {str(error).splitlines()[0]}") from error
+
+    def put(self, value: Tensor | npt.NDArray[Any], network: Network = "language") -> Tensor:
+        """A tensor, or an array as one, on the network's device; nothing is copied on the CPU."""
+        import torch
+
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+        return tensor.to(self.devices if isinstance(self.devices, str) else self.devices.get(network, "cpu"))
 
     def autocast(self, network: Network = "language") -> AbstractContextManager[object]:
         """What a step of training is computed in: torch's autocast to `precision`; nothing in float32.

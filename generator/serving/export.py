@@ -326,7 +326,7 @@ def export(network: Network, path: Path) -> Agreement:
         try:
             program = torch.onnx.export(
                 module,
-                kwargs=_placed(network.example(2, torch.Generator().manual_seed(0)), module),
+                kwargs=placed_inputs(network.example(2, torch.Generator().manual_seed(0)), module),
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 output_names=list(network.outputs),
@@ -357,7 +357,7 @@ def compare(network: Network, path: Path) -> Agreement:
     difference, scale, flipped, decisions = 0.0, 0.0, 0, 0
     for count, seed in ((1, 1), (3, 2)):
         feeds = network.example(count, torch.Generator().manual_seed(seed))
-        answers = network.module(**_placed(feeds, network.module))
+        answers = network.module(**placed_inputs(feeds, network.module))
         answers = answers if isinstance(answers, tuple) else (answers,)
         got = graph({name: value.numpy() for name, value in feeds.items()})
         for name, answer in zip(network.outputs, answers, strict=True):
@@ -371,7 +371,7 @@ def compare(network: Network, path: Path) -> Agreement:
     return Agreement(network.title, difference, scale, flipped / max(decisions, 1), decisions)
 
 
-def _placed(inputs: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def placed_inputs(inputs: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """The inputs where the module's weights are; they are drawn on the CPU, the same for every device."""
     device = next(module.parameters()).device
     return {name: value.to(device) for name, value in inputs.items()}

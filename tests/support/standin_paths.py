@@ -27,6 +27,7 @@ from generator.training.evaluation.run import Request, evaluate
 from tests.support import tiny_training
 from tests.support.flat_samples import Flat
 from tests.support.standin_device import NAME, install
+from tests.support.standin_stages import STAGES, in_the_small_world
 from tests.support.tiny_serving import tiny_checkpoint
 
 Path_ = Callable[[Path, Placement], Any]
@@ -119,12 +120,12 @@ def an_evaluation_draws_its_rows_and_encodes(folder: Path, placement: Placement)
 
 @path
 def graphs_are_compared_for_export(folder: Path, placement: Placement) -> Any:
-    from generator.serving.export import _placed, networks
+    from generator.serving.export import networks, placed_inputs
 
     model = model_of(folder, placement)
     with torch.no_grad():
         return [
-            network.module(**_placed(network.example(2, torch.Generator().manual_seed(1)), network.module))
+            network.module(**placed_inputs(network.example(2, torch.Generator().manual_seed(1)), network.module))
             for network in networks(model)
         ], vars(model.personalizer.lora())
 
@@ -133,13 +134,24 @@ def graphs_are_compared_for_export(folder: Path, placement: Placement) -> Any:
 def operands_of_two_devices_are_refused(folder: Path, placement: Placement) -> Any:
     """Of the stand-in itself: without this no path could fail."""
     there = torch.ones(3, device=placement.device())
-    for mix in (lambda: there + torch.ones(3), lambda: torch.cat([there, torch.ones(3)]), lambda: there.numpy()):
+    for mix in (lambda: there + torch.ones(3), lambda: torch.cat([there, torch.ones(3)]), there.numpy):
         try:
             mix()
         except (RuntimeError, TypeError):
             continue
         if there.device.type != "cpu":
             raise AssertionError("operands of two devices were mixed")
+
+
+def of_stage(name: str) -> Path_:
+    def run(folder: Path, placement: Placement) -> Any:
+        STAGES[name](folder, placement)
+        return torch.load(folder / "state.pt", weights_only=True)["module"]
+
+    return run
+
+
+PATHS |= {f"nanos stage {name}": of_stage(name) for name in STAGES}
 
 
 def numbers(value: Any) -> list[Any]:
@@ -170,6 +182,7 @@ def apart(ours: Any, theirs: Any) -> str:
 def main(folder: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     install()
+    in_the_small_world()
     found: dict[str, str] = {}
     for name, function in PATHS.items():
         if only and name not in only:
