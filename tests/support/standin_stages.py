@@ -70,7 +70,7 @@ def tokenizer_stage(folder: Path, placement: Placement) -> None:
     tokenizer.train_tokenizer(folder, folder, nano(), SHORT, batch=8, placement=placement)
 
 
-def tokenizer_stage_with_codes(folder: Path, placement: Placement) -> None:
+def tokenizer_with_codes_stage(folder: Path, placement: Placement) -> None:
     tokenizer.CONTINUOUS_STEPS = 1
     tokenizer_stage(folder, placement)
 
@@ -139,9 +139,7 @@ def alignment_stage(folder: Path, placement: Placement) -> None:
 
 
 STAGES: dict[str, Stage] = {
-    name.removesuffix("_stage"): stage
-    for name, stage in list(globals().items())
-    if name.endswith("_stage") or name == "tokenizer_stage_with_codes"
+    name.removesuffix("_stage"): stage for name, stage in list(globals().items()) if name.endswith("_stage")
 }
 
 

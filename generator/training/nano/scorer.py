@@ -40,8 +40,8 @@ BLURS = ((2, 0.25), (4, 0.1))
 
 def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
     """Pixels (B, 3, S, S) in [0, 1] -> normalised as the encoders expect."""
-    mean = torch.tensor(config.pixel_mean, device=pixels.device)[:, None, None]
-    std = torch.tensor(config.pixel_std, device=pixels.device)[:, None, None]
+    mean = torch.tensor(config.pixel_mean).to(pixels.device)[:, None, None]
+    std = torch.tensor(config.pixel_std).to(pixels.device)[:, None, None]
     return (pixels - mean) / std
 
 
