@@ -5,6 +5,7 @@ No torch at import, so that a setting can be read cheaply.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -129,10 +130,10 @@ def _existing(name: str) -> torch.device:
 
 
 def first_device() -> str:
-    """`cuda:0` where torch sees a GPU, else `cpu`."""
+    """`cuda:0` where torch sees a GPU, in a process of `accelerate launch` the one that is its own; else `cpu`."""
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def computes_bf16(device: torch.device) -> bool:

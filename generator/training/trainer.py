@@ -103,7 +103,7 @@ class Trainer:
         )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step, self.seconds = 0, 0.0
-        self.group = ProcessGroup.join()
+        self.group = ProcessGroup.join(self.placement.device().type)
         self._figures: dict[str, list[float]] = {}  # since the last line
 
     def run(

@@ -178,10 +178,10 @@ def train_dpo(
     config = config or DpoConfig()
     if not pairs:
         raise InputError("pairs: none given; DPO needs at least one")
-    group = ProcessGroup.join()
+    placement = placement or Placement()
+    group = ProcessGroup.join(placement.device().type)
     if group.rank == 0:
         _claim(out_dir, champion_adapter_dir, pairs, config)
-    placement = placement or Placement()
     model = load_policy(checkpoint_dir, champion_adapter_dir, placement)
     if config.checkpointing:
         model.personalizer.recompute_activations()

@@ -79,7 +79,7 @@ def train_diffusion(
     task = DiffusionTask(diffusion, decoder)
     placement = placement or Placement()
     put = placement.put
-    critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join()
+    critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join(placement.device().type)
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:

@@ -116,7 +116,7 @@ class NanoRun:
 
     def imputed(self) -> Any:
         """The latents as guessed, like `latents`; made now if need be; ModelError as for `tool`."""
-        group = ProcessGroup.join()
+        group = ProcessGroup.join(self.placement.device().type)
         if group.rank == 0 and not (self.root / GUESSES).exists():
             self.impute()
         group.wait()

@@ -250,7 +250,7 @@ def train_imputer(
         (start or drawings.imputer()).to(device),
         PerceptualFeatures(device),
         PosterRenderer(world.palettes, device),
-        ProcessGroup.join(),
+        ProcessGroup.join(placement.device().type),
     )
     count = len(world.styles)
 

@@ -135,7 +135,7 @@ def train_refiner(
     perceptual, renderer, group, count = (
         PerceptualFeatures(device),
         PosterRenderer(world.palettes, device),
-        ProcessGroup.join(),
+        ProcessGroup.join(placement.device().type),
         len(world.styles),
     )
     chances = np.where(world.shown, SHOWN_TIMES, 1.0)[:, None] * world.trained
