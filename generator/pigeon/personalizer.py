@@ -95,7 +95,8 @@ class Personalizer(nn.Module):
         The flag is set on the layers alone, where transformers looks for it: their dropout stays as it is.
         """
         base: Any = self.llama.get_base_model()
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        newer = getattr(base, "activation_checkpointing_enable", None)  # transformers 5.23 renamed it
+        (newer or base.gradient_checkpointing_enable)({"use_reentrant": False})
         for layer in base.model.layers:
             layer.training = True
 

@@ -2,6 +2,7 @@
 
     train     the training, and what an adapter makes of pairs and answers
     loss      its loss, a pure function
+    memory    whether a training fits, before anything is loaded
     prompts   pairs as the model sees them
     reference the champion's log-probabilities, and where they are kept
     grid      β and rate by cross-validation over users

@@ -26,6 +26,7 @@ from generator.pigeon.personalizer import Personalizer
 from generator.pigeon.placement import Placement
 from generator.pigeon.weights import weights_hash
 from generator.training.dpo.loss import dpo_loss
+from generator.training.dpo.memory import check_room
 from generator.training.dpo.prompts import prepare
 from generator.training.dpo.reference import in_parts, kept_reference, pair_logprobs, pairs_hash, reference_logprobs
 from generator.training.logprobs import Answers, answer_logprobs, label_distributions, of_labels, sum_by_row
@@ -170,7 +171,7 @@ def train_dpo(
     in `out_dir`, so that a resumed training does not compute them again.
 
     Raises:
-        InputError: no pairs, a pair of another checkpoint, `out_dir` holds a training of other pairs or settings, or its
+        InputError: no pairs, a pair of another checkpoint, too little memory, `out_dir` holds a training of other pairs or settings, or its
             disk is full.
         ModelError: the checkpoint or the adapter cannot be loaded.
         TrainingDiverged: the loss stopped being a number.
@@ -182,6 +183,8 @@ def train_dpo(
     group = ProcessGroup.join(placement.device().type)
     if group.rank == 0:
         _claim(out_dir, champion_adapter_dir, pairs, config)
+    at_once = min(config.part_size or config.batch_size, config.batch_size)
+    check_room(checkpoint_dir, placement, pairs, at_once, checkpointing=config.checkpointing)
     model = load_policy(checkpoint_dir, champion_adapter_dir, placement)
     if config.checkpointing:
         model.personalizer.recompute_activations()
