@@ -38,6 +38,7 @@ def step_needed(config: PigeonConfig, placement: Placement, size: StepSize, *, c
     item = 4 if precision == "fp32" else 2
     # One layer is computed, or computed again, while the others are kept whole or by their inputs.
     per_token = layer + language.depth * (item * language.width if checkpointing else layer)
+    per_token += 4 * language.width  # the last norm's input, in float32
     return MemoryNeed(
         {
             "what learns": 4 * (LEARNED_COPIES - 1) * learned(config),
