@@ -150,6 +150,6 @@ def in_float32(device: torch.device) -> AbstractContextManager[object]:
     """Leave an autocast for what has to be float32: what decides, and the VAE. Does nothing outside of one."""
     import torch
 
-    if not torch.is_autocast_enabled(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

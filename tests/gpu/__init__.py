@@ -7,6 +7,7 @@
     parity     every module against the CPU, and the golden cases
     training   steps of stage 1 and of DPO
     drawing    a night's task by its parts
+    budget     seconds of a task on several devices, computed from operations and bytes
     compiled   torch.compile, ONNX Runtime and TensorRT against eager
 
 Needs torch 2.11, transformers, diffusers, peft, safetensors, pydantic and onnxruntime or newer, and this checkout: no server, no

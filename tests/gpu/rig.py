@@ -41,9 +41,8 @@ class Rig:
     def row(self, name: str, **figures: Any) -> None:
         """Print a row and write all rows so far."""
         self.rows.append({"name": name, **figures})
-        print(
-            f"{self.part}: {name}: " + ", ".join(f"{key} {shown(value)}" for key, value in figures.items()), flush=True
-        )  # noqa: T201
+        line = ", ".join(f"{key} {shown(value)}" for key, value in figures.items())
+        print(f"{self.part}: {name}: {line}", flush=True)  # noqa: T201
         (self.out / f"{self.part}.json").write_text(json.dumps(self.rows, indent=1) + "\n")
 
     @contextmanager
