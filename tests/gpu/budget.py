@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import HighresVQDecoder
 from generator.pigeon.diffusion import new_diffusion
+from generator.pigeon.llama_step import LlamaStep
 from generator.pigeon.personalizer import new_llama
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 from tests.gpu.models import ANSWER_TOKENS, published
@@ -40,14 +42,15 @@ DEVICES = (Device("H200 SXM", 989, 4.8, 141), Device("H100 SXM", 989, 3.35, 80),
 
 @dataclass(frozen=True)
 class Work:
-    """Operations and bytes of a part of a task."""
+    """Operations and bytes of a part of a task; `rate`: share of the bf16 peak that its precision has."""
 
     name: str
     tera_operations: float
     giga_bytes: float
+    rate: float = 1.0
 
     def seconds(self, device: Device) -> float:
-        return max(self.tera_operations / device.tflops, self.giga_bytes / 1000 / device.tbytes)
+        return max(self.tera_operations / (self.rate * device.tflops), self.giga_bytes / 1000 / device.tbytes)
 
 
 def counted(run: Callable[[], object]) -> float:
@@ -71,12 +74,14 @@ def task() -> list[Work]:
         decoder = HighresVQDecoder(config.decoder, config.tokenizer.code_dim)
         llama = new_llama(config)
         diffusion = new_diffusion(config.diffusion)
+        for network in (tokenizer, decoder, llama, diffusion):
+            network.requires_grad_(False)
         side = config.tokenizer.vision.image_size
         pixels = torch.empty(1, 3, side, side)
         encode = counted(lambda: tokenizer.encode_dense(pixels))
-        prompt = torch.empty(1, PROMPT_TOKENS, language.width)
-        prefill = counted(lambda: llama.model(inputs_embeds=prompt, use_cache=False))
-        token = counted(lambda: llama(inputs_embeds=prompt[:, :1], use_cache=False))
+        step = LlamaStep(llama)
+        prefill = counted(lambda: llama_step(step, config, PROMPT_TOKENS, 0))
+        token = counted(lambda: llama_step(step, config, 1, PROMPT_TOKENS))
         codes = torch.empty(1, config.decoder.max_tokens, config.tokenizer.code_dim)
         decode = counted(lambda: decoder(codes, torch.empty(1, dtype=torch.int64)))
         latents = torch.empty(2, *diffusion.latent_shape)
@@ -96,8 +101,19 @@ def task() -> list[Work]:
         ),
         Work("conditions", decode, gigabytes(decoder, 2)),
         Work(f"UNet, {steps} steps with guidance", steps * denoise, steps * gigabytes(diffusion.unet, 2)),
-        Work("VAE decoder, float32", draw, gigabytes(diffusion.vae, 4)),
+        Work("VAE decoder, TF32", draw, gigabytes(diffusion.vae, 4), rate=0.5),
     ]
+
+
+def llama_step(step: LlamaStep, config: PigeonConfig, new: int, past: int) -> object:
+    """`new` tokens behind `past` ones, with LoRA."""
+    language = config.language
+    cache = torch.empty(language.depth, 1, language.heads, past, language.width // language.heads)
+    lora = (language.depth, len(language.lora_targets))
+    lora_a = torch.empty(*lora, language.lora_rank, language.width)
+    ones = torch.ones(1, new + past, dtype=torch.int64)
+    embeds = torch.empty(1, new, language.width)
+    return step(embeds, ones[:, :new], ones[:, new:], cache, cache, lora_a, lora_a.transpose(-1, -2))
 
 
 def unet(diffusion: nn.Module, *inputs: torch.Tensor) -> object:
