@@ -167,7 +167,9 @@ def weights_needed(
     pigeon: Path | None = None,
     placement: Placement | None = None,
 ) -> dict[torch.device, MemoryNeed]:
-    """Bytes of a whole checkpoint's weights by device, from the files' headers; arguments as of `load_model`.
+    """Bytes of a whole checkpoint's weights by device, from the files' headers.
+
+    The arguments are those of `load_model`.
 
     Raises:
         ModelError, InputError: as `load_model`.

@@ -41,7 +41,10 @@ def bytes_of(shapes: Iterable[tuple[int, ...]], item_bytes: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on a device, on the CPU those that the system calls available; None where nobody tells."""
+    """Bytes that are free on a device; None where nobody tells.
+
+    On the CPU those that the system calls available.
+    """
     import torch
 
     if device.type != "cpu":

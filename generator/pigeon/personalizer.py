@@ -90,9 +90,9 @@ class Personalizer(nn.Module):
             parameter.requires_grad_("lora_" in name)
 
     def recompute_activations(self) -> None:
-        """Let training compute each LLaMA layer's activations again instead of keeping them; drawing does not change.
+        """Let training compute each LLaMA layer's activations again instead of keeping them.
 
-        The flag is set on the layers alone, where transformers looks for it: their dropout stays as it is.
+        Drawing does not change. The flag is set on the layers alone, where transformers looks for it: their dropout stays as it is.
         """
         base: Any = self.llama.get_base_model()
         newer = getattr(base, "activation_checkpointing_enable", None)  # transformers 5.23 renamed it

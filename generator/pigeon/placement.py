@@ -130,7 +130,10 @@ def _existing(name: str) -> torch.device:
 
 
 def first_device() -> str:
-    """`cuda:0` where torch sees a GPU, in a process of `accelerate launch` the one that is its own; else `cpu`."""
+    """`cuda:0` where torch sees a GPU, else `cpu`.
+
+    In a process of `accelerate launch` the GPU that is its own.
+    """
     import torch
 
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
@@ -147,7 +150,10 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[object]:
-    """Leave an autocast for what has to be float32: what decides, and the VAE. Does nothing outside of one."""
+    """Leave an autocast for what has to be float32: what decides, and the VAE.
+
+    Does nothing outside of one.
+    """
     import torch
 
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):

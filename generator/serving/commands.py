@@ -52,7 +52,8 @@ def build(
         tensorrt.import_tensorrt()
     capabilities = tensorrt.parse_compute_capabilities(compute_capability)
     folder = output or repository_folder(settings)
-    placement = Placement.of(settings.compute.device, "fp32")
+    device = settings.compute.device
+    placement = None if device == "cpu" else Placement.of(device, "fp32")
     built = build_repository(
         checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo, placement=placement
     )

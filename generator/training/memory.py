@@ -1,4 +1,6 @@
-"""Memory of a step of stage 1 or DPO beside the weights: what learns, what is kept for the backward pass, the vocabulary's part.
+"""Memory of a step of stage 1 or DPO beside the weights.
+
+What learns, what is kept for the backward pass, and the vocabulary's part.
 
 What is kept was counted tensor by tensor on models of several widths, in float32 and under bf16 autocast on float32 LoRA;
 `tests/unit/test_training_memory.py` counts it again on a model of half the width.

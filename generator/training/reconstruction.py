@@ -71,7 +71,10 @@ def train_reconstruction(
 
 
 def base_hash(personalizer: Personalizer) -> str:
-    """What the frozen language model is known by: a state of stage 1 holds what learned, and fits this one alone."""
+    """Hash of the frozen language model.
+
+    A state of stage 1 holds what learned, and fits the model of this hash alone.
+    """
     named = personalizer.llama.named_parameters()
     return weights_hash({name: value for name, value in named if "lora_" not in name})
 

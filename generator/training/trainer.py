@@ -193,7 +193,10 @@ class Trainer:
         return figures
 
     def _parts(self, rng: np.random.Generator) -> Iterator[Part]:
-        """The step's parts, each computed under the placement's autocast; their backward passes are outside of it."""
+        """The step's parts, each computed under the placement's autocast.
+
+        Their backward passes are outside of it.
+        """
         with self.placement.autocast():
             parts = self.loss(self.step, rng)
         if isinstance(parts, tuple):

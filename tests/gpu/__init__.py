@@ -1,4 +1,4 @@
-"""What the first hour with a CUDA machine measures: `make gpu`, or `python -m tests.gpu` in a checkout.
+"""What the first hour with a CUDA machine measures: `make gpu`, or `python -m tests.gpu`.
 
     __main__   options, and the parts one after the other, each a process with a limit of its own
     rig        the device, what is written, seconds and memory

@@ -22,7 +22,7 @@ from tests.gpu.rig import Rig, imported, machine
 PARTS = {"parity": 0.35, "training": 0.35, "drawing": 0.35, "compiled": 0.35}
 """Parts in the order of their worth, and the largest share of all minutes that each may take."""
 SHORTEST_SECONDS = 20.0
-"""Time left below which no further part is begun."""
+"""Seconds left below which no further part is started."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Seconds of one lavit-7b task on several devices, computed from operations and bytes: `python -m tests.gpu.budget`.
+"""Seconds of one lavit-7b task on several devices, computed: `python -m tests.gpu.budget`.
 
 Operations are counted by torch on the meta device, where nothing is computed; peaks are the makers' figures for dense bf16 and for
 memory. A part takes at least the longer of its operations at the peak and of its bytes at the bandwidth; nothing reaches either.
@@ -29,7 +29,7 @@ VARIANTS = 11
 
 @dataclass(frozen=True)
 class Device:
-    """`tflops`: dense bf16; `tbytes`: memory's terabytes a second; `gbytes`: its size, as its maker gives it."""
+    """`tflops`: dense bf16; `tbytes`: terabytes a second; `gbytes`: memory, as its maker says."""
 
     name: str
     tflops: float

@@ -1,4 +1,4 @@
-"""A night's task by its parts: pictures encoded, answers behind one shared prompt, conditions, UNet, VAE."""
+"""A night's task by its parts: encode, answer behind one shared prompt, conditions, UNet, VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nano, and models of published size whose weights are made on the device from a seed: nothing of theirs touches the disk."""
+"""nano, and models of published size whose weights are made on the device from a seed."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def unet_probe(config: PigeonConfig, model: PigeonModel, g: torch.Generator) -> 
 
 
 def golden(rig: Rig) -> None:
-    """The published implementation's outputs (tests/golden), as `tests/unit/test_golden_parity.py` asks for them."""
+    """The published implementation's outputs (tests/golden), as the unit tests ask for them."""
     weights, io = (load_file(GOLDEN / f"{name}.safetensors") for name in ("weights", "io"))
     vision = VisionConfig(image_size=56, patch_size=14, width=64, depth=2, heads=4)
     tokenizer = DynamicVisualTokenizer(

@@ -21,7 +21,10 @@ GIB = 2**30
 
 @dataclass
 class Rig:
-    """Where a part runs, and its file of rows, written again after each row: what was measured survives a limit."""
+    """Where a part runs, and its file of rows.
+
+    It is written again after each row, so that what was measured survives a limit.
+    """
 
     part: str
     out: Path

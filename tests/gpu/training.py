@@ -1,4 +1,4 @@
-"""Steps of stage 1 and of DPO, LoRA in bf16: seconds, tokens a second, and memory beside what was computed for it."""
+"""Steps of stage 1 and of DPO in bf16: seconds, tokens a second, memory beside the computed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device for machines without one: real numbers of the CPU under a pretended device that refuses mixed operands.
+"""A device for machines without one: the CPU's numbers, and mixed operands are refused.
 
 `install()` makes torch's slot for devices of others (PrivateUse1) the device `standin`. Its tensors hold a CPU tensor each, and
 every operation on them is the CPU's, so that results are the CPU's and a missing `.to(device)` is an error, as on a GPU.
@@ -64,7 +64,9 @@ class Module(_DummyBackendModule):
 
 
 def compute(op: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """One operation, by the CPU; what it gives is on the device if its operands are, or if it was asked for there.
+    """One operation, by the CPU.
+
+    What it gives is on the device if its operands are, or if it was asked for there.
 
     Raises:
         RuntimeError: operands of the device and of the CPU are mixed.

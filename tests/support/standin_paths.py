@@ -1,4 +1,6 @@
-"""Every path that trains, scores or draws, on the CPU and on the stand-in device: `python -m tests.support.standin_paths FOLDER`.
+"""Every path that trains, scores or draws, on the CPU and on the stand-in device.
+
+`python -m tests.support.standin_paths FOLDER`
 
 Writes FOLDER/found.json: for each path `equal` (the device's numbers are the CPU's but for rounding), or the first line of what was raised.
 """
@@ -161,7 +163,10 @@ def numbers(value: Any) -> list[Any]:
 
 
 def apart(ours: Any, theirs: Any) -> str:
-    """Empty where both are the same but for rounding: attention, for one, is another kernel on another device."""
+    """Empty where both are the same but for rounding.
+
+    Attention, for one, is another kernel on another device.
+    """
     left, right = numbers(ours), numbers(theirs)
     if len(left) != len(right):
         return f"{len(left)} numbers and {len(right)}"

@@ -1,4 +1,4 @@
-"""What computes runs where it is placed: every path on a stand-in device that refuses operands of the CPU."""
+"""What computes runs where it is placed: every path on a stand-in device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make gpu` works the first time: it is rehearsed here on the CPU, and its computed budget is what the page says."""
+"""`make gpu` works the first time: it is rehearsed here, and its budget is the page's."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def half_width() -> PigeonConfig:
 
 
 def kept_by_a_step(config: PigeonConfig, placement: Placement, size: StepSize, checkpointing: bool) -> int:
-    """Bytes of all tensors that one step keeps for its backward pass, each storage once, the weights left out."""
+    """Bytes of all tensors but the weights that one step keeps for its backward pass."""
     llama = new_llama(config).to(placement.dtype)
     personalizer = Personalizer(
         config, llama, new_code_decoder(config, DynamicVisualTokenizer(config.tokenizer))

@@ -1,4 +1,4 @@
-"""The frozen reference of DPO: the champion's log-probabilities, computed once on the one base that the policy trains on.
+"""The frozen reference of DPO: the champion's log-probabilities, computed once on the policy's own base.
 
 A second copy of the base is never loaded: the reference is the model before the first step.
 """
@@ -28,7 +28,7 @@ def in_parts(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePai
 
 
 def pair_logprobs(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Tensor:
-    """Log-probabilities (2, B) of the chosen and of the rejected answers under the adapter that the model has."""
+    """Log-probabilities (2, B) of the chosen and the rejected answers under the model's adapter."""
     return answer_logprobs(model.personalizer, prepare(model, pairs)).view(2, -1)
 
 

@@ -237,7 +237,7 @@ class Objective:
         group: ProcessGroup,
         reference: Tensor,
     ) -> None:
-        """reference (2, pairs): the log-probabilities of the chosen and the rejected answers under the reference."""
+        """reference (2, pairs): log-probabilities of chosen and rejected answers under it."""
         self._model, self._pairs, self._config, self._group = model, pairs, config, group
         self._reference = reference
         weights = torch.tensor([pair.weight for pair in pairs])

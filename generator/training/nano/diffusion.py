@@ -69,7 +69,7 @@ def train_diffusion(
     batch: int = 16,
     placement: Placement | None = None,
 ) -> None:
-    """Train the UNet by v-prediction on cached latents (concepts, styles, palettes, 4, h, w), where the model is.
+    """Train the UNet by v-prediction on cached latents (concepts, styles, palettes, 4, h, w).
 
     Half of the sketches are `imputed`, of the latents' shape, which is also what is drawn of drawings that may not be seen; a tenth of
     the conditions are dropped (zero). The critic compares the picture that a prediction under conditions means with the drawing, and with
