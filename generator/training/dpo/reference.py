@@ -1,4 +1,4 @@
-"""The frozen reference of DPO: the champion's log-probabilities, computed once on the policy's own base.
+"""The frozen reference of DPO: the champion's log-probabilities, computed once on the one base.
 
 A second copy of the base is never loaded: the reference is the model before the first step.
 """
