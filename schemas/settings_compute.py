@@ -24,7 +24,7 @@ class ComputeSettings(Group):
     part_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows (DPO: pairs) computed at once; more of a batch are accumulated, which changes memory and not the result. "
+        description="Pairs (stage 1: rows) computed at once; more of a batch are accumulated, which changes memory and not the result. "
         "All at once when empty.",
     )
     checkpointing: bool = Field(
