@@ -14,7 +14,7 @@ from consumers.outage import first_line
 from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
-from schemas.runtime import kafka_login
+from schemas.kafka_access import check_login
 from schemas.settings import ConsumerSettings, KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
@@ -74,12 +74,14 @@ def refusal(error: Exception) -> InputError:
 
 
 def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
+    check_login(settings)
     try:
         return client(**_common(settings), **config)
     except Unrecoverable as error:
         raise refusal(error) from None
     except (KafkaError, OSError) as error:
-        raise kafka_login.explain(settings) or ServerUnavailable(
+        check_login(settings, again=True)
+        raise ServerUnavailable(
             f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
         ) from None
 
