@@ -173,21 +173,6 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
 
 
-def require_topics(settings: KafkaSettings, topics: Iterable[str]) -> None:
-    """Check that the topics exist.
-
-    Raises:
-        InputError: some do not; the message names them and the fix.
-    """
-    client = admin(settings)
-    try:
-        missing = sorted(set(topics) - set(topic_ids(client, topics)))
-    finally:
-        client.close()
-    if missing:
-        raise InputError(f"topics {', '.join(missing)} do not exist: `pigeon topics create`")
-
-
 def create_topics(settings: KafkaSettings, partitions: int, replication: int) -> tuple[list[str], list[str]]:
     """Make every topic that does not exist yet; returns the names made and those that were there.
 

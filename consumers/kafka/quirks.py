@@ -12,6 +12,8 @@ noida-db:
 - it loses members that are still joining when the next join begins at once, as a cooperative group's does: `let_others_join`;
 - its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was recreated.
 kafka-python 3.0.12:
+- it drops what a broker says last before it hangs up, and so every refusal of a login: `schemas.kafka_access` asks itself;
+- it joins before it knows the topics' partitions, and then once more: `learn_topics`;
 - it refuses to send a header without a value: `sendable_headers`;
 - it loses a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
 - it keeps the known end of a log over a seek: `clear_end`;
@@ -33,6 +35,11 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 
 JOIN_PAUSE_SECONDS = 0.1
 """Pause before the next join of a cooperative group, so that this one's members know of it."""
+
+
+LEARN_TRIES = 3
+LEARN_MS = 5_000
+"""Milliseconds that one question for the topics' partitions may take."""
 
 
 class Joins(Protocol):
@@ -67,6 +74,21 @@ def keep_joining(client: Any) -> None:
     first poll ends; its partitions stay revoked and its heartbeats stopped.
     """
     client._coordinator.request_rejoin()
+
+
+def learn_topics(client: Any, topics: Iterable[str]) -> None:
+    """Have the client know the topics' partitions before its first join.
+
+    Without this the group's leader may share out partitions that it does not know, and has the whole group join again at once.
+    """
+    wanted = list(topics)
+    try:
+        for _ in range(LEARN_TRIES):  # the first may have been under way, and not for these topics
+            if all(client._cluster.partitions_for_topic(topic) for topic in wanted):
+                return
+            client._net.run(client._manager.wait_for, client._cluster.request_update(), LEARN_MS)
+    except kafka_errors.KafkaError:
+        return  # no broker answers: the loop waits that out
 
 
 def let_others_join() -> None:

@@ -106,6 +106,7 @@ class Ingest:
         self._owned = Ownership(self.settings, self._consumer, self._writer)
         try:
             self._consumer.subscribe(list(self._topics), listener=assignments)
+            quirks.learn_topics(self._consumer, self._topics)
             while not (self._stop.is_set() or self._finished()):
                 self._step(assignments)
             self._drain(time.monotonic() + self.settings.consumer.stop_deadline_seconds)

@@ -21,6 +21,8 @@ from deploy.local.state import Secrets, StateDir
 HOME = Path(os.environ[HOME_VARIABLE]) if os.environ.get(HOME_VARIABLE) else None
 WITHOUT = f"Apache Kafka: {HOME_VARIABLE} names no folder of it"
 needs_apache = pytest.mark.skipif(HOME is None or not jars(HOME), reason=WITHOUT)
+BROKERS = ["tansu", "noida", pytest.param("apache", marks=needs_apache)]
+"""The brokers that the ingest's tests run on."""
 START_SECONDS = 120.0
 
 
