@@ -10,6 +10,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
+from consumers.kafka import quirks
 from consumers.outage import first_line
 from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
@@ -108,7 +109,7 @@ def consumer(
     }
     if assignors:
         membership["partition_assignment_strategy"] = assignors
-    return _connect(
+    made = _connect(
         KafkaConsumer,
         settings,
         **(membership if group else {}),
@@ -121,6 +122,8 @@ def consumer(
         fetch_max_bytes=max(limits.batch_max_bytes, 2**20),
         max_poll_records=limits.batch_max_records,
     )
+    quirks.turn_to_others_soon(made)
+    return made
 
 
 def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms: int = 20) -> Any:

@@ -31,7 +31,7 @@ pytestmark = [
 GROUPS = BROKERS[1:]  # where two members share a group's partitions
 
 
-def name(settings: Settings) -> str:
+def broker(settings: Settings) -> str:
     """The broker's, for the report."""
     if settings.kafka.topic_prefix.startswith("apache."):
         return "Apache Kafka"
@@ -64,7 +64,7 @@ def test_fault_1_killed_at_a_point_of_the_write(quick: Settings, point: str):
     consume(quick)
     ledger.check_end()
     REPORT.append(
-        f"1 {point} on {name(quick)}: seed {SEED}, {kills} kills, {len(ledger.at)} records, each accounted for once"
+        f"1 {point} on {broker(quick)}: seed {SEED}, {kills} kills, {len(ledger.at)} records, each accounted for once"
     )
 
 
@@ -84,7 +84,7 @@ def test_fault_2_the_late_write_of_a_former_owner_is_refused(quick: Settings, po
             zombie.goes_on()
             zombie.told(lambda records, refused, rebalances: refused > 0)  # or it ended, put out by the broker
             ledger.check_end()
-    REPORT.append(f"2 {point} on {name(quick)}: seed {SEED}, {ROUNDS} late writes refused, {len(ledger.at)} records")
+    REPORT.append(f"2 {point} on {broker(quick)}: seed {SEED}, {ROUNDS} late writes refused, {len(ledger.at)} records")
 
 
 def test_fault_2_the_former_owner_comes_back_as_a_member_like_any_other(quick: Settings):
@@ -147,7 +147,7 @@ def test_fault_2_two_members_come_and_go_and_nothing_is_lost_or_doubled(quick: S
             time.sleep(0.2)
     ledger.check_end()
     REPORT.append(
-        f"2 two {rebalance} members on {name(quick)}: seed {SEED}, {deaths} deaths, {len(ledger.at)} records, "
+        f"2 two {rebalance} members on {broker(quick)}: seed {SEED}, {deaths} deaths, {len(ledger.at)} records, "
         "each accounted for once"
     )
 
@@ -213,7 +213,7 @@ def test_fault_3_a_member_slower_than_max_poll_interval_leaves_rejoins_and_loses
     consume(slow)
     ledger.check_end()
     REPORT.append(
-        f"3 on {name(quick)}: seed {SEED}, {ROUNDS} members put out, back and killed, {len(ledger.at)} records"
+        f"3 on {broker(quick)}: seed {SEED}, {ROUNDS} members put out, back and killed, {len(ledger.at)} records"
     )
 
 
