@@ -35,6 +35,8 @@ def check_login(settings: KafkaSettings, seconds: float = CONNECT_SECONDS, *, ag
     if settings.sasl_mechanism == "AWS_MSK_IAM":
         _check_keys()
     for number, address in enumerate(addresses(settings)):
+        if not _accepts(address, seconds):
+            continue
         try:
             _log_in(settings, number, seconds)
         except InputError:
@@ -75,6 +77,15 @@ def addresses(settings: KafkaSettings) -> list[tuple[str, int]]:
             )
         found.append((host.strip("[]"), int(port)))
     return found
+
+
+def _accepts(address: tuple[str, int], seconds: float) -> bool:
+    """Whether a server takes connections at all."""
+    try:
+        socket.create_connection(address, timeout=seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 def _log_in(settings: KafkaSettings, number: int, seconds: float, **other: Any) -> Any:

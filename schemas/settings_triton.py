@@ -59,6 +59,12 @@ class TritonSettings(Group):
         addresses = [address.strip() for address in url.split(",")]
         if not all(addresses) or len(set(addresses)) < len(addresses):
             raise ValueError(f"{url!r} names a server twice, or nothing between two commas; write host:port,host:port")
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdigit() or "/" in address:
+                raise ValueError(
+                    f"{address!r} is not host:port of the server's gRPC, such as triton:8001; whether to talk TLS is triton.tls"
+                )
         return url
 
     @model_validator(mode="after")

@@ -45,6 +45,8 @@ _SETTING = {
     kafka_errors.AuthorizationError: "sasl_username: the broker does not allow it this",
 }
 BOOTSTRAP_TIMEOUT_MS = 15_000
+ANSWER_TIMEOUT_MS = 10_000
+"""Milliseconds that a reader waits for one answer: a broker that stands still must not hold its partitions for longer."""
 DEAD_LETTER_BYTES = 2 * 2**20
 """Bytes of the largest dead letter: what a source topic takes by default (1 MiB), and room for our headers."""
 CLIENT = f"pigeon-{socket.gethostname()}"
@@ -77,7 +79,7 @@ def refusal(error: Exception) -> InputError:
 def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
     check_login(settings)
     try:
-        return client(**_common(settings), **config)
+        return client(**{**_common(settings), **config})
     except Unrecoverable as error:
         raise refusal(error) from None
     except (KafkaError, OSError) as error:
@@ -113,6 +115,7 @@ def consumer(
         KafkaConsumer,
         settings,
         **(membership if group else {}),
+        request_timeout_ms=min(settings.request_timeout_ms, ANSWER_TIMEOUT_MS),
         enable_auto_commit=False,
         metrics_enabled=False,
         auto_offset_reset="none" if group else "earliest",

@@ -43,6 +43,8 @@ LEARN_MS = 5_000
 """Milliseconds that one question for the topics' partitions may take."""
 
 
+SILENT_SECONDS = 3.0
+"""Seconds without an answer after which a broker counts as silent; a fetch without news takes 0.05."""
 CONNECT_MS = 3_000
 """Milliseconds until a broker must have answered on a new connection; twice as many when it did not the last time."""
 
@@ -105,6 +107,23 @@ def turn_to_others_soon(client: Any) -> None:
         "socket_connection_setup_timeout_ms": CONNECT_MS,
         "socket_connection_setup_timeout_max_ms": 2 * CONNECT_MS,
     }
+
+
+def silent_brokers(client: Any, seconds: float = SILENT_SECONDS) -> dict[str, float]:
+    """host:port of each broker that owes an answer for longer, and for how many seconds.
+
+    Coordinators' connections are left out: a join may wait for other members.
+    """
+    now, silent = time.monotonic(), dict[str, float]()
+    for node, connection in list(client._manager._conns.items()):
+        try:
+            sent_at = connection.in_flight_requests[0][2]
+            host, port = connection.transport.getPeer()[:2]
+        except (IndexError, AttributeError, OSError, TypeError):  # nothing is owed, or the connection has just ended
+            continue
+        if now - sent_at > seconds and not str(node).startswith("coordinator"):
+            silent[f"{host}:{port}"] = now - sent_at
+    return silent
 
 
 def let_others_join() -> None:

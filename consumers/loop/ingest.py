@@ -141,6 +141,7 @@ class Ingest:
             self.summary.seconds += time.monotonic() - started
         lag, _ = self._owned.lag()
         self._health.beat(lag)
+        self._health.note_silent_brokers(quirks.silent_brokers(self._consumer))
         self._progress(self.summary, lag)
 
     # --- reading -------------------------------------------------------------------------------------------------------
