@@ -8,6 +8,7 @@
     settings_retrain           those of retraining, the gate and the canary
     settings_kafka             those of Kafka
     settings_triton            those of the inference servers
+    settings_secrets           secrets from files
     settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention

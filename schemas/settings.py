@@ -1,6 +1,7 @@
 """Every setting of the product, with its default, unit and meaning.
 
-Sources, strongest first: arguments, environment (`PIGEON_` prefix, `__` between levels), the dotenv file that `pigeon up`
+Sources, strongest first: arguments, environment (`PIGEON_` prefix, `__` between levels; secrets also from files, by the same
+names with `_FILE` behind them), the dotenv file that `pigeon up`
 writes (`<state_dir>/env`), a TOML file (`pigeon.toml`, or the one named by `PIGEON_CONFIG_FILE`), defaults.
 """
 
@@ -22,7 +23,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from schemas.errors import InputError
 from schemas.settings_group import Group as _Group
@@ -33,6 +40,7 @@ from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_retrain import CanarySettings, RetrainSettings
 from schemas.settings_safety import SafetySettings
+from schemas.settings_secrets import SUFFIX, secret_variables, with_files_read
 from schemas.settings_triton import TritonSettings
 
 PREFIX = "PIGEON_"
@@ -379,6 +387,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        secrets = secret_variables(settings_cls, PREFIX)
+        for source in (env_settings, dotenv_settings):
+            if isinstance(source, EnvSettingsSource):
+                source.env_vars = with_files_read(source.env_vars, secrets)
         toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("PIGEON_CONFIG_FILE", "pigeon.toml")))
         return init_settings, env_settings, dotenv_settings, toml
 
@@ -401,8 +413,10 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         InputError: a setting is unknown or has a bad value; the message names it and the fix.
     """
+    secrets = secret_variables(Settings, PREFIX)
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS and _unknown_variable(name):
+        known = name in NOT_SETTINGS or name.removesuffix(SUFFIX) in secrets
+        if name.startswith(PREFIX) and not known and _unknown_variable(name):
             raise InputError(f"unknown setting {name}: no such name; `pigeon settings` lists them all")
     config_file = os.environ.get("PIGEON_CONFIG_FILE")
     if config_file and not Path(config_file).is_file():
