@@ -125,7 +125,7 @@ def whole(settings: Settings) -> bool:
 def test_a_leader_that_goes_and_comes_back_loses_and_doubles_nothing(
     there: Settings, cluster: ApacheCluster, how: str
 ) -> None:
-    """INPUTS 5: kill -9, and rolling restarts."""
+    """Fault 21, INPUTS 5: kill -9, and rolling restarts."""
     chance = random.Random(f"{SEED} {how}")
     ledger = Ledger(there)
     reading = Reading(there)
@@ -146,7 +146,7 @@ def test_a_leader_that_goes_and_comes_back_loses_and_doubles_nothing(
 def test_a_leader_that_stands_still_holds_its_partitions_no_longer_than_two_elections(
     there: Settings, cluster: ApacheCluster, round_: int
 ) -> None:
-    """FLAWS F36: SIGSTOP; readiness says what is waited for."""
+    """Fault 21, FLAWS F36: SIGSTOP; readiness says what is waited for."""
     chance = random.Random(f"{SEED} frozen {round_}")
     ledger = Ledger(there)
     reading = Reading(there)
@@ -175,7 +175,7 @@ def test_a_leader_that_stands_still_holds_its_partitions_no_longer_than_two_elec
 
 
 def test_every_start_joins_its_group_once(there: Settings) -> None:
-    """FLAWS F33."""
+    """Beside fault 21, FLAWS F33."""
     for _ in range(5):
         before = metrics.REBALANCES._value.get()
         consume(there)
