@@ -57,7 +57,9 @@ def plan(context: RetrainContext, version: str, now: datetime) -> Plan:
     settings = context.settings
     days, share = settings.canary.before_days, settings.retrain.canary_share
     with Session(context.engine) as session:
-        users = read_users(session, version, (share, share), (now - timedelta(days=days), now), (now, now))
+        users = read_users(
+            session, version, (share, share), (now - timedelta(days=days), now), (now, now), settings.clicks
+        )
     showings, clicks = float(users.before_showings.sum()), float(users.before_clicks.sum())
     rate = clicks / showings if clicks else FALLBACK_RATE
     known = {
@@ -121,7 +123,7 @@ def _look(context: RetrainContext, version: ModelVersion, event: ModelEvent, unt
         if start is not None:
             shares = (planned["share"], context.settings.retrain.canary_share)
             before = event.at - timedelta(days=settings.before_days), event.at
-            users = read_users(session, version.version, shares, before, (start, until))
+            users = read_users(session, version.version, shares, before, (start, until), context.settings.clicks)
             found = look(
                 users,
                 alpha=settings.alpha,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -107,6 +108,8 @@ class RetrainContext:
     """Prints a line for the operator."""
     clicks: ClickModel | None = None
     """Ranks stored answers for pairs and for the off-policy value; without one there are direct pairs only, and SNIPS."""
+    fit_clicks: Callable[[datetime], ClickModel | None] = lambda stop: None
+    """Fits `clicks` on what users did up to a moment, without held-out users; None where there is too little, or nothing."""
 
     @property
     def cache(self) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -100,16 +100,22 @@ def retrain(
     """
     with lead(context.engine, "retrain") as lease, clear_errors(context):
         if dry_run:
-            mined = _mine(context, window, min_pairs)
+            mined = _mine(_with_clicks(context, window), window, min_pairs)
             context.echo("dry run: nothing was written")
             return Outcome(None, None, mined.counts, {})
         with Session(context.engine) as session:
             registry.check_base(session, context.base_sha256)
+        context = _with_clicks(context, window)
         snapshot = _unfinished(context, window)
         counts: dict[str, int] = {}
         if snapshot is None:
             snapshot, counts = _snapshot(context, lease, window, min_pairs)
         return _challenge(context, lease, window, snapshot, counts, promote)
+
+
+def _with_clicks(context: RetrainContext, window: Window) -> RetrainContext:
+    """The context with a click model of the window, fitted without held-out users, where the log teaches one."""
+    return replace(context, clicks=context.clicks or context.fit_clicks(window.stop))
 
 
 def _unfinished(context: RetrainContext, window: Window) -> Snapshot | None:
@@ -142,6 +148,7 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
             score_share=settings.score_pairs_share,
             base_sha256=context.base_sha256,
             reward=reward,
+            clicks=context.settings.clicks,
         )
     divided = split.divide(mined.pairs, settings.holdout_share)
     counts = {**mined.counts, **{f"{name}_pairs": len(getattr(divided, name)) for name in split.SPLITS}}
@@ -151,6 +158,7 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
         f"{counts['score_pairs']} score-ranked = {counts['train_pairs']} to train, {counts['holdout_pairs']} of held-out users, "
         f"{counts['future_pairs']} newest kept back"
     )
+    context.echo(pairs.yield_words(counts))
     if counts["other_base"]:
         context.echo(f"{counts['other_base']} showings are of posters by an earlier checkpoint: no pairs come of them")
     if counts["unreadable"]:

@@ -134,14 +134,17 @@ def answer(codes: tuple[int, ...], logprob: float = -1.0) -> StoredAnswer:
 def test_a_reward_ranked_pair_is_the_best_over_the_worst_by_how_sure_the_model_is() -> None:
     answers = [answer((1,)), answer((2,)), answer(()), answer((3,))]
     mean = np.array([0.05, 0.08, 0.9, 0.02])
-    sure = ExpectedClicks(mean, np.full(4, 0.01))
+    sure = ExpectedClicks(mean, mean, np.eye(4) * 0.01**2)
     ranked = best_over_worst(answers, sure, 0.8)
     assert ranked is not None
     assert ranked[:2] == (1, 3), "an answer without codes is none"
     assert ranked[2] == pytest.approx(math.erf(0.06 / (0.01 * math.sqrt(2)) / math.sqrt(2)))
-    assert best_over_worst(answers, ExpectedClicks(mean, np.full(4, 0.2)), 0.8) is None
-    assert best_over_worst([answer((1,)), answer((1,))], ExpectedClicks(np.array([0.1, 0.5]), np.zeros(2)), 0.8) is None
-    assert best_over_worst(answers, ExpectedClicks(np.full(4, 0.1), np.zeros(4)), 0.8) is None
+    assert best_over_worst(answers, ExpectedClicks(mean, mean, np.eye(4) * 0.2**2), 0.8) is None
+    together = ExpectedClicks(mean, mean, np.eye(4) * 0.01**2 + 0.2**2)
+    assert best_over_worst(answers, together, 0.8) == ranked, "an error that all have in common decides nothing"
+    twice = np.array([0.1, 0.5])
+    assert best_over_worst([answer((1,)), answer((1,))], ExpectedClicks(twice, twice, np.zeros((2, 2))), 0.8) is None
+    assert best_over_worst(answers, ExpectedClicks(np.full(4, 0.1), np.zeros(4), np.zeros((4, 4))), 0.8) is None
 
 
 def grid(rows: list[list[list[int]]]) -> AnswerGrid:
