@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from generator.feedback.ports import Echo, PairScores, RetrainContext, Trained
-from generator.feedback.reward_pairs import AnsweredTask, ClickModel
+from generator.feedback.reward_pairs import AnsweredTask
 from generator.serving.repository import (
     MANIFEST,
     check_repository,
@@ -49,22 +48,15 @@ def open_context(settings: Settings, echo: Echo) -> RetrainContext:
     Raises:
         ModelError: the checkpoint is missing.
     """
-    checkpoint, engine = checkpoint_folder(settings), connect(settings.database)
-
-    def fit_clicks(stop: datetime) -> ClickModel | None:
-        from generator.feedback.clicks.ranking import fit_ranking
-
-        return fit_ranking(engine, settings, stop, echo)
-
+    checkpoint = checkpoint_folder(settings)
     return RetrainContext(
         settings=settings,
-        engine=engine,
+        engine=connect(settings.database),
         store=Store(settings.s3),
         serving=TritonServing(settings),
         trainer=Dpo(checkpoint, settings.retrain, echo),
         base_sha256=combined_hash(tree_hashes(checkpoint)),
         echo=echo,
-        fit_clicks=fit_clicks,
     )
 
 

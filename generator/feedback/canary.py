@@ -206,6 +206,7 @@ def _why_over(session: Session, version: ModelVersion, event: ModelEvent) -> str
     if override is not None and not registry.is_live(session, override):
         return "its override expired"
     promoted = select(ModelEvent.version).where(ModelEvent.to_state == "champion", ModelEvent.event_id > event.event_id)
+    promoted = promoted.where(ModelEvent.from_state.is_distinct_from("champion"))  # a note is no promotion
     if (other := session.scalars(promoted.limit(1)).one_or_none()) is not None:
         return f"{other} became champion since, so there is nobody left to compare it with"
     return None

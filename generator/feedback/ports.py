@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -107,9 +106,7 @@ class RetrainContext:
     echo: Echo
     """Prints a line for the operator."""
     clicks: ClickModel | None = None
-    """Ranks stored answers for pairs and for the off-policy value; without one there are direct pairs only, and SNIPS."""
-    fit_clicks: Callable[[datetime], ClickModel | None] = lambda stop: None
-    """Fits `clicks` on what users did up to a moment, without held-out users; None where there is too little, or nothing."""
+    """Ranks stored answers for pairs and for the off-policy value; a retraining fits one on its window when None."""
 
     @property
     def cache(self) -> Path:

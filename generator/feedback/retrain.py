@@ -29,6 +29,7 @@ from generator.feedback.reward_pairs import RewardRanking
 from generator.feedback.snapshot import Snapshot, find_unfinished, put, write
 from generator.serving.api import InferenceCorrupt, InferenceRejected
 from generator.storage.lease import Lease, lead
+from generator.worth import Worth, read_worth
 from schemas.errors import ModelError, Refused
 from schemas.faultpoints import reach
 from schemas.tables import ModelVersion
@@ -106,6 +107,7 @@ def retrain(
         with Session(context.engine) as session:
             registry.check_base(session, context.base_sha256)
         context = _with_clicks(context, window)
+        _note_worth(context, lease, window)
         snapshot = _unfinished(context, window)
         counts: dict[str, int] = {}
         if snapshot is None:
@@ -115,7 +117,26 @@ def retrain(
 
 def _with_clicks(context: RetrainContext, window: Window) -> RetrainContext:
     """The context with a click model of the window, fitted without held-out users, where the log teaches one."""
-    return replace(context, clicks=context.clicks or context.fit_clicks(window.stop))
+    from generator.feedback.clicks.ranking import fit_ranking  # scikit-learn
+
+    found = context.clicks or fit_ranking(context.engine, context.settings, window.stop, context.echo)
+    return replace(context, clicks=found)
+
+
+def _note_worth(context: RetrainContext, lease: Lease, window: Window) -> None:
+    """Write down, with the champion, what drawn posters were worth over the items' own; only told where that is unknown."""
+    with Session(context.engine) as session, session.begin():
+        lease.check(session.connection())
+        found = read_worth(session, context.settings.clicks, window.stop, window.days)
+        champion = registry.get_current(session, "champion")
+        figures = {**finite(found.figures()), "until": window.stop.isoformat()}
+        if isinstance(found, Worth) and champion is not None and not _noted(session, champion, figures["until"]):
+            registry.note(session, champion, found.words, figures)
+    context.echo(found.words)
+
+
+def _noted(session: Session, champion: ModelVersion, until: str) -> bool:
+    return any(event.figures.get("until") == until for event in registry.list_events(session, champion.version))
 
 
 def _unfinished(context: RetrainContext, window: Window) -> Snapshot | None:

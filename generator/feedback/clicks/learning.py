@@ -118,9 +118,10 @@ def verdict(judgement: Judgement) -> str:
 
 def counts_in_words(counts: dict[str, int], settings: ClickSettings) -> str:
     """What was used and what was left out, in one line."""
+    share = 1000 * counts["used"] / max(1, counts["impressions"])
     return (
         f"{counts['used']:,} showings with {counts['clicks']:,} clicks of {counts['impressions']:,} impressions in "
-        f"{settings.window_days} days; left out: {counts['showings_still_open']:,} younger than "
+        f"{settings.window_days} days ({share:.0f} used per 1,000); left out: {counts['showings_still_open']:,} younger than "
         f"{settings.attribution_hours:g} h, {counts['repeated_impressions']:,} repeated, {counts['showings_of_robots']:,} of "
         f"{counts['robots']:,} robots, {counts['showings_past_the_cap']:,} past the daily cap, "
         f"{counts['showings_without_answers']:,} without stored answers; {counts['reactions_without_a_showing']:,} clicks and "
