@@ -63,6 +63,7 @@ def value_of(
         as_showings(shown, logprobs[0], logprobs[1], expect(context.clicks, tasks)),
         settings.gate_confidence,
         settings.off_policy_min_samples,
+        settings.off_policy_min_clicks,
     )
 
 

@@ -55,7 +55,7 @@ def simulated(
 def test_both_estimates_find_the_true_gain_and_the_model_makes_it_surer() -> None:
     rng = np.random.default_rng(1)
     found, truth = simulated(rng)
-    value = evaluate(found, 0.95, 100)
+    value = evaluate(found, 0.95, 100, 1)
     assert isinstance(value, OffPolicyValue)
     assert truth > 0.01
     for estimate in (value.snips, value.doubly_robust):
@@ -70,7 +70,7 @@ def test_both_estimates_find_the_true_gain_and_the_model_makes_it_surer() -> Non
 
 def test_a_wrong_click_model_does_not_mislead_the_doubly_robust_estimate() -> None:
     found, truth = simulated(np.random.default_rng(2), model_error=0.2)
-    value = evaluate(found, 0.95, 100)
+    value = evaluate(found, 0.95, 100, 1)
     assert isinstance(value, OffPolicyValue)
     assert value.doubly_robust is not None
     assert value.doubly_robust.low < truth < value.doubly_robust.high
@@ -78,7 +78,7 @@ def test_a_wrong_click_model_does_not_mislead_the_doubly_robust_estimate() -> No
 
 def test_a_worse_challenger_is_surely_worse() -> None:
     found, truth = simulated(np.random.default_rng(3), better=-1.0)
-    value = evaluate(found, 0.95, 100)
+    value = evaluate(found, 0.95, 100, 1)
     assert isinstance(value, OffPolicyValue)
     assert truth < 0
     assert value.gain.high < 0
@@ -86,11 +86,11 @@ def test_a_worse_challenger_is_surely_worse() -> None:
 
 def test_too_small_a_log_cannot_be_judged() -> None:
     found, _ = simulated(np.random.default_rng(4), showings=60)
-    judged = evaluate(found, 0.95, 100)
+    judged = evaluate(found, 0.95, 100, 1)
     assert isinstance(judged, NotJudged)
     assert "off_policy_min_samples is 100" in judged.reason
     few, _ = simulated(np.random.default_rng(4), showings=9)
-    assert isinstance(evaluate(few, 0.95, 1), NotJudged)
+    assert isinstance(evaluate(few, 0.95, 1, 1), NotJudged)
 
 
 def test_the_effective_sample_size_by_hand() -> None:
