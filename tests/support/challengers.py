@@ -1,6 +1,6 @@
 """Planted challengers before the product's gate and canary, in a world on codes alone whose truth is known.
 
-python -m tests.support.challengers --out deploy/models/nano/evaluation/loop/challengers.json  # 20 worse ones and 20 better ones, two minutes
+python -m tests.support.challengers --out deploy/models/nano/evaluation/loop/challengers.json  # 20 worse and 20 better ones, a minute
 
 A model is a distribution over 30 answers (6 palettes x 5 styles) per user; a challenger adds weights on palette, style and what the
 user's history shows, as an adapter does. What decides is the product's own: `gate_metrics`, `off_policy`, `diversity`, `gate` and
