@@ -116,7 +116,7 @@ def retrain(
 
 
 def _with_clicks(context: RetrainContext, window: Window) -> RetrainContext:
-    """The context with a click model of the window, fitted without held-out users, where the log teaches one."""
+    """The context with the window's click model of users who are not held out, where there is one."""
     from generator.feedback.clicks.ranking import fit_ranking  # scikit-learn
 
     found = context.clicks or fit_ranking(context.engine, context.settings, window.stop, context.echo)
@@ -124,7 +124,10 @@ def _with_clicks(context: RetrainContext, window: Window) -> RetrainContext:
 
 
 def _note_worth(context: RetrainContext, lease: Lease, window: Window) -> None:
-    """Write down, with the champion, what drawn posters were worth over the items' own; only told where that is unknown."""
+    """Write what drawn posters were worth over the items' own into the champion's history.
+
+    Only told where that is unknown.
+    """
     with Session(context.engine) as session, session.begin():
         lease.check(session.connection())
         found = read_worth(session, context.settings.clicks, window.stop, window.days)

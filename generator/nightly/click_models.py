@@ -35,7 +35,7 @@ class LoadedClickModel:
 
 @waits_out
 def read_status(ledger: Ledger, run_settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run chooses by, which model is active, and how the latest fit and its job ended; None where there is none."""
+    """What a run chooses by, what is active, and how the latest fit and its job ended, each or None."""
     with ledger.reading() as session:
         known = {
             row.model_id: row for row in session.scalars(select(ClickModelRow).options(defer(ClickModelRow.artifact)))

@@ -328,7 +328,7 @@ def test_erasure_runs_beside_a_night_and_only_its_failures_are_told(settings: Se
 
 
 def test_a_click_model_that_cannot_be_fitted_does_not_hold_the_night_up(settings: Settings) -> None:
-    """Fault 9: the fit before the night hangs, then fails; the night runs at its moment, and its status tells of both."""
+    """Fault 9: the fit before the night hangs, then fails; the night runs, and its status tells of it."""
     ended, commands = threading.Event(), Commands(settings)
 
     def run(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:

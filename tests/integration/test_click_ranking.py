@@ -1,4 +1,4 @@
-"""A click model for one retraining: without held-out users, over all stored answers of a task; and robots, who teach nobody."""
+"""A retraining's click model without held-out users, over all stored answers; and robots."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_without_enough_clicks_or_an_effect_there_is_none_and_it_says_why(engine
 
 
 def test_robots_move_neither_pairs_nor_canary(engine: Engine) -> None:
-    """Two robots: one clicks all that it is shown, one is shown more in a day than people are; and a cap for the eager."""
+    """One clicks all that it is shown, one is shown more in a day than people are; the eager are capped."""
     night = filled(engine, users=40)
     rules = ClickSettings(robot_daily_showings=100, daily_cap=20)
 

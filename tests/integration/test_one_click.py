@@ -1,4 +1,4 @@
-"""One user's click, from the poster that was shown to the next night's poster, on real servers all the way.
+"""One user's click, from the poster shown to the next night's poster, on real servers.
 
 manifest reader -> Kafka -> consumer -> Postgres -> click model and snapshot -> adapter -> Triton -> the next night.
 """
@@ -104,7 +104,7 @@ def reader(settings: Settings) -> PosterManifest:
 
 
 def surf(settings: Settings, posters: PosterManifest) -> str:
-    """Every user is shown posters on three days and clicks on those of variant 0; returns the poster that u1 clicked."""
+    """Users are shown posters on three days and click on variant 0; returns the one that u1 clicked."""
     events, clicked = [], ""
     for user, item in ITEM_OF.items():
         first = min(posters.variants_for(user, item), key=lambda row: row["variant"])["poster_id"]

@@ -1,4 +1,4 @@
-"""What drawn posters are worth over the items' own: robots, what is missing, and where it is written down."""
+"""What drawn posters are worth over the items' own: robots, what is missing, where it is told."""
 
 from __future__ import annotations
 

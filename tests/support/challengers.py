@@ -1,4 +1,4 @@
-"""Planted challengers before the product's gate and canary, in a world on codes alone whose truth is known.
+"""Planted challengers before the product's gate and canary, in a world on codes alone.
 
 python -m tests.support.challengers --out deploy/models/nano/evaluation/loop/challengers.json  # 20 worse and 20 better ones, a minute
 
@@ -93,14 +93,14 @@ class Outcome:
     kind: Kind
     seed: int
     true_lift: float
-    """Of the probability of a click, over the champion."""
+    """Gain in the probability of a click, as a share of the champion's."""
     pairs: int
     passed: bool
     refused_for: str
     canary: str
-    """The last look's verdict, or "not begun"."""
+    """The last look's verdict, or "no canary"."""
     days: int
-    """Of the canary."""
+    """Days that the canary ran."""
 
 
 def build(seed: int, effect: float) -> World:
@@ -169,7 +169,7 @@ def challenge(kind: Kind, seed: int, horizon: int) -> Outcome:
     challenger = np.log(_softmax(world.champion + world.features @ weights))
     verdict = gate.decide(_metrics(world, log, challenger, rng), RETRAIN, CHECKS)
     refused = ", ".join(reason.split(" ")[0] for reason in verdict.refusal.split("; ") if reason)
-    days, found = run_canary(world, challenger, horizon, rng) if verdict.passed else (0, "not begun")
+    days, found = run_canary(world, challenger, horizon, rng) if verdict.passed else (0, "no canary")
     return Outcome(kind, seed, _lift(world, challenger), pairs, verdict.passed, refused, found, days)
 
 

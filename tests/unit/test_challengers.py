@@ -1,4 +1,4 @@
-"""Planted challengers before the gate and as canaries: a small run, and what was recorded of the long one."""
+"""Planted challengers before gate and canary: a small run, and what was recorded of the long one."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def learn_clicks(
 def read_showings(
     engine: Engine, settings: ClickSettings, stop: datetime, without: Callable[[str], bool] = lambda user: False
 ) -> showings.Read:
-    """The showings of the `clicks.window_days` before `stop`, of all users but those whom `without` names.
+    """The showings of the `clicks.window_days` before `stop`, of all users but those that `without` names.
 
     Raises:
         Refused: no night was published yet.

@@ -25,14 +25,16 @@ from schemas.settings import Settings
 
 
 class AnswerRanking:
-    """What a click model expects of the answers of tasks, read from Postgres; `generator.feedback.reward_pairs.ClickModel`."""
+    """What a click model expects of tasks' stored answers: `reward_pairs.ClickModel` on Postgres."""
 
     def __init__(self, engine: Engine, model: ClickModel) -> None:
         self._engine = engine
         self._model = model
 
     def __call__(self, tasks: Sequence[AnsweredTask]) -> list[ExpectedClicks]:
-        """Expectations per task, in order; no answer is better than another one where the model does not fit them.
+        """Expectations per task, in order.
+
+        No answer is better than another one where the model does not fit them.
 
         Raises:
             ServerUnavailable: Postgres is away.
@@ -62,7 +64,7 @@ class AnswerRanking:
 
 
 def fit_ranking(engine: Engine, settings: Settings, stop: datetime, echo: Echo) -> AnswerRanking | None:
-    """A click model of everybody but held-out users; None, and `echo` is told why, where the log teaches none.
+    """A click model of everybody but held-out users; None, with the reason told, where there is none.
 
     Raises:
         ServerUnavailable: Postgres is away.

@@ -159,7 +159,7 @@ def _chosen_by(run: NightRun) -> str:
 
 
 def _worth(context: ReportContext, run: NightRun) -> str:
-    """What drawn posters were worth over the items' own until this night began, or what is missing to tell."""
+    """What drawn posters were worth until this night began, or what is missing to tell."""
     try:
         with context.ledger.reading() as session:
             return read_worth(session, context.settings.clicks, run.started_at).words
