@@ -129,8 +129,8 @@ def _note_worth(context: RetrainContext, lease: Lease, window: Window) -> None:
     Only told where that is unknown.
     """
     with Session(context.engine) as session, session.begin():
-        lease.check(session.connection())
         found = read_worth(session, context.settings.clicks, window.stop, window.days)
+        lease.check(session.connection())
         champion = registry.get_current(session, "champion")
         figures = {**finite(found.figures()), "until": window.stop.isoformat()}
         if isinstance(found, Worth) and champion is not None and not _noted(session, champion, figures["until"]):
