@@ -137,7 +137,7 @@ def surf(settings: Settings, posters: PosterManifest) -> str:
 
 
 def test_a_click_on_a_poster_changes_the_next_nights_poster(
-    engine: Engine, own: Settings, pigeon: Pigeon, tmp_path: Path
+    engine: Engine, own: Settings, pigeon: Pigeon, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     assert not is_held_out("u1", own.retrain.holdout_share), "u1 is one of those who teach"
     build(own, tmp_path / "art", users=USERS, targets=1)
@@ -164,7 +164,8 @@ def test_a_click_on_a_poster_changes_the_next_nights_poster(
 
     trained = run(pigeon, "retrain", "--until", NOW.isoformat(), "--promote", "champion")
     assert "who are not held out" in trained, "it ranked by a click model of its own, or said why not"
-    assert "pairs per 1,000 showings: " in trained
+    used = next(line for line in trained.splitlines() if line.startswith("pairs per 1,000 showings: "))
+    record_property("one click", used)
     assert "nano-2 is champion, nano-1 retired" in trained
     with Session(engine) as session:
         champion = session.scalars(select(ModelVersion).where(ModelVersion.state == "champion")).one()
