@@ -6,13 +6,10 @@
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     settings_retrain           those of retraining, the gate and the canary
-<<<<<<< HEAD
     settings_compute           those of the device that trains and scores
-=======
     settings_kafka             those of Kafka
     settings_triton            those of the inference servers
     settings_secrets           secrets from files
->>>>>>> h/doctor
     settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention

@@ -305,6 +305,10 @@ class ScheduleSettings(_Group):
         description="minute hour day month weekday, as cron means them: 0 and 7 are Sunday; where day and weekday are both "
         "given, either of them will do.",
     )
+    clicks_cron: str = Field(
+        "0 1 * * *",
+        description="When the click model is fitted that nights choose by; before the night, which never waits for it.",
+    )
     retrain_cron: str = "0 5 * * mon"
     canary_cron: str = Field(
         "0 6 * * *", description="When the running canary is judged and old adapters are unloaded."
