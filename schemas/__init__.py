@@ -27,6 +27,7 @@
     fetch, deadline_http       catalogue pictures fetched within one deadline
     image_addresses            where pictures may come from
     images                     what a picture is, for import and night
+    image_colours              any depth, profile and transparency made 8-bit sRGB
     titles, typefaces          titles as they are written; which fonts have their characters
     faultpoints                named points at which the fault tests kill a process
     hashing                    a number in [0, 1) from a text
