@@ -40,6 +40,9 @@ _NEVER = tuple(
 LONGEST_BYTES = 2_000
 """Bytes of the longest address that is taken: a database can index it, and hosts refuse longer ones anyway."""
 
+_SITE_LOCAL = IPv6Network("fec0::/10")
+"""What private networks had before fc00::/7; Python calls it global."""
+
 _NAT64 = IPv6Network("64:ff9b::/96")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.ASCII)
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -193,7 +196,7 @@ class AddressRules:
         for one in (ip, *_embedded(ip)):
             if any(one.version == network.version and one in network for network in _NEVER):
                 raise ImageProblem(f"{host} is {ip}, a link-local or metadata address: never asked")
-            if one.is_global or self._is_named(host):
+            if (one.is_global and one not in _SITE_LOCAL) or self._is_named(host):
                 continue
             if any(one.version == network.version and one in network for network in self._networks):
                 continue
