@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from schemas.settings_s3 import S3Settings
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
     from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
+
+
+log = logging.getLogger("pigeon.storage")
 
 
 class _Again(Exception):
@@ -63,6 +67,7 @@ class Store:
         self.s3 = s3 or client(settings)
         self.uri = settings.uri
         self._where = f"{settings.endpoint_url or 'AWS'}, bucket {settings.bucket}"
+        self._keys_end = settings.session_token is not None
         self._attempts = settings.max_attempts
         self._versioning: str | None = None
         self.versions_left: list[str] = []
@@ -74,6 +79,10 @@ class Store:
         With `writes` also when the store does not hold to the conditions of a write, which keep two nights from overwriting
         each other.
         """
+        if self._keys_end:
+            log.warning(
+                "s3.session_token is fixed: its keys end with it, and nothing renews them; leave s3's keys to boto3"
+            )
         try:
             self.s3.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
