@@ -13,6 +13,7 @@
     settings_safety            those of the safety verdict
     settings_loop              those of readers and of the click model
     connections                options of the Kafka, S3 and Postgres clients
+    s3_keys                    keys of S3 that files renew
     s3_prefix, s3_errors       keys in a shared bucket; what an error of the store means
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads

@@ -5,8 +5,11 @@ Importing this module imports no client library: boto3 is imported where a clien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from schemas import s3_keys
 from schemas.runtime import kafka_login
 from schemas.s3_prefix import add_prefix
 
@@ -44,6 +47,7 @@ def s3_options(settings: S3Settings) -> dict[str, Any]:
         "secret_access_key": secret.get_secret_value() if secret else None,
         "session_token": token.get_secret_value() if token else None,
         "prefixed": (settings.bucket, settings.prefix),
+        "key_files": s3_keys.key_files(),
         "connect_timeout_seconds": settings.connect_timeout_seconds,
         "read_timeout_seconds": settings.read_timeout_seconds,
         "max_attempts": settings.max_attempts,
@@ -60,6 +64,7 @@ def s3_client(
     session_token: str | None = None,
     addressing_style: Literal["auto", "path", "virtual"] = "auto",
     prefixed: tuple[str, str] = ("", ""),
+    key_files: Mapping[str, Path] | None = None,
     connect_timeout_seconds: float = 5.0,
     read_timeout_seconds: float = 30.0,
     max_attempts: int = 5,
@@ -73,6 +78,7 @@ def s3_client(
     Args:
         addressing_style: "path" is host/bucket/key, "virtual" bucket.host/key.
         prefixed: a bucket, and what all keys in it begin with (schemas/s3_prefix.py).
+        key_files: files of keys, which are read again whenever something is signed (schemas/s3_keys.py).
         max_attempts: tries of a request, the first included.
         checksums: when botocore adds and checks its extra checksums.
         pool_connections: connections kept open, for as many threads.
@@ -80,13 +86,18 @@ def s3_client(
     import boto3
     from botocore.config import Config
 
-    client = boto3.client(
+    keys = {
+        "access_key_id": access_key_id,
+        "secret_access_key": secret_access_key,
+        "session_token": session_token,
+    }
+    client = (s3_keys.session(keys, key_files) if key_files else boto3).client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        aws_session_token=session_token,
+        aws_access_key_id=None if key_files else access_key_id,
+        aws_secret_access_key=None if key_files else secret_access_key,
+        aws_session_token=None if key_files else session_token,
         config=Config(
             signature_version="s3v4",
             s3={"addressing_style": addressing_style},

@@ -86,7 +86,7 @@ class DrawWorker:
     def open(self) -> Place | PigeonError:
         """Check that this node reaches all servers, and that they serve what the run was planned for."""
         try:
-            self._store.check(writes=False)  # the driver has asked for the rest
+            self._store.check()
             run = self._ledger.outages.call(lambda: runs.get_by_id(self._ledger, self._run_id))
             if run is None:
                 return InputError(f"no run {self._run_id}: the workers' database.url leads elsewhere")

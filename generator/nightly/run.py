@@ -183,7 +183,7 @@ class Night:
     def _leading(self) -> Iterator[Ledger]:
         """A ledger under the night's lease; connections are released at the end."""
         try:
-            self._store.check()
+            self._store.check(writes=True)
             with lead(self._engine, "night") as lease:
                 yield Ledger(self._engine, lease, self._outages())
         finally:

@@ -223,7 +223,7 @@ def open_storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
-        store.check(writes=False)
+        store.check()
         yield store, engine
     finally:
         engine.dispose()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from schemas import s3_keys
 from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.s3_errors import ABSENT, DENIED, code_of, from_response
@@ -73,13 +74,13 @@ class Store:
         self.versions_left: list[str] = []
         """Keys whose older versions we were not allowed to delete."""
 
-    def check(self, *, writes: bool = True) -> None:
+    def check(self, *, writes: bool = False) -> None:
         """Fail early when the bucket is missing, the keys, the region or the clock are wrong.
 
         With `writes` also when the store does not hold to the conditions of a write, which keep two nights from overwriting
         each other.
         """
-        if self._keys_end:
+        if self._keys_end and not s3_keys.key_files():
             log.warning(
                 "s3.session_token is fixed: its keys end with it, and nothing renews them; leave s3's keys to boto3"
             )

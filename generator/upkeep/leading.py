@@ -24,7 +24,7 @@ def leading(settings: Settings, name: str) -> Iterator[tuple[Store, Ledger]]:
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
-        store.check(writes=False)
+        store.check()
         with lead(engine, name) as lease:
             yield store, Ledger(engine, lease)
     finally:

@@ -85,7 +85,7 @@ def test_conditions_that_fail_for_a_while_later_are_waited_out(proxied: tuple[Se
     """INPUTS 20: a gateway that is being replaced."""
     far, proxy = proxied
     store = PatientStore(far.s3, OutageRetry(30.0))
-    store.check()
+    store.check(writes=True)
     store.put("pointer", b"old", "a/b")
     stored = store.get("pointer")
     assert stored
@@ -344,3 +344,24 @@ def test_keys_that_end_are_warned_about(settings: Settings, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "pigeon.storage"):
         store.check()
     assert "s3.session_token is fixed" in caplog.text
+
+
+def test_keys_in_files_are_read_again_when_they_are_renewed(
+    asked: tuple[int, list[tuple[str, str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """INPUTS 23: temporary keys that somebody renews, in one process; files that are away for a moment change nothing."""
+    port, seen = asked
+    for name in ("access_key_id", "secret_access_key", "session_token"):
+        (tmp_path / name).write_text(f"{name}-1\n")
+        monkeypatch.setenv(f"PIGEON_S3__{name.upper()}_FILE", str(tmp_path / name))
+    settings = Settings.model_validate({"s3": {"endpoint_url": f"http://store.example:{port}"}})
+    with closing(Store(settings.s3).s3) as s3:
+        store = Store(settings.s3, s3)
+        assert store.get("x") is None
+        (tmp_path / "session_token").write_text("session_token-2")
+        assert store.get("x") is None
+        (tmp_path / "session_token").unlink()
+        assert store.get("x") is None
+    assert [token for _, _, token in seen] == ["session_token-1", "session_token-2", "session_token-2"]
+    with pytest.raises(InputError, match="session_token"):
+        Store(settings.s3)
