@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 FIRST_WAIT_SECONDS = 0.2
+GIVING_UP_SHARE = 0.05
+"""Share of a fetch's time that is kept for giving up, so that it has ended when its time is over."""
 CHUNK_BYTES = 64 * 2**10
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be others a moment later."""
@@ -102,7 +104,7 @@ class Fetcher:
             if isinstance(address, FileAddress):
                 return read_file(address.path, self._limit, known)
             self._prepare(address)
-            with self._slot(host), deadline(self._seconds):
+            with self._slot(host), deadline((1 - GIVING_UP_SHARE) * self._seconds):
                 return self._patiently(address, host, known or Known())
         except (ImageProblem, HostUnavailable):
             raise

@@ -24,7 +24,7 @@ from schemas.images import ImageProblem, decode
 from schemas.settings import ImageSettings, Settings
 from tests.support.picture_host import PictureHost, picture
 
-DEADLINE_SECONDS = 0.5
+DEADLINE_SECONDS = 2.0
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ Fetch = Callable[..., Fetched | NotModified]
 def test_no_host_keeps_a_fetch_past_its_deadline(
     host: PictureHost, record_property: Callable[[str, object], None]
 ) -> None:
-    """INPUTS 14: 200 fetches from a host that drips, hangs, cuts, is busy, redirects for ever, or answers."""
+    """INPUTS 14: 100 fetches from a host that drips, hangs, cuts, is busy, redirects for ever, or answers."""
     host.redirects = {"/round": "/round", "/to-drip": "/drip"}
     paths = ["/drip", "/drip-headers", "/to-drip", "/hang", "/cut", "/round", "/status/503", "/status/429", "/a.png"]
-    asked = random.Random(14).choices(paths, k=200)
+    asked = random.Random(14).choices(paths, k=100)
     fetcher = Fetcher(
         Settings.model_validate(
             {
-                "images": {"allowed_networks": ("127.0.0.0/8",), "per_host": 32},
+                "images": {"allowed_networks": ("127.0.0.0/8",), "per_host": 16},
                 "night": {"image_timeout_seconds": DEADLINE_SECONDS},
             }
         )
@@ -76,7 +76,7 @@ def test_no_host_keeps_a_fetch_past_its_deadline(
             return type(error).__name__, time.monotonic() - began
         return "fetched", time.monotonic() - began
 
-    with ThreadPoolExecutor(32) as pool:
+    with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(timed, asked))
     fetcher.close()
     by_path = {path: {kind for one, (kind, _) in zip(asked, found, strict=True) if one == path} for path in paths}
@@ -134,6 +134,8 @@ def test_a_host_that_lies_costs_its_own_picture(host: PictureHost, fetch: Fetch,
         "::ffff:10.0.0.1",
         "64:ff9b::7f00:1",
         "64:ff9b:1::1",
+        "3fff::1",
+        "5f00::1",
         "2002:7f00:1::",
         "::127.0.0.1",
         "100.64.0.1",
