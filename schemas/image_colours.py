@@ -24,7 +24,7 @@ DARK_GROUND = (38, 38, 38)
 
 
 def scale_transparent_colour(image: Image.Image) -> None:
-    """Give a PNG's transparent colour the depth that its pixels will have; to be called before they are loaded.
+    """Give a PNG's transparent colour the depth of its pixels; called before they are loaded.
 
     Pillow leaves it as the file has it, so that art of 2, 4 or 16 bits would lie on the colour that nobody should see.
     """
@@ -57,7 +57,7 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floating point, scaled to 8 bits; with alpha where one value is transparent."""
+    """Grey of any depth scaled to 8 bits; with alpha where one value is transparent."""
     import numpy as np
     from PIL import Image
 

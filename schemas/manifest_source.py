@@ -38,7 +38,10 @@ class ObjectMissing(Exception):
 
 
 class ObjectDenied(ObjectMissing):
-    """The store refuses a named object to these keys: it may be missing, for keys that may not list the bucket."""
+    """A named object is refused to these keys.
+
+    It may be missing: keys that may not list the bucket are not told.
+    """
 
 
 class ObjectCorrupt(Exception):

@@ -1,4 +1,4 @@
-"""Keys of S3 that are read from files at every signature, so that whoever renews the files renews the keys.
+"""Keys of S3 that are read from files at every signature: who renews the files renews the keys.
 
 Containers give secrets so (`PIGEON_S3__SECRET_ACCESS_KEY_FILE=/run/secrets/...`); a process that runs for months takes the new
 ones without a restart. boto3's own sources (environment, profile, role) renew themselves.
@@ -30,7 +30,7 @@ def key_files(environment: Mapping[str, str] = os.environ) -> dict[str, Path]:
 
 
 def session(keys: Keys, files: Mapping[str, Path]) -> boto3.Session:
-    """A boto3 session that signs with `keys`, of which those in `files` are read anew each time.
+    """A boto3 session that signs with `keys`, of which those in `files` are read again each time.
 
     Raises:
         InputError: a file cannot be read; later, what it had last goes on.

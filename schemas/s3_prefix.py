@@ -1,4 +1,4 @@
-"""A client whose keys in one bucket all begin with a prefix, so that a bucket can be shared with others.
+"""A client whose keys in one bucket all begin with a prefix: a bucket can be shared.
 
 Callers know nothing of it: the prefix is put before what they send and taken off what they get.
 """
@@ -16,7 +16,7 @@ _LISTED = ("Contents", "Versions", "DeleteMarkers")
 
 
 def add_prefix(client: S3Client, bucket: str, prefix: str) -> None:
-    """Have all requests for `bucket` stay under `prefix`, which ends with a slash; other buckets are left alone."""
+    """Have all requests for `bucket` stay under `prefix`, which ends with a slash."""
 
     def put_before(params: dict[str, Any], model: Any, **_: Any) -> dict[str, Any]:
         if params.get("Bucket") != bucket:

@@ -1,4 +1,7 @@
-"""Addresses of S3 objects that carry our signature, so that pictures there are read under the same limits as others."""
+"""Addresses of S3 objects that carry our signature.
+
+Pictures there are read under the same limits as others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts of pictures that are slow, busy, choosy or lying, and where pictures may come from (INPUTS 14, 15).
+"""Hosts that are slow, busy or lying, and where pictures may come from (INPUTS 14, 15).
 
 Public reports: sotoki#252; the rest is read from the code. What is asked of one address at a time: tests/unit/test_fetch.py.
 """

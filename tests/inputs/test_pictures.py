@@ -1,4 +1,4 @@
-"""Pictures as catalogues have them (INPUTS 13, 16, 17): one rule for import and night, whatever the bytes.
+"""Pictures as catalogues have them (INPUTS 13, 16, 17): one rule for import and night.
 
 Public reports: bing_image_downloader#30; wagtail#729, sd-scripts#1316, Pillow#2574, Pillow#3011.
 """
@@ -166,7 +166,7 @@ def test_whatever_the_bytes_only_a_problem_of_the_picture_comes_out() -> None:
 
 @pytest.mark.integration
 def test_a_picture_changes_no_night_but_its_own_task(settings: Settings, tmp_path: Path) -> None:
-    """INPUTS 13: each user is recommended a generated picture and a good one; the good one is drawn whatever the other is."""
+    """INPUTS 13: of each user's two targets one is generated; the other one is drawn whatever it is."""
     cases = list(pictures(CASES, SEED))
     build(settings, tmp_path / "art", users=0)
     engine = connect(settings.database)

@@ -1,4 +1,4 @@
-"""Stores of other makes (INPUTS 20 to 23): conditions, rights, addresses, clocks, regions, keys that end.
+"""Stores of other makes (INPUTS 20 to 23): conditions, rights, addresses, clocks, keys.
 
 Public reports: ceph/s3-tests#583, versitygw#1708; aws-cli#2041; s5cmd#518. Beside SeaweedFS, a proxy before it that answers by
 a script, and a store of the tests' own that writes down what it is asked.
@@ -215,7 +215,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, list[tuple[str
 def test_stores_that_know_one_way_of_addressing_are_asked_in_theirs(
     asked: tuple[int, list[tuple[str, str, str]]], style: str, virtual: bool
 ) -> None:
-    """INPUTS 22: virtual-host-only stores, for objects of ours and for catalogue pictures; and temporary keys."""
+    """INPUTS 22: virtual-host-only stores, for our objects and for catalogue pictures."""
     port, seen = asked
     settings = Settings.model_validate(
         {
@@ -349,7 +349,7 @@ def test_keys_that_end_are_warned_about(settings: Settings, caplog: pytest.LogCa
 def test_keys_in_files_are_read_again_when_they_are_renewed(
     asked: tuple[int, list[tuple[str, str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """INPUTS 23: temporary keys that somebody renews, in one process; files that are away for a moment change nothing."""
+    """INPUTS 23: temporary keys that somebody renews; files that are away change nothing."""
     port, seen = asked
     for name in ("access_key_id", "secret_access_key", "session_token"):
         (tmp_path / name).write_text(f"{name}-1\n")

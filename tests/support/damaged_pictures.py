@@ -1,4 +1,4 @@
-"""Pictures as catalogues have them, by a seed: every format and kind of pixels, whole and damaged, and bombs."""
+"""Pictures as catalogues have them, by a seed: every format, whole and damaged; bombs."""
 
 from __future__ import annotations
 
