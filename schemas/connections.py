@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas import s3_keys
+from schemas import kafka_token, s3_keys
 from schemas.runtime import kafka_login
 from schemas.s3_prefix import add_prefix
 
@@ -29,11 +29,14 @@ def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
     Raises:
         InputError: the login's settings do not fit together (schemas/runtime/kafka_login.py).
     """
-    return {
+    options = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "request_timeout_ms": settings.request_timeout_ms,
         **kafka_login.options(settings),
     }
+    if settings.security_protocol.startswith("SASL") and settings.sasl_mechanism == "OAUTHBEARER":
+        options["sasl_oauth_token_provider"] = kafka_token.provider(settings)
+    return options
 
 
 def s3_options(settings: S3Settings) -> dict[str, Any]:

@@ -6,7 +6,6 @@ ones without a restart. boto3's own sources (environment, profile, role) renew t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,12 @@ READINGS = 5
 Keys = Mapping[str, str | None]
 
 
-def key_files(environment: Mapping[str, str] = os.environ) -> dict[str, Path]:
+def key_files() -> dict[str, Path]:
     """The files that the environment names, by the setting that each has."""
-    named = {name: environment.get(f"PIGEON_S3__{name.upper()}_FILE") for name in NAMES}
-    return {name: Path(path) for name, path in named.items() if path}
+    from schemas.settings_secrets import file_of
+
+    named = {name: file_of(f"PIGEON_S3__{name.upper()}") for name in NAMES}
+    return {name: path for name, path in named.items() if path}
 
 
 def session(keys: Keys, files: Mapping[str, Path]) -> boto3.Session:

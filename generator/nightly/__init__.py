@@ -51,6 +51,7 @@
     withdraw          withdrawals, lifting them, and rolling a night back
     online_store      export to a store of the Redis protocol
     announce          events of `posters.published.v1`
+    doctor            what is asked of this machine for `pigeon doctor`
     report            the night's HTML report (a package)
     progress          a bar or lines on stderr
     status            a night in figures

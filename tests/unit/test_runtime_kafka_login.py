@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ class Recorder:
 
     def __init__(self, **config: Any) -> None:
         self.config = config
+        self._manager = SimpleNamespace(config={})
 
 
 @pytest.mark.parametrize("kind", ["KafkaConsumer", "KafkaProducer", "KafkaAdminClient"])
