@@ -125,7 +125,7 @@ class Store:
             code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if code in {"PreconditionFailed", "412"}:
                 return None
-            if code in {"NotImplemented", "InvalidArgument"} or status in {400, 501}:
+            if code in {"NotImplemented", "InvalidArgument", "InvalidRequest"} or status == 501:
                 raise self._without_conditions(f"{next(iter(condition))} is answered {code}") from error
             raise self._plain(error, starting=True) from error
         except (BotoCoreError, _Again) as error:
