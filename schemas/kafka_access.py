@@ -37,6 +37,9 @@ def check_login(settings: KafkaSettings, seconds: float = CONNECT_SECONDS, *, ag
     for number, address in enumerate(addresses(settings)):
         if not _accepts(address, seconds):
             continue
+        # TLS first, by itself: kafka-python leaves the sockets of failed handshakes open.
+        if untrusted := kafka_login.explain(settings, address, seconds):
+            raise untrusted
         try:
             _log_in(settings, number, seconds)
         except InputError:
@@ -166,8 +169,6 @@ def _explain(
         )
     if isinstance(error, errors.AuthorizationError):
         return kafka_login.refuse("sasl_username", f"may not even ask {where} for its brokers: {type(error).__name__}")
-    if told := kafka_login.explain(settings, address, seconds):
-        return told
     return _wrong_protocol(settings, number, address, seconds)
 
 

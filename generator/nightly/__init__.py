@@ -55,6 +55,7 @@
     report            the night's HTML report (a package)
     progress          a bar or lines on stderr
     status            a night in figures
+    event_hints       events that say nothing to a night, in words
     wording           numbers with their nouns
     erasure_fence     what keeps an erased user out while a night writes
     objections        users who object to drawn posters, by an operator's hand

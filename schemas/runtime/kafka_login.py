@@ -161,7 +161,7 @@ def explain(settings: KafkaSettings, address: tuple[str, int], seconds: float = 
             socket.create_connection(address, timeout=seconds) as plain,
             context.wrap_socket(plain, server_hostname=address[0]) as secure,
         ):
-            secure.settimeout(0.5)  # a refusal of our certificate comes after the handshake of TLS 1.3
+            secure.settimeout(0.3)  # a refusal of our certificate comes after the handshake of TLS 1.3
             secure.recv(1)
     except ssl.SSLCertVerificationError as error:
         return refuse("ssl_cafile", f"does not prove {where} genuine: {error.verify_message}")

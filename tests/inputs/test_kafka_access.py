@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+)
 
 from consumers import dead_letters
 from consumers.doctor import PROBES
@@ -132,6 +141,7 @@ def change_rights(settings: Settings, changes: Iterable[Right], *, grant: bool =
     kinds = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
     permission = ACLPermissionType.ALLOW if grant else ACLPermissionType.DENY
     admin = clients.admin(settings.kafka)
+    wanted = list(changes)
     admin.create_acls(
         [
             ACL(
@@ -141,9 +151,19 @@ def change_rights(settings: Settings, changes: Iterable[Right], *, grant: bool =
                 permission_type=permission,
                 resource_pattern=ResourcePattern(kinds[right.resource], right.name),
             )
-            for right in changes
+            for right in wanted
         ]
     )
+    asked = ACLFilter(
+        f"User:{USER}",
+        "*",
+        ACLOperation.ANY,
+        permission,
+        ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY),
+    )
+    names = {right.name for right in wanted}
+    while not names <= {acl.resource_pattern.resource_name for acl in admin.describe_acls(asked)[0]}:
+        time.sleep(0.05)  # the broker learns of it from the controller
     admin.close()
 
 
