@@ -49,7 +49,7 @@ check: $(TEST) ## Format, lint, types, import contracts, dependencies, contract 
 	$(BIN)/deptry .
 	$(BIN)/pigeon events check
 
-faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on both brokers, 50,000 generated records, 2,000 generated pictures; hours
+faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records, 2,000 generated pictures; hours
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} PICTURE_CASES=$${PICTURE_CASES:-2000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
 		tests/faults/test_night_processes.py tests/faults/test_store_faults.py tests/inputs/test_pictures.py

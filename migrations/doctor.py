@@ -1,4 +1,4 @@
-"""What is asked of Postgres for `pigeon doctor`: version, pooler, rights, clock, and whether it is at this release's head."""
+"""What is asked of Postgres for `pigeon doctor`: version, pooler, rights, clock, migrations."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def _clock(connection: sa.Connection) -> Iterator[Finding]:
 
 
 def _pooler(settings: Settings) -> Iterator[Finding]:
-    """A pooler makes up the number of a session that Postgres tells at login; in session mode nobody else has our session."""
+    """Whether a pooler is in between, and in which mode.
+
+    It makes up the number of the session that Postgres tells at login; in session mode nobody else has our session.
+    """
     with database.connected(settings.database) as connection:
         told = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr] # psycopg2's
         backend = connection.scalar(sa.text("SELECT pg_backend_pid()"))

@@ -1,4 +1,6 @@
-"""What a broker answers to our login, asked before any client is made; kafka-python only reports that none answers.
+"""What a broker answers to our login, asked before any client is made.
+
+kafka-python only reports that no broker answers.
 
 `check_login` tries the brokers of the settings in turn and raises what waiting would not mend, within seconds.
 """
@@ -22,7 +24,7 @@ _accepted: set[KafkaSettings] = set()  # logins that were good once; the next cl
 
 
 def check_login(settings: KafkaSettings, seconds: float = CONNECT_SECONDS, *, again: bool = False) -> None:
-    """Raise what is wrong with the login, if a broker refuses it; brokers that do not answer are passed over.
+    """Raise what is wrong with the login, if a broker refuses it; silent ones are passed over.
 
     Args:
         again: ask although this login was good before.
@@ -92,7 +94,7 @@ def _accepts(address: tuple[str, int], seconds: float) -> bool:
 
 
 def _log_in(settings: KafkaSettings, number: int, seconds: float, **other: Any) -> Any:
-    """Connect to the number-th broker, log in and ask for its brokers; or for its SASL mechanisms (`only_offers`).
+    """Log in at the number-th broker and ask for the cluster's, or for SASL mechanisms (`only_offers`).
 
     Raises: kafka-python's errors, as they are.
     """

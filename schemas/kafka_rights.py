@@ -64,7 +64,7 @@ def _of_group(admin: Any, group: str) -> set[str] | None:
         told = admin.describe_groups([group])[group]
     except errors.GroupAuthorizationFailedError:
         return set()
-    except (errors.KafkaError, KeyError, LookupError):
+    except (errors.KafkaError, LookupError, ValueError):  # small brokers answer with operations that there are not
         return None
     operations = told.get("authorized_operations")
     return None if operations is None else set(operations)

@@ -1,4 +1,4 @@
-"""Tokens for the mechanism OAUTHBEARER: client credentials of an OIDC provider, fetched before they run out."""
+"""Tokens for OAUTHBEARER: client credentials of an OIDC provider, fetched before they run out."""
 
 from __future__ import annotations
 

@@ -73,6 +73,6 @@ def read_secret(variable: str, path: Path) -> str:
 
 
 def file_of(variable: str) -> Path | None:
-    """The file that a secret comes from, for those who read it again when it was changed; None when it comes from elsewhere."""
+    """The file that a secret comes from, for who reads it again; None when it comes from elsewhere."""
     path = os.environ.get(f"{variable}{SUFFIX}")
     return Path(path) if path else None

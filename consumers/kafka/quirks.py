@@ -1,6 +1,11 @@
 """What brokers and kafka-python get wrong, and the one place where it is worked round.
 
-What the two brokers of the tests do otherwise than Apache Kafka, and where it is met; nothing else depends on it.
+What the two small brokers of the tests do otherwise than Apache Kafka, their third, and where it is met; nothing else depends
+on it.
+Apache Kafka 4.3:
+- it hangs up on who it refuses, and says why with the last bytes only: `schemas.kafka_access`;
+- it lists our rights only where it knows the group or topic: a missing group is told of at the join;
+- a broker that stands still (SIGSTOP) keeps its connections and its partitions until the others put it out.
 Tansu (the embedded one):
 - its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch;
 - a position past the end is never refused, so loop/ownership.py compares it with `known_end` and also takes OffsetOutOfRange;

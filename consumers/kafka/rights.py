@@ -23,7 +23,10 @@ def to_consume(settings: KafkaSettings, topics: Iterable[str]) -> list[Right]:
 
 
 def to_produce(topics: Iterable[str]) -> list[Right]:
-    """Rights that sending to topics needs; Apache Kafka before 3.0 wants IDEMPOTENT_WRITE on the cluster, too."""
+    """Rights that sending to topics needs.
+
+    Apache Kafka before 3.0 wants IDEMPOTENT_WRITE on the cluster, too.
+    """
     return [Right("topic", name, "WRITE") for name in topics]
 
 

@@ -122,7 +122,7 @@ class DeadLetters:
             raise Outage(f"dead-letter topic: {type(error).__name__}: {first_line(error)}") from error
 
     def _refuse(self, topics: set[str]) -> None:
-        """Raise what waiting would not mend: topics that are not there, rights that we lack; a silent broker is an outage."""
+        """Raise what waiting would not mend: topics that are not there, rights that we lack."""
         try:
             client = clients.admin(self._settings)
         except ServerUnavailable:

@@ -1,4 +1,4 @@
-"""`pigeon doctor`: asks every address of the settings what it can do, and says what is wrong and how to mend it.
+"""`pigeon doctor`: asks every address of the settings what it can do.
 
     commands   the command; the probes come from the parts, each in its own `doctor.py`
 

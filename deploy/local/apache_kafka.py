@@ -1,4 +1,4 @@
-"""Apache Kafka itself (KRaft) from a folder of jars that somebody has: the tests' third broker, alone or three of a cluster.
+"""Apache Kafka itself (KRaft) from a folder of jars: the tests' third broker, alone or as three.
 
 `pigeon up` never starts it: no package brings it. It needs Java 17 or newer.
 """

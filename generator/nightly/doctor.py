@@ -1,4 +1,4 @@
-"""What is asked of the machine that draws, for `pigeon doctor` and before a night: folders, disk, fonts, safety model."""
+"""What is asked of the machine that draws, for `pigeon doctor`: disk, fonts, safety model."""
 
 from __future__ import annotations
 

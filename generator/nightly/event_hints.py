@@ -1,4 +1,4 @@
-"""What of the events says nothing to a night, in words: kinds that enter no history, clicked items that no catalogue has.
+"""Events that are of no use to a night, in words: by their kind, or of items that no catalogue has.
 
 Both look at a part of the tables only: a hint costs the same however much is stored.
 """

@@ -43,7 +43,10 @@ def open_channel(settings: TritonSettings, address: str) -> triton.InferenceServ
 
 
 def _tls(settings: TritonSettings) -> dict[str, Any]:
-    """Arguments of the client; the files are looked at first, because gRPC only says that it cannot connect."""
+    """Arguments of the client.
+
+    The files are looked at first: gRPC only reports that it cannot connect.
+    """
     files = {"root_certificates": "ca_file", "certificate_chain": "cert_file", "private_key": "key_file"}
     given = {
         argument: (name, path) for argument, name in files.items() if (path := getattr(settings, name)) is not None

@@ -1,4 +1,4 @@
-"""What is asked of each Triton server for `pigeon doctor`: whether it answers, over TLS, with our models and weights."""
+"""What is asked of each Triton server for `pigeon doctor`: build, TLS, models, weights."""
 
 from __future__ import annotations
 

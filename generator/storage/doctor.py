@@ -1,4 +1,4 @@
-"""What is asked of S3 for `pigeon doctor`: bucket, rights, clock, and the conditional writes that publishing rests on.
+"""What is asked of S3 for `pigeon doctor`: bucket, rights, clock, conditional writes.
 
 What it writes is under `doctor/`, and deleted again.
 """
@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+from botocore.exceptions import ClientError
 
 from generator.storage.objects import Store
 from schemas.errors import InputError, PigeonError, ServerUnavailable
@@ -22,6 +24,7 @@ PREFIX = "doctor/"
 CLOCK_SECONDS = 60.0
 """Seconds by which clocks may differ: S3 refuses what was signed 15 minutes ago or ahead."""
 PATIENCE_SECONDS = 5.0
+_NOT_IMPLEMENTED = frozenset({400, 405, 501})
 NO_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -87,10 +90,18 @@ def _conditions(store: Store, key: str) -> Iterator[Finding]:
                 yield ok(AREA, "conditional writes", f"{header} is obeyed")
             else:
                 yield wrong(AREA, "conditional writes", f"{header} is ignored: two publishers would both win", mend)
-        except ServerUnavailable:
-            raise
         except PigeonError as error:
+            if isinstance(error, ServerUnavailable) and not _is_refusal(error):
+                raise
             yield wrong(AREA, "conditional writes", f"{header} is refused: {error}", mend, InputError)
+
+
+def _is_refusal(error: PigeonError) -> bool:
+    """Whether the store said that it cannot do it, and not that it is away."""
+    cause = error.__cause__
+    if not isinstance(cause, ClientError):
+        return False
+    return cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _NOT_IMPLEMENTED
 
 
 def _take_away(store: Store, key: str) -> None:

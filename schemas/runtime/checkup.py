@@ -76,7 +76,7 @@ def look(probes: Sequence[Probe], settings: Settings) -> list[Finding]:
 
 
 def require(probes: Sequence[Probe], settings: Settings) -> None:
-    """Ask probes before a part begins: refuse what waiting would not mend, log the rest.
+    """Ask probes before a part begins: refuse what waiting would not mend, log what else is wrong.
 
     Raises:
         InputError: the first thing that a setting, a right or an installation must mend.
@@ -84,7 +84,7 @@ def require(probes: Sequence[Probe], settings: Settings) -> None:
     for finding in look(probes, settings):
         if finding.exit_code == InputError.exit_code:
             raise InputError(f"{finding.area}: {finding.line()}")
-        if finding.verdict != "ok":
+        if finding.verdict == "wrong":
             log.warning("checkup", area=finding.area, subject=finding.subject, found=finding.line())
 
 

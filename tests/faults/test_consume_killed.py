@@ -1,4 +1,6 @@
-"""Faults 1 to 3: consumers killed, stopped and slow at named points, in seeded rounds on all three brokers.
+"""Faults 1 to 3: consumers killed, stopped and slow at named points, in seeded rounds.
+
+On all three brokers.
 
 Checked by history: the producer's acknowledgements say which event is at which offset; after every kill exactly the events
 below the stored offsets are in the table, and at the end all of them, once, in the right histories.

@@ -1,4 +1,4 @@
-"""INPUTS 31 and 32, FLAWS F34 and F35: logins and rights on Apache Kafka, refused within seconds by the setting's name."""
+"""INPUTS 31 and 32, FLAWS F34 and F35: logins and rights on Apache Kafka, refused by name."""
 
 from __future__ import annotations
 

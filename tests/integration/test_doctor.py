@@ -1,7 +1,8 @@
-"""`pigeon doctor` on the real servers: what is right, what is wrong and how to mend it, and that nothing is left behind."""
+"""`pigeon doctor` on the real servers: what is wrong, how to mend it, and nothing left behind."""
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import subprocess
@@ -31,7 +32,11 @@ from schemas.settings import Settings
 from tests.support.consume_world import changed, query
 from tests.support.s3_proxy import Operation, S3Proxy, status
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    # kafka-python 3.0.12 drops the socket of a connection that was not made (net/inet.py, sock_connect).
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -101,7 +106,7 @@ def test_a_login_without_rights_is_told_which_it_lacks(settings: Settings) -> No
     finally:
         query(settings, "DROP OWNED BY reader_only")
         query(settings, "DROP ROLE reader_only")
-    assert "reader_only lacks DELETE on" in finding.text
+    assert "reader_only lacks INSERT on" in finding.text
     assert finding.exit_code == InputError.exit_code
 
 
@@ -196,6 +201,7 @@ def test_a_server_that_hangs_is_away_and_the_doctor_does_not_hang(settings: Sett
         }[area]()
         probes = {"kafka": KAFKA, "postgres": POSTGRES, "s3": S3, "triton": TRITON}[area]
         found = look(probes, there)
+    gc.collect()
     assert exit_code(found) == 3
     assert {finding.area for finding in found} == {area}
 

@@ -1,4 +1,4 @@
-"""Apache Kafka for the tests: one broker, or three of a cluster, from the folder that PIGEON_TEST_KAFKA_HOME names.
+"""Apache Kafka for the tests, from the folder that PIGEON_TEST_KAFKA_HOME names.
 
 Where no such folder is known, what needs it does not run, and the summary of the tests says so.
 """

@@ -1,4 +1,4 @@
-"""An authority of the tests' own, and certificates for 127.0.0.1 that it signs; made with the openssl command."""
+"""An authority of the tests' own, and certificates for 127.0.0.1 that it signs (openssl)."""
 
 from __future__ import annotations
 

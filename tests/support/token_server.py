@@ -1,4 +1,4 @@
-"""An OIDC provider of the tests' own: a token endpoint for client credentials, and the keys that its tokens are checked by."""
+"""An OIDC provider of the tests' own: a token endpoint for client credentials, and its keys."""
 
 from __future__ import annotations
 
