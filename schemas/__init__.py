@@ -6,6 +6,7 @@
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     settings_retrain           those of retraining, the gate and the canary
+    settings_compute           those of the device that trains and scores
     settings_kafka             those of Kafka
     settings_triton            those of the inference servers
     settings_secrets           secrets from files

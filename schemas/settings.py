@@ -32,6 +32,7 @@ from pydantic_settings import (
 )
 
 from schemas.errors import InputError
+from schemas.settings_compute import ComputeSettings
 from schemas.settings_group import Group as _Group
 from schemas.settings_group import Seconds, Share
 from schemas.settings_kafka import KafkaSettings
@@ -289,6 +290,10 @@ class ScheduleSettings(_Group):
         description="minute hour day month weekday, as cron means them: 0 and 7 are Sunday; where day and weekday are both "
         "given, either of them will do.",
     )
+    clicks_cron: str = Field(
+        "0 1 * * *",
+        description="When the click model is fitted that nights choose by; before the night, which never waits for it.",
+    )
     retrain_cron: str = "0 5 * * mon"
     canary_cron: str = Field(
         "0 6 * * *", description="When the running canary is judged and old adapters are unloaded."
@@ -362,6 +367,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()
+    compute: ComputeSettings = ComputeSettings()
 
     @classmethod
     def settings_customise_sources(
