@@ -49,10 +49,10 @@ check: $(TEST) ## Format, lint, types, import contracts, dependencies, contract 
 	$(BIN)/deptry .
 	$(BIN)/pigeon events check
 
-faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records; hours
-	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
+faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records, 2,000 generated pictures; hours
+	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} PICTURE_CASES=$${PICTURE_CASES:-2000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
-		tests/faults/test_night_processes.py tests/faults/test_store_faults.py
+		tests/faults/test_night_processes.py tests/faults/test_store_faults.py tests/inputs/test_pictures.py
 
 # Not through the environment above: a CUDA machine has its own torch.
 gpu: ## Figures of a CUDA machine, in eight minutes (MINUTES=8), written to gpu-results; nothing without one

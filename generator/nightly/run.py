@@ -184,7 +184,7 @@ class Night:
     def _leading(self) -> Iterator[Ledger]:
         """A ledger under the night's lease; connections are released at the end."""
         try:
-            self._store.check()
+            self._store.check(writes=True)
             with lead(self._engine, "night") as lease:
                 yield Ledger(self._engine, lease, self._outages())
         finally:
@@ -388,7 +388,7 @@ class Night:
             self._echo(
                 f"{_name(run)}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
                 f"{counts.withheld} withheld, {announced}; {session_words(figures, tally)}; "
-                f"s3://{self._store.bucket}/{ref.manifest_key}"
+                f"{self._store.uri(ref.manifest_key)}"
             )
 
     def _keep(self, ledger: Ledger, run: NightRun, tally: Tally, session: SessionLog) -> None:
@@ -399,7 +399,7 @@ class Night:
         runs.mark_drawn(ledger, run.run_id, figures, report_key)
         self._echo(
             f"{_name(run)}: {counted(figures['posters_drawn'], 'poster')} drawn and shown to nobody; "
-            f"{session_words(figures, tally)}" + (f"; s3://{self._store.bucket}/{report_key}" if report_key else "")
+            f"{session_words(figures, tally)}" + (f"; {self._store.uri(report_key)}" if report_key else "")
         )
 
     def _report(self, ledger: Ledger, run: NightRun, figures: dict[str, Any]) -> str | None:
