@@ -31,6 +31,7 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
+    "generator.training.commands",
     "generator.training.nano.commands",
 )
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")
@@ -52,6 +53,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("retrain",): "train",
     ("loop",): "loop",
     ("train",): "train",
+    ("dataset",): "train",
     ("evaluate",): "evaluate",
 }
 

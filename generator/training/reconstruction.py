@@ -19,6 +19,7 @@ from generator.pigeon.masking import draw_noise
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
 from generator.pigeon.prompt import IGNORED_LABEL
 from generator.training.logprobs import Answers, label_logprobs
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 
 Batches = Callable[[int, np.random.Generator], TrainingBatch]
@@ -47,15 +48,25 @@ def train_reconstruction(
     personalizer.set_trainable()
 
     def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
-        batch = batches(step, rng)
-        alpha, noise = mask_draws(batch, rng)
-        counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
-        for part in trainer.group.parts(len(batch.tokens), part_rows):
-            logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
-            yield -logprobs.sum() / counted, {}
+        return reconstruction_loss(personalizer, batches(step, rng), rng, trainer.group, part_rows)
 
     trainer = Trainer(personalizer, loss, folder, config)
     trainer.run()
+
+
+def reconstruction_loss(
+    personalizer: Personalizer,
+    batch: TrainingBatch,
+    rng: np.random.Generator,
+    group: ProcessGroup,
+    part_rows: int | None,
+) -> Iterator[Part]:
+    """A step's loss, mean cross-entropy of the answers' labels behind masks of this step's draws, in this process's parts."""
+    alpha, noise = mask_draws(batch, rng)
+    counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+    for part in group.parts(len(batch.tokens), part_rows):
+        logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
+        yield -logprobs.sum() / counted, {}
 
 
 def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> MaskDraws:

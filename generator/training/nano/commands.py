@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from generator.training.commands import align
+from generator.training.progress import progress_bars
 
 if TYPE_CHECKING:
     from generator.training.nano.recipe import NanoRun
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 EXTRACTORS = ("own", "efficientnet", "pixels")
 """Names of all extractors, as `evaluation.extractors` has them; that module imports torch."""
 
-train = typer.Typer(help="Train the nano model from openly licensed pictures, stage by stage.", no_args_is_help=True)
+train = typer.Typer(
+    help="Align a checkpoint to your data set, or train the nano model from openly licensed pictures, stage by stage.",
+    no_args_is_help=True,
+)
 
 Start = Annotated[
     Path | None,
@@ -29,6 +34,7 @@ Seconds = Annotated[float | None, typer.Option(help="Wall-clock budget of the st
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
+    train.command()(align)
     app.add_typer(train, name="train")
     app.command()(evaluate)
 
@@ -143,7 +149,7 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output: {output} cannot be made a folder ({error.strerror})") from error
-    with _progress() as progress:
+    with progress_bars() as progress:
         cache = load_settings().state_dir / "cache"
         found = run(request, IconSamples(cache), cache / "evaluation", progress)
     console = Console()
@@ -155,46 +161,3 @@ def evaluate(
     plot_alphas(found, output)
     spent = ", ".join(f"{step} {seconds / count:.2f}" for step, seconds in found.seconds.items())
     typer.echo(f"Seconds per sample: {spent}. Written to {output}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per step on a terminal's standard error, a line per tenth elsewhere."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        known: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bar.add_task(what, total=total)
-            bar.update(known[what], completed=done)
-
-        yield show
-
-
-def _lines() -> Callable[[str, int, int], None]:
-    said: dict[str, int] = {}
-
-    def say(what: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(1, total)
-        if said.get(what) != tenth:
-            said[what] = tenth
-            typer.echo(f"{what}: {done} of {total}", err=True)
-
-    return say
