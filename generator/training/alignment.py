@@ -259,7 +259,7 @@ class Alignment:
 
     def _after_step(self, figures: dict[str, float]) -> None:
         step = self._trainer.step
-        self._progress(f"Align, loss {figures['loss']:.3f}", step, self._config.steps)
+        self._progress("Align", step, self._config.steps)
         if step % self._config.validate_every == 0:
             self._validate()
 

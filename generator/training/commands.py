@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -162,6 +163,7 @@ def align(
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak; lavit-7b: 1e-5.")] = 4e-4,
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up.")] = 20,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between two validations.")] = 200,
+    validation_windows: Annotated[int, typer.Option(min=1, help="Windows that a validation reads, at most.")] = 512,
     patience: Annotated[int, typer.Option(min=1, help="Validations without a better one before it stops.")] = 5,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute activations twice, keep fewer.")
@@ -189,6 +191,7 @@ def align(
         seed=seed,
         part_rows=part_rows,
         validate_every=validate_every,
+        validation_windows=validation_windows,
         patience=patience,
         checkpointing=gradient_checkpointing,
     )
@@ -307,3 +310,40 @@ def _say(manifest: DatasetManifest) -> None:
     )
     for reason, count in manifest.left_out.items():
         typer.echo(f"  left out: {reason}: {count}")
+
+
+def evaluate_dataset(
+    dataset: str,
+    checkpoint: Path,
+    adapter: Path | None,
+    count: int,
+    extractors: Sequence[str],
+    clip: Path | None,
+    dino: Path | None,
+    baselines: str,
+    alphas: Sequence[float],
+    output: Path,
+    seed: int,
+) -> None:
+    """What `pigeon evaluate --dataset` does; its options' checks are in `evaluation.catalog`."""
+    import json
+
+    from rich.console import Console
+
+    from generator.training.evaluation.catalog import CATALOG_BASELINES, CatalogRequest, evaluate_catalog
+    from generator.training.evaluation.catalog_report import as_json, contact_sheet, markdown, tables
+
+    named = tuple(name.strip() for name in baselines.split(","))
+    if baselines in ("all", "none"):
+        named = CATALOG_BASELINES if baselines == "all" else ()
+    request = CatalogRequest(checkpoint, adapter, count, tuple(extractors), clip, dino, named, tuple(alphas), seed)
+    with progress_bars() as progress:
+        found = evaluate_catalog(request, open_dataset(dataset), _settings().state_dir / "cache" / "datasets", progress)
+    console = Console()
+    for table in tables(found):
+        console.print(table.rich())
+    (output / "evaluation.json").write_text(json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n")
+    (output / "evaluation.md").write_text(markdown(found))
+    contact_sheet(found, output / "contact-sheet.webp")
+    typer.echo(f"Not run: {'; '.join(found.not_run)}")
+    typer.echo(f"Written to {output}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from generator.training.commands import align
+from generator.training.commands import DATASET_HELP, align, evaluate_dataset
 from generator.training.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -113,10 +113,21 @@ def evaluate(
         Path, typer.Option(help="Folder for evaluation.json, evaluation.md, contact-sheet.webp, alpha.svg, alpha.png.")
     ] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="Of the users, their pictures and the intervals.")] = 7,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"{DATASET_HELP} Its held-out users, in the place of simulated ones.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="With --dataset: a trained adapter, beside the checkpoint's own.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="With --dataset: a CLIP folder of transformers, for CS and CIS.")
+    ] = None,
+    dino: Annotated[Path | None, typer.Option(help="With --dataset: a DINOv2 folder of transformers, for DIS.")] = None,
 ) -> None:
-    """Draw for simulated users whose taste is known, and measure it.
+    """Draw for simulated users whose taste is known, or for a data set's held-out users, and measure it.
 
-    Style, concept, likeness, baselines, α_r sweep.
+    Simulated: style, concept, likeness, baselines, α_r sweep. --dataset: likeness to reference and history, the likelihood of the
+    next item behind the own and another user's history; --held-out and --compare do not go with it.
 
     The first run encodes thousands of real drawings, which are kept under the state folder; later ones are quicker.
     """
@@ -132,6 +143,27 @@ def evaluate(
     from schemas.errors import InputError
     from schemas.settings import load_settings
 
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output: {output} cannot be made a folder ({error.strerror})") from error
+    if dataset is not None:
+        evaluate_dataset(
+            dataset,
+            checkpoint,
+            adapter,
+            count,
+            extractor or EXTRACTORS,
+            clip,
+            dino,
+            baselines,
+            alpha or ALPHAS,
+            output,
+            seed,
+        )
+        return
+    if adapter or clip or dino:
+        raise InputError("--adapter, --clip and --dino go with --dataset")
     chosen: Sequence[str] = [name.strip() for name in baselines.split(",")]
     if baselines in ("all", "none"):
         chosen = ALL_BASELINES if baselines == "all" else ()
@@ -145,10 +177,6 @@ def evaluate(
         compare,
         seed,
     )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output: {output} cannot be made a folder ({error.strerror})") from error
     with progress_bars() as progress:
         cache = load_settings().state_dir / "cache"
         found = run(request, IconSamples(cache), cache / "evaluation", progress)
