@@ -5,6 +5,7 @@
 - `logprobs`: log-probabilities of answers
 - `reconstruction`: stage 1, masked preference reconstruction
 - `alignment`: stage 1 of any checkpoint on a data set
+- `whole`: a checkpoint with a trained adapter in the place of its own
 - `dataset`: a team's own catalogue and clicks as an immutable data set
 - `commands`: `pigeon dataset`, `pigeon train align`, `pigeon evaluate --dataset`
 - `progress`: bars and lines of long commands

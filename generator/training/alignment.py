@@ -351,7 +351,8 @@ def _put(parameters: Sequence[torch.nn.Parameter], values: Sequence[torch.Tensor
 
 def _recompute_activations(llama: Any) -> None:
     base = llama.get_base_model()
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    newer = getattr(base, "activation_checkpointing_enable", None)  # transformers 5.23 renamed it
+    (newer or base.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def plot_curves(folder: Path) -> None:

@@ -170,6 +170,10 @@ def align(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the order of windows and the masks.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the CPU.")] = 1,
+    write_to: Annotated[
+        Path | None,
+        typer.Option("--write-checkpoint", help="Folder for the whole checkpoint with what was learned, to be served."),
+    ] = None,
 ) -> None:
     """Align a checkpoint to a data set (stage 1): LoRA, mask generator and reference adapter learn.
 
@@ -180,9 +184,14 @@ def align(
     from generator.serving.repository import checkpoint_folder
     from generator.training.alignment import AlignConfig
     from generator.training.alignment import align as run
+    from generator.training.whole import write_checkpoint
+    from schemas.errors import InputError
 
+    if write_to is not None and write_to.exists():
+        raise InputError(f"--write-checkpoint: {write_to} is there already; give another folder")
     torch.set_num_threads(threads)
     settings = _settings()
+    folder = checkpoint or checkpoint_folder(settings)
     config = AlignConfig(
         steps=steps,
         batch_size=batch_size,
@@ -198,7 +207,7 @@ def align(
     with progress_bars() as progress:
         found = run(
             open_dataset(dataset),
-            checkpoint or checkpoint_folder(settings),
+            folder,
             out,
             config,
             cache=settings.state_dir / "cache" / "datasets",
@@ -209,9 +218,10 @@ def align(
         f"Validation loss {found.first:.4f} -> {found.best:.4f} nats per code at step {found.best_step}"
         + (f"; stopped at step {found.steps} for want of progress" if found.stopped else "")
     )
-    typer.echo(
-        f"The adapter is {found.adapter}; `pigeon models register {found.adapter} --reason ...` brings it to the gate"
-    )
+    typer.echo(f"The adapter: {found.adapter}")
+    if write_to is not None:
+        write_checkpoint(folder, found.adapter, write_to)
+        typer.echo(f"The checkpoint with it: {write_to}; PIGEON_MODELS__CHECKPOINT={write_to} pigeon models build")
 
 
 def open_dataset(name: str) -> Dataset:

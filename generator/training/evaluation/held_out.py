@@ -132,17 +132,15 @@ def _masked_labels(
     """Which of a row's labels (n,) count: codes that are masked in the reference; the end token does not."""
     count = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
     counted = torch.ones(count, dtype=torch.bool)
+    if count == 1:  # the tokenizer kept nothing of the picture: its answer is the end token alone
+        return counted
     counted[-1] = False
     if window.target_codes is not None:
         return counted
     alpha, noise = draws
     rows = (batch.mask_tokens, batch.mask_positions, batch.mask_types)
     keep = model.personalizer.masks(*rows, alpha, invert_reference=True, noise=noise).keep.cpu()
-    is_code = (batch.mask_types == REFERENCE) & (batch.mask_tokens >= model.config.ids.code_offset)
-    masked = keep[is_code] < 0.5
-    counted[:-1] = masked
-    return (
-        counted
-        if bool(masked.any())
-        else torch.cat([torch.ones(count - 1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)])
-    )
+    masked = keep[(batch.mask_types == REFERENCE) & (batch.mask_tokens >= model.config.ids.code_offset)] < 0.5
+    if bool(masked.any()):  # else the ratio was so small that nothing was masked: all codes count
+        counted[:-1] = masked
+    return counted
