@@ -31,7 +31,7 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
-    "generator.training.commands",
+    "generator.training.catalog.commands",
     "generator.training.nano.commands",
 )
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")

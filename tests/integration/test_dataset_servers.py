@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from subprocess import CompletedProcess
 from uuid import uuid4
@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 
+from consumers.partitions import make
 from generator.storage.objects import Store
-from generator.training.dataset.reader import Dataset
-from generator.training.dataset.storage import PREFIX, fetch, stored_ids
+from generator.training.catalog.dataset.reader import Dataset
+from generator.training.catalog.dataset.storage import PREFIX, fetch, stored_ids
 from schemas.settings import Settings
 from schemas.tables import Erasure, Interaction, Item
 from tests.support.shop import write_shop
@@ -27,6 +28,7 @@ def fill(engine: Engine, folder: Path) -> None:
     """The small shop as rows of Postgres."""
     catalog, clicks = (list(map(json.loads, path.read_text().splitlines())) for path in write_shop(folder))
     with Session(engine) as session, session.begin():
+        make(session.connection().connection.cursor(), [date(2026, 11, 1)])
         session.execute(
             insert(Item),
             [

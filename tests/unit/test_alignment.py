@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generator.pigeon.checkpoint import load_adapter, load_model
-from generator.training import alignment
-from generator.training.alignment import AlignConfig, Aligned, align
-from generator.training.dataset.build import Build, BuildConfig, FileSource
-from generator.training.dataset.codes import image_codes
-from generator.training.dataset.manifest import tokenizer_version
-from generator.training.dataset.reader import Dataset
-from generator.training.evaluation.catalog import CatalogRequest, evaluate_catalog
-from generator.training.evaluation.catalog_report import as_json, contact_sheet, markdown
-from generator.training.evaluation.held_out import choose, masked_likelihood
-from generator.training.evaluation.redraw import redraw
+from generator.training.catalog import alignment
+from generator.training.catalog.alignment import AlignConfig, Aligned, align
+from generator.training.catalog.dataset.build import Build, BuildConfig, FileSource
+from generator.training.catalog.dataset.codes import image_codes
+from generator.training.catalog.dataset.manifest import tokenizer_version
+from generator.training.catalog.dataset.reader import Dataset
+from generator.training.catalog.evaluation import CatalogRequest, evaluate_catalog
+from generator.training.catalog.held_out import choose, masked_likelihood
+from generator.training.catalog.redraw import redraw
+from generator.training.catalog.report import as_json, contact_sheet, markdown
+from generator.training.catalog.whole import write_checkpoint
 from generator.training.trainer import Trainer, TrainingDiverged
-from generator.training.whole import write_checkpoint
 from schemas.errors import InputError
 from schemas.fetch import Fetcher
 from schemas.settings import Settings

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generator.training.dataset import pictures, shards
-from generator.training.dataset.build import Build, BuildConfig, FileSource
-from generator.training.dataset.erasure import users_of, without_users
-from generator.training.dataset.manifest import SPLITS, DatasetManifest, read_manifest
-from generator.training.dataset.reader import Dataset, WindowIndex
-from generator.training.dataset.windows import EARLY_SHARE, split_of
+from generator.training.catalog.dataset import pictures, shards
+from generator.training.catalog.dataset.build import Build, BuildConfig, FileSource
+from generator.training.catalog.dataset.erasure import users_of, without_users
+from generator.training.catalog.dataset.manifest import SPLITS, DatasetManifest, read_manifest
+from generator.training.catalog.dataset.reader import Dataset, WindowIndex
+from generator.training.catalog.dataset.windows import EARLY_SHARE, split_of
 from schemas.errors import InputError, Refused, ServerUnavailable
 from schemas.fetch import Fetcher, HostUnavailable
 from schemas.settings import Settings

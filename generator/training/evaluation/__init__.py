@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint, on simulated users and known drawings, or on a data set's held-out users.
+"""Evaluation of a checkpoint: what it draws for simulated users, measured against known drawings.
 
 - `samples`: what is needed of a world of users and drawings (a protocol; the icon world's is `training.nano.samples`)
 - `run`: the whole evaluation, `evaluate(request, samples, folder, progress)`
@@ -9,13 +9,8 @@
 - `measure`: every figure of every row and sample
 - `bootstrap`: means with 95 % intervals
 - `report`: tables for a terminal and a model card, and JSON
-- `held_out`: held-out users of a data set, and how likely their next item's codes are
-- `catalog`: the paper's protocol on a data set
-- `catalog_report`: its tables, JSON and contact sheet
-- `folders`: CLIP and DINOv2 as extractors, from folders
-- `redraw`: a catalogue's pictures redrawn from their codes, beside the originals
 - `plots`: the α_r sweep and the contact sheet
 
-Imports `generator.pigeon`, `training.dataset`, `training.efficientnet`, `training.reconstruction` and `schemas`. Imported by
-`training.commands` and `training.nano`, whose commands hold `pigeon evaluate`.
+Imports `generator.pigeon`, `training.efficientnet` and `schemas`. Imported by `generator.training.nano`, whose commands hold
+`pigeon evaluate`.
 """

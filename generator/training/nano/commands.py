@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from generator.training.commands import DATASET_HELP, align, evaluate_dataset
-from generator.training.progress import progress_bars
+from generator.training.catalog.commands import DATASET_HELP, align, evaluate_dataset
+from generator.training.catalog.progress import progress_bars
 
 if TYPE_CHECKING:
     from generator.training.nano.recipe import NanoRun

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from generator.training.dataset import files, pictures, shards, windows
-from generator.training.dataset.card import write_card, write_sheet
-from generator.training.dataset.manifest import (
+from generator.training.catalog.dataset import files, pictures, shards, windows
+from generator.training.catalog.dataset.card import write_card, write_sheet
+from generator.training.catalog.dataset.manifest import (
     MANIFEST,
     SPLITS,
     DatasetManifest,
@@ -27,8 +27,8 @@ from generator.training.dataset.manifest import (
     entries,
     read_manifest,
 )
-from generator.training.dataset.pictures import Progress
-from generator.training.dataset.scratch import Click, GivenWindow, ItemRow, Scratch, clear_disk_errors
+from generator.training.catalog.dataset.pictures import Progress
+from generator.training.catalog.dataset.scratch import Click, GivenWindow, ItemRow, Scratch, clear_disk_errors
 from schemas.errors import InputError, Refused
 from schemas.faultpoints import reach
 from schemas.fetch import Fetcher

@@ -12,9 +12,9 @@ import numpy as np
 
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline
-from generator.training.dataset.card import Tiles, sheet
-from generator.training.dataset.manifest import Redrawn, read_manifest
-from generator.training.dataset.reader import Dataset
+from generator.training.catalog.dataset.card import Tiles, sheet
+from generator.training.catalog.dataset.manifest import Redrawn, read_manifest
+from generator.training.catalog.dataset.reader import Dataset
 from generator.training.evaluation.extractors import Extractor, Own, Pixels, as_pixels
 from generator.training.evaluation.metrics import cosines, ssim
 from generator.training.evaluation.rows import rendered, sized

@@ -11,13 +11,13 @@ import numpy as np
 
 from generator.pigeon.checkpoint import load_adapter, load_model
 from generator.pigeon.model import PigeonModel
-from generator.training.dataset.codes import image_codes
-from generator.training.dataset.manifest import check_fits
-from generator.training.dataset.reader import Dataset
+from generator.training.catalog.dataset.codes import image_codes
+from generator.training.catalog.dataset.manifest import check_fits
+from generator.training.catalog.dataset.reader import Dataset
+from generator.training.catalog.folders import ClipFolder, DinoFolder
+from generator.training.catalog.held_out import HeldOut, ReferencesAsDrawings, choose, masked_likelihood
 from generator.training.evaluation.bootstrap import Bootstrap, Estimate, Values
 from generator.training.evaluation.extractors import Extractor, ImageArrays, Own, as_pixels, extractor
-from generator.training.evaluation.folders import ClipFolder, DinoFolder
-from generator.training.evaluation.held_out import HeldOut, ReferencesAsDrawings, choose, masked_likelihood
 from generator.training.evaluation.metrics import Vectors, cosines, feature_distance, frechet_distance, ms_ssim, ssim
 from generator.training.evaluation.rows import PIGEON, Grid, Row, baselines, sized
 from generator.training.evaluation.run import ALPHAS, Clock, Progress, RowReport, draw

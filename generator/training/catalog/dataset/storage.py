@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from generator.storage.objects import Store
-from generator.training.dataset.manifest import MANIFEST, PEOPLES_FILES, DatasetManifest, check_files, read_manifest
+from generator.training.catalog.dataset.manifest import (
+    MANIFEST,
+    PEOPLES_FILES,
+    DatasetManifest,
+    check_files,
+    read_manifest,
+)
 from schemas.errors import InputError
 from schemas.faultpoints import reach
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from generator.training.dataset.scratch import Scratch
+from generator.training.catalog.dataset.scratch import Scratch
 from schemas.errors import ServerUnavailable
 from schemas.fetch import Fetched, Fetcher, HostUnavailable
 from schemas.images import ImageProblem, decode

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from generator.training.dataset.manifest import SPLITS, Split
-from generator.training.dataset.windows import Window
+from generator.training.catalog.dataset.manifest import SPLITS, Split
+from generator.training.catalog.dataset.windows import Window
 
 WINDOW_ROWS, IMAGE_ROWS = 100_000, 4_096
 """Rows of a shard."""

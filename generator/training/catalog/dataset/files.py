@@ -18,8 +18,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from generator.training.dataset.manifest import Split
-from generator.training.dataset.scratch import Click, GivenWindow, ItemRow
+from generator.training.catalog.dataset.manifest import Split
+from generator.training.catalog.dataset.scratch import Click, GivenWindow, ItemRow
 from schemas import event_forms
 from schemas.errors import InputError
 from schemas.events import CatalogItem, Event, EventTime, Id, Interaction

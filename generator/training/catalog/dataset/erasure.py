@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from generator.training.dataset.build import finish
-from generator.training.dataset.files import microseconds
-from generator.training.dataset.manifest import MANIFEST, SPLITS, DatasetManifest, Split, entries, read_manifest
-from generator.training.dataset.reader import Dataset
-from generator.training.dataset.shards import WindowWriter, read_rows
-from generator.training.dataset.windows import Window
+from generator.training.catalog.dataset.build import finish
+from generator.training.catalog.dataset.files import microseconds
+from generator.training.catalog.dataset.manifest import MANIFEST, SPLITS, DatasetManifest, Split, entries, read_manifest
+from generator.training.catalog.dataset.reader import Dataset
+from generator.training.catalog.dataset.shards import WindowWriter, read_rows
+from generator.training.catalog.dataset.windows import Window
 from schemas.errors import Refused
 from schemas.faultpoints import reach
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline
-from generator.training.dataset.pictures import Progress
-from generator.training.dataset.reader import Dataset, ImageArray
-from generator.training.dataset.shards import read_rows
+from generator.training.catalog.dataset.pictures import Progress
+from generator.training.catalog.dataset.reader import Dataset, ImageArray
+from generator.training.catalog.dataset.shards import read_rows
 
 CHUNK = 64
 """Pictures that are tokenized at once."""

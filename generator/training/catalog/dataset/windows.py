@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from generator.training.dataset.manifest import Split
-from generator.training.dataset.scratch import Scratch
+from generator.training.catalog.dataset.manifest import Split
+from generator.training.catalog.dataset.scratch import Scratch
 from schemas.hashing import unit_interval
 
 TEST_SHARE = 0.1

@@ -22,10 +22,10 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import TrainingBatch
 from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import assemble, mask_inputs, prompt_text_ids
-from generator.training.dataset.codes import ImageCodes, image_codes
-from generator.training.dataset.manifest import Split, check_fits
-from generator.training.dataset.pictures import Progress
-from generator.training.dataset.reader import Dataset, WindowIndex
+from generator.training.catalog.dataset.codes import ImageCodes, image_codes
+from generator.training.catalog.dataset.manifest import Split, check_fits
+from generator.training.catalog.dataset.pictures import Progress
+from generator.training.catalog.dataset.reader import Dataset, WindowIndex
 from generator.training.reconstruction import mask_draws, masked_logprobs, reconstruction_loss
 from generator.training.trainer import Trainer, TrainerConfig, append_row
 from schemas.errors import InputError

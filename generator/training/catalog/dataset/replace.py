@@ -10,10 +10,10 @@ from pathlib import Path
 
 from generator.storage.objects import Store
 from generator.storage.postgres import connect
-from generator.training.dataset import storage
-from generator.training.dataset.database import erased_since, read_at
-from generator.training.dataset.erasure import trained_on, users_of, without_users
-from generator.training.dataset.manifest import DatasetManifest, read_manifest
+from generator.training.catalog.dataset import storage
+from generator.training.catalog.dataset.database import erased_since, read_at
+from generator.training.catalog.dataset.erasure import trained_on, users_of, without_users
+from generator.training.catalog.dataset.manifest import DatasetManifest, read_manifest
 from schemas.settings import Settings
 
 

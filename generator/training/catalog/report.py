@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from generator.training.dataset.card import sheet
+from generator.training.catalog.dataset.card import sheet
+from generator.training.catalog.evaluation import UNALIGNED, CatalogEvaluation
 from generator.training.evaluation.bootstrap import Estimate
-from generator.training.evaluation.catalog import UNALIGNED, CatalogEvaluation
 from generator.training.evaluation.extractors import Extractor, Own
 from generator.training.evaluation.report import Figure, Text, history_figures, reference_figures
 from generator.training.evaluation.rows import PIGEON

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from generator.training.progress import progress_bars
+from generator.training.catalog.progress import progress_bars
 
 if TYPE_CHECKING:
-    from generator.training.dataset.build import BuildConfig, Redraw, Source
-    from generator.training.dataset.manifest import DatasetManifest
-    from generator.training.dataset.reader import Dataset
+    from generator.training.catalog.dataset.build import BuildConfig, Redraw, Source
+    from generator.training.catalog.dataset.manifest import DatasetManifest
+    from generator.training.catalog.dataset.reader import Dataset
     from schemas.settings import Settings
 
 DATASET_HELP = "A data set: its folder, or the first digits of its id in the bucket."
@@ -84,8 +84,8 @@ def build(
     A build that was killed goes on where it was when it is run again.
     """
     from generator.serving.repository import checkpoint_folder
-    from generator.training.dataset.build import Build
-    from generator.training.dataset.card import redrawn_line
+    from generator.training.catalog.dataset.build import Build
+    from generator.training.catalog.dataset.card import redrawn_line
     from schemas.fetch import Fetcher
     from schemas.settings import load_settings
 
@@ -122,7 +122,7 @@ def build(
 
 def show(name: Name) -> None:
     """Print a data set's card; every file is compared with its hash."""
-    from generator.training.dataset.card import card
+    from generator.training.catalog.dataset.card import card
 
     typer.echo(card(open_dataset(name).manifest))
 
@@ -141,7 +141,7 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name them.")] = False,
 ) -> None:
     """Replace data sets by versions without erased users; name what was trained on them."""
-    from generator.training.dataset.replace import replace_all
+    from generator.training.catalog.dataset.replace import replace_all
 
     settings = _settings()
     for line in replace_all(settings, name, user, trainings or settings.state_dir, dry_run=dry_run):
@@ -182,9 +182,9 @@ def align(
     import torch
 
     from generator.serving.repository import checkpoint_folder
-    from generator.training.alignment import AlignConfig
-    from generator.training.alignment import align as run
-    from generator.training.whole import write_checkpoint
+    from generator.training.catalog.alignment import AlignConfig
+    from generator.training.catalog.alignment import align as run
+    from generator.training.catalog.whole import write_checkpoint
     from schemas.errors import InputError
 
     if write_to is not None and write_to.exists():
@@ -230,12 +230,12 @@ def open_dataset(name: str) -> Dataset:
     Raises:
         InputError: there is none, or it was changed.
     """
-    from generator.training.dataset.reader import Dataset
+    from generator.training.catalog.dataset.reader import Dataset
 
     if Path(name).is_dir():
         return Dataset.open(Path(name))
     from generator.storage.objects import Store
-    from generator.training.dataset.storage import fetch
+    from generator.training.catalog.dataset.storage import fetch
 
     settings = _settings()
     return Dataset.open(fetch(Store(settings.s3), name, settings.state_dir / "cache" / "datasets" / "fetched"))
@@ -250,8 +250,8 @@ def _settings() -> Settings:
 def _build_config(checkpoint: Path, settings: Settings, split: SplitBy, min_windows: int) -> BuildConfig:
     from generator.pigeon.config import PigeonConfig
     from generator.pigeon.presets import preset
-    from generator.training.dataset.build import BuildConfig
-    from generator.training.dataset.manifest import tokenizer_version
+    from generator.training.catalog.dataset.build import BuildConfig
+    from generator.training.catalog.dataset.manifest import tokenizer_version
     from schemas.errors import ModelError
 
     path = checkpoint / "config.json"
@@ -283,12 +283,12 @@ def _source(
         if clicks or windows or without:
             raise InputError("--clicks, --windows and --without-users go with --catalog; without it Postgres is read")
         from generator.storage.postgres import connect
-        from generator.training.dataset.database import DatabaseSource
+        from generator.training.catalog.dataset.database import DatabaseSource
 
         return DatabaseSource(connect(settings.database), settings.consumer.positive_kinds)
     if (clicks is None) == (windows is None):
         raise InputError("--catalog goes with either --clicks or --windows")
-    from generator.training.dataset.build import FileSource
+    from generator.training.catalog.dataset.build import FileSource
 
     erased = tuple(sorted(set(without.read_text(encoding="utf-8").split("\n")) - {""})) if without else ()
     return FileSource(catalog, clicks, windows, settings.consumer.positive_kinds, history, erased)
@@ -297,7 +297,7 @@ def _source(
 def _redraw(checkpoint: Path) -> Redraw:
     def run(folder: Path) -> object:
         from generator.pigeon.checkpoint import load_model
-        from generator.training.evaluation.redraw import redraw
+        from generator.training.catalog.redraw import redraw
 
         return redraw(folder, load_model(checkpoint))
 
@@ -306,7 +306,7 @@ def _redraw(checkpoint: Path) -> Redraw:
 
 def _store(settings: Settings, folder: Path) -> None:
     from generator.storage.objects import Store
-    from generator.training.dataset.storage import upload
+    from generator.training.catalog.dataset.storage import upload
 
     upload(Store(settings.s3), folder)
     shutil.rmtree(folder)
@@ -340,8 +340,8 @@ def evaluate_dataset(
 
     from rich.console import Console
 
-    from generator.training.evaluation.catalog import CATALOG_BASELINES, CatalogRequest, evaluate_catalog
-    from generator.training.evaluation.catalog_report import as_json, contact_sheet, markdown, tables
+    from generator.training.catalog.evaluation import CATALOG_BASELINES, CatalogRequest, evaluate_catalog
+    from generator.training.catalog.report import as_json, contact_sheet, markdown, tables
 
     named = tuple(name.strip() for name in baselines.split(","))
     if baselines in ("all", "none"):

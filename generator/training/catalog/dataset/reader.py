@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from PIL import Image
 
-from generator.training.dataset.manifest import DatasetManifest, Split, check_files, read_manifest
-from generator.training.dataset.shards import read_rows
+from generator.training.catalog.dataset.manifest import DatasetManifest, Split, check_files, read_manifest
+from generator.training.catalog.dataset.shards import read_rows
 
 Numbers = npt.NDArray[np.int32]
 ImageArray = npt.NDArray[np.uint8]

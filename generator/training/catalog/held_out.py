@@ -17,8 +17,8 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import TrainingBatch
 from generator.pigeon.pipeline import ImageArray, Item, Task
 from generator.pigeon.prompt import IGNORED_LABEL, REFERENCE, assemble, mask_inputs, prompt_text_ids
-from generator.training.dataset.codes import ImageCodes
-from generator.training.dataset.reader import Dataset, HeldOutWindow
+from generator.training.catalog.dataset.codes import ImageCodes
+from generator.training.catalog.dataset.reader import Dataset, HeldOutWindow
 from generator.training.evaluation.bootstrap import Values
 from generator.training.evaluation.samples import Sample, Truth
 from generator.training.reconstruction import mask_draws, masked_logprobs

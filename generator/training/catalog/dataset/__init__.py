@@ -23,6 +23,5 @@ A data set is a folder, or the prefix `datasets/<id>/` of the bucket:
     windows/SPLIT-NNNNN.parquet   user_id, occurred_at, history, reference; given apart: target_codes, target_image
     card.md, contact-sheet.webp, redrawn.webp   for people
 
-Imports `generator.pigeon`, `generator.storage` and `schemas`. Imported by `training.alignment`, `training.evaluation` and
-`training.commands`, which has `pigeon dataset`.
+Imports `generator.pigeon`, `generator.storage` and `schemas`. Imported by the rest of `training.catalog`.
 """

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from generator.storage.postgres import plain_errors
-from generator.training.dataset.scratch import Click, GivenWindow, ItemRow
+from generator.training.catalog.dataset.scratch import Click, GivenWindow, ItemRow
 
 FETCHED = 5_000
 """Rows that are held at a time."""

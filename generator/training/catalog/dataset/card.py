@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from generator.training.dataset.manifest import SPLITS, DatasetManifest, read_manifest
-from generator.training.dataset.reader import Dataset
+from generator.training.catalog.dataset.manifest import SPLITS, DatasetManifest, read_manifest
+from generator.training.catalog.dataset.reader import Dataset
 
 SHEET_WINDOWS = 12
 """Windows on the contact sheet, a line each: history, then the reference behind a gap."""
