@@ -61,7 +61,7 @@ def reconstruction_loss(
     group: ProcessGroup,
     part_rows: int | None,
 ) -> Iterator[Part]:
-    """A step's loss, mean cross-entropy of the answers' labels behind masks of this step's draws, in this process's parts."""
+    """A step's loss in this process's parts: cross-entropy of the answers behind the step's masks."""
     alpha, noise = mask_draws(batch, rng)
     counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
     for part in group.parts(len(batch.tokens), part_rows):

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generator.pigeon.checkpoint import load_adapter, load_model
-from generator.training.catalog import alignment
-from generator.training.catalog.alignment import AlignConfig, Aligned, align
+from generator.training.catalog import aligner
+from generator.training.catalog.aligner import AlignConfig, Aligned, align
 from generator.training.catalog.dataset.build import Build, BuildConfig, FileSource
 from generator.training.catalog.dataset.codes import image_codes
 from generator.training.catalog.dataset.manifest import tokenizer_version
@@ -88,16 +88,16 @@ def test_a_killed_training_resumes_on_the_same_trajectory(
     dataset: Dataset, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(dataset, checkpoint, tmp_path / "whole")
-    batch, asked = alignment.WindowBatches.batch, [0]
+    batch, asked = aligner.WindowBatches.batch, [0]
 
-    def dies(self: alignment.WindowBatches, rows: list[int]) -> object:
+    def dies(self: aligner.WindowBatches, rows: list[int]) -> object:
         if len(rows) == CONFIG.batch_size and self.index.split == "train":
             asked[0] += 1
             if asked[0] == 4:
                 raise KeyboardInterrupt
         return batch(self, rows)
 
-    monkeypatch.setattr(alignment.WindowBatches, "batch", dies)
+    monkeypatch.setattr(aligner.WindowBatches, "batch", dies)
     monkeypatch.setattr(Trainer, "progress", _saving(Trainer.progress))
     with pytest.raises(KeyboardInterrupt):
         run(dataset, checkpoint, tmp_path / "parts")
@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_number_ends_with_the_last_good_state(
 def test_each_window_comes_once_an_epoch(dataset: Dataset, checkpoint: Path, tmp_path: Path) -> None:
     model = load_model(checkpoint)
     codes = image_codes(dataset, model, tmp_path, lambda *_: None)
-    batches = alignment.WindowBatches(dataset, "validation", model, codes, tmp_path)
+    batches = aligner.WindowBatches(dataset, "validation", model, codes, tmp_path)
     total = len(batches)
     numbers = [number for step in range(total) for number in batches.order(step, 2, seed=0, shuffle=True)]
     assert sorted(numbers[:total]) == sorted(numbers[total:]) == list(range(total))

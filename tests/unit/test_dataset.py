@@ -1,4 +1,4 @@
-"""Data sets from files: what is in a window, how they are split, what is left out, and that the content decides the id."""
+"""Data sets from files: windows, splits, what is left out, and the id that the content decides."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A team's own catalogue and clicks: the data set, stage 1 on it, and its evaluation on held-out users.
+"""A team's own catalogue and clicks: the data set, stage 1 on it, its evaluation.
 
     dataset        the data set itself; no torch but for the codes of its pictures
-    alignment      stage 1 of any checkpoint on a data set, with validation and early stop
+    aligner        stage 1 of any checkpoint on a data set, with validation and early stop
     whole          a checkpoint with a trained adapter in the place of its own
     held_out       held-out users and their next item: tasks, and how likely its codes are
     evaluation     the paper's protocol on a data set

@@ -1,4 +1,7 @@
-"""`pigeon dataset ...`, and what `pigeon train align` and `pigeon evaluate --dataset` do; no torch until they run."""
+"""`pigeon dataset ...`, and what `pigeon train align` and `pigeon evaluate --dataset` do.
+
+No torch is imported until they run.
+"""
 
 from __future__ import annotations
 
@@ -182,8 +185,8 @@ def align(
     import torch
 
     from generator.serving.repository import checkpoint_folder
-    from generator.training.catalog.alignment import AlignConfig
-    from generator.training.catalog.alignment import align as run
+    from generator.training.catalog.aligner import AlignConfig
+    from generator.training.catalog.aligner import align as run
     from generator.training.catalog.whole import write_checkpoint
     from schemas.errors import InputError
 

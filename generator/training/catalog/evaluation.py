@@ -1,4 +1,4 @@
-"""The paper's protocol on a data set: held-out users, their next item, and the metrics for reference and history."""
+"""The paper's protocol on a data set: held-out users, their next item, and its metrics."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CatalogEvaluation:
     rows: dict[str, RowReport]
     grids: dict[str, list[str]]
     differences: dict[str, dict[str, Estimate]]
-    """Of the aligned model's rows against the unaligned one's, by row."""
+    """Differences of the aligned model's rows from the unaligned one's, by row and figure."""
     likelihood: Likelihood
     chosen: Sequence[HeldOut]
     images: dict[str, ImageArrays]
@@ -186,7 +186,7 @@ def _all_titles(grids: Sequence[Grid], wanted: Sequence[Row]) -> dict[str, str]:
 
 
 def _extractors(request: CatalogRequest, model: PigeonModel) -> tuple[list[Extractor], TextExtractor | None]:
-    """What is measured by, and which of it knows texts: CLIP where it is given, else the checkpoint's own scorer."""
+    """Extractors, and the one that knows texts: CLIP where it is given, else the own scorer."""
     names = [name for name in dict.fromkeys(request.extractors) if name != Own.name or model.scorer is not None]
     found: list[Extractor] = [extractor(name, model) for name in names]
     if request.clip:

@@ -1,4 +1,4 @@
-"""Extractors that a user gives as folders: CLIP and DINOv2 in transformers' layout, as the paper's tables use them."""
+"""Extractors that a user gives as folders: CLIP and DINOv2 in transformers' layout."""
 
 from __future__ import annotations
 

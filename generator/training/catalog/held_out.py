@@ -1,4 +1,4 @@
-"""Held-out users of a data set and their next item: tasks to draw, and how likely the item's codes are.
+"""Held-out users and their next item: tasks to draw, and how likely the item's codes are.
 
 The next item is the reference, as in the paper: official pictures are the same for everybody, so likeness to it rewards copying.
 What the history is good for shows in the likelihood: of the codes that were masked, behind the user's own history and behind
@@ -30,7 +30,7 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class HeldOut(Sample):
-    """A held-out user's next item as a task; the target is the reference itself, by the number of the sample."""
+    """A held-out user's next item as a task; the target is the reference, by the sample's number."""
 
     window: HeldOutWindow
 

@@ -26,7 +26,7 @@ DRAWN_AT_ONCE = 16
 
 
 def redraw(folder: Path, model: PigeonModel, count: int = REDRAWN) -> Redrawn:
-    """Redraw pictures of a data set, chosen by a stable hash, and write redrawn.webp: originals, redrawn beside them."""
+    """Redraw pictures of a data set, chosen by a stable hash, and write redrawn.webp."""
     dataset = Dataset(folder, read_manifest(folder))
     hashes = {item.image for item in dataset.items}
     chosen = sorted(hashes, key=lambda one: hashlib.sha256(one.encode()).digest())[:count]

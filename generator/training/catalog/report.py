@@ -26,7 +26,7 @@ BEFORE = {
 
 
 def tables(found: CatalogEvaluation) -> list[Text]:
-    """Likeness to reference and to history over all rows, the aligned model's differences, and the likelihood."""
+    """Likeness to reference and history, the aligned model's differences, and the likelihood."""
     rows = list(found.rows.values())
     with_text = found.text is not None
     reference = [f for f in reference_figures(found.extractors) if with_text or f.key != "cs.reference"]
@@ -77,7 +77,10 @@ def as_json(found: CatalogEvaluation) -> dict[str, Any]:
 
 
 def contact_sheet(found: CatalogEvaluation, path: Path) -> None:
-    """Write a sheet, a line per user: history | reference | a picture per α_r of each model | the baselines' pictures."""
+    """Write a sheet, a line per user.
+
+    history | reference | a picture per α_r of each model | the baselines' pictures
+    """
     groups = [*found.grids.values(), [name for name in found.rows if "@" not in name]]
     lines = [
         [

@@ -1,4 +1,4 @@
-"""A whole checkpoint with a trained adapter in the place of its own, as `pigeon models build` takes it."""
+"""A whole checkpoint with a trained adapter in its own one's place, to be served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What an erased user leaves in data sets: a new version without the user takes the old one's place, whose bytes go."""
+"""The end of an erased user's windows.
+
+A new version without the user takes the data set's place, and the old one's bytes go.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a data set: each address fetched once, each picture stored once, at the checkpoint's size."""
+"""Pictures of a data set, at the checkpoint's size: fetched once, stored once."""
 
 from __future__ import annotations
 

@@ -107,7 +107,10 @@ class Splitter:
 
 
 def split_of(user_id: str) -> Split:
-    """The split of a user's windows; those with the smallest hashes, which the loop holds out as well, are held out."""
+    """The split of a user's windows.
+
+    Users with the smallest hashes, which the loop holds out as well, are held out.
+    """
     place = unit_interval(f"holdout:{user_id}", bits=32)
     if place < TEST_SHARE:
         return "test"

@@ -1,6 +1,7 @@
-"""Stage 1 of any checkpoint on a data set: masked preference reconstruction, with validation and early stop.
+"""Stage 1 of any checkpoint on a data set, with validation and early stop.
 
-PIGEON.md section 5. What is learned (LoRA, mask generator, reference adapter) is an adapter's folder, as `pigeon models` takes it.
+Masked preference reconstruction, PIGEON.md section 5.
+What is learned (LoRA, mask generator, reference adapter) is an adapter's folder, as `pigeon models` takes it.
 """
 
 from __future__ import annotations
@@ -273,7 +274,10 @@ class Alignment:
         return min(self._found, key=lambda one: (one[1], one[0]))
 
     def _validate(self) -> None:
-        """Measure the averaged weights on the same windows behind the same masks each time; keep them if they are the best."""
+        """Measure the averaged weights, and keep them if they are the best.
+
+        The windows and their masks are the same each time.
+        """
         self._personalizer.eval()
         with self._averaged():
             loss = self._validation_loss()
