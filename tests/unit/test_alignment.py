@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from generator.pigeon.checkpoint import load_adapter, load_model
+from generator.pigeon.personalizer import TrainingBatch
+from generator.pigeon.prompt import assemble, mask_inputs, prompt_text_ids
 from generator.training.catalog import aligner
 from generator.training.catalog.aligner import AlignConfig, Aligned, align
 from generator.training.catalog.dataset.build import Build, BuildConfig, FileSource
@@ -24,12 +26,13 @@ from generator.training.catalog.held_out import choose, masked_likelihood
 from generator.training.catalog.redraw import redraw
 from generator.training.catalog.report import as_json, contact_sheet, markdown
 from generator.training.catalog.whole import write_checkpoint
-from generator.training.trainer import Trainer, TrainingDiverged
+from generator.training.reconstruction import train_reconstruction
+from generator.training.trainer import Trainer, TrainerConfig, TrainingDiverged
 from schemas.errors import InputError
 from schemas.fetch import Fetcher
 from schemas.settings import Settings
 from tests.support import tiny_training
-from tests.support.shop import write_shop
+from tests.support.shop import write_lines, write_shop
 
 torch.set_num_threads(1)
 
@@ -159,6 +162,59 @@ def test_a_loss_that_is_no_number_ends_with_the_last_good_state(
 ) -> None:
     with pytest.raises(TrainingDiverged, match="last good checkpoint"):
         run(dataset, checkpoint, tmp_path, replace(CONFIG, learning_rate=float("inf"), steps=4))
+
+
+def test_windows_given_with_their_answers_learn_as_stage_1_on_the_same_prompts(
+    dataset: Dataset, checkpoint: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    splits = [*["train"] * 12, "validation", "test"]
+    given = [
+        {
+            "user_id": f"g{n}",
+            "occurred_at": "2026-11-01T00:00:00Z",
+            "history": [f"i{k}" for k in rng.permutation(24)[:2]],
+            "reference": f"i{n}",
+            "target_codes": rng.integers(0, 32, 5).tolist(),
+            "split": split,
+        }
+        for n, split in enumerate(splits)
+    ]
+    manifest = dataset.manifest
+    shop = write_shop(tmp_path / "shop")[0]
+    source = FileSource(shop, None, write_lines(tmp_path / "windows.jsonl", given), ("click",), 2)  # type: ignore[arg-type]
+    config = BuildConfig("tiny", manifest.tokenizer, image_size=32, history=2, min_windows=1)
+    Build(source, config, Fetcher(Settings(), files=True), tmp_path / "work", lambda *_: None).run(tmp_path / "set")
+    ours = Dataset.open(tmp_path / "set")
+    run(ours, checkpoint, tmp_path / "ours", replace(CONFIG, steps=3, shuffle=False))
+
+    model = load_model(checkpoint)
+    ids, wording = model.config.ids, model.config.wording
+    codes = {
+        item.item_id: image_codes(ours, model, tmp_path / "codes", lambda *_: None)[item.image] for item in ours.items
+    }
+
+    def batches(step: int, _: np.random.Generator) -> TrainingBatch:
+        rows = given[4 * step : 4 * step + 4]
+        titles = [[f"Thing {i[1:]}" for i in row["history"]] for row in rows]  # type: ignore[index]
+        texts = [
+            prompt_text_ids(wording, past, f"Thing {str(row['reference'])[1:]}", "", model.encode_text, ids)
+            for past, row in zip(titles, rows, strict=True)
+        ]
+        past = [[codes[i] for i in row["history"]] for row in rows]  # type: ignore[index]
+        prompt = assemble(
+            texts,
+            [[ids.image(c) for c in one] for one in past],
+            ids,
+            answers=[ids.image(row["target_codes"]) for row in rows],  # type: ignore[arg-type]
+        )
+        return TrainingBatch.from_arrays(prompt, mask_inputs(past, [codes[str(row["reference"])] for row in rows], ids))
+
+    settings = json.loads((tmp_path / "ours/trainer.json").read_text())
+    settings["betas"] = tuple(settings["betas"])
+    train_reconstruction(tmp_path / "theirs", model.personalizer, batches, TrainerConfig(**settings))
+    ours_state, theirs = weights(tmp_path / "ours"), weights(tmp_path / "theirs")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours_state.items())
 
 
 def test_each_window_comes_once_an_epoch(dataset: Dataset, checkpoint: Path, tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ class ClipFolder:
     @torch.no_grad()
     def texts(self, texts: Iterable[str]) -> Vectors:
         """Vectors of descriptions (N, D)."""
-        inputs = self._processor(text=list(texts), return_tensors="pt", padding=True, truncation=True)
+        longest = self._network.config.text_config.max_position_embeddings
+        inputs = self._processor(
+            text=list(texts), return_tensors="pt", padding=True, truncation=True, max_length=longest
+        )
         inputs.pop("token_type_ids", None)
         return _vectors(self._network.get_text_features(**inputs)).float().numpy()
 

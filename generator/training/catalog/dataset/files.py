@@ -155,7 +155,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
     with _opened(path) as file:
         reader = csv.DictReader(file, strict=True)
         for row in reader:
-            row.pop(None, None)  # type: ignore[call-overload]  # cells without a column
+            row.pop(None, None)
             yield reader.line_num, row
 
 
