@@ -30,7 +30,6 @@ from generator.training.catalog.dataset.reader import Dataset, WindowIndex
 from generator.training.reconstruction import mask_draws, masked_logprobs, reconstruction_loss
 from generator.training.trainer import Trainer, TrainerConfig, append_row
 from schemas.errors import InputError
-from schemas.faultpoints import reach
 
 TRAINING = "alignment.json"
 """File of the training's folder and of its result that says what was trained, and on what."""
@@ -288,7 +287,6 @@ class Alignment:
         self._found.append((self._trainer.step, loss))
         if self._trainer.group.rank == 0:
             append_row(self._out / VALIDATION, {"step": float(self._trainer.step), "loss": loss})
-        reach("validated")
 
     @torch.no_grad()
     def _validation_loss(self) -> float:

@@ -30,7 +30,6 @@ from generator.training.catalog.dataset.manifest import (
 from generator.training.catalog.dataset.pictures import Progress
 from generator.training.catalog.dataset.scratch import Click, GivenWindow, ItemRow, Scratch, clear_disk_errors
 from schemas.errors import InputError, Refused
-from schemas.faultpoints import reach
 from schemas.fetch import Fetcher
 
 Redraw = Callable[[Path], Redrawn]
@@ -141,7 +140,6 @@ class Build:
                 self._read(scratch)
                 scratch.erase(self.source.erased_since(_moment(scratch)))
                 pictures.fetch_pictures(scratch, self.fetcher, self.config.image_size, self.progress)
-                reach("pictures fetched")
                 # Once more: fetching pictures takes long, and what was read before an erasure must not come out after it.
                 scratch.erase(self.source.erased_since(_moment(scratch)))
                 manifest = self._write(scratch, out)
@@ -164,7 +162,6 @@ class Build:
                 given = self.source.windows(counts)
                 counts["given"] = scratch.add_given(given) if given is not None else 0
                 counts["clicks"] = scratch.add_clicks(self.source.clicks(counts))
-        reach("source read")
 
     def _write(self, scratch: Scratch, out: Path) -> DatasetManifest:
         partial = out.with_name(f"{out.name}.building")
@@ -249,7 +246,6 @@ def finish(partial: Path, out: Path, manifest: DatasetManifest, redraw: Redraw |
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     write_sheet(partial)
     write_card(partial, manifest)
-    reach("dataset written")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return manifest

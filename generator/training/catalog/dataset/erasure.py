@@ -19,7 +19,6 @@ from generator.training.catalog.dataset.reader import Dataset
 from generator.training.catalog.dataset.shards import WindowWriter, read_rows
 from generator.training.catalog.dataset.windows import Window
 from schemas.errors import Refused
-from schemas.faultpoints import reach
 
 TRAINED_ON = "alignment.json"
 """File of a training that names its data set."""
@@ -64,7 +63,6 @@ def without_users(folder: Path, users: Collection[str], read_at: datetime | None
             "read_at": read_at or old.read_at,
         }
     )
-    reach("erased dataset written")
     (folder / MANIFEST).unlink()  # from here on the old one is none: `out` may be replaced
     return finish(partial, _emptied(folder), manifest)
 

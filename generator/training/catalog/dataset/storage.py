@@ -15,7 +15,6 @@ from generator.training.catalog.dataset.manifest import (
     read_manifest,
 )
 from schemas.errors import InputError
-from schemas.faultpoints import reach
 
 PREFIX = "datasets/"
 MEDIA_TYPES = {
@@ -40,7 +39,6 @@ def upload(store: Store, folder: Path) -> DatasetManifest:
     for name in PEOPLES_FILES:
         if (folder / name).is_file():
             store.put(prefix + name, (folder / name).read_bytes(), MEDIA_TYPES[Path(name).suffix])
-    reach("dataset files stored")
     store.put(prefix + MANIFEST, (folder / MANIFEST).read_bytes(), MEDIA_TYPES[".json"])
     return manifest
 
