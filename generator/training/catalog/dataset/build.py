@@ -235,7 +235,7 @@ def finish(partial: Path, out: Path, manifest: DatasetManifest, redraw: Redraw |
         InputError: `out` holds another data set.
     """
     manifest = manifest.named()
-    if out.exists() and (there := read_manifest(out)).dataset_id != manifest.dataset_id:
+    if out.exists() and (there := read_manifest(out)).dataset_id not in (manifest.dataset_id, manifest.supersedes):
         shutil.rmtree(partial)
         raise InputError(
             f"{out}: holds another data set ({there.dataset_id[:12]}); data sets are not changed: give another folder"

@@ -14,7 +14,7 @@ from typing import Any
 
 from generator.training.catalog.dataset.build import finish
 from generator.training.catalog.dataset.files import microseconds
-from generator.training.catalog.dataset.manifest import MANIFEST, SPLITS, DatasetManifest, Split, entries, read_manifest
+from generator.training.catalog.dataset.manifest import SPLITS, DatasetManifest, Split, entries, read_manifest
 from generator.training.catalog.dataset.reader import Dataset
 from generator.training.catalog.dataset.shards import WindowWriter, read_rows
 from generator.training.catalog.dataset.windows import Window
@@ -33,7 +33,7 @@ def users_of(folder: Path, among: Collection[str]) -> set[str]:
 def without_users(folder: Path, users: Collection[str], read_at: datetime | None = None) -> DatasetManifest:
     """Replace a data set's folder by one without some users' windows; returns its manifest.
 
-    The new folder is complete before the old one goes; a death in between leaves the old one, and again mends it.
+    The new folder is complete before the old one goes; a death before that leaves the old one, and another call begins again.
 
     Raises:
         Refused: no window would be left of a split.
@@ -63,13 +63,7 @@ def without_users(folder: Path, users: Collection[str], read_at: datetime | None
             "read_at": read_at or old.read_at,
         }
     )
-    (folder / MANIFEST).unlink()  # from here on the old one is none: `out` may be replaced
-    return finish(partial, _emptied(folder), manifest)
-
-
-def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder)
-    return folder
+    return finish(partial, folder, manifest)
 
 
 def _rewritten(dataset: Dataset, target: Path, users: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:

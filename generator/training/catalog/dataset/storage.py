@@ -62,7 +62,8 @@ def fetch(store: Store, name: str, cache: Path) -> Path:
         what = "several" if found else "none"
         raise InputError(f"data set {name!r}: no such folder, and {what} of that id in s3://{store.bucket}/{PREFIX}")
     folder = cache / found[0]
-    if (folder / MANIFEST).is_file():
+    # Another id: an erasure that was killed had replaced the copy here, and not yet what is in the bucket.
+    if (folder / MANIFEST).is_file() and read_manifest(folder).dataset_id == found[0]:
         return folder
     partial = cache / f"{found[0]}.partial"
     shutil.rmtree(partial, ignore_errors=True)
