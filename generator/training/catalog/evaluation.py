@@ -151,7 +151,7 @@ def evaluate_catalog(request: CatalogRequest, dataset: Dataset, cache: Path, pro
         request,
         dataset.manifest.dataset_id,
         extractors,
-        text and text.title,
+        None if text is None else text.title,
         rows,
         swept,
         _differences(swept, values, bootstrap),
