@@ -31,6 +31,7 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
+    "generator.training.catalog.commands",
     "generator.training.nano.commands",
 )
 # Whose probes `pigeon doctor` asks. Each has `PROBES`.
@@ -60,6 +61,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("retrain",): "train",
     ("loop",): "loop",
     ("train",): "train",
+    ("dataset",): "train",
     ("evaluate",): "evaluate",
 }
 
