@@ -31,6 +31,7 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
+    "generator.feedback.simulation.commands",
     "generator.training.nano.commands",
 )
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")
@@ -51,6 +52,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "load"): "serving",
     ("retrain",): "train",
     ("loop",): "loop",
+    ("simulate",): "loop",
     ("train",): "train",
     ("evaluate",): "evaluate",
 }
