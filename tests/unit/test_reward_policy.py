@@ -128,7 +128,9 @@ def test_readers_show_the_first_choice_but_for_a_small_share() -> None:
     assert reader_shares([], settings) == []
     assert reader_shares(two, NightSettings(policy="model", exploration=0.5)) == [0.75, 0.25]
     assert exploration_of(settings) == 0.1
-    assert [reader_shares(two, NightSettings(policy=name))[1] for name in ("model", "reward")] == pytest.approx([0.03] * 2)
+    assert [reader_shares(two, NightSettings(policy=name))[1] for name in ("model", "reward")] == pytest.approx(
+        [0.03] * 2
+    )
 
 
 def test_the_models_favourite_stays_first_unless_another_answer_is_surely_better() -> None:

@@ -10,7 +10,6 @@
     judge       whether it predicts later days of other users
     versions    the rows of fitted models: judged, active, retired
     worth       what drawn posters are worth over the items' own
-    simulation  a world whose truth is known, on codes alone
 
 Imports schemas and generator.storage; scikit-learn comes with the extra "loop". The night scores the models that come of it
 by schemas/click_model.py and imports nothing from here.

@@ -50,11 +50,6 @@ class Judgement:
     """Calibration of all predictions: log-odds = intercept + slope · predicted."""
 
     @property
-    def usable(self) -> bool:
-        """Whether it is better than the base rate; not for sure, but the night chooses by what is sure of each answer."""
-        return self.gain > 0 and self.slope > 0
-
-    @property
     def passed(self) -> bool:
         """Whether it is surely better than the base rate."""
         return self.gain_low > 0 and self.slope > 0

@@ -54,7 +54,7 @@ def learn_clicks(
         found = showings.read(session, *window, base_weights, settings)
     echo(counts_in_words(found.counts, settings))
     model, judgement = learn(_enough(found, settings), settings, base_weights)
-    state: Literal["active", "refused"] = "active" if judgement.usable else "refused"
+    state: Literal["active", "refused"] = "active" if judgement.passed else "refused"
     reason = verdict(judgement)
     echo(judgement.words)
     if dry_run:
@@ -89,13 +89,9 @@ def verdict(judgement: Judgement) -> str:
         return f"better than the base rate: lower end of the gain {judgement.gain_low:+.5f} nats per showing"
     if judgement.slope <= 0:
         return f"predictions run against what was clicked (slope {judgement.slope:.2f})"
-    if judgement.usable:
-        return (
-            f"better than the base rate, not for sure: gain {judgement.gain:+.5f} nats per showing, lower end "
-            f"{judgement.gain_low:+.5f}; nights choose by it what is sure of each answer"
-        )
     return (
-        f"no better than the base rate: gain {judgement.gain:+.5f} nats per showing; nights go on choosing as before"
+        f"no better than the base rate for sure: lower end of the gain {judgement.gain_low:+.5f} nats per showing; nights go on "
+        "choosing as before"
     )
 
 

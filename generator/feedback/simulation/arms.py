@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from generator.feedback.simulation.drawing import Histories, NightAnswers, Shift, answer
+from generator.feedback.simulation.drawing import Histories, NightAnswers, Shift, answer, look_of
 from generator.feedback.simulation.learning import retrain
 from generator.feedback.simulation.log import Log, LoggedTask
-from generator.feedback.simulation.showing import PolicyReader, Reader
+from generator.feedback.simulation.showing import PolicyReader, Reader, Shown
 from generator.feedback.simulation.world import Draws, Floats, Ints
-from schemas.answers import distinct
+from schemas.answers import StoredAnswer
 from schemas.settings import Settings
 
 ARMS = {
@@ -125,37 +125,29 @@ class _Loop:
 
     def _show(self, night: int, answers: NightAnswers) -> tuple[Ints, Ints]:
         """Looks that were shown (U, T) and clicks (U, T)."""
-        users, places = answers.items.shape
-        looks, first = np.zeros((users, places), np.int64), np.zeros((users, places), np.int64)
-        propensities, kept, shown_at = np.zeros((users, places)), {}, np.zeros((users, places), np.int64)
-        for user in range(users):
-            for place in range(places):
-                stored = answers.stored(self._draws, user, place)
-                point = float(self._draws.dice[night, user, place, 0])
-                seed = (night * users + user) * places + place
-                shown = self._reader.show(stored, answers.histories[user], seed, point)
-                looks[user, place] = answers.looks[user, place, shown.index]
-                first[user, place] = answers.looks[user, place, shown.first]
-                propensities[user, place] = shown.propensity
-                different = distinct(stored)
-                kept[user, place] = tuple(stored[one] for one in different)
-                shown_at[user, place] = [stored[one].codes for one in different].index(stored[shown.index].codes)
-        best = _chances(self._draws, night, first)
-        chances = _chances(self._draws, night, looks)
+        looks, first = np.zeros_like(answers.items), np.zeros_like(answers.items)
+        shown: list[tuple[tuple[StoredAnswer, ...], Shown]] = []
+        for number, (user, place) in enumerate(np.ndindex(*answers.items.shape)):
+            stored = tuple(answers.stored(self._draws, user, place))
+            seed, point = night * answers.items.size + number, float(self._draws.dice[night, user, place, 0])
+            one = self._reader.show(stored, answers.histories[user], seed, point)
+            looks[user, place], first[user, place] = (look_of(stored[at].codes) for at in (one.index, one.first))
+            shown.append((stored, one))
+        best, chances = _chances(self._draws, night, first), _chances(self._draws, night, looks)
         clicked = _note(self._result, chances, self._draws.dice[night, ..., 1])
         self._result.explored[-1] = int((looks != first).sum())
         self._result.explored_loss[-1] = float((best - chances).sum())
-        for user, place in np.ndindex(users, places):
+        for (user, place), (stored, one) in zip(np.ndindex(*answers.items.shape), shown, strict=True):
             self._log.add(
                 LoggedTask(
                     user=user,
                     item=int(answers.items[user, place]),
                     night=night,
                     position=place,
-                    answers=kept[user, place],
+                    answers=stored,
                     history=answers.histories[user],
-                    shown=int(shown_at[user, place]),
-                    propensity=float(propensities[user, place]),
+                    shown=one.index,
+                    propensity=one.propensity,
                     clicked=bool(clicked[user, place]),
                     shift=self._shift,
                 )

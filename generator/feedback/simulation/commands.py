@@ -20,7 +20,9 @@ def simulate(
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first world.")] = 0,
     strength: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Standard deviation of what palettes and styles do for everybody, log-odds; repeatable."),
+        typer.Option(
+            min=0, help="Standard deviation of what palettes and styles do for everybody, log-odds; repeatable."
+        ),
     ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Arm to run, see above; repeatable, all by default.")] = None,
     users: Annotated[int, typer.Option(min=10, help="Users of each world.")] = 330,

@@ -84,21 +84,23 @@ class NightAnswers:
     temperatures: tuple[float, ...]
 
     def stored(self, draws: Draws, user: int, place: int) -> list[StoredAnswer]:
-        """A task's answers as the product stores them."""
+        """A task's distinct answers as the product stores them, each where it came first."""
         item, looks = int(self.items[user, place]), self.looks[user, place].tolist()
-        previews = draws.embeddings[item, looks]
+        numbers = [looks.index(look) for look in dict.fromkeys(looks)]
+        previews = draws.embeddings[item, [looks[number] for number in numbers]]
         likeness = 100 * (previews @ self.histories[user].T).mean(axis=1)
+        logprobs = self.logprobs[user, place].tolist()
         return [
             StoredAnswer(
-                codes=codes_of(item, look),
+                codes=codes_of(item, looks[number]),
                 alpha=0.5,
                 temperature=self.temperatures[number],
-                logprob=float(self.logprobs[user, place, number]),
-                sampling_logprob=float(self.logprobs[user, place, number]),
-                preview=previews[number].astype(np.float32),
-                cis_history=float(likeness[number]),
+                logprob=logprobs[number],
+                sampling_logprob=logprobs[number],
+                preview=preview,
+                cis_history=score,
             )
-            for number, look in enumerate(looks)
+            for number, preview, score in zip(numbers, previews.astype(np.float32), likeness.tolist(), strict=True)
         ]
 
 

@@ -74,8 +74,8 @@ def retrain(log: Log, looks: Ints, reading: float, shift: Shift, number: int, se
     record: dict[str, object] = {"showings": len(log.tasks), "clicks": int(examples.clicked.sum())}
     if judgement is None:
         return Retrained(None, shift, {**record, "click_model": "refused: clicks of one day or of too few users"})
-    record |= {"click_model": "active" if judgement.usable else "refused", "judgement": asdict(judgement)}
-    if not judgement.usable:
+    record |= {"click_model": "active" if judgement.passed else "refused", "judgement": asdict(judgement)}
+    if not judgement.passed:
         return Retrained(None, shift, record)
     model = fit(examples, _calibration(judgement), BASE)
     night = settings.night.model_copy(update={"policy": "reward"})
@@ -210,7 +210,9 @@ def _calibration(judgement: Judgement) -> Floats:
 
 
 def _rows(examples: Examples, kept: npt.NDArray[np.bool_]) -> Examples:
-    columns = {name: getattr(examples, name)[kept] for name in ("context", "choice", "clicked", "weights", "users", "days")}
+    columns = {
+        name: getattr(examples, name)[kept] for name in ("context", "choice", "clicked", "weights", "users", "days")
+    }
     return replace(examples, **columns)
 
 

@@ -65,7 +65,9 @@ def _panel(left: float, name: str, lifts: Mapping[str, Sequence[float]]) -> str:
     for number in range(LINES + 1):
         value = low + (high - low) * number / LINES
         parts.append(_rule(left, down(value), "#e3e3e3"))
-        parts.append(f'<text x="{left - 5}" y="{down(value) + 4:.1f}" text-anchor="end" fill="#555">{value:+.0%}</text>')
+        parts.append(
+            f'<text x="{left - 5}" y="{down(value) + 4:.1f}" text-anchor="end" fill="#555">{value:+.0%}</text>'
+        )
     parts.append(_rule(left, down(0), "#222"))
     for arm, row in lifts.items():
         points = " ".join(f"{across(night):.1f},{down(value):.1f}" for night, value in enumerate(row))
@@ -86,7 +88,9 @@ def _rule(left: float, y: float, colour: str) -> str:
 def _legend(names: set[str]) -> str:
     parts, x, y = [], LEFT, TOP + HEIGHT + 58
     for name in [arm for arm in COLOURS if arm in names]:
-        parts.append(f'<line x1="{x}" x2="{x + 18}" y1="{y - 4}" y2="{y - 4}" stroke="{COLOURS[name]}" stroke-width="3"/>')
+        parts.append(
+            f'<line x1="{x}" x2="{x + 18}" y1="{y - 4}" y2="{y - 4}" stroke="{COLOURS[name]}" stroke-width="3"/>'
+        )
         parts.append(f'<text x="{x + 23}" y="{y}">{escape(name)}</text>')
         x += 40 + 8 * len(name)
     parts.append(f'<text x="{LEFT}" y="{y + 22}" fill="#555">lift over {BASELINE}, by night, mean over seeds</text>')

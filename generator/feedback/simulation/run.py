@@ -65,7 +65,9 @@ def write(plan: Plan, store: Store, keys: list[Key]) -> Outcome:
         "plan": json.loads((store.folder / "plan.json").read_text(encoding="utf-8"))
         | {"seeds": plan.seeds, "strengths": plan.strengths, "arms": plan.arms},
         "arms": {name: ARMS[name] for name in plan.arms},
-        "cpu_seconds": round(sum(one.cpu_seconds for arms in results.values() for s in arms.values() for one in s.values())),
+        "cpu_seconds": round(
+            sum(one.cpu_seconds for arms in results.values() for s in arms.values() for one in s.values())
+        ),
         "strengths": {f"{strength:g}": [one.as_json() for one in rows] for strength, rows in figures.items()},
         "cost_of_exploring": {name: cost and cost.__dict__ for name, cost in costs.items()},
     }
@@ -130,7 +132,9 @@ def _check(plan: Plan) -> None:
     if unknown:
         raise InputError(f"--arm {unknown[0]}: there is no such arm; there are {', '.join(ARMS)}")
     if plan.retrains >= plan.nights:
-        raise InputError(f"--retrains {plan.retrains}: fewer than --nights {plan.nights} are needed, each after a night of its own")
+        raise InputError(
+            f"--retrains {plan.retrains}: fewer than --nights {plan.nights} are needed, each after a night of its own"
+        )
     if plan.showings > plan.items:
         raise InputError(f"--showings {plan.showings}: a user is shown different items, and --items is {plan.items}")
 

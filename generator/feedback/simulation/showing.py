@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from generator.feedback.simulation.world import Floats
-from generator.nightly.policies import ChoicePolicy, ModelPolicy, reader_shares
-from schemas.answers import StoredAnswer
+from generator.nightly.policies import Choice, ChoicePolicy, ModelPolicy, reader_shares
+from schemas.answers import StoredAnswer, distinct
 from schemas.settings import NightSettings
 
 
@@ -38,6 +40,8 @@ class PolicyReader:
 
     def __init__(self, policy: ChoicePolicy, settings: NightSettings) -> None:
         self._policy, self._settings = policy, settings
+        some = [Choice(place, 1.0, explored=place > 0) for place in range(settings.variants)]
+        self._shares = [reader_shares(some[:count], settings) for count in range(settings.variants + 1)]
 
     @classmethod
     def of_the_model(cls, settings: NightSettings) -> PolicyReader:
@@ -46,11 +50,10 @@ class PolicyReader:
 
     def show(self, answers: Sequence[StoredAnswer], history: Floats, seed: int, point: float) -> Shown:
         """One of the variants, by their shares."""
-        choices = self._policy.choose(answers, self._settings.variants, seed, history)
-        shares = reader_shares(choices, self._settings)
-        for choice, share in zip(choices, shares, strict=True):
-            if point < share:
-                break
-            point -= share
-        first = choices[0].index
-        return Shown(choice.index, choice.probability * share, choice.index != first, first)
+        shares = self._shares[min(self._settings.variants, len(distinct(answers)))]
+        # The first choice does not depend on how many are wanted, and mostly it is all that is looked at.
+        wanted = 1 if point < shares[0] else len(shares)
+        choices = self._policy.choose(answers, wanted, seed, history)
+        place = min(int(np.searchsorted(np.cumsum(shares), point, side="right")), len(shares) - 1)
+        chosen, first = choices[place], choices[0].index
+        return Shown(chosen.index, chosen.probability * shares[place], place > 0, first)

@@ -1,14 +1,13 @@
 """The folder of a simulation: its plan, and the result of each arm as soon as there is one.
 
-    plan.json                          the options; a folder goes on with the same ones only, but for more seeds, strengths and arms
-    runs/<strength>-<seed>-<arm>.json  one arm in one world; written whole, so that a killed run leaves no half of one
-    figures.json, table.md, plot.svg   what is made of all of them
+plan.json                          the options; a folder goes on with the same ones only, but for more seeds, strengths and arms
+runs/<strength>-<seed>-<arm>.json  one arm in one world; written whole, so that a killed run leaves no half of one
+figures.json, table.md, plot.svg   what is made of all of them
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 from generator.feedback.simulation.arms import ARMS, ArmResult
 from schemas.errors import InputError
-
 
 MAY_GROW = ("seeds", "strengths", "arms")
 """Options that a folder may go on with others of: each world and arm is by itself."""
@@ -93,7 +91,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is never there in part."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _check_same(known: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -61,7 +61,9 @@ def cost_of_exploring(results: Results) -> Estimate | None:
     both = sorted(results.get("loop", {}).keys() & results.get("loop_unexplored", {}).keys())
     if not both:
         return None
-    with_it, without = (np.array([sum(results[arm][seed].rates) for seed in both]) for arm in ("loop", "loop_unexplored"))
+    with_it, without = (
+        np.array([sum(results[arm][seed].rates) for seed in both]) for arm in ("loop", "loop_unexplored")
+    )
     return _over_seeds(both, without - with_it, without)
 
 
