@@ -77,7 +77,7 @@ def best_chances(found: Utilities, rng: np.random.Generator) -> Array:
 
 
 def surely_best(found: Utilities, logprobs: Array) -> int:
-    """The answer with the most by which it surely is better than the one that the model likes best; else that one."""
+    """Place of the answer that is surely better than the model's favourite by most; else the favourite's."""
     favourite = int(logprobs.argmax())
     gains = found.mean - found.mean[favourite] - CAUTION * _deviations(found, favourite)
     return int(gains.argmax()) if gains.max() > 0 else favourite

@@ -69,7 +69,10 @@ def run_arm(name: str, draws: Draws, retrains: tuple[int, ...], settings: Settin
 
 
 def retrain_nights(nights: int, retrains: int) -> tuple[int, ...]:
-    """Nights (from 0) after which an arm learns, evenly spread, the last ones left to show what came of it."""
+    """Nights (from 0) after which an arm learns.
+
+    They are evenly spread, and the last nights are left to show what came of it.
+    """
     step = nights // (retrains + 1)
     return tuple(step * number for number in range(1, retrains + 1))
 

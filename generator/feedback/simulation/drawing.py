@@ -40,7 +40,10 @@ class Shift:
 
 
 class Histories:
-    """The last pictures of every user, oldest first: catalogue pictures, and clicked posters where an arm takes them."""
+    """The last pictures of every user, oldest first.
+
+    They are of the catalogue, and clicked posters where an arm takes them.
+    """
 
     def __init__(self, draws: Draws) -> None:
         self._draws = draws
@@ -65,7 +68,7 @@ class Histories:
 
     @property
     def embeddings(self) -> Floats:
-        """(U, H, WIDTH)"""
+        """Embeddings of the pictures, (U, H, WIDTH)."""
         return self._draws.embeddings[self.items, self.looks]
 
 

@@ -1,4 +1,4 @@
-"""One retrain of the simulation on codes: the click model, reward-ranked pairs, a challenger, the gate.
+"""One retrain of the simulation: the click model, pairs, a challenger, the gate.
 
 The product's own code fits and judges the click model (generator/feedback/clicks), ranks the pairs (reward_pairs.best_over_worst),
 values the challenger off-policy (off_policy.evaluate), measures its diversity (diversity.drops) and decides (gate.decide, by those
@@ -92,7 +92,7 @@ class _Histories:
     reading: float
 
     def logprobs(self, shift: Shift) -> Floats:
-        """(U, LOOKS)"""
+        """Log π of every look for every user, (U, LOOKS)."""
         return look_logprobs(*preferences(self.reading, self.looks, shift))
 
 
@@ -137,7 +137,7 @@ def expected_clicks(model: ClickModel, task: LoggedTask) -> ExpectedClicks:
 
 
 def minimise_dpo(chosen: Ints, rejected: Ints, weights: Floats, beta: float, smoothing: float) -> Shift:
-    """REACH of the shift at which DPO's loss with label smoothing is smallest (generator/training/dpo/loss.py)."""
+    """The shift that DPO reaches: `REACH` of the way to the loss's minimum (generator/training/dpo/loss.py)."""
     rows = _one_hot(chosen) - _one_hot(rejected)
     scale = weights / weights.mean()
     shift = np.zeros(rows.shape[1])

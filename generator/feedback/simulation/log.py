@@ -1,4 +1,4 @@
-"""Showings of an arm as the product's log has them: what was shown, with which probability, and whether it was clicked."""
+"""Showings of an arm as the product's log has them: shown answer, propensity, click."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LoggedTask:
     propensity: float
     clicked: bool
     shift: Shift
-    """Of the model that answered."""
+    """Shift of the model that answered."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A simulation's plot: the lift of each arm over the baseline by night, one panel for each strength. An SVG by hand."""
+"""A simulation's plot as SVG: lift over the baseline by night and arm, a panel per strength."""
 
 from __future__ import annotations
 

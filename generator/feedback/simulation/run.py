@@ -1,4 +1,7 @@
-"""A simulation from its plan to its figures: arms that have no result yet are run, then everything is summed up."""
+"""A simulation from its plan to its figures.
+
+Arms that have no result yet are run, then everything is summed up.
+"""
 
 from __future__ import annotations
 

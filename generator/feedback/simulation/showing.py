@@ -32,7 +32,10 @@ class Reader(Protocol):
     """Shows one answer of each task; the same arguments give the same answer."""
 
     def show(self, answers: Sequence[StoredAnswer], history: Floats, seed: int, point: float) -> Shown:
-        """One of the answers, by the history's embeddings (H, E), the task's seed and a random number from [0, 1)."""
+        """One of the answers.
+
+        `history`: (H, E), embeddings; `seed`: the task's; `point`: a random number from [0, 1).
+        """
 
 
 class PolicyReader:

@@ -34,7 +34,7 @@ class Plan:
     showings: int
     items: int
     settings: dict[str, Any]
-    """Of the product: what decides what is shown and learned."""
+    """Settings of the product that decide what is shown and learned."""
 
     def keys(self) -> Iterator[Key]:
         """What is to be run, all arms of a world together."""

@@ -57,7 +57,10 @@ def summarise(results: Results) -> list[ArmFigures]:
 
 
 def cost_of_exploring(results: Results) -> Estimate | None:
-    """Share of its clicks that the loop lacks beside the loop that never explores, over all nights; None without both."""
+    """Share of its clicks that the loop lacks beside the one that never explores.
+
+    Over all nights; None where one of both was not run.
+    """
     both = sorted(results.get("loop", {}).keys() & results.get("loop_unexplored", {}).keys())
     if not both:
         return None
@@ -121,7 +124,10 @@ def _over_seeds(seeds: Sequence[int], above: Floats, below: Floats) -> Estimate:
 
 
 def _retrains(nights: Sequence[ArmResult]) -> dict[str, float]:
-    """Per retrain: shares of active click models and of promoted and refused challengers, pairs, showings that were used."""
+    """What retrains came to.
+
+    Shares of active click models and of promoted and refused challengers; pairs; showings that were used.
+    """
     records = [record for one in nights for record in one.retrains]
     if not records:
         return {}

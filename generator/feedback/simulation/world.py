@@ -1,4 +1,4 @@
-"""A world whose truth is known: users with a taste, items with an appeal, and all random numbers of their days.
+"""A world whose truth is known: users, items, and all random numbers of their days.
 
 A poster's look is a palette and a style. What is assumed of the truth (`World`):
 
@@ -73,7 +73,7 @@ class Draws:
         self.tastes = [
             _drifting(rng, users, width, scale, world.drift, world.history + nights) for width in (PALETTES, STYLES)
         ]
-        """Of palettes and of styles, (history + N, U, width): the first days only make histories."""
+        """Tastes for palettes and for styles, (history + N, U, width): the first days only make histories."""
         self.appeal: Floats = rng.normal(0, world.appeal, world.items)
         official = rng.integers(0, [PALETTES, STYLES], (world.items, 2))
         self.official: Ints = official @ np.array([STYLES, 1])
