@@ -18,7 +18,7 @@ EVENING_USERS = 4
 """Users of the second night, drawn by the champion as it is after the retrain."""
 
 SIMULATION = ("--users", "100", "--nights", "8", "--retrains", "2", "--seeds", "2", "--strength", "0.4")
-"""Of the loop on codes alone: a few CPU seconds, and too few seeds to conclude from; the page says so."""
+"""Options of the simulated loop: a few CPU seconds, and too few seeds to conclude from; the page says so."""
 
 
 def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) -> Path:

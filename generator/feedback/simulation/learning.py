@@ -137,7 +137,10 @@ def expected_clicks(model: ClickModel, task: LoggedTask) -> ExpectedClicks:
 
 
 def minimise_dpo(chosen: Ints, rejected: Ints, weights: Floats, beta: float, smoothing: float) -> Shift:
-    """The shift that DPO reaches: `REACH` of the way to the loss's minimum (generator/training/dpo/loss.py)."""
+    """The shift that DPO reaches: `REACH` of the way to the minimum of its loss.
+
+    The loss is that of generator/training/dpo/loss.py, with label smoothing and weighted pairs.
+    """
     rows = _one_hot(chosen) - _one_hot(rejected)
     scale = weights / weights.mean()
     shift = np.zeros(rows.shape[1])

@@ -85,7 +85,7 @@ def what(plan: Plan) -> str:
     return (
         f"Simulated ({plan.mode}): {plan.users} users, {plan.showings} showings a night, {plan.nights} nights, retrains after "
         f"nights {', '.join(str(night + 1) for night in retrain_nights(plan.nights, plan.retrains)) or 'none'}; lift over "
-        f"{BASELINE} in the last {LAST_NIGHTS} nights, {len(plan.seeds)} seeds."
+        f"{BASELINE} in the last {LAST_NIGHTS} nights, {len(plan.seeds)} {'seed' if len(plan.seeds) == 1 else 'seeds'}."
     )
 
 
