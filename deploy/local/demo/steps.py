@@ -96,7 +96,13 @@ def _run(arguments: Sequence[str], *, refusals_are_outcomes: bool) -> tuple[str,
         text=True,
         # Clicks of 1998 have the consumers warn of old partitions: nothing that a reader of the demo can act on.
         # Every picture is judged before it is shown; the demo's extra brings the model.
-        env={"PIGEON_LOG_LEVEL": "error", "PIGEON_SAFETY__ENABLED": "true", **os.environ},
+        # One day's feedback is all that the demo learns from, so its readers explore much.
+        env={
+            "PIGEON_LOG_LEVEL": "error",
+            "PIGEON_SAFETY__ENABLED": "true",
+            "PIGEON_NIGHT__EXPLORATION": "0.5",
+            **os.environ,
+        },
     ) as child:
         try:
             for line in child.stdout or ():
