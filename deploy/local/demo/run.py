@@ -32,7 +32,8 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
     from deploy.local.demo.progress import bar
     from deploy.local.demo.simulator import ASSUMPTIONS
 
-    steps = Steps(total=17 + fresh)
+    # One day's feedback is all that is learned from, so readers explore much.
+    steps = Steps(total=17 + fresh, settings={"PIGEON_NIGHT__EXPLORATION": "0.5"})
     target = page or load_settings().state_dir / "demo.html"
     with _terminated_like_interrupted():
         try:
@@ -69,6 +70,7 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
                 "night", "run", "--date", second.isoformat(), "--users", ",".join(chosen[:EVENING_USERS]), "--publish"
             )
             simulation = settings.state_dir / "demo-simulation"
+            steps.settings = {}
             steps.run("simulate", *SIMULATION, "--out", str(simulation))
             pages.write(target, settings, data, (first, second), steps.done, ASSUMPTIONS, simulation)
         finally:
