@@ -53,7 +53,7 @@ def test_logged_probabilities_are_those_that_are_drawn_with() -> None:
     """Each seed has shares of its own; over the seeds each answer is drawn as often as they say."""
     wide = Utilities(np.array([0.3, 0.1, 0.0, -4.0]), np.diag([0.2, 0.2, 0.2, 1e-6]))
     policy = RewardPolicy(_Fixed(wide), 1, ModelPolicy())  # type: ignore[arg-type] # scores and nothing else
-    found = answers(1)
+    found = _with(answers(1), np.log([0.4, 0.3, 0.2, 0.1]))
     seen, expected = Counter[int](), Counter[int]()
     for seed in range(3_000):
         _, second = policy.choose(found, 2, seed, HISTORY)
