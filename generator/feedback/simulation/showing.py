@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from generator.feedback.simulation.world import Floats
 from generator.nightly.policies import Choice, ChoicePolicy, ModelPolicy, reader_shares
+from generator.nightly.select import Vector
 from schemas.answers import StoredAnswer, distinct
 from schemas.settings import NightSettings
 
@@ -56,7 +57,7 @@ class PolicyReader:
         shares = self._shares[min(self._settings.variants, len(distinct(answers)))]
         # The first choice does not depend on how many are wanted, and mostly it is all that is looked at.
         wanted = 1 if point < shares[0] else len(shares)
-        choices = self._policy.choose(answers, wanted, seed, history)
+        choices = self._policy.choose(answers, wanted, seed, cast("Vector", history))  # they compute in float64
         place = min(int(np.searchsorted(np.cumsum(shares), point, side="right")), len(shares) - 1)
         chosen, first = choices[place], choices[0].index
         return Shown(chosen.index, chosen.probability * shares[place], place > 0, first)

@@ -144,4 +144,4 @@ def _retrains(nights: Sequence[ArmResult]) -> dict[str, float]:
 
 
 def _share(records: Sequence[Mapping[str, Any]], name: str, word: str) -> float:
-    return sum(record.get(name) == word for record in records) / len(records)
+    return float(np.mean([record.get(name) == word for record in records]))
