@@ -86,7 +86,7 @@ def draw_without_replacement(
 
 
 def reader_shares(choices: Sequence[Choice], settings: NightSettings) -> list[float]:
-    """Probability with which readers show each of the choices that are kept, in their order: most to the first."""
+    """Probability with which readers show each of the choices that are kept: most to the first."""
     return propensities([-place for place in range(len(choices))], exploration_of(settings))
 
 

@@ -103,7 +103,7 @@ def test_dpo_goes_its_share_of_the_way_to_the_losss_minimum() -> None:
 
 
 def test_a_strong_effect_is_learned_and_none_costs_little() -> None:
-    """One world each, of an effect three times the largest that figures are given for, so that it can be small."""
+    """Small worlds; the effect is three times the largest that figures are given for."""
     world = World(seed=1, strength=1.2, users=120, nights=6)
     strong, nothing = Draws(world), Draws(replace(world, strength=0.0))
     lifts = {}
