@@ -131,9 +131,8 @@ def ranked_pairs(tasks: Sequence[LoggedTask], model: ClickModel, certainty: floa
 def expected_clicks(model: ClickModel, task: LoggedTask) -> ExpectedClicks:
     """Click probabilities of a task's answers at the best position."""
     candidates = Candidates.of(task.answers, task.history)
-    chances = model.probabilities(candidates)
-    deviations = np.sqrt(np.maximum(np.diag(model.utilities(candidates).covariance), 0))
-    return ExpectedClicks(chances, chances * (1 - chances) * deviations)
+    found = model.utilities(candidates)
+    return ExpectedClicks(model.probabilities(candidates), found.mean, found.covariance)
 
 
 def minimise_dpo(chosen: Ints, rejected: Ints, weights: Floats, beta: float, smoothing: float) -> Shift:
