@@ -204,7 +204,8 @@ def _off_policy(
         return NotJudged("no showings of held-out users")
     users = tuple(f"user{task.user}" for task in kept)
     log = LoggedShowings(users, *np.array(rows, np.float64).T)
-    return evaluate(log, settings.retrain.gate_confidence, settings.retrain.off_policy_min_samples)
+    judged = settings.retrain
+    return evaluate(log, judged.gate_confidence, judged.off_policy_min_samples, judged.off_policy_min_clicks)
 
 
 def _calibration(judgement: Judgement) -> Floats:

@@ -126,7 +126,9 @@ def deciding(settings: Settings) -> dict[str, Any]:
     return {
         "night": settings.night.model_dump(mode="json", include=night),
         "clicks": settings.clicks.model_dump(mode="json", include={"max_weight"}),
-        "retrain": settings.retrain.model_dump(mode="json", include=retrain | gates | {"off_policy_min_samples"}),
+        "retrain": settings.retrain.model_dump(
+            mode="json", include=retrain | gates | {"off_policy_min_samples", "off_policy_min_clicks"}
+        ),
     }
 
 
