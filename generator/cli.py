@@ -32,6 +32,7 @@ PARTS = (
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
     "generator.training.catalog.commands",
+    "generator.feedback.simulation.commands",
     "generator.training.nano.commands",
 )
 # Whose probes `pigeon doctor` asks. Each has `PROBES`.
@@ -60,6 +61,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "load"): "serving",
     ("retrain",): "train",
     ("loop",): "loop",
+    ("simulate",): "loop",
     ("train",): "train",
     ("dataset",): "train",
     ("evaluate",): "evaluate",

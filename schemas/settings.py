@@ -155,11 +155,12 @@ class NightSettings(_Group):
         60.0, description="A picture that a dead process was drawing is drawn by another one after this long."
     )
     exploration: Share = Field(
-        0.5, description="Probability mass shared evenly among the variants; the rest goes to the best."
+        0.06,
+        description="Share of the showings that is spread evenly among the variants; the rest goes to the best. With two variants "
+        "half of it shows the other one.",
     )
     reward_exploration: Share = Field(
-        0.1,
-        description="The same under the policy reward; the rest goes by how probably each variant is the best one.",
+        0.06, description="The same under the policy reward, whose other variants are near-best by the click model."
     )
     reference_weight: Share = Field(0.5, description="Weight of CS; 1 - this is the weight of the history CIS.")
     max_attempts: int = Field(3, ge=1, description="Per task and per picture.")
