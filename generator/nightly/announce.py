@@ -15,6 +15,7 @@ from schemas.connections import kafka_options
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
+from schemas.runtime import trace
 from schemas.settings import KafkaSettings
 from schemas.tables import NightRun
 
@@ -85,8 +86,11 @@ class KafkaAnnouncer:
         topic = self._settings.topic_prefix + PUBLISHED
         timeout = self._settings.request_timeout_ms / 1000
         try:
+            headers = [(name, value.encode()) for name, value in trace.headers().items()]
             futures = [
-                self._producer.send(topic, key=event.user_id.encode(), value=event.model_dump_json().encode())
+                self._producer.send(
+                    topic, key=event.user_id.encode(), value=event.model_dump_json().encode(), headers=headers
+                )
                 for event in events
             ]
             self._producer.flush(timeout=timeout)
