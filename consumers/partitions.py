@@ -9,6 +9,8 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time
 from typing import Any
 
+import psycopg2.errors
+
 from consumers import postgres
 from consumers.outage import Outage
 from schemas.settings import DatabaseSettings
@@ -56,7 +58,8 @@ def make(cursor: Any, months: list[date]) -> list[date]:
     """Make the partitions of `months` that are missing, in the caller's transaction; returns those made.
 
     Raises:
-        Outage: retention is taking one of these months away; it can be made again when that is done.
+        Outage: retention is taking one of these months away, or the login may not make tables; nothing can be done before that
+            has changed.
     """
     states = _states(cursor)
     if all(states.get(month) == "attached" for month in months):
@@ -70,10 +73,20 @@ def make(cursor: Any, months: list[date]) -> list[date]:
             continue
         if state is not None:
             raise Outage(f"database: {name_of(month)} is half-way out by retention; `pigeon db upkeep` ends that")
-        cursor.execute(f"CREATE TABLE {name_of(month)} (LIKE interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
-        _attach(cursor, month)
+        _create(cursor, month)
         made.append(month)
     return made
+
+
+def _create(cursor: Any, month: date) -> None:
+    try:
+        cursor.execute(f"CREATE TABLE {name_of(month)} (LIKE interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        _attach(cursor, month)
+    except psycopg2.errors.InsufficientPrivilege as error:
+        # A login of deploy/postgres/roles.sql: the events wait until the owner's job has made the month.
+        raise Outage(
+            f"database: there is no {name_of(month)} and this login may not make it; run `pigeon db upkeep` as the tables' owner"
+        ) from error
 
 
 def upkeep(

@@ -97,7 +97,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{- /* A Deployment that serves /metrics, /live and /ready on one port, with its PodDisruptionBudget. */}}
+{{- /* A Deployment that serves /metrics, /live and /ready on metricsPort, with its PodDisruptionBudget. */}}
 {{- define "pigeon.deployment" -}}
 {{- $values := index .root.Values .part }}
 apiVersion: apps/v1
@@ -128,19 +128,22 @@ spec:
           args: {{ toJson .args }}
           {{- include "pigeon.container" . | nindent 10 }}
           ports:
-            - {name: http, containerPort: {{ .port }}}
+            - {name: metrics, containerPort: {{ .root.Values.metricsPort }}}
+            {{- with .port }}
+            - {name: http, containerPort: {{ . }}}
+            {{- end }}
           # A restart helps only what makes no progress; whether stores can be reached is readiness.
           livenessProbe:
-            httpGet: {path: /live, port: http}
+            httpGet: {path: /live, port: metrics}
             periodSeconds: 20
             timeoutSeconds: 10
             failureThreshold: 6
           readinessProbe:
-            httpGet: {path: /ready, port: http}
+            httpGet: {path: /ready, port: metrics}
             periodSeconds: 10
             timeoutSeconds: 10
           startupProbe:
-            httpGet: {path: /live, port: http}
+            httpGet: {path: /live, port: metrics}
             periodSeconds: 5
             failureThreshold: 60
           resources: {{- toYaml $values.resources | nindent 12 }}
@@ -164,5 +167,8 @@ metadata:
 spec:
   selector: {{- include "pigeon.selector" . | nindent 4 }}
   ports:
-    - {name: http, port: {{ .port }}, targetPort: http}
+    - {name: metrics, port: {{ .root.Values.metricsPort }}, targetPort: metrics}
+    {{- with .port }}
+    - {name: http, port: {{ . }}, targetPort: http}
+    {{- end }}
 {{- end }}
