@@ -51,5 +51,5 @@ GRANT INSERT, UPDATE, DELETE ON
     preference_snapshots, preference_snapshot_users, click_models, model_versions, model_events, model_overrides
     TO pigeon_night;
 GRANT UPDATE ON erasures TO pigeon_night;
-GRANT INSERT, UPDATE ON user_objections TO pigeon_night;
+GRANT INSERT, UPDATE, DELETE ON user_objections TO pigeon_night;
 GRANT DELETE ON poster_feedback TO pigeon_night;
