@@ -1,4 +1,4 @@
-"""A reader's figures for the Prometheus registry of whoever uses it: how old its set is, and what went wrong.
+"""A reader's figures for Prometheus: how old its set is, and what went wrong.
 
     from prometheus_client import REGISTRY
     from schemas.manifest_metrics import ReaderMetrics

@@ -52,4 +52,5 @@ GRANT INSERT, UPDATE, DELETE ON
     TO pigeon_night;
 GRANT UPDATE ON erasures TO pigeon_night;
 GRANT INSERT, UPDATE, DELETE ON user_objections TO pigeon_night;
-GRANT DELETE ON poster_feedback TO pigeon_night;
+-- Rows are locked before they are deleted, which asks for UPDATE.
+GRANT UPDATE, DELETE ON poster_feedback TO pigeon_night;

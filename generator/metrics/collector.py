@@ -1,4 +1,4 @@
-"""Reads all of these metrics when they are scraped, at most every few seconds, with short timeouts of its own."""
+"""The collector that reads all of these metrics when they are scraped, with short timeouts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ Found = dict[Metric, list[tuple[tuple[str, ...], float]]]
 
 
 class StoredMetrics:
-    """A Prometheus collector; what Postgres cannot be asked is missing, and `pigeon_database_reachable` is 0."""
+    """A Prometheus collector.
+
+    What Postgres cannot be asked is missing, and `pigeon_database_reachable` is 0.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""The one Prometheus registry of a process, with the process's own figures in it, and gauges read at each scrape."""
+"""The one Prometheus registry of a process, and gauges that are read at each scrape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Postgres and S3 are lost in the middle of a night; the backup is restored and the night resumed, as deploy/runbook.md says."""
+"""Postgres and S3 are lost in a night; they are restored as deploy/runbook.md says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Consumers, nights, upkeep and the scheduler work with the rights of deploy/postgres/roles.sql, and with no others."""
+"""Every part works with its rights of deploy/postgres/roles.sql, and with no others."""
 
 from __future__ import annotations
 

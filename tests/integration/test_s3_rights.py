@@ -1,4 +1,4 @@
-"""What nights, erasure, upkeep and readers ask of S3 is what deploy/s3/*.json allows; each call is recorded and judged by them."""
+"""What nights, erasure, upkeep and readers ask of S3 is what deploy/s3/*.json allows."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_a_database_without_nights_is_reachable_and_shows_nothing_of_them(settin
 
 def test_a_published_night_shows_in_figures(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=2)
-    begun = datetime.now(UTC).timestamp()
+    began = datetime.now(UTC).timestamp()
     night(settings, FakePigeon()).run(Scope())
     shown = scrape(settings)
 
@@ -65,8 +65,8 @@ def test_a_published_night_shows_in_figures(settings: Settings, tmp_path: Path) 
         value("pigeon_night_date_timestamp_seconds") == value("pigeon_published_date_timestamp_seconds") == midnight()
     )
     for name in ("pigeon_night_started_timestamp_seconds", "pigeon_night_progress_timestamp_seconds"):
-        assert begun - 60 < (value(name) or 0) < begun + 600
-    assert (value("pigeon_published_timestamp_seconds") or 0) >= begun - 1
+        assert began - 60 < (value(name) or 0) < began + 600
+    assert (value("pigeon_published_timestamp_seconds") or 0) >= began - 1
     assert value("pigeon_unannounced_nights") == 0
 
     of_reader = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the product, read from the code; deploy/observability/METRICS.md lists them.
+"""Every Prometheus metric of the product, as deploy/observability/METRICS.md lists them.
 
 python -m tests.support.metrics    write deploy/observability/METRICS.md
 """

@@ -1,4 +1,4 @@
-"""Compose file, images and chart give settings that exist, keep secrets out of plain values, and agree with each other.
+"""Compose file, images and chart name settings that exist, and keep secrets apart.
 
 Their own tools check their form in `make check-deploy`.
 """

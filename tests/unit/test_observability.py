@@ -1,4 +1,4 @@
-"""Dashboards and alerts ask for metrics that exist, and every alert has its test and its section in the runbook.
+"""Dashboards and alerts ask for metrics that exist, and every alert has its test.
 
 promtool itself checks the rules and runs their tests in `make check-deploy`.
 """

@@ -1,4 +1,4 @@
-"""The runbook has a section for each alert and each exit code, and what it tells to run and to read exists."""
+"""The runbook has a section for each alert and exit code, and what it names exists."""
 
 from __future__ import annotations
 
