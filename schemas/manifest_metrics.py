@@ -5,23 +5,22 @@
 
     REGISTRY.register(ReaderMetrics(posters))
 
-Costs nothing while posters are read: the reader's state is looked at when it is scraped.
+Costs nothing while posters are read: the reader's state is looked at when it is scraped. Needs prometheus-client, which a
+recommender that has a registry has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from schemas.manifest import Alarm
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from schemas.manifest import Alarm, PosterManifest
 from schemas.manifest_withdrawn import WithdrawnKind
 from schemas.runtime.metrics import Metric
-
-if TYPE_CHECKING:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    from schemas.manifest import PosterManifest
 
 SET_DATE = Metric(
     "pigeon_reader_set_date_timestamp_seconds",
@@ -37,7 +36,7 @@ ALL = (SET_DATE, SET_POSTERS, WITHDRAWN)
 """The gauges, in the order above."""
 
 
-class ReaderMetrics:
+class ReaderMetrics(Collector):
     """A Prometheus collector over a reader."""
 
     def __init__(self, reader: PosterManifest) -> None:
@@ -49,8 +48,6 @@ class ReaderMetrics:
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """The reader's state now."""
-        from prometheus_client.core import CounterMetricFamily
-
         ref, withdrawn = self._reader.current, self._reader.withdrawn
         yield SET_DATE.family(((), _midnight(ref.logical_date) if ref else 0.0))
         yield SET_POSTERS.family(((), float(ref.posters if ref else 0)))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from sqlalchemy.orm import Session
 
 from generator.metrics import loop, names, nights, stores
@@ -28,7 +29,7 @@ KEPT_SECONDS = 10.0
 Found = dict[Metric, list[tuple[tuple[str, ...], float]]]
 
 
-class StoredMetrics:
+class StoredMetrics(Collector):
     """A Prometheus collector.
 
     What Postgres cannot be asked is missing, and `pigeon_database_reachable` is 0.

@@ -176,7 +176,8 @@ def test_the_wheel_holds_code_and_templates_and_no_weights(tmp_path: Path) -> No
         path.relative_to(source).as_posix()
         for package in PACKAGES
         for path in (source / package).rglob("*")
-        if path.suffix in {".py", ".json", ".toml", ".txt", ".j2", ".mako"} and not FILES_ONLY & set(path.relative_to(source).parts[1:2])
+        if path.suffix in {".py", ".json", ".toml", ".txt", ".j2", ".mako"}
+        and not FILES_ONLY & set(path.relative_to(source).parts[1:2])
     }
     assert {
         "deploy/local/demo/page.html.j2",
