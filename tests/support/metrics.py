@@ -34,7 +34,7 @@ What they came to is in Postgres and is read at each scrape, at most every ten s
 A night stores what it has drawn every 30 seconds.
 
 Logs are JSON with `PIGEON_LOG_FORMAT=json`.
-Each line of a night has `run_id` and `night`, each line of a command that the scheduler has started `trace_id`.
+Lines of a night have `run_id` and `night` from when it begins to draw; lines of a command that the scheduler has started have `trace_id`.
 The trace comes from the environment's `TRACEPARENT` (W3C Trace Context).
 It goes on to Triton (a gRPC header) and into the events of `posters.published.v1` (a record header).
 """

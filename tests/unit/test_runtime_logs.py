@@ -6,12 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from generator.nightly import schedule
+from generator.nightly.announce import KafkaAnnouncer
+from generator.serving.server import TritonServer
+from schemas.events import PosterPublished
 from schemas.runtime import trace
+from schemas.settings import KafkaSettings
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -80,3 +86,44 @@ def test_the_scheduler_gives_each_command_a_trace_of_its_own(monkeypatch: pytest
     for value in seen:
         monkeypatch.setenv(trace.TRACEPARENT, value)
         assert trace.headers() == {"traceparent": value}
+
+
+class Recorder:
+    """Test double of a gRPC client and of a Kafka producer: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.headers: list[object] = []
+
+    def infer(self, *_: object, headers: object, **__: object) -> Recorder:
+        self.headers.append(headers)
+        return self
+
+    def as_numpy(self, _: str) -> np.ndarray:
+        return np.zeros(1)
+
+    def send(self, *_: object, headers: object, **__: object) -> Recorder:
+        self.headers.append(headers)
+        return self
+
+    def flush(self, timeout: float) -> None:
+        assert timeout
+
+    def get(self, timeout: float) -> None:
+        assert timeout
+
+
+def test_the_trace_goes_on_to_triton_and_into_announced_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Recorder()
+    server = object.__new__(TritonServer)
+    server.client = seen
+    announcer = object.__new__(KafkaAnnouncer)
+    announcer._settings, announcer._producer, announcer._error = KafkaSettings(), seen, OSError
+    event = PosterPublished(
+        poster_id="p", user_id="u", item_id="i", variant=0, image_key="k", manifest_key="m", propensity=1, model_version="v",
+        occurred_at=datetime(2026, 3, 1, tzinfo=UTC),
+    )  # fmt: skip
+    for value in (PARENT, ""):
+        monkeypatch.setenv(trace.TRACEPARENT, value)
+        server.infer("unet", {"x": np.zeros(1, np.float32)}, ["y"], timeout_seconds=1)
+        announcer.send([event])
+    assert seen.headers == [{"traceparent": PARENT}, [("traceparent", PARENT.encode())], {}, []]
