@@ -13,6 +13,7 @@ import psycopg2.errors
 
 from consumers import postgres
 from consumers.outage import Outage
+from schemas.errors import ServerUnavailable
 from schemas.settings import DatabaseSettings
 
 ADVISORY_LOCK = 7_046_002
@@ -101,7 +102,7 @@ def upkeep(
         The names of the partitions made and of those dropped.
 
     Raises:
-        ServerUnavailable: Postgres cannot be reached, or a lock did not come in time.
+        ServerUnavailable: Postgres cannot be reached, a lock did not come in time, or the login may not make tables.
     """
     month = (today or datetime.now(UTC).date()).replace(day=1)
     with postgres.connected(settings, "pigeon-upkeep") as connection:
@@ -109,8 +110,11 @@ def upkeep(
         with connection.cursor() as cursor:
             dropped = _retire(cursor, add_months(month, -retention_months))
         connection.autocommit = False
-        with connection, connection.cursor() as cursor:
-            made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
+        try:
+            with connection, connection.cursor() as cursor:
+                made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
+        except Outage as error:
+            raise ServerUnavailable(str(error)) from error
     return [name_of(m) for m in made], dropped
 
 

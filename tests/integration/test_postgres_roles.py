@@ -25,6 +25,7 @@ from generator.nightly.withdraw import lift, withdraw
 from generator.storage.postgres import connect
 from generator.upkeep.erase import erase_users
 from generator.upkeep.retention import upkeep
+from schemas.errors import ServerUnavailable
 from schemas.events import (
     CONSUMED,
     CatalogItem,
@@ -112,7 +113,10 @@ def test_a_consumer_stores_every_kind_of_event_and_erases(settings: Settings, lo
 
 
 def test_a_consumer_waits_where_the_owner_has_to_make_a_month(settings: Settings, login: Login) -> None:
-    connection = postgres_connection(login("pigeon_ingest").database, "pigeon-tests")
+    mine = login("pigeon_ingest").database
+    with pytest.raises(ServerUnavailable, match="as the tables' owner"):
+        partitions.upkeep(mine, 1, 24, today=date(2031, 5, 1))
+    connection = postgres_connection(mine, "pigeon-tests")
     with connection, connection.cursor() as cursor, pytest.raises(Outage, match="pigeon db upkeep"):
         partitions.make(cursor, [date(2031, 5, 1)])
     connection.close()
