@@ -19,7 +19,7 @@ define install
 		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
 endef
 
-.PHONY: help demo test check check-deploy audit release faults bench format clean
+.PHONY: help demo test check check-deploy audit release faults gpu bench format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,10 +64,14 @@ audit: $(TOOLS)/.installed ## Known vulnerabilities of the pinned packages; asks
 release: $(TOOLS)/.installed ## Wheel, sdist, chart, image context and SBOM of the committed state, into dist/; pushes nothing
 	@bash deploy/checks/release.sh $(TOOLS)
 
-faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on both brokers, 50,000 generated records; hours
+faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records; hours
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
 		tests/faults/test_night_processes.py tests/faults/test_store_faults.py
+
+# Not through the environment above: a CUDA machine has its own torch.
+gpu: ## Figures of a CUDA machine, in eight minutes (MINUTES=8), written to gpu-results; nothing without one
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu --minutes $${MINUTES:-8}
 
 bench: $(TEST) ## Ratios of things measured in one run on this machine, with their goals; BENCH="--only ROW", BENCH=--full
 	@$(BIN)/python -m tests.benchmarks $(BENCH)

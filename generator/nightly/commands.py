@@ -95,10 +95,13 @@ def run(
     With --from and --to each day is a night of its own, drawn from the histories as they are now; readers stay with the latest.
     """
     from generator.nightly.backfill import backfill
+    from generator.nightly.doctor import PROBES
     from generator.nightly.plan import Scope
     from generator.nightly.run import Night
+    from schemas.runtime import checkup
 
     settings = _drawn_with(_settings(), engine, ray_address)
+    checkup.require(PROBES, settings)
     scope = Scope(_user_list(users), limit)
     if publish and scope == Scope():
         raise InputError("--publish is for trials (--users, --limit): a night is published anyway")
@@ -267,10 +270,12 @@ def schedule(
     """
     from generator.metrics.collector import register as show_stored
     from generator.metrics.collector import unregister
+    from generator.nightly.doctor import PROBES
     from generator.nightly.schedule import Scheduler
-    from schemas.runtime import logs
+    from schemas.runtime import checkup, logs
 
     settings = _settings()
+    checkup.require(PROBES, settings)
     scheduler = Scheduler(settings, echo=logs.teller(settings, "pigeon.schedule", typer.echo))
     if once is not None:
         raise typer.Exit(scheduler.run_now(once.value))
