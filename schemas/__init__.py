@@ -30,6 +30,7 @@
     manifest_cache             the folder of shards that processes share
     manifest_refresh           the thread that looks for new sets
     manifest_withdrawn         the list of what was taken back
+    manifest_metrics           a reader's figures for Prometheus
     answers                    a task's answers as they are stored
     click_features             what a click model reads of a task's answers
     click_model                a click model as it is stored and scored
@@ -44,7 +45,7 @@
     titles, typefaces          titles as they are written; which fonts have their characters
     faultpoints                named points at which the fault tests kill a process
     hashing                    a number in [0, 1) from a text
-    runtime                    logs, metrics, health, Kafka logins and stop signals of long-running parts
+    runtime                    logs, traces, metrics, health, Kafka logins and stop signals of long-running parts
 
 Every other part may import this one; it imports none of them.
 """

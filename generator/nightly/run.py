@@ -49,6 +49,7 @@ from generator.storage.outages import OutageRetry, PatientStore
 from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, Refused, ServerUnavailable
 from schemas.faultpoints import reach
+from schemas.runtime.logs import identify
 from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
 from schemas.tables import NightRun
@@ -279,6 +280,7 @@ class Night:
         )
 
     def _draw_and_publish(self, ledger: Ledger, run: NightRun, publish: bool) -> None:
+        identify(run_id=run.run_id, night=run.logical_date.isoformat())
         # What was planned is drawn as it was planned, whatever the settings are by now.
         self._settings = self._settings.model_copy(update={"night": as_planned(self._settings.night, run.settings)})
         drawers = runs.read_drawers(ledger, run.run_id)
@@ -331,7 +333,10 @@ class Night:
             watch.look()
             session.look()
 
-        signals, bar = stop_signals(stop, once=True), NightProgress(pending)
+        signals, bar = (
+            stop_signals(stop, once=True),
+            NightProgress(pending, as_json=self._settings.log_format == "json"),
+        )
         try:
             with session.drawing(lambda: drawing.tally), signals as received, bar as progress:
                 tally = drawing.run(tick)
