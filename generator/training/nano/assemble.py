@@ -14,6 +14,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
 from generator.training.nano.decoder import build_decoder_task
 from generator.training.nano.diffusion import DiffusionTask
+from generator.training.nano.distil import GUIDANCE, STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, DistilledUnet, drawing_in
 from generator.training.nano.language import learning_language
 from generator.training.nano.scorer import build_scorer_task
 from generator.training.nano.tokenizer import build_task
@@ -28,11 +29,18 @@ TEXT_TOKENIZER = "text/tokenizer.json"
 
 
 def assemble_model(
-    root: Path, world: World, config: PigeonConfig, start: Path | None = None, *, preference: bool = True
+    root: Path,
+    world: World,
+    config: PigeonConfig,
+    start: Path | None = None,
+    *,
+    preference: bool = True,
+    distilled: bool = True,
 ) -> PigeonModel:
     """A model from the stages' folders under `root`.
 
-    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2.
+    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2;
+    without `distilled`: with the UNet that stage `distil` learns from.
 
     Raises:
         ModelError: there is no text tokenizer yet.
@@ -67,6 +75,10 @@ def assemble_model(
         trained["vae"] = 1
     if (root / "diffusion/state.pt").exists():
         trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
+        model = drawing_in(model, TEACHER_STEPS, TEACHER_GUIDANCE)
+    if distilled and (root / "distil/state.pt").exists():
+        trained["distil"] = load_averaged(DistilledUnet(model.diffusion), root / "distil")
+        model = drawing_in(model, STEPS, GUIDANCE)
     if (root / "polish/state.pt").exists():
         trained["polish"] = load_averaged(VaeDecoderTask(model.diffusion), root / "polish")
     if model.scorer is not None and (root / "scorer/state.pt").exists():
