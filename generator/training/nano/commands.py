@@ -54,8 +54,8 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            help="text, vae, tokenizer, caches, critic, imputer, retouch, decoder, language, scorer, diffusion, polish, alignment, "
-            "preference, in this order; or all."
+            help="text, vae, tokenizer, caches, critic, imputer, retouch, decoder, language, scorer, diffusion, distil, polish, "
+            "alignment, preference, in this order; or all."
         ),
     ],
     seconds: Seconds = None,
