@@ -9,6 +9,7 @@
     nightly    plan, draw, publish, announce; the scheduler
     upkeep     what goes again: erased users, what is past retention
     feedback   what people did with posters becomes a better model
+    web        posters and feedback over HTTP, and the operators' console
     training   stage 1, DPO, evaluation, and nano's recipe
 
 Imports `schemas`; never `consumers`.

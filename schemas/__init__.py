@@ -11,6 +11,7 @@
     settings_retention         those of retention
     settings_safety            those of the safety verdict
     settings_loop              those of readers and of the click model
+    settings_web               those of `pigeon serve`
     connections                options of the Kafka, S3 and Postgres clients
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads

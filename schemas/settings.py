@@ -33,6 +33,7 @@ from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_retrain import CanarySettings, RetrainSettings
 from schemas.settings_safety import SafetySettings
+from schemas.settings_web import WebSettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
@@ -428,6 +429,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()
+    web: WebSettings = WebSettings()
 
     @classmethod
     def settings_customise_sources(

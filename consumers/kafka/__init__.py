@@ -1,4 +1,4 @@
-"""The consumers' Kafka clients (`clients`), and what brokers and kafka-python get wrong (`quirks`).
+"""The consumers' Kafka clients (`clients`), events handed over one by one (`acknowledged`), and what brokers get wrong (`quirks`).
 
 Imports `schemas` and `consumers.outage`; imported by the other three folders. Plain `kafka` is the library.
 """
