@@ -64,6 +64,10 @@ def _add_health(app: FastAPI, health: WebHealth) -> None:
 
         return Response(generate_latest(registry()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    def no_icon() -> Response:
+        return Response(None, 204)
+
     @app.get("/", include_in_schema=False)
     def root() -> Response:
         return RedirectResponse(CONSOLE, 303)
@@ -104,6 +108,10 @@ def _add_errors(app: FastAPI, console: Console) -> None:
         errors: list[Any] = list(error.errors())
         is_json = all(one.get("type") != "json_invalid" for one in errors)
         return answer(request, 422 if is_json else 400, validation_words(errors))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return await run_in_threadpool(answer, request, 500, WORDS[500])  # the guard logs it
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:

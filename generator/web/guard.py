@@ -23,7 +23,7 @@ log = structlog.get_logger("pigeon.web")
 FEEDBACK = "/v1/feedback"
 USERS = "/v1/users/"
 CONSOLE = "/console"
-OPEN = frozenset({"/live", "/ready", f"{CONSOLE}/login", f"{CONSOLE}/style.css", "/"})
+OPEN = frozenset({"/live", "/ready", f"{CONSOLE}/login", f"{CONSOLE}/style.css", "/favicon.ico", "/"})
 """Pages without a token. Feedback brings showing tokens."""
 BODY_SECONDS = 20.0
 _PAGES = {"/v1/users": "posters", FEEDBACK: "feedback", CONSOLE: "console", "/metrics": "metrics"}
@@ -66,11 +66,12 @@ class Guard:
         request_id = secrets.token_hex(8)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        status = 500
+        status, started = 500, False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
+                started = True
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *self._headers(path, headers, request_id)]
             await send(message)
@@ -86,7 +87,8 @@ class Guard:
                 await self._app(scope, receive, answer)
         except Exception as error:
             log.exception("request failed", request_id=request_id, path=path, error=str(error))
-            await self._problem(500, path, request_id)(scope, receive, answer)
+            if not started:
+                await self._problem(500, path, request_id)(scope, receive, answer)
         finally:
             page = next((name for prefix, name in _PAGES.items() if path.startswith(prefix)), "other")
             metrics.REQUEST_SECONDS.labels(page, f"{status // 100}xx").observe(time.perf_counter() - start)

@@ -216,14 +216,14 @@ def _add_sign_in(router: APIRouter, context: WebContext, render: Renderer) -> No
 
     @router.get("/login")
     def login_page(request: Request, code: str = "") -> Response:
-        return render(request, "login", code=code, wrong=False)
+        return render(request, "login", link=code, wrong=False)
 
     @router.post("/login")
     async def login(request: Request) -> Response:
         form = await read_form(request)
         cookie = context.access.sign_in(form.get("token", "").strip())
         if cookie is None:
-            return render(request, "login", 401, code="", wrong=True)
+            return render(request, "login", 401, link="", wrong=True)
         answer = RedirectResponse(CONSOLE, 303)
         answer.set_cookie(
             COOKIE,

@@ -45,13 +45,13 @@ class Renderer:
         self._templates.filters |= {"number": _number, "when": _when, "seconds": _seconds}
         self._templates.globals |= {"base": CONSOLE, "pages": PAGES, "columns": COLUMNS, "getattr": getattr}
 
-    def __call__(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    def __call__(self, request: Request, template: str, code: int = 200, **values: Any) -> Response:
         """A page for whoever is signed in."""
         caller: Caller | None = getattr(request.state, "caller", None)
         said = self._context.signer.open(SAID, request.query_params.get(SAID, ""))
         return self._page(
             template,
-            status,
+            code,
             path=request.url.path.removeprefix(CONSOLE),
             caller=caller,
             may_change=caller is not None and caller.may("operate"),
@@ -77,8 +77,8 @@ class Renderer:
         page.headers.update(retry(status))
         return page
 
-    def _page(self, template: str, status: int, **values: Any) -> Response:
-        return HTMLResponse(self._templates.get_template(f"{template}.html.j2").render(**values), status)
+    def _page(self, template: str, code: int, **values: Any) -> Response:
+        return HTMLResponse(self._templates.get_template(f"{template}.html.j2").render(**values), code)
 
 
 def _number(value: float | None) -> str:
