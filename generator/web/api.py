@@ -125,7 +125,7 @@ class Reads:
         return found
 
     def _tag(self, user: str, item_ids: Sequence[str], request_id: str | None, now: float) -> str:
-        """What an answer depends on: set, withdrawals, user, items, request, and the spans of tokens and addresses."""
+        """A hash of all that an answer depends on, the spans of tokens and addresses included."""
         posters = self._context.reader.posters
         parts = (
             self._set.of(posters.current),
@@ -270,7 +270,10 @@ def _event_id(one: FeedbackEvent) -> UUID:
 
 
 def _copy(future: Future[None]) -> Future[None]:
-    """A future that may be cancelled without cancelling the other: who no longer waits has not taken the event back."""
+    """A future that may be cancelled without cancelling the other one.
+
+    Who no longer waits has not taken the event back.
+    """
     copied: Future[None] = Future()
 
     def end(done: Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""The audit log: each change at the console is written down before it is tried, and completed with what became of it."""
+"""The audit log: each change is written down before it is tried, then what became of it."""
 
 from __future__ import annotations
 

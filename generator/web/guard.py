@@ -1,4 +1,4 @@
-"""What every request passes before a page sees it: limits, who asks, what they may; and headers on every answer."""
+"""What every request passes: limits, who asks, what they may; and headers on every answer."""
 
 from __future__ import annotations
 

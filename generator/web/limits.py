@@ -1,4 +1,4 @@
-"""Requests per second of each client, by token buckets: bursts of a few seconds pass, more is told to wait."""
+"""Requests per second of each client: bursts of a few seconds pass, more is told to wait."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def serve(settings: Settings, outside: Outside, echo: Callable[[str], None], *, 
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # whom to believe is access.py's decision
+            proxy_headers=False,  # access.py decides which proxies are believed
             timeout_graceful_shutdown=STOP_SECONDS,
             backlog=BACKLOG,
         )

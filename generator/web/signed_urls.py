@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from schemas.errors import InputError
 from schemas.settings import S3Settings
 from schemas.settings_web import WebSettings
 
@@ -69,7 +70,13 @@ class ImageAddresses:
 
     def _make(self, span: int) -> _Signing:
         start = datetime.fromtimestamp(span * self._seconds / 2, UTC)
-        keys = self._client._request_signer._credentials.get_frozen_credentials()  # type: ignore[attr-defined]
+        found = self._client._request_signer._credentials  # type: ignore[attr-defined] # where boto3 found them
+        if found is None:
+            raise InputError(
+                "no keys to sign addresses of images with: set PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY, or "
+                "web.images_url where the bucket is public"
+            )
+        keys = found.get_frozen_credentials()
         return _Signing(
             self._host, self._region, start, int(self._seconds), keys.access_key, keys.secret_key, keys.token or ""
         )

@@ -11,7 +11,9 @@ from schemas.tables.base import Base, Now
 
 
 class AuditEntry(Base):
-    """A change that somebody asked for at the console: written before it is tried, completed with what became of it.
+    """A change that somebody asked for at the console.
+
+    Written before it is tried, and completed with what became of it.
 
     `outcome` is "started" for one whose process died in the middle: whether it was made, only what it changes can tell.
     """

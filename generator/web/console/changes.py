@@ -1,4 +1,4 @@
-"""What can be changed at the console: each change is a form of our own page, with a reason, in the audit log."""
+"""What can be changed at the console: by forms of our own pages, with a reason, and audited."""
 
 from __future__ import annotations
 

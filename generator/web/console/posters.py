@@ -104,7 +104,7 @@ class Posters:
             own, task, answers.answers if answers else (), answers.chooser if answers else "", candidates, others
         )
 
-    def _by_id(self, query: Select[tuple[Poster]], after: str | None, limit: int) -> list[Card]:
+    def _by_id(self, query: Select[Poster], after: str | None, limit: int) -> list[Card]:
         if after:
             query = query.where(Poster.poster_id > after)
         with reading(self._engine) as session:

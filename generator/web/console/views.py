@@ -268,7 +268,10 @@ def _date_place(after: str | None) -> tuple[date, str] | None:
 
 
 def _behind(letters: list[DeadLetter], after: str | None) -> list[DeadLetter]:
-    """The letters behind a place; a place that was dealt with meanwhile is no longer there, and the list begins again."""
+    """The letters behind a place.
+
+    Once that is dealt with the list begins again.
+    """
     places = [letter.place for letter in letters]
     return letters[places.index(after) + 1 :] if after in places else letters
 
