@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -146,6 +147,18 @@ def test_demo_from_clicks_to_page_and_back(state_dir: Path, environment: dict[st
     after = rows(state_dir, "SELECT poster_id, created_at FROM posters p JOIN night_runs USING (run_id) ORDER BY 1")
     assert set(first) <= set(after)
 
+    # The console's address was told, and somebody who follows it sees the latest posters.
+    console = re.search(r"^console: (http://[^/]+)(/console/login\?code=(\S+))$", demo.stdout, re.MULTILINE)
+    assert console, demo.stdout
+    with httpx2.Client(base_url=console[1], follow_redirects=True) as browser:
+        assert "Sign in" in browser.get(console[2]).text
+        assert "Funnel" in browser.post("/console/login", data={"token": console[3]}).text
+        assert browser.get("/console/posters").text.count('class="card"') >= 6
+
     down = run("down")
     assert down.returncode == 0
+    with pytest.raises(httpx2.ConnectError):
+        for _ in range(300):
+            httpx2.get(f"{console[1]}/live")
+            time.sleep(0.1)
     assert run("status").returncode == 3

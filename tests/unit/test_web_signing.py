@@ -96,7 +96,7 @@ def test_a_bucket_without_keys_is_named() -> None:
     settings = S3Settings.model_validate({"endpoint_url": "http://127.0.0.1:1", "bucket": "posters"})
     signer = SimpleNamespace(_credentials=None)
     client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="http://127.0.0.1:1"), _request_signer=signer)
-    with pytest.raises(InputError, match="PIGEON_S3__ACCESS_KEY_ID.*web.images_url"):
+    with pytest.raises(InputError, match=r"PIGEON_S3__ACCESS_KEY_ID.*web.images_url"):
         ImageAddresses(WebSettings(), settings, client).of_key("posters/a.webp")
 
 
@@ -170,7 +170,7 @@ def test_short_secrets_and_double_names_are_refused() -> None:
     entry = {"name": "a", "token": "t" * 40, "roles": ["read"]}
     with pytest.raises(ValidationError, match="each name once"):
         WebSettings.model_validate({"tokens": [entry, {**entry, "token": "u" * 40}]})
-    with pytest.raises(ValidationError, match="needs web.proxy_networks"):
+    with pytest.raises(ValidationError, match=r"needs web.proxy_networks"):
         WebSettings.model_validate({"proxy_user_header": "X-User"})
     with pytest.raises(ValidationError, match="no origin"):
         WebSettings.model_validate({"cors_origins": ["https://a.example.com/path"]})

@@ -69,7 +69,7 @@ class Nights:
         self._kept: dict[str, tuple[float, Counts]] = {}
 
     def latest(self) -> Tonight | None:
-        """The latest night, or None before the first one."""
+        """The latest night; the latest trial when there is no night, None before the first one."""
         with plain_errors(self._engine):
             run = self._ledger.get_latest_run()
         return self._tonight(run) if run else None
