@@ -36,9 +36,9 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 BEARER: dict[str, Any] = {"security": [{"bearer": []}]}
 
 
-def add_api(app: FastAPI, context: WebContext) -> None:
+def add_api(app: FastAPI, context: WebContext, reads: Reads) -> None:
     """Add the pages for recommenders."""
-    reads, feedback = Reads(context), FeedbackDesk(context)
+    feedback = FeedbackDesk(context)
 
     @app.get(
         "/v1/users/{user:path}/posters",

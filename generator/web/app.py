@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
-from generator.web.api import add_api
+from generator.web.api import Reads, add_api
 from generator.web.console.views import Console
 from generator.web.context import WebContext
+from generator.web.direct import DirectReads
 from generator.web.guard import CONSOLE, Guard
 from generator.web.health import WebHealth
 from generator.web.problems import WORDS, as_json, status_of, validation_words
@@ -38,12 +39,14 @@ def build_app(context: WebContext) -> ASGIApp:
         redoc_url=None,
     )
     health, console = WebHealth(context), Console(context)
-    add_api(app, context)
+    reads = Reads(context)
+    add_api(app, context, reads)
     _add_health(app, health)
     console.add(app, health)
     _add_document(app)
     _add_errors(app, console)
-    return Guard(app, context.settings.web, context.access, console.problem, console.policy)
+    direct = DirectReads(app, reads)
+    return Guard(direct, context.settings.web, context.access, console.problem, console.policy)
 
 
 def _add_health(app: FastAPI, health: WebHealth) -> None:

@@ -13,6 +13,7 @@ from generator.web.context import WebContext
 from generator.web.guard import CONSOLE
 from generator.web.health import WebHealth
 from generator.web.outside import Outside
+from generator.web.protocol import WithoutUpgrade
 from schemas.errors import InputError, ServerUnavailable
 from schemas.runtime import health
 from schemas.runtime.stop_signals import stop_signals
@@ -39,7 +40,7 @@ def serve(settings: Settings, outside: Outside, echo: Callable[[str], None], *, 
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
             build_app(context),
-            http="httptools",
+            http=WithoutUpgrade,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import urllib.request
 from concurrent.futures import Future
 from pathlib import Path
@@ -285,3 +287,35 @@ def test_the_document_describes_both_calls(settings: Settings) -> None:
         "feedback",
     }
     assert set(document["paths"]["/v1/feedback"]["post"]["responses"]) >= {"202", "413", "422", "429", "503"}
+
+
+def test_a_client_that_offers_http2_is_answered_with_all_that_it_sent(settings: Settings, tmp_path: Path) -> None:
+    """Java's own client does so with the first request of a connection."""
+    build(settings, tmp_path / "art")
+    night(settings).run(Scope())
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAABAAMAAABk"}
+    sender = Sender()
+    with running(web_settings(settings), sender=sender) as web:
+        body = event(drawn(web)["showing"])
+        with web.client() as client:
+            for _ in range(2):
+                assert client.post("/v1/feedback", json=body, headers=offer).status_code == 202
+    assert len(sender.events) == 2
+
+
+def test_the_python_client_of_the_documents_shows_and_tells(settings: Settings, tmp_path: Path) -> None:
+    build(settings, tmp_path / "art")
+    night(settings).run(Scope())
+    client = Path(__file__).parents[2] / "deploy" / "clients" / "posters.py"
+    sender = Sender()
+    with running(web_settings(settings), sender=sender) as web:
+        ended = subprocess.run(
+            [sys.executable, str(client), "u1", ",".join(ITEMS)],
+            env={"PIGEON_URL": web.address, "PIGEON_TOKEN": SHOP},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    actions = [one.action for one in sender.events if isinstance(one, PosterFeedback)]
+    assert actions == ["impression"] * (len(actions) - 1) + ["click"]
+    assert ended.stdout.endswith(f"told: {len(actions)}\n")

@@ -17,6 +17,7 @@ from generator.cli import consumers_for_the_web
 from generator.web.app import build_app
 from generator.web.context import WebContext
 from generator.web.outside import EventSender
+from generator.web.protocol import WithoutUpgrade
 from schemas.settings import Settings
 from schemas.settings_web import ApiToken, WebSettings
 
@@ -69,7 +70,7 @@ def running(settings: Settings, *, sender: EventSender | None = None) -> Iterato
     warnings: list[str] = []
     context.reader.start_quietly(warnings.append)
     config = uvicorn.Config(
-        build_app(context), port=0, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+        build_app(context), port=0, http=WithoutUpgrade, ws="none", lifespan="off", log_config=None, access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
