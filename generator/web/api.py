@@ -236,10 +236,10 @@ class FeedbackDesk:
     async def _wait(self, waiting: Sequence[Future[None]]) -> None:
         if not waiting:
             return
-        done, late = await asyncio.wait(
-            [asyncio.ensure_future(asyncio.wrap_future(_copy(one))) for one in waiting],
-            timeout=self._settings.feedback_seconds,
-        )
+        tasks = [asyncio.ensure_future(asyncio.wrap_future(_copy(one))) for one in waiting]
+        for task in tasks:  # what a late one ends with was told already, by the time that it took
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        done, late = await asyncio.wait(tasks, timeout=self._settings.feedback_seconds)
         failures = [error for one in done if (error := one.exception())]
         if failures:
             raise failures[0]

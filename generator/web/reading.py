@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
 import structlog
 
 from generator.web import metrics
+from schemas.connections import s3_client, s3_options
 from schemas.errors import ServerUnavailable
 from schemas.manifest import Alarm, PosterManifest
 from schemas.settings import Settings
@@ -49,16 +51,16 @@ class Reader:
             raise ServerUnavailable(f"no manifest could be read yet: {self.problem}")
 
     def _open(self, settings: Settings) -> PosterManifest:
-        from schemas.connections import s3_client, s3_options
-
+        connect = functools.partial(s3_client, **s3_options(settings.s3))
         return PosterManifest(
-            s3_client(**s3_options(settings.s3)),
+            connect(),
             settings.s3.bucket,
             refresh_seconds=settings.web.refresh_seconds,
             on_alarm=self._on_alarm,
             cache_dir=settings.state_dir / "cache" / "manifest",
             rotation=settings.reader.rotation,
             control_share=settings.reader.control_share,
+            reconnect=connect,  # the client is the reader's, to be closed with it
         )
 
     def _on_alarm(self, alarm: Alarm, detail: str) -> None:

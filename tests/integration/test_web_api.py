@@ -265,6 +265,10 @@ def test_every_hostile_request_is_answered_in_words(settings: Settings, tmp_path
             )
             where = f"{verb} {path[:80]} {body[:60]!r}: {answer.status_code} {answer.text[:200]}"
             assert answer.status_code < 500, where
+            count += 1
+            if answer.text == "Invalid HTTP request received.":  # no HTTP: the parser's own answer
+                assert answer.status_code == 400, where
+                continue
             assert answer.headers["x-content-type-options"] == "nosniff", where
             assert answer.headers["content-security-policy"], where
             if answer.status_code == 200 and path.startswith("/v1/users/"):
@@ -274,7 +278,6 @@ def test_every_hostile_request_is_answered_in_words(settings: Settings, tmp_path
                 assert set(answer.json()) == {"error", "request_id"}, where
             if answer.status_code == 405:
                 assert answer.headers["allow"], where
-            count += 1
     assert count >= 100
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -16,21 +18,23 @@ from generator.web import audit
 from schemas.connections import kafka_options
 from schemas.events import ERASURE, INTERACTIONS, Erasure
 from schemas.settings import Settings
-from tests.support.night_world import build, night, reader
+from schemas.tables import PreferenceSnapshot
+from tests.support.night_world import START, build, night, reader
 from tests.support.web_world import OPERATOR, READER, Web, running, web_settings
 
 pytestmark = pytest.mark.integration
 PAGES = ("", "/nights", "/posters", "/models", "/withdrawals", "/dead-letters", "/erasures", "/settings", "/audit")
 
 
-def signed_in(web: Web, token: str = OPERATOR) -> httpx2.Client:
-    client = web.client()
-    answer = client.post("/console/login", data={"token": token})
-    assert answer.status_code == 303, answer.text
-    cookie = answer.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=lax" in cookie
-    return client
+@contextmanager
+def signed_in(web: Web, token: str = OPERATOR) -> Iterator[httpx2.Client]:
+    with web.client() as client:
+        answer = client.post("/console/login", data={"token": token})
+        assert answer.status_code == 303, answer.text
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=lax" in cookie
+        yield client
 
 
 def csrf_of(client: httpx2.Client) -> str:
@@ -47,7 +51,7 @@ def test_every_page_of_an_empty_house_says_so(settings: Settings) -> None:
             assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert "script" not in answer.headers["content-security-policy"]
             assert answer.headers["cache-control"] == "no-store"
-            assert not re.search(r"<script|style=|on\w+=\"", answer.text), "a policy without scripts and styles inside"
+            assert not re.search(r"<script|style=|\son\w+=", answer.text), "a policy without scripts and styles inside"
         assert "No night yet" in web.get("/console", READER).text
 
 
@@ -208,7 +212,19 @@ def test_an_erasure_is_asked_for_by_event(settings: Settings) -> None:
 def test_a_refused_model_is_shown_with_its_numbers_and_stays_refused(settings: Settings, engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         champion = registry.ensure_champion(session, "nano", "ab" * 32)
-        made = registry.register(session, "nano", champion, None, "r1", "trained")  # type: ignore[arg-type] # without a snapshot
+        session.add(
+            PreferenceSnapshot(
+                snapshot_id="s1",
+                key="k",
+                window_start=START,
+                window_end=START,
+                train_pairs=1,
+                holdout_pairs=1,
+                counts={},
+            )
+        )
+        session.flush()
+        made = registry.register(session, "nano", champion, "s1", "r1", "trained")
         made.metrics = {**made.metrics, "gate": {"accuracy": 0.481}}
         registry.change_state(session, made.version, "refused", "accuracy 0.481 is too low", {"accuracy": 0.481})
         name = made.version
@@ -219,7 +235,7 @@ def test_a_refused_model_is_shown_with_its_numbers_and_stays_refused(settings: S
         form = {"csrf": csrf_of(client), "move": "champion", "version": name, "reason": "I want it"}
         refused = client.post("/console/models/change", data=form)
         assert refused.status_code == 409, refused.text
-        assert client.post("/console/models/change", data={**form, "move": "crown"}).status_code == 422
+        assert client.post("/console/models/change", data={**form, "move": "unknown"}).status_code == 422
     with Session(engine) as session:
         assert registry.get(session, name).state == "refused"
 

@@ -168,8 +168,9 @@ def metrics() -> list[str]:
 
     from consumers import metrics as ingest
     from generator.nightly import schedule_watch
+    from generator.web import metrics as web
 
-    modules = (ingest, schedule_watch)
+    modules = (ingest, schedule_watch, web)
     found = [one for module in modules for one in vars(module).values() if isinstance(one, MetricWrapperBase)]
     return sorted(f"{one._name} {one._type} {' '.join(one._labelnames)}".strip() for one in found)
 
