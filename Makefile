@@ -17,7 +17,7 @@ define install
 		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
 endef
 
-.PHONY: help demo test check faults bench format clean
+.PHONY: help demo test check faults gpu bench format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,10 +49,14 @@ check: $(TEST) ## Format, lint, types, import contracts, dependencies, contract 
 	$(BIN)/deptry .
 	$(BIN)/pigeon events check
 
-faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on both brokers, 50,000 generated records; hours
+faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records; hours
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
 		tests/faults/test_night_processes.py tests/faults/test_store_faults.py
+
+# Not through the environment above: a CUDA machine has its own torch.
+gpu: ## Figures of a CUDA machine, in eight minutes (MINUTES=8), written to gpu-results; nothing without one
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu --minutes $${MINUTES:-8}
 
 bench: $(TEST) ## Ratios of things measured in one run on this machine, with their goals; BENCH="--only ROW", BENCH=--full
 	@$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -2,6 +2,7 @@
 
     commands                     `pigeon consume | topics | dlq | histories | catalog | clicks | recommendations | feedback |
                                  events`
+    doctor                       what is asked of Kafka for `pigeon doctor`
     dead_letters                 dead letters read, replayed and dropped by people
     partitions                   months of `interactions`: made on demand and ahead, dropped by retention
     postgres                     connections with the settings' timeouts, and the check for our tables

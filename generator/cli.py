@@ -35,6 +35,14 @@ PARTS = (
     "generator.feedback.clicks.commands",
     "generator.training.nano.commands",
 )
+# Whose probes `pigeon doctor` asks. Each has `PROBES`.
+DOCTORS = (
+    "consumers.doctor",
+    "migrations.doctor",
+    "generator.storage.doctor",
+    "generator.serving.doctor",
+    "generator.nightly.doctor",
+)
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")
 
 # The extra of pyproject.toml that brings what a command imports; the longest entry that the command line starts with.
@@ -95,6 +103,9 @@ def build_app() -> typer.Typer:
 
         typer.echo(load_settings().model_dump_json(indent=2))
 
+    from deploy.doctor.commands import add_doctor
+
+    add_doctor(app, DOCTORS)
     for part in PARTS:
         importlib.import_module(part).register(app, models)
     importlib.import_module("generator.web.commands").register(app, models, consumers_for_the_web)

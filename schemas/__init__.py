@@ -6,6 +6,10 @@
     tables                     every Postgres table
     settings                   every setting, with its default, unit and meaning
     settings_retrain           those of retraining, the gate and the canary
+    settings_compute           those of the device that trains and scores
+    settings_kafka             those of Kafka
+    settings_triton            those of the inference servers
+    settings_secrets           secrets from files
     settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention
@@ -13,6 +17,9 @@
     settings_loop              those of readers and of the click model
     settings_web               those of `pigeon serve`
     connections                options of the Kafka, S3 and Postgres clients
+    kafka_access               what a broker answers to our login, asked beforehand
+    kafka_rights               which rights a login has at a broker
+    kafka_token                tokens of an OIDC provider, for OAUTHBEARER
     preferences                a preference pair, and the prompt that it rests on
     manifest, manifest_files   the reader of the S3 manifest, and the files that it reads
     manifest_choice            which poster a user is shown

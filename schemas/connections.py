@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from schemas import kafka_token
 from schemas.runtime import kafka_login
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
     Raises:
         InputError: the login's settings do not fit together (schemas/runtime/kafka_login.py).
     """
-    return {
+    options = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "request_timeout_ms": settings.request_timeout_ms,
         **kafka_login.options(settings),
     }
+    if settings.security_protocol.startswith("SASL") and settings.sasl_mechanism == "OAUTHBEARER":
+        options["sasl_oauth_token_provider"] = kafka_token.provider(settings)
+    return options
 
 
 def s3_options(settings: S3Settings) -> dict[str, Any]:

@@ -91,12 +91,15 @@ class RetrainSettings(Group):
     gate_items: int = Field(3, ge=1, description="Items that they are compared for.")
     gate_answers: int = Field(4, ge=2, description="Answers sampled for each of these users and items.")
     off_policy_tasks: int = Field(
-        200,
+        500,
         ge=0,
         description="Held-out tasks with showings whose answers are scored for the off-policy value; 0 = none.",
     )
     off_policy_min_samples: float = Field(
         100.0, ge=1, description="Effective sample size (showings) below which the off-policy value cannot be judged."
+    )
+    off_policy_min_clicks: float = Field(
+        50.0, ge=1, description="Effective number of clicks below which it cannot be judged either."
     )
     canary_share: Share = Field(0.1, description="Users of the next night that a canary draws for.")
     unload_after_hours: float = Field(

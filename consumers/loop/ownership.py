@@ -19,6 +19,7 @@ from consumers.outage import Outage, first_line
 from consumers.write.offsets import Claim
 from consumers.write.writer import Writer
 from schemas.errors import Refused, ServerUnavailable
+from schemas.kafka_access import check_login
 from schemas.settings import Settings
 
 T = TypeVar("T")
@@ -152,6 +153,7 @@ class Ownership:
         except clients.Unrecoverable as error:
             raise clients.refusal(error) from error
         except (clients.KafkaError, ServerUnavailable) as error:
+            check_login(self._settings.kafka, again=True)  # a password that was changed meanwhile is no outage
             raise Outage(f"kafka: {type(error).__name__}: {first_line(error)}") from error
 
     def _claimed(self, claims: dict[TopicPartition, Claim], starts: dict[TopicPartition, int]) -> None:

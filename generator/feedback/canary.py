@@ -57,7 +57,9 @@ def plan(context: RetrainContext, version: str, now: datetime) -> Plan:
     settings = context.settings
     days, share = settings.canary.before_days, settings.retrain.canary_share
     with Session(context.engine) as session:
-        users = read_users(session, version, (share, share), (now - timedelta(days=days), now), (now, now))
+        users = read_users(
+            session, version, (share, share), (now - timedelta(days=days), now), (now, now), settings.clicks
+        )
     showings, clicks = float(users.before_showings.sum()), float(users.before_clicks.sum())
     rate = clicks / showings if clicks else FALLBACK_RATE
     known = {
@@ -121,7 +123,7 @@ def _look(context: RetrainContext, version: ModelVersion, event: ModelEvent, unt
         if start is not None:
             shares = (planned["share"], context.settings.retrain.canary_share)
             before = event.at - timedelta(days=settings.before_days), event.at
-            users = read_users(session, version.version, shares, before, (start, until))
+            users = read_users(session, version.version, shares, before, (start, until), context.settings.clicks)
             found = look(
                 users,
                 alpha=settings.alpha,
@@ -204,6 +206,7 @@ def _why_over(session: Session, version: ModelVersion, event: ModelEvent) -> str
     if override is not None and not registry.is_live(session, override):
         return "its override expired"
     promoted = select(ModelEvent.version).where(ModelEvent.to_state == "champion", ModelEvent.event_id > event.event_id)
+    promoted = promoted.where(ModelEvent.from_state.is_distinct_from("champion"))  # a note is no promotion
     if (other := session.scalars(promoted.limit(1)).one_or_none()) is not None:
         return f"{other} became champion since, so there is nobody left to compare it with"
     return None

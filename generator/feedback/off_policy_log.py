@@ -20,11 +20,12 @@ from generator.feedback.dated_pair import prompt_of
 from generator.feedback.gate import NotJudged
 from generator.feedback.off_policy import LoggedShowings, OffPolicyValue, evaluate, shown_probabilities
 from generator.feedback.ports import RetrainContext
-from generator.feedback.queries import SHOWN_ANSWERS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS
+from generator.feedback.queries import SHOWN_ANSWERS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS, hygiene
 from generator.feedback.reward_pairs import AnsweredTask, ClickModel, ExpectedClicks
 from generator.feedback.split import is_held_out
 from schemas.answers import AnswerSet, StoredAnswer
 from schemas.hashing import unit_interval
+from schemas.settings_loop import ClickSettings
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,7 +53,8 @@ def value_of(
     settings = context.settings.retrain
     if settings.off_policy_tasks == 0:
         return NotJudged("retrain.off_policy_tasks is 0")
-    shown = read_shown(session, window, settings.holdout_share, settings.off_policy_tasks, context.base_sha256)
+    clicks = context.settings.clicks
+    shown = read_shown(session, window, settings.holdout_share, settings.off_policy_tasks, context.base_sha256, clicks)
     if not shown:
         return NotJudged("no showings of held-out users with stored answers")
     tasks = [one.task for one in shown]
@@ -61,6 +63,7 @@ def value_of(
         as_showings(shown, logprobs[0], logprobs[1], expect(context.clicks, tasks)),
         settings.gate_confidence,
         settings.off_policy_min_samples,
+        settings.off_policy_min_clicks,
     )
 
 
@@ -70,11 +73,16 @@ def expect(model: ClickModel | None, tasks: Sequence[AnsweredTask]) -> Sequence[
 
 
 def read_shown(
-    session: Session, window: tuple[datetime, datetime], holdout_share: float, limit: int, base_sha256: str
+    session: Session,
+    window: tuple[datetime, datetime],
+    holdout_share: float,
+    limit: int,
+    base_sha256: str,
+    clicks: ClickSettings,
 ) -> list[ShownTask]:
-    """At most `limit` tasks, chosen by a stable hash."""
+    """At most `limit` tasks, chosen by a stable hash; `clicks`: whose showings do not count."""
     session.execute(WITHOUT_NESTED_LOOPS)
-    bindings = {"start": window[0], "stop": window[1], "base": base_sha256}
+    bindings = {"start": window[0], "stop": window[1], "base": base_sha256, **hygiene(clicks)}
     rows: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
     for row in session.execute(SHOWN_ANSWERS, bindings):
         if is_held_out(row.user_id, holdout_share):

@@ -3,7 +3,8 @@
 The estimator, for the variants a and b of one (user, item) that were drawn from the same prompt in the same night:
 
 1. *Showings.* Each impression opens a showing of its poster; clicks and dismissals up to that poster's next impression belong
-   to it. A showing counts as clicked if it was clicked and not dismissed. Clicks without an impression in the window are dropped.
+   to it. A showing counts as clicked if it was clicked and not dismissed. Clicks without an impression in the window are dropped,
+   and so are robots and what is past a user's daily cap (`clicks.*`; they are counted).
 2. *Exposure matching.* Only the first m showings of each variant count, m = the smaller number of showings of the two, so that the
    variant the policy favoured does not win by being shown more.
 3. *Position debiasing.* θ_k, the chance that position k of a surface is examined at all relative to the best-examined one, is
@@ -22,7 +23,7 @@ A task whose frozen prompt cannot be read gives no pair and is counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -31,9 +32,17 @@ from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
 from generator.feedback.dated_pair import DatedPair, pair_id, prompt_of
-from generator.feedback.queries import COUNTS, FEEDBACK_PAIRS, SCORE_PAIRS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS
+from generator.feedback.queries import (
+    COUNTS,
+    FEEDBACK_PAIRS,
+    SCORE_PAIRS,
+    WITH_NESTED_LOOPS,
+    WITHOUT_NESTED_LOOPS,
+    hygiene,
+)
 from generator.feedback.reward_pairs import RewardRanking, rank_answers
 from schemas.preferences import PreferencePair
+from schemas.settings_loop import ClickSettings
 
 MAX_WEIGHT = 10.0
 MIN_EXAMINATION = 0.1
@@ -56,14 +65,16 @@ def mine(
     score_share: float,
     base_sha256: str,
     reward: RewardRanking | None = None,
+    clicks: ClickSettings | None = None,
 ) -> Mined:
     """Pairs whose evidence lies in [start, stop).
 
     Their tasks were drawn with the checkpoint `base_sha256` or an adapter of it.
 
-    `reward`: a click model, which ranks the answers of tasks that have no feedback pair.
+    `reward`: a click model, which ranks the answers of tasks that have no feedback pair. `clicks`: who counts as a robot, and
+    the daily cap; the defaults when None.
     """
-    window = {"start": start, "stop": stop}
+    window = {"start": start, "stop": stop, **hygiene(clicks or ClickSettings())}
     counts = {
         name: int(value)
         for name, value in session.execute(COUNTS, {**window, "base": base_sha256}).mappings().one().items()
@@ -84,6 +95,19 @@ def mine(
     counts |= {"feedback_pairs": len(feedback), "reward_pairs": len(ranked), "score_pairs": len(scored)}
     counts["unreadable"] = sum(prompt_of(row["prompt"]) is None for row in (*rows, *score_rows))
     return Mined((*feedback, *ranked, *scored), counts)
+
+
+def yield_words(counts: Mapping[str, int]) -> str:
+    """How much of the showings became pairs, in one line."""
+    if not counts["showings"]:
+        return "no showings: feedback teaches nothing yet"
+    direct, ranked = (1000 * counts[f"{source}_pairs"] / counts["showings"] for source in ("feedback", "reward"))
+    words = f"pairs per 1,000 showings: {direct:.1f} of direct comparisons, {direct + ranked:.1f} with the reward-ranked ones"
+    if counts["showings_left_out"]:
+        words += (
+            f"; left out: {counts['showings_left_out']:,} showings of {counts['robots']:,} robots or past the daily cap"
+        )
+    return words
 
 
 def _decide(rows: Sequence[RowMapping], source: Literal["feedback", "score"]) -> list[DatedPair]:

@@ -106,7 +106,7 @@ class RetrainContext:
     echo: Echo
     """Prints a line for the operator."""
     clicks: ClickModel | None = None
-    """Ranks stored answers for pairs and for the off-policy value; without one there are direct pairs only, and SNIPS."""
+    """Ranks stored answers for pairs and for the off-policy value; a retraining fits one on its window when None."""
 
     @property
     def cache(self) -> Path:

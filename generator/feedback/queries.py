@@ -1,11 +1,13 @@
 """The loop's set-based SQL: showings from feedback events, comparisons from showings.
 
-The reasons are in the docstring of generator/feedback/pairs.py.
+The reasons are in the docstring of generator/feedback/pairs.py. What robots did, and what is past one user's daily cap, is no showing.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import text
+
+from schemas.settings_loop import ClickSettings
 
 # Rows of users to be erased never enter, even before the consumers' and the night's deletions have run: while a request is open
 # nothing of its user does, for what a poster rests on may be older than the poster.
@@ -21,7 +23,7 @@ WITH events AS (
     WHERE f.occurred_at >= :start AND f.occurred_at < :stop
       AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = f.user_id
                       AND (e.completed_at IS NULL OR f.occurred_at <= e.requested_at OR p.created_at <= e.requested_at))
-), showings AS (
+), logged AS (
     SELECT user_id, poster_id, item_id, run_id, showing,
            coalesce(max(surface) FILTER (WHERE action = 'impression'), '') AS surface,
            coalesce(max(position) FILTER (WHERE action = 'impression'), 0) AS position,
@@ -30,8 +32,27 @@ WITH events AS (
            (bool_or(action = 'click') AND NOT bool_or(action = 'dismiss'))::int AS clicked
     FROM events WHERE showing > 0
     GROUP BY user_id, poster_id, item_id, run_id, showing
+), robots AS (
+    SELECT user_id FROM logged GROUP BY user_id
+    HAVING count(*) >= :robot_min_showings AND sum(clicked) >= :robot_click_share * count(*)
+    UNION
+    SELECT user_id FROM logged GROUP BY user_id, (shown_at AT TIME ZONE 'UTC')::date
+    HAVING count(*) > :robot_daily_showings
+), showings AS (
+    SELECT user_id, poster_id, item_id, run_id, showing, surface, position, propensity, shown_at, clicked
+    FROM (SELECT *, row_number() OVER (PARTITION BY user_id, (shown_at AT TIME ZONE 'UTC')::date
+                                       ORDER BY shown_at, poster_id, showing) AS of_day
+          FROM logged WHERE user_id NOT IN (SELECT user_id FROM robots)) AS people
+    WHERE of_day <= :daily_cap
 )
 """
+
+
+def hygiene(settings: ClickSettings) -> dict[str, float]:
+    """Bindings of every statement over showings: whose do not count, by the rules of clicks/hygiene.py."""
+    names = ("robot_min_showings", "robot_click_share", "robot_daily_showings", "daily_cap")
+    return {name: getattr(settings, name) for name in names}
+
 
 # A task that can be trained on: it was drawn, its prompt was kept, and its codes are of the checkpoint that is trained now.
 # A version that the registry does not know is the checkpoint as shipped, before the first retraining.
@@ -120,6 +141,8 @@ COUNTS = text(
     + """
 SELECT (SELECT count(*) FROM showings) AS showings,
        (SELECT coalesce(sum(clicked), 0) FROM showings) AS clicked,
+       (SELECT count(*) FROM robots) AS robots,
+       (SELECT count(*) FROM logged) - (SELECT count(*) FROM showings) AS showings_left_out,
        (SELECT count(*) FROM events WHERE showing = 0) AS orphans,
        (SELECT count(*) FROM showings s JOIN posters p USING (poster_id) JOIN model_versions v ON v.version = p.model_version
         WHERE v.base_sha256 <> :base) AS other_base,

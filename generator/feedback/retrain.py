@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from generator.feedback.reward_pairs import RewardRanking
 from generator.feedback.snapshot import Snapshot, find_unfinished, put, write
 from generator.serving.api import InferenceCorrupt, InferenceRejected
 from generator.storage.lease import Lease, lead
+from generator.worth import Worth, read_worth
 from schemas.errors import ModelError, Refused
 from schemas.faultpoints import reach
 from schemas.tables import ModelVersion
@@ -100,16 +101,45 @@ def retrain(
     """
     with lead(context.engine, "retrain") as lease, clear_errors(context):
         if dry_run:
-            mined = _mine(context, window, min_pairs)
+            mined = _mine(_with_clicks(context, window), window, min_pairs)
             context.echo("dry run: nothing was written")
             return Outcome(None, None, mined.counts, {})
         with Session(context.engine) as session:
             registry.check_base(session, context.base_sha256)
+        context = _with_clicks(context, window)
+        _note_worth(context, lease, window)
         snapshot = _unfinished(context, window)
         counts: dict[str, int] = {}
         if snapshot is None:
             snapshot, counts = _snapshot(context, lease, window, min_pairs)
         return _challenge(context, lease, window, snapshot, counts, promote)
+
+
+def _with_clicks(context: RetrainContext, window: Window) -> RetrainContext:
+    """The context with the window's click model of users who are not held out, where there is one."""
+    from generator.feedback.clicks.ranking import fit_ranking  # scikit-learn
+
+    found = context.clicks or fit_ranking(context.engine, context.settings, window.stop, context.echo)
+    return replace(context, clicks=found)
+
+
+def _note_worth(context: RetrainContext, lease: Lease, window: Window) -> None:
+    """Write what drawn posters were worth over the items' own into the champion's history.
+
+    Only told where that is unknown.
+    """
+    with Session(context.engine) as session, session.begin():
+        found = read_worth(session, context.settings.clicks, window.stop, window.days)
+        lease.check(session.connection())
+        champion = registry.get_current(session, "champion")
+        figures = {**finite(found.figures()), "until": window.stop.isoformat()}
+        if isinstance(found, Worth) and champion is not None and not _noted(session, champion, figures["until"]):
+            registry.note(session, champion, found.words, figures)
+    context.echo(found.words)
+
+
+def _noted(session: Session, champion: ModelVersion, until: str) -> bool:
+    return any(event.figures.get("until") == until for event in registry.list_events(session, champion.version))
 
 
 def _unfinished(context: RetrainContext, window: Window) -> Snapshot | None:
@@ -142,6 +172,7 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
             score_share=settings.score_pairs_share,
             base_sha256=context.base_sha256,
             reward=reward,
+            clicks=context.settings.clicks,
         )
     divided = split.divide(mined.pairs, settings.holdout_share)
     counts = {**mined.counts, **{f"{name}_pairs": len(getattr(divided, name)) for name in split.SPLITS}}
@@ -151,6 +182,7 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
         f"{counts['score_pairs']} score-ranked = {counts['train_pairs']} to train, {counts['holdout_pairs']} of held-out users, "
         f"{counts['future_pairs']} newest kept back"
     )
+    context.echo(pairs.yield_words(counts))
     if counts["other_base"]:
         context.echo(f"{counts['other_base']} showings are of posters by an earlier checkpoint: no pairs come of them")
     if counts["unreadable"]:

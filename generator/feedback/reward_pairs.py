@@ -2,11 +2,11 @@
 
 The answer that a click model expects most of is chosen over the one that it expects least of.
 
-Both are answers to the same prompt, so what sets them apart is what the model may learn. With the expected click probabilities
-μ and their standard deviations σ the better one is better with probability Φ((μ_a - μ_b) / √(σ_a² + σ_b²)); a pair that is less
-certain than `retrain.reward_certainty` is no pair, others weigh 2Φ - 1, divided by their mean.
+Both are answers to the same prompt, so what sets them apart is what the model may learn. With the log-odds u of a click and
+their posterior's covariance C the better one is better with probability Φ((u_a - u_b) / √(C_aa + C_bb - 2 C_ab)); a pair that is
+less certain than `retrain.reward_certainty` is no pair, others weigh 2Φ - 1, divided by their mean.
 
-The click model has to be fitted without held-out users: what judges a challenger must not have taught it.
+The click model is fitted without held-out users (clicks/ranking.py): what judges a challenger must not have taught it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,19 @@ class ExpectedClicks:
 
     mean: Floats
     """(K,), probability of a click."""
-    deviation: Floats
-    """(K,), standard deviation of that probability's estimate."""
+    utility: Floats
+    """(K,), log-odds of a click, the same number for all of them left out."""
+    covariance: Floats
+    """(K, K), how sure these log-odds are: all answers rest on the same weights, so their errors hang together."""
+
+    def certainty(self, better: int, worse: int) -> float:
+        """Probability that one answer is better than another one."""
+        apart = float(self.utility[better] - self.utility[worse])
+        own = self.covariance
+        variance = float(own[better, better] + own[worse, worse] - 2 * own[better, worse])
+        if variance > 0:
+            return NormalDist().cdf(apart / math.sqrt(variance))
+        return float(apart > 0) if apart else 0.5
 
 
 ClickModel = Callable[[Sequence[AnsweredTask]], Sequence[ExpectedClicks]]
@@ -113,11 +124,9 @@ def best_over_worst(
         return None
     best = max(places, key=lambda place: (expected.mean[place], -place))
     worst = min(places, key=lambda place: (expected.mean[place], place))
-    apart = float(expected.mean[best] - expected.mean[worst])
-    spread = math.hypot(float(expected.deviation[best]), float(expected.deviation[worst]))
-    if apart <= 0 or answers[best].codes == answers[worst].codes:
+    if expected.mean[best] <= expected.mean[worst] or answers[best].codes == answers[worst].codes:
         return None
-    sure = NormalDist().cdf(apart / spread) if spread > 0 else 1.0
+    sure = expected.certainty(best, worst)
     return (best, worst, 2 * sure - 1) if sure >= certainty else None
 
 

@@ -15,6 +15,7 @@ from schemas.connections import kafka_options
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
+from schemas.kafka_access import check_login
 from schemas.settings import KafkaSettings
 from schemas.tables import NightRun
 
@@ -69,6 +70,7 @@ class KafkaAnnouncer:
 
         self._settings = settings
         self._error = KafkaError
+        check_login(settings)
         try:
             self._producer = KafkaProducer(
                 **kafka_options(settings),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import defer
 
 from generator.nightly.ledger import Ledger, waits_out
 from generator.nightly.policies import ChoicePolicy, ModelPolicy, PaperPolicy
@@ -18,6 +19,7 @@ from generator.nightly.reward_policy import RewardPolicy
 from schemas.click_model import ClickModel
 from schemas.settings import NightSettings
 from schemas.tables import ClickModel as ClickModelRow
+from schemas.tables import ScheduleMoment
 
 log = logging.getLogger("pigeon.night")
 
@@ -29,6 +31,40 @@ class LoadedClickModel:
     number: int
     model_id: str
     model: ClickModel
+
+
+@waits_out
+def read_status(ledger: Ledger, run_settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run chooses by, what is active, and how the latest fit and its job ended, each or None."""
+    with ledger.reading() as session:
+        known = {
+            row.model_id: row for row in session.scalars(select(ClickModelRow).options(defer(ClickModelRow.artifact)))
+        }
+        fitted = max(known.values(), key=lambda row: row.number, default=None)
+        job = session.scalars(
+            select(ScheduleMoment).where(ScheduleMoment.job == "clicks").order_by(ScheduleMoment.due_at.desc()).limit(1)
+        ).one_or_none()
+    of_run = known.get(run_settings.get("click_model", ""))
+    return {
+        "of_run": of_run.number if of_run else None,
+        "active": next((row.number for row in known.values() if row.state == "active"), None),
+        "last_fit": {"number": fitted.number, "state": fitted.state, "reason": fitted.reason} if fitted else None,
+        "last_job": {"moment": job.moment, "status": job.status, "error": job.error} if job else None,
+    }
+
+
+def status_words(found: dict[str, Any]) -> list[str]:
+    """The same as lines of text; none where there has never been a fit."""
+    lines = []
+    if found["last_fit"]:
+        fit = found["last_fit"]
+        of_run = f"click model {found['of_run']}" if found["of_run"] else "the model's own preference"
+        active = f"click model {found['active']}" if found["active"] else "none"
+        lines.append(f"{of_run}; active now: {active}; last fit: {fit['number']} {fit['state']}, {fit['reason']}")
+    if found["last_job"]:
+        job = found["last_job"]
+        lines.append(f"fit of {job['moment']}: {job['status']}" + (f", {job['error']}" if job["error"] else ""))
+    return lines
 
 
 @waits_out

@@ -95,10 +95,13 @@ def run(
     With --from and --to each day is a night of its own, drawn from the histories as they are now; readers stay with the latest.
     """
     from generator.nightly.backfill import backfill
+    from generator.nightly.doctor import PROBES
     from generator.nightly.plan import Scope
     from generator.nightly.run import Night
+    from schemas.runtime import checkup
 
     settings = _drawn_with(_settings(), engine, ray_address)
+    checkup.require(PROBES, settings)
     scope = Scope(_user_list(users), limit)
     if publish and scope == Scope():
         raise InputError("--publish is for trials (--users, --limit): a night is published anyway")
@@ -265,11 +268,13 @@ def schedule(
 
     A job that fails is tried again until schedule.deadline_minutes after its due moment.
     """
+    from generator.nightly.doctor import PROBES
     from generator.nightly.schedule import Scheduler
-    from schemas.runtime import logs
+    from schemas.runtime import checkup, logs
 
     settings = _settings()
     logs.configure(settings)
+    checkup.require(PROBES, settings)
     scheduler = Scheduler(settings, echo=typer.echo)
     if once is not None:
         raise typer.Exit(scheduler.run_now(once.value))

@@ -20,7 +20,7 @@ from schemas.settings import ScheduleSettings
 SKIPPED = timedelta(hours=2)
 """No clock change skips more hours."""
 
-JOBS = ("night", "retrain", "canary", "upkeep", "erasure")
+JOBS = ("night", "clicks", "retrain", "canary", "upkeep", "erasure")
 
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _PART = re.compile(r"(?:(\*)|([a-z0-9]+)(?:-([a-z0-9]+))?)(?:/(\d+))?")

@@ -23,6 +23,7 @@ from generator.nightly.cancelled import CancelWatch
 from generator.nightly.click_models import choose_policy, policy_of, read_planned
 from generator.nightly.drawing import Drawing
 from generator.nightly.erasure_fence import check_claim
+from generator.nightly.event_hints import event_hints
 from generator.nightly.figures import estimate, run_figures, session_words
 from generator.nightly.frozen_prompt import ServedVersions, as_planned, check_served, drawing_settings
 from generator.nightly.generate import Generator
@@ -251,6 +252,9 @@ class Night:
             f"{_name(run)}: planned {counted(totals.tasks, 'task')} in {self._plan_seconds['plan']:.1f} s; "
             f"skipped {totals.skipped}: {counts_of(reasons)}"
         )
+        with ledger.reading() as session:
+            for hint in event_hints(session, self._settings.consumer.positive_kinds):
+                self._echo(f"{_name(run)}: {hint}")
         if totals.tasks or totals.returning:
             return run
         figures = {"empty": True, "skips": reasons}

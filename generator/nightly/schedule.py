@@ -7,7 +7,8 @@ token, so one scheduler runs it however many there are. It is done when its comm
 
 A moment that a scheduler saw come is taken up within the deadline, also when Postgres was away; one at which none was running
 within `schedule.misfire_grace_seconds`. Several open moments of one job become one, the latest. A job does not overlap with
-itself. Upkeep gives way to a night that is due soon. Erasure needs not: it has a lease of its own, runs every few minutes beside
+itself. Upkeep gives way to a night that is due soon. The click model's fit is no part of the night: one that fails or is late
+leaves the night the model that is active. Erasure needs not: it has a lease of its own, runs every few minutes beside
 whatever else runs, and of it only what goes wrong is told.
 
 Clocks. The moment's name is its local wall time: the hour that a clock change repeats runs once, and what falls into the hour
@@ -65,6 +66,8 @@ def commands(job: str, moment: datetime) -> list[list[str]]:
     """The arguments of the `pigeon` commands of a job, in their order; `moment` is local."""
     if job == "night":
         return [["night", "run", "--date", moment.date().isoformat()]]
+    if job == "clicks":
+        return [["loop", "fit", "--until", moment.astimezone(UTC).isoformat()]]
     if job == "retrain":
         # Up to the due moment, so that a try an hour later learns from the same.
         return [["retrain", "--until", moment.astimezone(UTC).isoformat()]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from generator.nightly import runs
+from generator.nightly import click_models, runs
 from generator.nightly.figures import total_figures
 from generator.nightly.ledger import EVERYBODY, Ledger
 from generator.nightly.wording import counted
@@ -37,6 +37,7 @@ def status_of(settings: Settings, day: date | None, run_id: str | None = None) -
             "reasons": ledger.count_reasons(run.run_id),
             "skips": ledger.count_skips(run.run_id),
             "figures": run.figures,
+            "clicks": click_models.read_status(ledger, run.settings),
             "manifest_key": run.manifest_key,
             "manifest_sha256": run.manifest_sha256,
             "report_key": run.report_key,
@@ -85,6 +86,10 @@ def words(found: dict[str, Any]) -> str:
             f"  pictures {session['pictures_drawn']} drawn ({session['pictures_drawn_per_poster']:.2f} per poster kept), "
             f"{session['pictures_reused']} reused; {session['distinct_answers_per_task']:.2f} distinct answers per task"
         )
+    lines += [
+        f"  {'chosen by' if place == 0 else '':9}{line}"
+        for place, line in enumerate(click_models.status_words(found["clicks"]))
+    ]
     lines += [
         f"  triton   {one['address']}: {counted(one['requests'], 'request')} answered, {one['failures']} not"
         + (f"; not used: {one['problem']}" if one["problem"] else "")

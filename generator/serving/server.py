@@ -54,7 +54,7 @@ class TritonServer:
     def __init__(self, settings: TritonSettings, address: str) -> None:
         self._settings = settings
         self.address = address
-        self.client = open_channel(address)
+        self.client = open_channel(settings, address)
         key = settings.admin_key
         self._admin = {ADMIN_HEADER: key.get_secret_value()} if key else {}
 

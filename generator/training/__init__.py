@@ -2,6 +2,7 @@
 
 - `trainer`: one training loop: exact resume, last good state, loss curve
 - `processes`: a step's work over parts and over processes
+- `memory`: bytes of a step beside the weights
 - `logprobs`: log-probabilities of answers
 - `reconstruction`: stage 1, masked preference reconstruction
 - `dpo`: stage 2, direct preference optimization

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class DemoNight:
     repository: Path
     data: DemoData
     model: RecordedPigeon
+    servers: int
+    """Process whose children are Triton's."""
     run_id: str
     figures: dict[str, Any]
     """As the run stores them."""
@@ -105,11 +107,7 @@ def demo_night() -> DemoNight:
     model = RecordedPigeon(TritonPigeon(settings))
     say(f"  a night for {USERS} users")
     servers = next(one.pid for one in stack.status() if one.name == "triton") or 0
-    before, own = cpu.by_model(cpu.family(servers)), time.process_time()
-    run_night(settings, model, data.night)
-    process_seconds = time.process_time() - own
-    triton = cpu.by_model(cpu.family(servers))
-    triton.subtract(before)
+    process_seconds, triton = run_night(settings, model, data.night, servers)
     engine = connect(settings.database)
     run_id = run_id_of(data.night)
     try:
@@ -118,7 +116,7 @@ def demo_night() -> DemoNight:
         tasks = read_tasks(settings, run_id)
     finally:
         engine.dispose()
-    return DemoNight(settings, repository, data, model, run_id, run.figures, tasks, process_seconds, triton)
+    return DemoNight(settings, repository, data, model, servers, run_id, run.figures, tasks, process_seconds, triton)
 
 
 @functools.cache
@@ -128,9 +126,37 @@ def demo_data() -> DemoData:
     return build(load_settings(state_dir=STATE), lambda what, done, total: None)
 
 
-def run_night(settings: Settings, model: RecordedPigeon, night: date) -> None:
-    """The product's night, published; its announcements are kept in memory."""
+def run_night(settings: Settings, model: RecordedPigeon, night: date, servers: int) -> tuple[float, Counter[str]]:
+    """The product's night, published; its announcements are kept in memory.
+
+    Returns processor seconds of this process, and of Triton's by model.
+    """
+    before, own = cpu.by_model(cpu.family(servers)), time.process_time()
     Night(NightContext(settings, lambda: model, Announcements, lambda line: say(f"  {line}")), night).run(Scope())
+    process_seconds = time.process_time() - own
+    triton = cpu.by_model(cpu.family(servers))
+    triton.subtract(before)
+    return process_seconds, triton
+
+
+def next_night(night: DemoNight, days: int) -> float:
+    """Processor seconds of a night some days later, Triton's included."""
+    process_seconds, triton = run_night(
+        night.settings, night.model, night.data.night + timedelta(days=days), night.servers
+    )
+    return process_seconds + triton.total()
+
+
+def recommend_one_more(night: DemoNight) -> None:
+    """Put a film first that is not among the first user's recommendations, in the place of the one there."""
+    engine = connect(night.settings.database)
+    with Session(engine) as session, session.begin():
+        user = session.scalars(select(Recommendation).order_by(Recommendation.user_id).limit(1)).one()
+        other = session.scalars(
+            select(Item.item_id).where(Item.item_id.not_in(user.item_ids)).order_by(Item.item_id).limit(1)
+        ).one()
+        user.item_ids = [other, *user.item_ids[1:]]
+    engine.dispose()
 
 
 def read_tasks(settings: Settings, run_id: str) -> tuple[Drawn, ...]:

@@ -9,7 +9,15 @@ import numpy as np
 
 from generator.nightly.frozen_prompt import FrozenPrompt
 from generator.nightly.policies import distinct
-from tests.benchmarks.demo_night import USERS, DemoNight, Drawn, demo_night, read_lines
+from tests.benchmarks.demo_night import (
+    USERS,
+    DemoNight,
+    Drawn,
+    demo_night,
+    next_night,
+    read_lines,
+    recommend_one_more,
+)
 from tests.benchmarks.published import METRICS, PublishedWay, Scorer
 from tests.benchmarks.simulated import Asked, Novelty, simulate
 from tests.benchmarks.table import Figure, Options, say
@@ -23,7 +31,27 @@ def rows(options: Options) -> list[Figure]:
     """Processor time per task over the published way's; pictures per poster."""
     night = demo_night()
     sample = sampled(night.tasks, 32 if options.full else 10)
-    return [*processor_time(night, sample), *pictures(night)]
+    return [*processor_time(night, sample), *pictures(night), one_new_task(night)]
+
+
+def one_new_task(night: DemoNight) -> Figure:
+    """CPU seconds of a night with one new task, beyond those of a night with nothing new, over a task's of the first night."""
+    say("  a night with nothing new, and one with one new task")
+    nothing = next_night(night, 1)
+    recommend_one_more(night)
+    one = next_night(night, 2)
+    task = (night.process_seconds + night.triton.total()) / len(night.tasks)
+    detail = (
+        f"{1e3 * (one - nothing):.0f} ms beyond a night with nothing new ({1e3 * nothing:.0f} ms) over {1e3 * task:.0f} ms; "
+        "Triton's included"
+    )
+    return Figure(
+        "drawing",
+        "a night with one new task, beyond one with none, over a task",
+        (one - nothing) / task,
+        "<= 3",
+        detail,
+    )
 
 
 def sampled(tasks: Sequence[Drawn], count: int) -> list[Drawn]:

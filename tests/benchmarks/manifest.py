@@ -266,7 +266,7 @@ def _refreshed(root: Path, title: str, count: int) -> None:
 
 def main() -> None:
     """Do one job of a measurement and print it as JSON."""
-    _, job, folder, count, run = sys.argv[1:]
+    job, folder, count, run = sys.argv[1:]
     jobs: dict[str, Callable[[Path, int], dict[str, float]]] = {
         "write": lambda path, size: write(path, size, run),
         "read": read,

@@ -60,7 +60,7 @@ def today(night: DemoNight) -> tuple[float, int]:
 
     faultpoints.handler = mark
     try:
-        run_night(settings, night.model, night.data.night)
+        run_night(settings, night.model, night.data.night, night.servers)
     finally:
         faultpoints.handler = None
     engine = connect(settings.database)
@@ -95,7 +95,7 @@ def plan_only(settings: Settings, night: DemoNight) -> None:
 
     faultpoints.handler = stop
     try:
-        run_night(settings, night.model, night.data.night)
+        run_night(settings, night.model, night.data.night, night.servers)
     except _Planned:
         pass
     finally:

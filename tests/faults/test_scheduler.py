@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.moments import Moment, Moments
 from generator.nightly.schedule import LEASE, Scheduler
 from generator.nightly.schedule_watch import FAILURES, GAVE_UP
+from generator.nightly.status import status_of, words
 from generator.storage.lease import lead
 from generator.storage.postgres import connect
 from schemas.errors import InputError, LockHeld, ServerUnavailable
@@ -324,6 +325,30 @@ def test_erasure_runs_beside_a_night_and_only_its_failures_are_told(settings: Se
     about = [line for line in echoed if line.startswith("scheduler: erasure")]
     assert about[0].startswith("scheduler: erasure of 2026-03-02 02:05 UTC failed with exit code 3 at try 1"), about
     assert not any("starts" in line or "exit code 0" in line for line in about)
+
+
+def test_a_click_model_that_cannot_be_fitted_does_not_hold_the_night_up(settings: Settings) -> None:
+    """Fault 9: the fit before the night hangs, then fails; the night runs, and its status tells of it."""
+    ended, commands = threading.Event(), Commands(settings)
+
+    def run(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
+        if arguments[:2] != ["loop", "fit"]:
+            return commands(arguments, started)
+        commands.ran.append(arguments)
+        ended.wait(60)
+        return 3
+
+    clock = Clock(TWO - timedelta(minutes=1))
+    with running(scheduled(settings, clicks_cron="0 1 * * *"), run, clock) as (_, echoed):
+        told(echoed, "clicks of 2026-03-02 01:00 UTC starts")
+        clock.now = TWO
+        told(echoed, "night of 2026-03-02 02:00 UTC ended with exit code 0")
+        assert commands.ran[0] == ["loop", "fit", "--until", "2026-03-02T01:00:00+00:00"]
+        assert moments(settings, "clicks") == {"2026-03-02T01:00": ("running", 1)}
+        ended.set()
+        told(echoed, "clicks of 2026-03-02 01:00 UTC failed with exit code 3 at try 1")
+    found = words(status_of(settings, DAY.date()))
+    assert "fit of 2026-03-02T01:00: waiting, exit code 3" in found
 
 
 def test_a_lease_that_is_still_held_costs_a_minute(settings: Settings) -> None:

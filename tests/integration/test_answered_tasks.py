@@ -21,6 +21,7 @@ from generator.feedback.split import is_held_out
 from schemas.answers import AnswerSet as Answers
 from schemas.answers import StoredAnswer
 from schemas.settings import Settings, load_settings
+from schemas.settings_loop import ClickSettings
 from schemas.tables import AnswerSet, Erasure, Poster
 from tests.support.loop_doubles import TrainerDouble, doubled_context
 from tests.support.loop_world import WINDOW, Night
@@ -66,7 +67,7 @@ def likes_12(tasks: Sequence[AnsweredTask]) -> list[ExpectedClicks]:
     for task in tasks:
         mean = np.array([0.01 * (codes[0] - 5) for codes in (answer.codes for answer in task.answers)])
         spread = 0.05 if int(task.user_id[1:]) % 2 else 0.002
-        found.append(ExpectedClicks(mean, np.full(len(mean), spread)))
+        found.append(ExpectedClicks(mean, mean, np.eye(len(mean)) * spread**2))
     return found
 
 
@@ -107,14 +108,14 @@ def test_the_off_policy_value_rests_on_held_out_users_with_the_joint_propensitie
     context, _ = doubled_context(settings, engine, tmp_path, off_policy_min_samples=5)
     held = {f"u{n}" for n in range(120) if is_held_out(f"u{n}", 0.2)}
     with Session(engine) as session:
-        shown = off_policy_log.read_shown(session, WINDOW, 0.2, 500, "base")
+        shown = off_policy_log.read_shown(session, WINDOW, 0.2, 500, "base", ClickSettings())
     assert {one.task.user_id for one in shown} == held
     assert all([answer.codes for answer in one.task.answers] == [(10,), (11,), (12,)] for one in shown)
     logged = {(place, propensity) for one in shown for place, propensity, _ in one.showings}
     assert logged == {(0, 0.75), (1, 0.125)}
     assert len(shown[0].showings) == 4
     with Session(engine) as session:
-        assert len(off_policy_log.read_shown(session, WINDOW, 0.2, 7, "base")) == 7
+        assert len(off_policy_log.read_shown(session, WINDOW, 0.2, 7, "base", ClickSettings())) == 7
 
     for clicks in (None, likes_12):
         judged = dataclasses.replace(context, trainer=Leaning(), clicks=clicks)

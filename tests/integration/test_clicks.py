@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from generator.feedback.clicks import showings, versions
 from generator.feedback.clicks.learning import learn_clicks
-from generator.feedback.clicks.worth import estimate
+from generator.worth import estimate
 from schemas.control import control_poster_id
 from schemas.errors import Refused
 from schemas.settings_loop import ClickSettings
@@ -207,7 +207,7 @@ def test_the_commands_tell_what_was_found(engine: Engine, pigeon: Callable[..., 
     assert (empty.returncode, "no click models yet" in empty.stdout) == (0, True)
     nothing = pigeon("loop", "worth", "--until", STOP.isoformat())
     assert nothing.returncode == 8
-    assert "one of the groups has no clicks yet" in nothing.stderr
+    assert "no showing of the control group was reported" in nothing.stderr
     assert pigeon("loop", "fit", "--until", "tomorrow").returncode == 2
     log = ClickLog(engine)
     log.fill(EFFECT)

@@ -59,6 +59,7 @@ def test_the_report_stands_alone(settings: Settings, tmp_path: Path) -> None:
     assert best.count("data:image/webp;base64,") == 2 * posters * 6, "beside each its reference and four liked items"
     assert section(html, "scores").count("<svg") == 2
     assert "Film of item8" in html
+    assert "What drawn posters are worth cannot be told: 0 showings with 0 clicks of the control group" in html
     # Nothing is fetched when it is opened.
     assert not re.search(r"""(src|href)=["']?(http|//)|url\(|<script|<link|@import""", html)
 

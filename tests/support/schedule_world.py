@@ -87,7 +87,7 @@ def publish(settings: Settings, day: date) -> None:
 
 def scheduled(settings: Settings, **changes: Any) -> Settings:
     """The night is due at 02:00 UTC, nothing else ever; tries are a minute apart."""
-    never = dict.fromkeys(("retrain_cron", "canary_cron", "upkeep_cron", "erasure_cron"), NEVER)
+    never = dict.fromkeys(("clicks_cron", "retrain_cron", "canary_cron", "upkeep_cron", "erasure_cron"), NEVER)
     values = {"night_cron": "0 2 * * *", **never, **changes}
     return settings.model_copy(update={"schedule": settings.schedule.model_copy(update=values)})
 

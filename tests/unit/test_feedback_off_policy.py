@@ -55,7 +55,7 @@ def simulated(
 def test_both_estimates_find_the_true_gain_and_the_model_makes_it_surer() -> None:
     rng = np.random.default_rng(1)
     found, truth = simulated(rng)
-    value = evaluate(found, 0.95, 100)
+    value = evaluate(found, 0.95, 100, 1)
     assert isinstance(value, OffPolicyValue)
     assert truth > 0.01
     for estimate in (value.snips, value.doubly_robust):
@@ -70,7 +70,7 @@ def test_both_estimates_find_the_true_gain_and_the_model_makes_it_surer() -> Non
 
 def test_a_wrong_click_model_does_not_mislead_the_doubly_robust_estimate() -> None:
     found, truth = simulated(np.random.default_rng(2), model_error=0.2)
-    value = evaluate(found, 0.95, 100)
+    value = evaluate(found, 0.95, 100, 1)
     assert isinstance(value, OffPolicyValue)
     assert value.doubly_robust is not None
     assert value.doubly_robust.low < truth < value.doubly_robust.high
@@ -78,7 +78,7 @@ def test_a_wrong_click_model_does_not_mislead_the_doubly_robust_estimate() -> No
 
 def test_a_worse_challenger_is_surely_worse() -> None:
     found, truth = simulated(np.random.default_rng(3), better=-1.0)
-    value = evaluate(found, 0.95, 100)
+    value = evaluate(found, 0.95, 100, 1)
     assert isinstance(value, OffPolicyValue)
     assert truth < 0
     assert value.gain.high < 0
@@ -86,11 +86,11 @@ def test_a_worse_challenger_is_surely_worse() -> None:
 
 def test_too_small_a_log_cannot_be_judged() -> None:
     found, _ = simulated(np.random.default_rng(4), showings=60)
-    judged = evaluate(found, 0.95, 100)
+    judged = evaluate(found, 0.95, 100, 1)
     assert isinstance(judged, NotJudged)
     assert "off_policy_min_samples is 100" in judged.reason
     few, _ = simulated(np.random.default_rng(4), showings=9)
-    assert isinstance(evaluate(few, 0.95, 1), NotJudged)
+    assert isinstance(evaluate(few, 0.95, 1, 1), NotJudged)
 
 
 def test_the_effective_sample_size_by_hand() -> None:
@@ -134,14 +134,17 @@ def answer(codes: tuple[int, ...], logprob: float = -1.0) -> StoredAnswer:
 def test_a_reward_ranked_pair_is_the_best_over_the_worst_by_how_sure_the_model_is() -> None:
     answers = [answer((1,)), answer((2,)), answer(()), answer((3,))]
     mean = np.array([0.05, 0.08, 0.9, 0.02])
-    sure = ExpectedClicks(mean, np.full(4, 0.01))
+    sure = ExpectedClicks(mean, mean, np.eye(4) * 0.01**2)
     ranked = best_over_worst(answers, sure, 0.8)
     assert ranked is not None
     assert ranked[:2] == (1, 3), "an answer without codes is none"
     assert ranked[2] == pytest.approx(math.erf(0.06 / (0.01 * math.sqrt(2)) / math.sqrt(2)))
-    assert best_over_worst(answers, ExpectedClicks(mean, np.full(4, 0.2)), 0.8) is None
-    assert best_over_worst([answer((1,)), answer((1,))], ExpectedClicks(np.array([0.1, 0.5]), np.zeros(2)), 0.8) is None
-    assert best_over_worst(answers, ExpectedClicks(np.full(4, 0.1), np.zeros(4)), 0.8) is None
+    assert best_over_worst(answers, ExpectedClicks(mean, mean, np.eye(4) * 0.2**2), 0.8) is None
+    together = ExpectedClicks(mean, mean, np.eye(4) * 0.01**2 + 0.2**2)
+    assert best_over_worst(answers, together, 0.8) == ranked, "an error that all have in common decides nothing"
+    twice = np.array([0.1, 0.5])
+    assert best_over_worst([answer((1,)), answer((1,))], ExpectedClicks(twice, twice, np.zeros((2, 2))), 0.8) is None
+    assert best_over_worst(answers, ExpectedClicks(np.full(4, 0.1), np.zeros(4), np.zeros((4, 4))), 0.8) is None
 
 
 def grid(rows: list[list[list[int]]]) -> AnswerGrid:

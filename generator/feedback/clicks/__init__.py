@@ -8,10 +8,10 @@
     bayes       Bayesian logistic regression
     fit         a click model from examples
     judge       whether it predicts later days of other users
+    ranking     a model without held-out users ranks stored answers, for a retraining
     versions    the rows of fitted models: judged, active, retired
-    worth       what drawn posters are worth over the items' own
     simulation  a world whose truth is known, on codes alone
 
-Imports schemas and generator.storage; scikit-learn comes with the extra "loop". The night scores the models that come of it
-by schemas/click_model.py and imports nothing from here.
+Imports schemas and generator.storage, ranking also of generator.feedback ports, reward_pairs and split; scikit-learn comes with
+the extra "loop". The night scores the models that come of it by schemas/click_model.py and imports nothing from here.
 """

@@ -103,33 +103,24 @@ def worth(
 ) -> None:
     """Compare drawn posters with the items' own, which the control group is shown: lift of the click rate."""
     import json
-    from datetime import timedelta
 
     from sqlalchemy.orm import Session
 
-    from generator.feedback.clicks.worth import read_worth
     from generator.storage.postgres import connect, plain_errors
+    from generator.worth import TooLittle, read_worth
     from schemas.errors import Refused
     from schemas.settings import load_settings
 
-    settings = load_settings()
-    stop, attribution = _moment(until), timedelta(hours=settings.clicks.attribution_hours)
+    settings, stop = load_settings(), _moment(until)
     engine = connect(settings.database)
     with plain_errors(engine), Session(engine) as session:
-        found = read_worth(
-            session,
-            stop - timedelta(days=days),
-            stop,
-            closed=stop - attribution,
-            attribution_seconds=attribution.total_seconds(),
-            cap=settings.clicks.daily_cap * days,
-        )
-    if found is None:
-        raise Refused(
-            "one of the groups has no clicks yet: readers show the control group (reader.control_share) the items' own posters, "
-            "and its showings are reported like any other"
-        )
-    typer.echo(json.dumps(found.figures(), indent=2) if as_json else found.words)
+        found = read_worth(session, settings.clicks, stop, days)
+    if as_json:
+        typer.echo(json.dumps(found.figures(), indent=2))
+    if isinstance(found, TooLittle):
+        raise Refused(found.words)
+    if not as_json:
+        typer.echo(found.words)
 
 
 def _moment(given: str | None) -> datetime:

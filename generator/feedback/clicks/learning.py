@@ -46,14 +46,9 @@ def learn_clicks(
         Refused: too few clicks; the message says how many are missing.
         ServerUnavailable: Postgres is away.
     """
-    window = (stop - timedelta(days=settings.window_days), stop)
-    with plain_errors(engine), Session(engine) as session:
-        base_weights = showings.newest_checkpoint(session, stop)
-        if base_weights is None:
-            raise Refused("no published night yet: there are no posters that anybody could have clicked")
-        found = showings.read(session, *window, base_weights, settings)
+    found = read_showings(engine, settings, stop)
     echo(counts_in_words(found.counts, settings))
-    model, judgement = learn(_enough(found, settings), settings, base_weights)
+    model, judgement = learn_from(found, settings)
     state: Literal["active", "refused"] = "active" if judgement.passed else "refused"
     reason = verdict(judgement)
     echo(judgement.words)
@@ -61,9 +56,35 @@ def learn_clicks(
         echo(f"dry run: {reason}; nothing was written")
         return Learned(None, model, judgement, state, reason, found.counts)
     with plain_errors(engine), Session(engine) as session, session.begin():
+        window = _window(settings, stop)
         row = versions.record(session, model, state, reason, window, judgement.figures(), found.counts)
         echo(f"click model {row.number} is {row.state}: {row.reason}")
         return Learned(row.number, model, judgement, state, reason, found.counts)
+
+
+def read_showings(
+    engine: Engine, settings: ClickSettings, stop: datetime, without: Callable[[str], bool] = lambda user: False
+) -> showings.Read:
+    """The showings of the `clicks.window_days` before `stop`, of all users but those that `without` names.
+
+    Raises:
+        Refused: no night was published yet.
+        ServerUnavailable: Postgres is away.
+    """
+    with plain_errors(engine), Session(engine) as session:
+        base_weights = showings.newest_checkpoint(session, stop)
+        if base_weights is None:
+            raise Refused("no published night yet: there are no posters that anybody could have clicked")
+        return showings.read(session, *_window(settings, stop), base_weights, settings, without)
+
+
+def learn_from(found: showings.Read, settings: ClickSettings) -> tuple[ClickModel, Judgement]:
+    """As `learn`, of what was read.
+
+    Raises:
+        Refused: too few clicks, or of one day or too few users.
+    """
+    return learn(_enough(found, settings), settings, found.base_weights)
 
 
 def learn(shown: Showings, settings: ClickSettings, base_weights: str) -> tuple[ClickModel, Judgement]:
@@ -97,14 +118,19 @@ def verdict(judgement: Judgement) -> str:
 
 def counts_in_words(counts: dict[str, int], settings: ClickSettings) -> str:
     """What was used and what was left out, in one line."""
+    share = 1000 * counts["used"] / max(1, counts["impressions"])
     return (
         f"{counts['used']:,} showings with {counts['clicks']:,} clicks of {counts['impressions']:,} impressions in "
-        f"{settings.window_days} days; left out: {counts['showings_still_open']:,} younger than "
+        f"{settings.window_days} days ({share:.0f} used per 1,000); left out: {counts['showings_still_open']:,} younger than "
         f"{settings.attribution_hours:g} h, {counts['repeated_impressions']:,} repeated, {counts['showings_of_robots']:,} of "
         f"{counts['robots']:,} robots, {counts['showings_past_the_cap']:,} past the daily cap, "
         f"{counts['showings_without_answers']:,} without stored answers; {counts['reactions_without_a_showing']:,} clicks and "
         "dismissals without a showing"
     )
+
+
+def _window(settings: ClickSettings, stop: datetime) -> tuple[datetime, datetime]:
+    return stop - timedelta(days=settings.window_days), stop
 
 
 def _enough(found: showings.Read, settings: ClickSettings) -> Showings:

@@ -8,7 +8,7 @@ click that comes late counts like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -95,6 +95,7 @@ _TASKS = text("""
 SELECT t.run_id, t.user_id, t.item_id, t.prompt -> 'history' AS history, t.prompt ->> 'tokenizer_version' AS tokenizer, a.answers
 FROM unnest(cast(:runs AS text[]), cast(:users AS text[]), cast(:items AS text[])) AS wanted (run_id, user_id, item_id)
 JOIN night_tasks t ON t.run_id = wanted.run_id AND t.user_id = wanted.user_id AND t.item_id = wanted.item_id
+JOIN night_runs r ON r.run_id = t.run_id AND r.settings -> 'served' ->> 'base_weights' = :base_weights
 JOIN answer_sets a ON a.user_id = t.user_id AND a.item_id = t.item_id AND a.answers_fingerprint = t.answers_fingerprint
      AND a.weights = t.weights
 """)
@@ -104,9 +105,19 @@ TaskKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The distinct answers of a task as a click model reads them."""
+
+    candidates: Candidates
+    places: dict[tuple[int, ...], int]
+    """Codes -> place among the candidates."""
+
+
+@dataclass(frozen=True)
 class Read:
     """The showings of a window that count, and the counts that explain their number."""
 
+    base_weights: str
     showings: Showings | None
     """None where there are none."""
     counts: dict[str, int]
@@ -118,8 +129,18 @@ def newest_checkpoint(session: Session, stop: datetime) -> str | None:
     return found
 
 
-def read(session: Session, start: datetime, stop: datetime, base_weights: str, settings: ClickSettings) -> Read:
-    """The showings in [start, stop) whose attribution window has closed by `stop`."""
+def read(
+    session: Session,
+    start: datetime,
+    stop: datetime,
+    base_weights: str,
+    settings: ClickSettings,
+    without: Callable[[str], bool] = lambda user: False,
+) -> Read:
+    """The showings in [start, stop) whose attribution window has closed by `stop`.
+
+    `without`: users who are left out, as if they had never been there.
+    """
     window = {"start": start, "stop": stop}
     impressions = int(session.scalar(_IMPRESSIONS, window) or 0)
     attribution = timedelta(hours=settings.attribution_hours)
@@ -144,36 +165,36 @@ def read(session: Session, start: datetime, stop: datetime, base_weights: str, s
         for row in session.execute(_SHOWINGS, bindings)
     ]
     session.execute(WITH_NESTED_LOOPS)
-    kept, left_out = clean(logged, settings)
-    showings, unknown = _with_answers(session, kept)
+    kept, left_out = clean([one for one in logged if not without(one.user_id)], settings)
+    showings, unknown = _with_answers(session, kept, base_weights)
     counts |= {"impressions": impressions, **left_out, "showings_without_answers": unknown}
     counts |= {"used": len(showings) if showings else 0, "clicks": int(showings.clicked.sum()) if showings else 0}
-    return Read(showings, counts)
+    return Read(base_weights, showings, counts)
 
 
-def _with_answers(session: Session, logged: Sequence[LoggedShowing]) -> tuple[Showings | None, int]:
+def _with_answers(session: Session, logged: Sequence[LoggedShowing], base_weights: str) -> tuple[Showings | None, int]:
     """Showings whose task's answers are still stored, and how many are not."""
     keys = list(dict.fromkeys(_key(one) for one in logged))
-    tasks: dict[TaskKey, tuple[Candidates, dict[tuple[int, ...], int]]] = {}
+    tasks: dict[TaskKey, Answered] = {}
     for start in range(0, len(keys), TASKS_AT_ONCE):
-        tasks |= _read_tasks(session, keys[start : start + TASKS_AT_ONCE])
-    kept = [one for one in logged if _key(one) in tasks and one.codes in tasks[_key(one)][1]]
+        tasks |= read_tasks(session, keys[start : start + TASKS_AT_ONCE], base_weights)
+    kept = [one for one in logged if _key(one) in tasks and one.codes in tasks[_key(one)].places]
     if not kept:
         return None, len(logged)
-    width = max(set(widths := [tasks[_key(one)][0].previews.shape[1] for one in kept]), key=widths.count)
+    width = max(set(widths := [tasks[_key(one)].candidates.previews.shape[1] for one in kept]), key=widths.count)
     kept = [one for one, found in zip(kept, widths, strict=True) if found == width]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(_key(one) for one in kept))}
     columns = Showings(
         users=np.array([one.user_id for one in kept]),
         items=np.array([one.item_id for one in kept]),
         tasks=np.array([numbers[_key(one)] for one in kept]),
-        answers=np.array([tasks[_key(one)][1][one.codes] for one in kept]),
+        answers=np.array([tasks[_key(one)].places[one.codes] for one in kept]),
         clicked=np.array([float(one.clicked) for one in kept]),
         days=np.array([one.shown_at.toordinal() for one in kept]),
         positions=np.array([one.position for one in kept]),
         surfaces=np.array([one.surface for one in kept]),
         propensities=np.array([one.propensity for one in kept]),
-        candidates=tuple(tasks[key][0] for key in numbers),
+        candidates=tuple(tasks[key].candidates for key in numbers),
     )
     return columns, len(logged) - len(kept)
 
@@ -182,12 +203,11 @@ def _key(showing: LoggedShowing) -> TaskKey:
     return showing.run_id, showing.user_id, showing.item_id
 
 
-def _read_tasks(
-    session: Session, keys: Sequence[TaskKey]
-) -> dict[TaskKey, tuple[Candidates, dict[tuple[int, ...], int]]]:
-    """The distinct answers of tasks, and the place of each one's codes among them."""
+def read_tasks(session: Session, keys: Sequence[TaskKey], base_weights: str) -> dict[TaskKey, Answered]:
+    """The distinct answers of tasks that a checkpoint answered; of the others nothing."""
     runs, users, items = zip(*keys, strict=True)
-    rows = session.execute(_TASKS, {"runs": list(runs), "users": list(users), "items": list(items)}).all()
+    bindings = {"runs": list(runs), "users": list(users), "items": list(items), "base_weights": base_weights}
+    rows = session.execute(_TASKS, bindings).all()
     hashes = {(image["sha256"], features_version(row.tokenizer)) for row in rows for image in row.history}
     embeddings = _embeddings(session, hashes)
     found = {}
@@ -199,7 +219,7 @@ def _read_tasks(
         if places and len(known) == len(pictures) and known:
             candidates = Candidates.of([answers[place] for place in places], np.array(known))
             by_codes = {answers[place].codes: number for number, place in enumerate(places)}
-            found[(row.run_id, row.user_id, row.item_id)] = candidates, by_codes
+            found[(row.run_id, row.user_id, row.item_id)] = Answered(candidates, by_codes)
     return found
 
 

@@ -22,6 +22,7 @@ from generator.nightly.sessions import Session, sessions_of, total_of
 from generator.nightly.tally import Tally
 from generator.safety.judge import UNSAFE
 from generator.storage.objects import Store
+from generator.worth import read_worth
 from schemas.errors import PigeonError
 from schemas.manifest import report_key
 from schemas.settings import Settings
@@ -132,6 +133,7 @@ def render(context: ReportContext, run: NightRun, figures: dict[str, Any]) -> st
             ("chosen by", _chosen_by(run)),
             *_facts(figures, total, seconds, context.settings.night.price_per_hour),
         ],
+        worth=_worth(context, run) if run.scope == EVERYBODY else "",
         funnel=funnel_of(figures),
         nights=table_of(nights) if len(nights) > 1 else [],
         columns=list(COLUMNS.values()),
@@ -154,6 +156,16 @@ def _chosen_by(run: NightRun) -> str:
     policy = str(run.settings.get("recipe", {}).get("policy", "model"))
     model_id = run.settings.get("click_model")
     return f"{policy}, click model {model_id[:12]}" if model_id else policy
+
+
+def _worth(context: ReportContext, run: NightRun) -> str:
+    """What drawn posters were worth until this night began, or what is missing to tell."""
+    try:
+        with context.ledger.reading() as session:
+            return read_worth(session, context.settings.clicks, run.started_at).words
+    except PigeonError as error:  # a log that takes too long to read is no reason to lose the night
+        log.warning("night: the report lacks what drawn posters are worth: %s", error)
+        return f"not known this time: {error}"
 
 
 def _facts(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from generator.pigeon.placement import Placement
     from generator.training.nano.recipe import NanoRun
 
 EXTRACTORS = ("own", "efficientnet", "pixels")
@@ -22,6 +23,15 @@ Start = Annotated[
     typer.Option(
         help="Checkpoint that training goes on from, for what no stage has trained; its critic, imputer and retouch, too. "
         "Default: random weights."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, or auto: the first GPU. Default: the setting compute.device.")
+]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="auto, fp32, bf16 or fp16. Default: the setting compute.precision.", show_default=False
     ),
 ]
 Seconds = Annotated[float | None, typer.Option(help="Wall-clock budget of the stage, all resumed runs together.")]
@@ -45,6 +55,8 @@ def stage(
     seconds: Seconds = None,
     threads: Annotated[int, typer.Option(help="Threads; two processes of one each are faster than one of two.")] = 1,
     start: Start = None,
+    device: Device = None,
+    precision: PrecisionName = None,
 ) -> None:
     """Train one stage, or resume it; a finished one ends at once."""
     import logging
@@ -55,7 +67,7 @@ def stage(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    run = _run(start)
+    run = _run(start, _placement(device, precision))
     for step in STAGES if name == "all" else (name,):
         run_stage(step, run, seconds)
         typer.echo(f"Stage {step} is done: {run.root / step}")
@@ -74,13 +86,23 @@ def export(
     typer.echo(f"Wrote {output}: {size / 1e6:.1f} MB")
 
 
-def _run(start: Path | None) -> NanoRun:
+def _placement(device: str | None, precision: str | None) -> Placement:
+    """The options' placement, and the settings' for what they leave out."""
+    from generator.pigeon.placement import Placement
+    from schemas.settings import load_settings
+
+    compute = load_settings().compute
+    return Placement.of(device or compute.device, precision or compute.precision)
+
+
+def _run(start: Path | None, placement: Placement | None = None) -> NanoRun:
+    from generator.pigeon.placement import Placement
     from generator.pigeon.presets import preset
     from generator.training.nano.recipe import NanoRun
     from schemas.settings import load_settings
 
     state = load_settings().state_dir
-    return NanoRun(state / "training" / "nano", state / "cache", preset("nano"), start)
+    return NanoRun(state / "training" / "nano", state / "cache", preset("nano"), start, placement or Placement())
 
 
 def evaluate(
@@ -107,6 +129,8 @@ def evaluate(
         Path, typer.Option(help="Folder for evaluation.json, evaluation.md, contact-sheet.webp, alpha.svg, alpha.png.")
     ] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="Of the users, their pictures and the intervals.")] = 7,
+    device: Device = None,
+    precision: PrecisionName = None,
 ) -> None:
     """Draw for simulated users whose taste is known, and measure it.
 
@@ -138,6 +162,7 @@ def evaluate(
         tuple(alpha or ALPHAS),
         compare,
         seed,
+        _placement(device, precision),
     )
     try:
         output.mkdir(parents=True, exist_ok=True)
