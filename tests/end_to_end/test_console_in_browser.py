@@ -1,4 +1,4 @@
-"""The console in headless Chromium: two widths, light and dark, axe-core on each page, and the keyboard alone."""
+"""The console in headless Chromium: wide and narrow, light and dark, axe-core, the keyboard alone."""
 
 from __future__ import annotations
 
