@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import traceback
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 
@@ -86,7 +87,10 @@ class Guard:
             else:
                 await self._app(scope, receive, answer)
         except Exception as error:
-            log.exception("request failed", request_id=request_id, path=path, error=str(error))
+            # As text: what shows the values of variables, as a console's log does, would show tokens.
+            log.error(
+                "request failed", request_id=request_id, path=path, error=str(error), stack=traceback.format_exc()
+            )
             if not started:
                 await self._problem(500, path, request_id)(scope, receive, answer)
         finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, select
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from generator.feedback import registry
 from generator.web.console.sessions import reading
@@ -51,7 +52,7 @@ class Models:
             names = [one.version for one in versions]
             events = session.scalars(
                 select(ModelEvent)
-                .distinct(ModelEvent.version)
+                .ext(distinct_on(ModelEvent.version))
                 .where(ModelEvent.version.in_(names))
                 .order_by(ModelEvent.version, ModelEvent.event_id.desc())
             )
