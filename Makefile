@@ -26,7 +26,7 @@ help: ## Show this list
 
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pigeon needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
-	@echo "installing what the demo runs into $(VENV), once: 106 packages of 580 MB in all"
+	@echo "installing what the demo runs into $(VENV), once: 111 packages of 580 MB in all"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(call install,demo)
 	@touch $@

@@ -34,6 +34,7 @@
     files/produce                typed events to their topics
 
     kafka/clients                every Kafka client, the topics, final errors
+    kafka/acknowledged           events handed over one by one, each with a future
     kafka/quirks                 what brokers and kafka-python get wrong, worked round
 
 `loop` imports `write` and `kafka`; `write` and `files` import `kafka`; none imports the other way (contracts in pyproject.toml).

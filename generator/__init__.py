@@ -11,6 +11,7 @@
     metrics    what Prometheus is told of nights and of the loop
     worth      what drawn posters are worth over the items' own; for nights' reports and the loop
     feedback   what people did with posters becomes a better model
+    web        posters and feedback over HTTP, and the operators' console
     training   stage 1, DPO, evaluation, and nano's recipe
 
 Imports `schemas`; never `consumers`.

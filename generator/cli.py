@@ -19,6 +19,8 @@ from schemas.errors import InputError, PigeonError
 if TYPE_CHECKING:
     import typer
 
+    from generator.web.outside import Outside
+
 # In the order that --help shows them. Each has `register(app, models)`.
 PARTS = (
     "deploy.local.commands",
@@ -65,6 +67,7 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("train",): "train",
     ("dataset",): "train",
     ("evaluate",): "evaluate",
+    ("serve",): "web",
 }
 
 # Where the extra `lavit` is installed, these warn at every import of kernels and types that a machine without CUDA lacks.
@@ -109,7 +112,25 @@ def build_app() -> typer.Typer:
     add_doctor(app, DOCTORS)
     for part in PARTS:
         importlib.import_module(part).register(app, models)
+    importlib.import_module("generator.web.commands").register(app, models, consumers_for_the_web)
     return app
+
+
+def consumers_for_the_web() -> Outside:
+    """What `pigeon serve` asks of the consumers, which generator.web must not import."""
+    from consumers import dead_letters
+    from consumers.kafka.acknowledged import AcknowledgedSender
+    from consumers.loop import probes
+    from generator.web.outside import Outside
+
+    return Outside(
+        open_sender=AcknowledgedSender,
+        kafka_problem=probes.kafka,
+        read_letters=dead_letters.read,
+        find_letter=dead_letters.find,
+        replay_letters=dead_letters.replay,
+        drop_letters=dead_letters.drop,
+    )
 
 
 def _set_up_logging(debug: bool) -> None:

@@ -16,6 +16,7 @@
     settings_s3                those of the object store
     settings_safety            those of the safety verdict
     settings_loop              those of readers and of the click model
+    settings_web               those of `pigeon serve`
     connections                options of the Kafka, S3 and Postgres clients
     s3_keys                    keys of S3 that files renew
     s3_prefix, s3_errors       keys in a shared bucket; what an error of the store means

@@ -44,6 +44,7 @@ from schemas.settings_s3 import S3Settings
 from schemas.settings_safety import SafetySettings
 from schemas.settings_secrets import SUFFIX, secret_variables, with_files_read
 from schemas.settings_triton import TritonSettings
+from schemas.settings_web import WebSettings
 
 PREFIX = "PIGEON_"
 NOT_SETTINGS = frozenset(
@@ -368,6 +369,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()
+    web: WebSettings = WebSettings()
     compute: ComputeSettings = ComputeSettings()
 
     @classmethod

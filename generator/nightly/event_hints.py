@@ -16,13 +16,13 @@ EVENTS_LOOKED_AT = 20_000
 HISTORIES_LOOKED_AT = 2_000
 
 _KINDS = text("""
-SELECT kind, count(*) FROM (SELECT lower(kind) AS kind FROM interactions LIMIT :most) AS some
+SELECT kind, count(*) FROM (SELECT lower(kind) AS kind FROM interactions LIMIT :most) AS sampled
 WHERE kind <> ALL (:kinds) GROUP BY kind ORDER BY count(*) DESC, kind LIMIT 5
 """)
 _UNKNOWN = text("""
 SELECT count(*), min(item_id) FROM (
   SELECT DISTINCT entry ->> 'item_id' AS item_id
-  FROM (SELECT entries FROM user_histories LIMIT :most) AS some, jsonb_array_elements(entries) AS e (entry)
+  FROM (SELECT entries FROM user_histories LIMIT :most) AS sampled, jsonb_array_elements(entries) AS e (entry)
 ) AS clicked
 WHERE NOT EXISTS (SELECT FROM items i WHERE i.item_id = clicked.item_id)
 """)

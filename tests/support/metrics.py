@@ -20,6 +20,7 @@ PARTS = {
     "consumers.metrics": "`pigeon consume`, on `consumer.metrics_port`",
     "generator.nightly.schedule_watch": "`pigeon schedule`, on `schedule.metrics_port`: its jobs",
     "generator.metrics.names": "`pigeon schedule`, on `schedule.metrics_port`: nights and the loop, read from Postgres",
+    "generator.web.metrics": "`pigeon serve`, on `web.metrics_port`",
     "schemas.manifest_metrics": "A recommender's own registry, by `schemas.manifest_metrics.ReaderMetrics`",
 }
 """Module -> who shows its metrics, and where."""

@@ -27,6 +27,7 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
     Raises:
         StepFailed: a command failed; the servers are stopped all the same unless `keep`.
     """
+    from deploy.local.demo import console
     from deploy.local.demo import page as pages
     from deploy.local.demo.data import build
     from deploy.local.demo.progress import bar
@@ -73,9 +74,12 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
             steps.settings = {}
             steps.run("simulate", *SIMULATION, "--out", str(simulation))
             pages.write(target, settings, data, (first, second), steps.done, ASSUMPTIONS, simulation)
+            if keep:
+                for line in console.start(settings.state_dir):
+                    typer.secho(line, bold=line.startswith("console"))
         finally:
             if keep:
-                typer.echo("servers are left running; `pigeon down` stops them")
+                typer.echo("servers are left running; `pigeon down` stops them, and the console")
             else:
                 steps.run("down")
     return target
