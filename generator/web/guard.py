@@ -86,9 +86,9 @@ class Guard:
                 await refused(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- whatever it was, the client gets an answer
             # As text: what shows the values of variables, as a console's log does, would show tokens.
-            log.error(
+            log.error(  # noqa: TRY400
                 "request failed", request_id=request_id, path=path, error=str(error), stack=traceback.format_exc()
             )
             if not started:
