@@ -16,7 +16,8 @@ from schemas.s3_prefix import add_prefix
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-    from schemas.settings import DatabaseSettings, KafkaSettings
+    from schemas.settings import DatabaseSettings
+    from schemas.settings_kafka import KafkaSettings
     from schemas.settings_s3 import S3Settings
 
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}

@@ -29,7 +29,8 @@ def scale_transparent_colour(image: Image.Image) -> None:
     Pillow leaves it as the file has it, so that art of 2, 4 or 16 bits would lie on the colour that nobody should see.
     """
     colour = image.info.get("transparency")
-    raw = str(image.tile[0].args) if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)  # of images that were opened and not yet loaded
+    raw = str(tiles[0].args) if tiles else ""
     if isinstance(colour, int) and raw in {"L;2", "L;4"}:
         image.info["transparency"] = colour * (85 if raw == "L;2" else 17)
     elif isinstance(colour, tuple) and raw.startswith("RGB;16"):

@@ -16,7 +16,7 @@ from schemas.errors import InputError
 from schemas.runtime import kafka_login
 
 if TYPE_CHECKING:
-    from schemas.settings import KafkaSettings
+    from schemas.settings_kafka import KafkaSettings
 
 CONNECT_SECONDS = 5.0
 """Seconds that one broker may take to accept a connection and the login."""

@@ -46,7 +46,7 @@ def session(keys: Keys, files: Mapping[str, Path]) -> boto3.Session:
         except (OSError, UnicodeError) as error:
             raise InputError(f"PIGEON_S3__..._FILE: {error}") from None
 
-    class FromFiles(Credentials):  # type: ignore[misc] # botocore has no types here
+    class FromFiles(Credentials):
         def get_frozen_credentials(self) -> Any:
             self._take(_agreed(read, self.read_last))
             return super().get_frozen_credentials()
@@ -54,11 +54,12 @@ def session(keys: Keys, files: Mapping[str, Path]) -> boto3.Session:
         def _take(self, found: dict[str, str]) -> None:
             self.read_last = found
             now = {**keys, **found}
-            self.access_key, self.secret_key, self.token = (now[name] for name in NAMES)
+            access_key, secret_key, self.token = (now[name] for name in NAMES)
+            self.access_key, self.secret_key = access_key or "", secret_key or ""
 
     own = FromFiles("", "")
     own._take(read())
-    inner = botocore.session.get_session()
+    inner: Any = botocore.session.get_session()
     inner._credentials = own
     return boto3.Session(botocore_session=inner)
 

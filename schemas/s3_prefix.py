@@ -36,5 +36,6 @@ def add_prefix(client: S3Client, bucket: str, prefix: str) -> None:
                     entry[name] = entry[name].removeprefix(prefix)
 
     # Added last: botocore's own handlers decode the keys of a list first.
-    client.meta.events.register_last("provide-client-params.s3", put_before)
-    client.meta.events.register_last("after-call.s3", take_off)
+    hooks: Any = client.meta.events  # its types know no handler that answers
+    hooks.register_last("provide-client-params.s3", put_before)
+    hooks.register_last("after-call.s3", take_off)

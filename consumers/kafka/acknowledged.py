@@ -11,7 +11,7 @@ from consumers.kafka import clients
 from consumers.outage import first_line
 from schemas.errors import PigeonError, ServerUnavailable
 from schemas.events import CONSUMED, Event
-from schemas.settings import KafkaSettings
+from schemas.settings_kafka import KafkaSettings
 
 LINGER_MS = 5
 CLOSE_SECONDS = 10.0

@@ -16,7 +16,8 @@ from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
 from schemas.kafka_access import check_login
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
 # Errors of a log that does not have our position any more: `lost_positions`.

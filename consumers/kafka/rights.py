@@ -9,7 +9,7 @@ from consumers.outage import first_line
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import DLQ_SUFFIX
 from schemas.kafka_rights import Right, missing_rights
-from schemas.settings import KafkaSettings
+from schemas.settings_kafka import KafkaSettings
 
 
 def to_consume(settings: KafkaSettings, topics: Iterable[str]) -> list[Right]:

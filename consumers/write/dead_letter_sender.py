@@ -13,7 +13,8 @@ from consumers.write.decode import Decoded
 from schemas.errors import InputError, PoisonLimitExceeded, ServerUnavailable
 from schemas.events import DLQ_SUFFIX
 from schemas.kafka_rights import missing_rights
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 SHARE_NEEDS_RECORDS = 100
 """Records in the window below which `dlq_max_share` does not count: 1 bad of 1 is no epidemic."""

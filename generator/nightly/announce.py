@@ -17,7 +17,7 @@ from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
 from schemas.kafka_access import check_login
 from schemas.runtime import trace
-from schemas.settings import KafkaSettings
+from schemas.settings_kafka import KafkaSettings
 from schemas.tables import NightRun
 
 

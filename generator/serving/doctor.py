@@ -14,7 +14,8 @@ from generator.serving.repository import (
     read_manifest,
     repository_folder,
 )
-from generator.serving.server import TritonServer, one_line
+from generator.serving.server import TritonServer
+from generator.serving.tensors import one_line
 from schemas.errors import ModelError, ServerUnavailable
 from schemas.runtime.checkup import Finding, Probe, ok, warn, wrong
 from schemas.settings import Settings

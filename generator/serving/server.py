@@ -18,7 +18,7 @@ from generator.serving.repository import DRAWING_PARAMETER, MODELS, TOKENIZER_PA
 from generator.serving.tensors import TRITON_TYPES, Arrays, as_inference_error, one_line
 from schemas.errors import ModelError, ServerUnavailable
 from schemas.runtime import trace
-from schemas.settings import TritonSettings
+from schemas.settings_triton import TritonSettings
 
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 

@@ -6,7 +6,7 @@ What it writes is under `doctor/`, and deleted again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -80,10 +80,11 @@ def _writes(settings: Settings) -> Iterator[Finding]:
 
 def _conditions(store: Store, key: str) -> Iterator[Finding]:
     """Whether the store refuses what If-None-Match and If-Match forbid: of two publishers one must win."""
-    for header, refused in (
-        ("If-None-Match", lambda: not store.replace(key, b"second", "text/plain", etag=None)),
-        ("If-Match", lambda: not store.replace(key, b"third", "text/plain", etag=NO_ETAG)),
-    ):
+    forbidden: dict[str, Callable[[], bool]] = {
+        "If-None-Match": lambda: not store.replace(key, b"second", "text/plain", etag=None),
+        "If-Match": lambda: not store.replace(key, b"third", "text/plain", etag=NO_ETAG),
+    }
+    for header, refused in forbidden.items():
         mend = "use a store that has conditional writes (AWS S3, MinIO, SeaweedFS 3.8x or newer)"
         try:
             if refused():

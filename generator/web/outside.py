@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from schemas.events import Event
-from schemas.settings import KafkaSettings, Settings
+from schemas.settings import Settings
+from schemas.settings_kafka import KafkaSettings
 
 
 class DeadLetter(Protocol):

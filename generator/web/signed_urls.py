@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from schemas.errors import InputError
-from schemas.settings import S3Settings
+from schemas.settings_s3 import S3Settings
 from schemas.settings_web import WebSettings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from schemas.settings import KafkaSettings
+    from schemas.settings_kafka import KafkaSettings
 
 
 def refuse(name: str, why: str) -> InputError:

@@ -30,7 +30,8 @@ from schemas.errors import InputError
 from schemas.events import DLQ_SUFFIX, INTERACTIONS, PUBLISHED
 from schemas.kafka_rights import Right
 from schemas.runtime.checkup import look
-from schemas.settings import KafkaSettings, Settings, load_settings
+from schemas.settings import Settings, load_settings
+from schemas.settings_kafka import KafkaSettings
 from tests.support.apache_kafka import ApacheBroker, needs_apache, one_broker
 from tests.support.certificates import Authority
 from tests.support.consume_world import changed, click, consume, make_topics, query, send, send_raw

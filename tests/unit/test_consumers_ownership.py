@@ -17,7 +17,8 @@ from consumers.loop.ownership import Ownership
 from consumers.write.offsets import Claim
 from schemas.errors import InputError, Refused
 from schemas.events import INTERACTIONS
-from schemas.settings import ConsumerSettings, KafkaSettings, Settings
+from schemas.settings import ConsumerSettings, Settings
+from schemas.settings_kafka import KafkaSettings
 
 TP = TopicPartition("t", 0)
 OTHER = TopicPartition("t", 1)

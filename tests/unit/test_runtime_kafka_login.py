@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from consumers.kafka import clients
 from schemas.errors import InputError, ServerUnavailable
 from schemas.runtime import kafka_login
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 SECRET = "hunter2-not-to-be-seen"
 

@@ -17,7 +17,7 @@ from generator.nightly.announce import KafkaAnnouncer
 from generator.serving.server import TritonServer
 from schemas.events import PosterPublished
 from schemas.runtime import trace
-from schemas.settings import KafkaSettings
+from schemas.settings_kafka import KafkaSettings
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"

@@ -17,7 +17,7 @@ from generator.web.signed_urls import ImageAddresses
 from generator.web.signing import Signer
 from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError
-from schemas.settings import S3Settings
+from schemas.settings_s3 import S3Settings
 from schemas.settings_web import ApiToken, WebSettings
 
 OLD, NEW = SecretStr("o" * 40), SecretStr("n" * 40)

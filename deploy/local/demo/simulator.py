@@ -38,7 +38,8 @@ from schemas.connections import kafka_options, s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import FEEDBACK, PosterFeedback
 from schemas.manifest import PosterManifest
-from schemas.settings import KafkaSettings, Settings
+from schemas.settings import Settings
+from schemas.settings_kafka import KafkaSettings
 
 ASSUMPTIONS = (
     "Simulated users. Each one's taste is measured from the pixels (colours, edges) of the posters of all films the real MovieLens "

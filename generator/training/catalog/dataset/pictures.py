@@ -14,7 +14,8 @@ from PIL import Image
 
 from generator.training.catalog.dataset.scratch import Scratch
 from schemas.errors import ServerUnavailable
-from schemas.fetch import Fetched, Fetcher, HostUnavailable
+from schemas.fetch import Fetcher
+from schemas.fetched import Fetched, HostUnavailable
 from schemas.images import ImageProblem, decode
 
 if TYPE_CHECKING:
