@@ -18,7 +18,7 @@ from generator.training.nano import scorer, tokenizer, vae
 from generator.training.nano.codes import CodeCache, fill
 from generator.training.nano.decoder import train_decoder
 from generator.training.nano.diffusion import train_diffusion
-from generator.training.nano.distil import train_distilled
+from generator.training.nano.distil import TEACHER_GUIDANCE, TEACHER_STEPS, drawing_in, train_distilled
 from generator.training.nano.imputation.imputer import imagine, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
 from generator.training.nano.imputation.refiner import Refiner, refined, train_refiner
@@ -122,7 +122,8 @@ def diffusion_stage(folder: Path, placement: Placement) -> None:
 
 
 def distil_stage(folder: Path, placement: Placement) -> None:
-    train_distilled(folder, small_world(), model_on(placement), cache(), SHORT, paths=4, batch=4, placement=placement)
+    teacher = drawing_in(model_on(placement), TEACHER_STEPS, TEACHER_GUIDANCE)
+    train_distilled(folder, small_world(), teacher, cache(), SHORT, paths=4, batch=4, placement=placement)
 
 
 def polish_stage(folder: Path, placement: Placement) -> None:
