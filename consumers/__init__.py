@@ -2,6 +2,7 @@
 
     commands                     `pigeon consume | topics | dlq | histories | catalog | clicks | recommendations | feedback |
                                  events`
+    doctor                       what is asked of Kafka for `pigeon doctor`
     dead_letters                 dead letters read, replayed and dropped by people
     partitions                   months of `interactions`: made on demand and ahead, dropped by retention
     postgres                     connections with the settings' timeouts, and the check for our tables
@@ -33,6 +34,7 @@
     files/produce                typed events to their topics
 
     kafka/clients                every Kafka client, the topics, final errors
+    kafka/acknowledged           events handed over one by one, each with a future
     kafka/quirks                 what brokers and kafka-python get wrong, worked round
 
 `loop` imports `write` and `kafka`; `write` and `files` import `kafka`; none imports the other way (contracts in pyproject.toml).

@@ -71,7 +71,7 @@ def consume(
     import sys
 
     from consumers import postgres
-    from consumers.kafka import clients
+    from consumers.kafka import rights
     from consumers.loop import probes
     from consumers.loop.health import Health
     from consumers.loop.ingest import Ingest
@@ -90,7 +90,8 @@ def consume(
         if topic not in CONSUMED:
             raise InputError(f"--topics {topic}: no such topic; there are {', '.join(CONSUMED)}")
     postgres.require_tables(settings.database)
-    clients.require_topics(settings.kafka, [settings.kafka.topic_prefix + topic for topic in wanted])
+    names = [settings.kafka.topic_prefix + topic for topic in wanted]
+    rights.require(settings.kafka, rights.to_consume(settings.kafka, names))
     stores = {"database": lambda: probes.postgres(settings.database), "kafka": lambda: probes.kafka(settings.kafka)}
     limits = (settings.consumer.stuck_loop_seconds, settings.consumer.stuck_work_seconds)
     stacks = Stacks(sys.stderr, limits[0])

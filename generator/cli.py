@@ -19,6 +19,8 @@ from schemas.errors import InputError, PigeonError
 if TYPE_CHECKING:
     import typer
 
+    from generator.web.outside import Outside
+
 # In the order that --help shows them. Each has `register(app, models)`.
 PARTS = (
     "deploy.local.commands",
@@ -31,7 +33,17 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
+    "generator.training.catalog.commands",
+    "generator.feedback.simulation.commands",
     "generator.training.nano.commands",
+)
+# Whose probes `pigeon doctor` asks. Each has `PROBES`.
+DOCTORS = (
+    "consumers.doctor",
+    "migrations.doctor",
+    "generator.storage.doctor",
+    "generator.serving.doctor",
+    "generator.nightly.doctor",
 )
 OWN_PACKAGES = ("consumers", "deploy", "generator", "migrations", "schemas")
 
@@ -51,8 +63,11 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "load"): "serving",
     ("retrain",): "train",
     ("loop",): "loop",
+    ("simulate",): "loop",
     ("train",): "train",
+    ("dataset",): "train",
     ("evaluate",): "evaluate",
+    ("serve",): "web",
 }
 
 # Where the extra `lavit` is installed, these warn at every import of kernels and types that a machine without CUDA lacks.
@@ -92,9 +107,30 @@ def build_app() -> typer.Typer:
 
         typer.echo(load_settings().model_dump_json(indent=2))
 
+    from deploy.doctor.commands import add_doctor
+
+    add_doctor(app, DOCTORS)
     for part in PARTS:
         importlib.import_module(part).register(app, models)
+    importlib.import_module("generator.web.commands").register(app, models, consumers_for_the_web)
     return app
+
+
+def consumers_for_the_web() -> Outside:
+    """What `pigeon serve` asks of the consumers, which generator.web must not import."""
+    from consumers import dead_letters
+    from consumers.kafka.acknowledged import AcknowledgedSender
+    from consumers.loop import probes
+    from generator.web.outside import Outside
+
+    return Outside(
+        open_sender=AcknowledgedSender,
+        kafka_problem=probes.kafka,
+        read_letters=dead_letters.read,
+        find_letter=dead_letters.find,
+        replay_letters=dead_letters.replay,
+        drop_letters=dead_letters.drop,
+    )
 
 
 def _set_up_logging(debug: bool) -> None:

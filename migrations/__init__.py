@@ -2,6 +2,7 @@
 
     commands   `pigeon db`
     database   upgrade, downgrade and drift check, as functions
+    doctor     what is asked of Postgres for `pigeon doctor`
     env        what Alembic runs for every command
     versions   one file a revision
 

@@ -5,14 +5,20 @@ Importing this module imports no client library: boto3 is imported where a clien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from schemas import kafka_token, s3_keys
 from schemas.runtime import kafka_login
+from schemas.s3_prefix import add_prefix
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-    from schemas.settings import DatabaseSettings, KafkaSettings, S3Settings
+    from schemas.settings import DatabaseSettings
+    from schemas.settings_kafka import KafkaSettings
+    from schemas.settings_s3 import S3Settings
 
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds without traffic before a probe, seconds between probes, and unanswered probes that end a connection."""
@@ -24,21 +30,28 @@ def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
     Raises:
         InputError: the login's settings do not fit together (schemas/runtime/kafka_login.py).
     """
-    return {
+    options = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "request_timeout_ms": settings.request_timeout_ms,
         **kafka_login.options(settings),
     }
+    if settings.security_protocol.startswith("SASL") and settings.sasl_mechanism == "OAUTHBEARER":
+        options["sasl_oauth_token_provider"] = kafka_token.provider(settings)
+    return options
 
 
 def s3_options(settings: S3Settings) -> dict[str, Any]:
     """Arguments of `s3_client` that the settings give."""
-    secret = settings.secret_access_key
+    secret, token = settings.secret_access_key, settings.session_token
     return {
         "endpoint_url": settings.endpoint_url,
         "region": settings.region,
+        "addressing_style": settings.addressing_style,
         "access_key_id": settings.access_key_id,
         "secret_access_key": secret.get_secret_value() if secret else None,
+        "session_token": token.get_secret_value() if token else None,
+        "prefixed": (settings.bucket, settings.prefix),
+        "key_files": s3_keys.key_files(),
         "connect_timeout_seconds": settings.connect_timeout_seconds,
         "read_timeout_seconds": settings.read_timeout_seconds,
         "max_attempts": settings.max_attempts,
@@ -52,6 +65,10 @@ def s3_client(
     region: str = "us-east-1",
     access_key_id: str | None = None,
     secret_access_key: str | None = None,
+    session_token: str | None = None,
+    addressing_style: Literal["auto", "path", "virtual"] = "auto",
+    prefixed: tuple[str, str] = ("", ""),
+    key_files: Mapping[str, Path] | None = None,
     connect_timeout_seconds: float = 5.0,
     read_timeout_seconds: float = 30.0,
     max_attempts: int = 5,
@@ -63,6 +80,9 @@ def s3_client(
     Keys that are not given come from where boto3 looks (environment, profile, role).
 
     Args:
+        addressing_style: "path" is host/bucket/key, "virtual" bucket.host/key.
+        prefixed: a bucket, and what all keys in it begin with (schemas/s3_prefix.py).
+        key_files: files of keys, which are read again whenever something is signed (schemas/s3_keys.py).
         max_attempts: tries of a request, the first included.
         checksums: when botocore adds and checks its extra checksums.
         pool_connections: connections kept open, for as many threads.
@@ -70,14 +90,21 @@ def s3_client(
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    keys = {
+        "access_key_id": access_key_id,
+        "secret_access_key": secret_access_key,
+        "session_token": session_token,
+    }
+    client = (s3_keys.session(keys, key_files) if key_files else boto3).client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
+        aws_access_key_id=None if key_files else access_key_id,
+        aws_secret_access_key=None if key_files else secret_access_key,
+        aws_session_token=None if key_files else session_token,
         config=Config(
             signature_version="s3v4",
+            s3={"addressing_style": addressing_style},
             connect_timeout=connect_timeout_seconds,
             read_timeout=read_timeout_seconds,
             retries={"mode": "standard", "total_max_attempts": max_attempts},
@@ -86,6 +113,9 @@ def s3_client(
             response_checksum_validation=checksums,
         ),
     )
+    if prefixed[1]:
+        add_prefix(client, *prefixed)
+    return client
 
 
 def postgres_options(

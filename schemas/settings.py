@@ -1,6 +1,7 @@
 """Every setting of the product, with its default, unit and meaning.
 
-Sources, strongest first: arguments, environment (`PIGEON_` prefix, `__` between levels), the dotenv file that `pigeon up`
+Sources, strongest first: arguments, environment (`PIGEON_` prefix, `__` between levels; secrets also from files, by the same
+names with `_FILE` behind them), the dotenv file that `pigeon up`
 writes (`<state_dir>/env`), a TOML file (`pigeon.toml`, or the one named by `PIGEON_CONFIG_FILE`), defaults.
 """
 
@@ -15,7 +16,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     SecretStr,
     StringConstraints,
@@ -23,54 +23,40 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from schemas.errors import InputError
+from schemas.settings_compute import ComputeSettings
 from schemas.settings_group import Group as _Group
 from schemas.settings_group import Seconds, Share
+from schemas.settings_kafka import KafkaSettings
 from schemas.settings_loop import ClickSettings, ReaderSettings
 from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_retrain import CanarySettings, RetrainSettings
+from schemas.settings_s3 import S3Settings
 from schemas.settings_safety import SafetySettings
+from schemas.settings_secrets import SUFFIX, secret_variables, with_files_read
+from schemas.settings_triton import TritonSettings
+from schemas.settings_web import WebSettings
 
 PREFIX = "PIGEON_"
-NOT_SETTINGS = frozenset({"PIGEON_CONFIG_FILE", "PIGEON_TRITON_VENV"})
-"""Variables that `load_settings` or deploy.local read by themselves, before there are settings."""
-
-
-def _joined(addresses: Any) -> Any:
-    """A list of addresses, as TOML has them, in one line."""
-    return ",".join(addresses) if isinstance(addresses, list | tuple) else addresses
-
-
-Addresses = Annotated[str, BeforeValidator(_joined)]
-
-
-class KafkaSettings(_Group):
-    """The broker and how clients connect to it."""
-
-    bootstrap_servers: str = Field("127.0.0.1:9092", description="Comma-separated host:port list.")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "GSSAPI"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
-    topic_prefix: str = Field("", description="Put before every topic name; lets several installations share a broker.")
-    group_id: str = Field("pigeon", description="Consumer group and the key of our stored offsets.")
-    group_instance_id: str | None = Field(
-        None, description="This member's fixed name, so that a restart causes no rebalance; each member needs its own."
-    )
-    rebalance: Literal["eager", "cooperative"] = Field(
-        "eager",
-        description="cooperative: members keep what stays theirs while others come and go. All members of a group alike: stop "
-        "them all to change it.",
-    )
-    session_timeout_ms: int = Field(45_000, ge=1_000, description="The embedded broker wants 2000-6000.")
-    max_poll_interval_ms: int = Field(300_000, ge=1_000)
-    request_timeout_ms: int = Field(30_000, ge=1_000)
+NOT_SETTINGS = frozenset(
+    {
+        "PIGEON_CONFIG_FILE",
+        "PIGEON_TRITON_VENV",
+        "PIGEON_TEST_KAFKA",
+        "PIGEON_TEST_KAFKA_HOME",
+        "PIGEON_CI_WITHOUT_KAFKA",
+    }
+)
+"""Variables that `load_settings`, deploy.local or the tests read by themselves, before there are settings."""
 
 
 class DatabaseSettings(_Group):
@@ -97,56 +83,6 @@ class DatabaseSettings(_Group):
             raise ValueError(
                 "must start with postgresql+psycopg2:// (SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3)"
             )
-        return url
-
-
-class S3Settings(_Group):
-    """The object store of images, manifests, snapshots and adapters."""
-
-    endpoint_url: str | None = Field(None, description="Empty for AWS itself.")
-    bucket: str = Field("pigeon", min_length=3, max_length=63)
-    region: str = "us-east-1"
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    checksums: Literal["when_required", "when_supported"] = Field(
-        "when_required", description="botocore's extra checksums; some S3 servers refuse `when_supported`."
-    )
-    connect_timeout_seconds: Seconds = 5.0
-    read_timeout_seconds: Seconds = 30.0
-    max_attempts: int = Field(5, ge=1)
-
-
-class TritonSettings(_Group):
-    """The inference server, or several that serve the same models."""
-
-    url: Addresses = Field(
-        "127.0.0.1:8001",
-        description="host:port of gRPC; of several servers a comma-separated list (in TOML a list will do). All are asked, the "
-        "one with the fewest requests first; admin_key must be that of all of them.",
-    )
-    metrics_url: str | None = None
-    admin_key: SecretStr | None = Field(None, description="Key that guards model control; see deploy/local.")
-    model_repository: Path | None = Field(None, description="The folder the server reads models from.")
-    network_timeout_seconds: Seconds = 10.0
-    inference_timeout_seconds: Seconds = 60.0
-    start_timeout_seconds: Seconds = 120.0
-    max_in_flight: int = Field(
-        2,
-        ge=1,
-        description="Requests that one process of a night keeps under way; about 2 for each server keep it busy.",
-    )
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """host:port of each server."""
-        return tuple(address.strip() for address in self.url.split(","))
-
-    @field_validator("url")
-    @classmethod
-    def _addresses_are_distinct(cls, url: str) -> str:
-        addresses = [address.strip() for address in url.split(",")]
-        if not all(addresses) or len(set(addresses)) < len(addresses):
-            raise ValueError(f"{url!r} names a server twice, or nothing between two commas; write host:port,host:port")
         return url
 
 
@@ -220,11 +156,12 @@ class NightSettings(_Group):
         60.0, description="A picture that a dead process was drawing is drawn by another one after this long."
     )
     exploration: Share = Field(
-        0.5, description="Probability mass shared evenly among the variants; the rest goes to the best."
+        0.06,
+        description="Share of the showings that is spread evenly among the variants; the rest goes to the best. With two variants "
+        "half of it shows the other one.",
     )
     reward_exploration: Share = Field(
-        0.1,
-        description="The same under the policy reward; the rest goes by how probably each variant is the best one.",
+        0.06, description="The same under the policy reward, whose other variants are near-best by the click model."
     )
     reference_weight: Share = Field(0.5, description="Weight of CS; 1 - this is the weight of the history CIS.")
     max_attempts: int = Field(3, ge=1, description="Per task and per picture.")
@@ -432,6 +369,8 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     retention: RetentionSettings = RetentionSettings()
     models: ModelSettings = ModelSettings()
+    web: WebSettings = WebSettings()
+    compute: ComputeSettings = ComputeSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -442,6 +381,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        secrets = secret_variables(settings_cls, PREFIX)
+        for source in (env_settings, dotenv_settings):
+            if isinstance(source, EnvSettingsSource):
+                source.env_vars = with_files_read(source.env_vars, secrets)
         toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("PIGEON_CONFIG_FILE", "pigeon.toml")))
         return init_settings, env_settings, dotenv_settings, toml
 
@@ -464,8 +407,10 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         InputError: a setting is unknown or has a bad value; the message names it and the fix.
     """
+    secrets = secret_variables(Settings, PREFIX)
     for name in os.environ:
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS and _unknown_variable(name):
+        known = name in NOT_SETTINGS or name.removesuffix(SUFFIX) in secrets
+        if name.startswith(PREFIX) and not known and _unknown_variable(name):
             raise InputError(f"unknown setting {name}: no such name; `pigeon settings` lists them all")
     config_file = os.environ.get("PIGEON_CONFIG_FILE")
     if config_file and not Path(config_file).is_file():

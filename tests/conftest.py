@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,15 @@ _numbers = itertools.count(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests of faults really did, with its seed."""
+    """What did not run, and what the tests of faults really did, with its seed."""
+    if os.environ.get("PIGEON_CI_WITHOUT_KAFKA") == "1":
+        terminalreporter.write_line("not run: whatever needs Apache Kafka (PIGEON_CI_WITHOUT_KAFKA=1)", yellow=True)
+    skipped = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in sorted(skipped.items()):
+        terminalreporter.write_line(f"not run: {count} {'test' if count == 1 else 'tests'}: {reason}", yellow=True)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", "") == "teardown":

@@ -21,7 +21,7 @@ from consumers.files.columns import Columns
 from consumers.files.layout import Layout, ReadOptions, detect
 from consumers.files.produce import Producer
 from consumers.files.rows import BadRow, rows
-from consumers.kafka import clients
+from consumers.kafka import rights
 from schemas import event_forms
 from schemas.errors import InputError
 from schemas.events import CATALOG, CONSUMED, FEEDBACK, INTERACTIONS, CatalogItem, Event, Interaction
@@ -265,7 +265,7 @@ def run(
             report.sent += 1
             progress(report.sent)
     else:
-        clients.require_topics(settings.kafka, [settings.kafka.topic_prefix + topic])
+        rights.require(settings.kafka, rights.to_produce([settings.kafka.topic_prefix + topic]))
         uploader = images.Uploader(settings.s3) if topic == CATALOG else None
         try:
             with Producer(settings.kafka) as producer:

@@ -8,7 +8,7 @@ from typing import Any
 from consumers.kafka import clients
 from schemas.errors import ServerUnavailable
 from schemas.events import CONSUMED, CatalogItem, Event
-from schemas.settings import KafkaSettings
+from schemas.settings_kafka import KafkaSettings
 
 _TOPICS: dict[type[Event], str] = {model: topic for topic, model in CONSUMED.items()}
 

@@ -10,12 +10,14 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
+from consumers.kafka import quirks
 from consumers.outage import first_line
 from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, DLQ_SUFFIX, all_topics
-from schemas.runtime import kafka_login
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.kafka_access import check_login
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 KafkaError = kafka_errors.KafkaError
 # Errors of a log that does not have our position any more: `lost_positions`.
@@ -44,6 +46,8 @@ _SETTING = {
     kafka_errors.AuthorizationError: "sasl_username: the broker does not allow it this",
 }
 BOOTSTRAP_TIMEOUT_MS = 15_000
+ANSWER_TIMEOUT_MS = 10_000
+"""Milliseconds that a reader waits for one answer: a broker that stands still must not hold its partitions for longer."""
 DEAD_LETTER_BYTES = 2 * 2**20
 """Bytes of the largest dead letter: what a source topic takes by default (1 MiB), and room for our headers."""
 CLIENT = f"pigeon-{socket.gethostname()}"
@@ -74,12 +78,14 @@ def refusal(error: Exception) -> InputError:
 
 
 def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
+    check_login(settings)
     try:
-        return client(**_common(settings), **config)
+        return client(**{**_common(settings), **config})
     except Unrecoverable as error:
         raise refusal(error) from None
     except (KafkaError, OSError) as error:
-        raise kafka_login.explain(settings) or ServerUnavailable(
+        check_login(settings, again=True)
+        raise ServerUnavailable(
             f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
         ) from None
 
@@ -106,10 +112,11 @@ def consumer(
     }
     if assignors:
         membership["partition_assignment_strategy"] = assignors
-    return _connect(
+    made = _connect(
         KafkaConsumer,
         settings,
         **(membership if group else {}),
+        request_timeout_ms=min(settings.request_timeout_ms, ANSWER_TIMEOUT_MS),
         enable_auto_commit=False,
         metrics_enabled=False,
         auto_offset_reset="none" if group else "earliest",
@@ -119,6 +126,8 @@ def consumer(
         fetch_max_bytes=max(limits.batch_max_bytes, 2**20),
         max_poll_records=limits.batch_max_records,
     )
+    quirks.turn_to_others_soon(made)
+    return made
 
 
 def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms: int = 20) -> Any:
@@ -169,21 +178,6 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     """The first offset that each partition still has."""
     found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
-
-
-def require_topics(settings: KafkaSettings, topics: Iterable[str]) -> None:
-    """Check that the topics exist.
-
-    Raises:
-        InputError: some do not; the message names them and the fix.
-    """
-    client = admin(settings)
-    try:
-        missing = sorted(set(topics) - set(topic_ids(client, topics)))
-    finally:
-        client.close()
-    if missing:
-        raise InputError(f"topics {', '.join(missing)} do not exist: `pigeon topics create`")
 
 
 def create_topics(settings: KafkaSettings, partitions: int, replication: int) -> tuple[list[str], list[str]]:

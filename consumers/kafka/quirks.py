@@ -1,6 +1,11 @@
 """What brokers and kafka-python get wrong, and the one place where it is worked round.
 
-What the two brokers of the tests do otherwise than Apache Kafka, and where it is met; nothing else depends on it.
+What the two small brokers of the tests do otherwise than Apache Kafka, their third, and where it is met; nothing else depends
+on it.
+Apache Kafka 4.3:
+- it hangs up on who it refuses, and says why with the last bytes only: `schemas.kafka_access`;
+- it lists our rights only where it knows the group or topic: a missing group is told of at the join;
+- a broker that stands still (SIGSTOP) keeps its connections and its partitions until the others put it out.
 Tansu (the embedded one):
 - its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch;
 - a position past the end is never refused, so loop/ownership.py compares it with `known_end` and also takes OffsetOutOfRange;
@@ -12,6 +17,9 @@ noida-db:
 - it loses members that are still joining when the next join begins at once, as a cooperative group's does: `let_others_join`;
 - its topics have no ids, like those of Apache Kafka before 2.8: only the length of the log tells that a topic was recreated.
 kafka-python 3.0.12:
+- it drops what a broker says last before it hangs up, and so every refusal of a login: `schemas.kafka_access` asks itself;
+- it joins before it knows the topics' partitions, and then once more: `learn_topics`;
+- it waits long on a broker that stands still, and has no option for it: `turn_to_others_soon`;
 - it refuses to send a header without a value: `sendable_headers`;
 - it loses a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
 - it keeps the known end of a log over a seek: `clear_end`;
@@ -33,6 +41,17 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 
 JOIN_PAUSE_SECONDS = 0.1
 """Pause before the next join of a cooperative group, so that this one's members know of it."""
+
+
+LEARN_TRIES = 3
+LEARN_MS = 5_000
+"""Milliseconds that one question for the topics' partitions may take."""
+
+
+SILENT_SECONDS = 3.0
+"""Seconds without an answer after which a broker counts as silent; a fetch without news takes 0.05."""
+CONNECT_MS = 3_000
+"""Milliseconds until a broker must have answered on a new connection; twice as many when it did not the last time."""
 
 
 class Joins(Protocol):
@@ -67,6 +86,49 @@ def keep_joining(client: Any) -> None:
     first poll ends; its partitions stay revoked and its heartbeats stopped.
     """
     client._coordinator.request_rejoin()
+
+
+def learn_topics(client: Any, topics: Iterable[str]) -> None:
+    """Have the client know the topics' partitions before its first join.
+
+    Without this the group's leader may share out partitions that it does not know, and has the whole group join again at once.
+    """
+    wanted = list(topics)
+    try:
+        for _ in range(LEARN_TRIES):  # the first may have been under way, and not for these topics
+            if all(client._cluster.partitions_for_topic(topic) for topic in wanted):
+                return
+            client._net.run(client._manager.wait_for, client._cluster.request_update(), LEARN_MS)
+    except kafka_errors.KafkaError:
+        return  # no broker answers: the loop waits that out
+
+
+def turn_to_others_soon(client: Any) -> None:
+    """Have a client give up soon on connections that a broker accepts and then says nothing on.
+
+    A broker that stands still does that; kafka-python waits for 10 to 30 s for each, and has no option for it.
+    """
+    client._manager.config |= {
+        "socket_connection_setup_timeout_ms": CONNECT_MS,
+        "socket_connection_setup_timeout_max_ms": 2 * CONNECT_MS,
+    }
+
+
+def silent_brokers(client: Any, seconds: float = SILENT_SECONDS) -> dict[str, float]:
+    """host:port of each broker that owes an answer for longer, and for how many seconds.
+
+    Coordinators' connections are left out: a join may wait for other members.
+    """
+    now, silent = time.monotonic(), dict[str, float]()
+    for node, connection in list(client._manager._conns.items()):
+        try:
+            sent_at = connection.in_flight_requests[0][2]
+            host, port = connection.transport.getPeer()[:2]
+        except (IndexError, AttributeError, OSError, TypeError):  # nothing is owed, or the connection has just ended
+            continue
+        if now - sent_at > seconds and not str(node).startswith("coordinator"):
+            silent[f"{host}:{port}"] = now - sent_at
+    return silent
 
 
 def let_others_join() -> None:

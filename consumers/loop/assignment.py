@@ -9,7 +9,8 @@ from typing import Any, Literal
 from kafka import ConsumerRebalanceListener, TopicPartition
 
 from consumers.kafka import clients, quirks
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 # "given": the outcome of a join, all that is ours now. In a cooperative group "assigned" is only what is new of it.
 Change = tuple[Literal["given", "assigned", "revoked"], frozenset[TopicPartition]]

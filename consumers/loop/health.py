@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -40,6 +40,7 @@ class Health:
         self._lag = 0
         self._assigned = False
         self._outages: dict[str, str] = {}
+        self._silent: dict[str, str] = {}
         self._logged_stuck = False
 
     def beat(self, lag: int) -> None:
@@ -78,6 +79,16 @@ class Health:
         self._outages[server] = error
         return news
 
+    def note_silent_brokers(self, seconds: Mapping[str, float]) -> None:
+        """Note which brokers owe an answer, and for how many seconds; their partitions stand still meanwhile."""
+        silent = {
+            f"kafka broker {broker}": f"no answer for {waited:.0f} s: waiting for another leader of its partitions"
+            for broker, waited in seconds.items()
+        }
+        if silent and not self._silent:
+            log.warning("silent broker", brokers=", ".join(sorted(seconds)), policy="waiting for another leader")
+        self._silent = silent
+
     def note_recovery(self, server: str) -> None:
         """Note that a server works again."""
         if self._outages.pop(server, None):
@@ -95,7 +106,7 @@ class Health:
 
     def ready(self) -> tuple[bool, str]:
         """Whether it can do its work now, and what is in the way."""
-        problems = self._probes() | self._outages
+        problems = self._probes() | self._outages | self._silent
         if problems:
             return False, "; ".join(f"{server}: {error}" for server, error in sorted(problems.items()))
         return (True, "ok") if self._assigned else (False, "not started")

@@ -106,6 +106,7 @@ class Ingest:
         self._owned = Ownership(self.settings, self._consumer, self._writer)
         try:
             self._consumer.subscribe(list(self._topics), listener=assignments)
+            quirks.learn_topics(self._consumer, self._topics)
             while not (self._stop.is_set() or self._finished()):
                 self._step(assignments)
             self._drain(time.monotonic() + self.settings.consumer.stop_deadline_seconds)
@@ -140,6 +141,7 @@ class Ingest:
             self.summary.seconds += time.monotonic() - started
         lag, _ = self._owned.lag()
         self._health.beat(lag)
+        self._health.note_silent_brokers(quirks.silent_brokers(self._consumer))
         self._progress(self.summary, lag)
 
     # --- reading -------------------------------------------------------------------------------------------------------

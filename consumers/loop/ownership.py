@@ -5,6 +5,7 @@ Only the loop's thread calls this; what needs the network is handed out as jobs 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from consumers.outage import Outage, first_line
 from consumers.write.offsets import Claim
 from consumers.write.writer import Writer
 from schemas.errors import Refused, ServerUnavailable
+from schemas.kafka_access import check_login
 from schemas.settings import Settings
 
 T = TypeVar("T")
@@ -110,6 +112,8 @@ class Ownership:
             self._short.pop(tp, None)
             self._restarting.discard(tp)
             self._unclaimed.pop(tp, None)
+            with contextlib.suppress(KeyError):  # of one that was never read there is none
+                metrics.LAG_RECORDS.remove(tp.topic, tp.partition)
             if claim_at is not None and tp in assigned:
                 self._unclaimed[tp] = claim_at
                 self._consumer.pause(tp)
@@ -152,6 +156,7 @@ class Ownership:
         except clients.Unrecoverable as error:
             raise clients.refusal(error) from error
         except (clients.KafkaError, ServerUnavailable) as error:
+            check_login(self._settings.kafka, again=True)  # a password that was changed meanwhile is no outage
             raise Outage(f"kafka: {type(error).__name__}: {first_line(error)}") from error
 
     def _claimed(self, claims: dict[TopicPartition, Claim], starts: dict[TopicPartition, int]) -> None:

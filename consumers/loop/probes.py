@@ -14,7 +14,8 @@ import psycopg2
 
 from consumers.outage import first_line
 from consumers.postgres import connect
-from schemas.settings import DatabaseSettings, KafkaSettings
+from schemas.settings import DatabaseSettings
+from schemas.settings_kafka import KafkaSettings
 
 TIMEOUT_SECONDS = 5.0
 KEPT_SECONDS = 5.0

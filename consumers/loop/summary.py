@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from consumers.write.batch import Batch
 from consumers.write.upsert import Written
 
+KINDS_NAMED = 5
+"""Kinds of events without use that a summary names, the most frequent ones."""
+
 
 @dataclass
 class Summary:
@@ -45,4 +48,7 @@ class Summary:
         tail = "".join(
             f", {count} {name}" for name, count in extra.items() if count or name in ("duplicates", "poison")
         )
+        kinds = ", ".join(f"{count} of kind {kind!r}" for kind, count in w.other_kinds.most_common(KINDS_NAMED))
+        if kinds:
+            tail += f"; events that enter no history (consumer.positive_kinds): {kinds}"
         return f"{self.records} records in {self.batches} batches, {rate:.0f}/s; rows: {rows}{tail}"

@@ -7,12 +7,14 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.kafka import clients, quirks
+from consumers.kafka import clients, quirks, rights
 from consumers.outage import Outage, first_line
 from consumers.write.decode import Decoded
-from schemas.errors import PoisonLimitExceeded, ServerUnavailable
+from schemas.errors import InputError, PoisonLimitExceeded, ServerUnavailable
 from schemas.events import DLQ_SUFFIX
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.kafka_rights import missing_rights
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 SHARE_NEEDS_RECORDS = 100
 """Records in the window below which `dlq_max_share` does not count: 1 bad of 1 is no epidemic."""
@@ -90,7 +92,8 @@ class DeadLetters:
 
         Raises:
             Outage: the broker did not acknowledge in time; sending all of them again is safe (replay dedupes by source offset).
-            ServerUnavailable: a dead-letter topic does not exist or may not be written; waiting would not help.
+            ServerUnavailable: a dead-letter topic does not exist or does not take them; waiting would not help.
+            InputError: we lack the right to write it.
         """
         if not poison:
             return
@@ -114,26 +117,30 @@ class DeadLetters:
             for future in sent:
                 future.get(timeout=self._settings.request_timeout_ms / 1000)
         except clients.KafkaError as error:
-            if not self._topics_exist({d.record.topic + DLQ_SUFFIX for d in poison}):
-                raise ServerUnavailable(
-                    "the dead-letter topic cannot be written, so nothing was: does it exist? `pigeon topics create`"
-                ) from error
+            self._refuse({d.record.topic + DLQ_SUFFIX for d in poison})
             if isinstance(error, clients.Unrecoverable):
                 raise ServerUnavailable(f"the dead-letter topic cannot be written: {first_line(error)}") from error
             raise Outage(f"dead-letter topic: {type(error).__name__}: {first_line(error)}") from error
 
-    def _topics_exist(self, topics: set[str]) -> bool:
-        """Whether they do, or nothing shows that they do not: a silent broker is an outage."""
+    def _refuse(self, topics: set[str]) -> None:
+        """Raise what waiting would not mend: topics that are not there, rights that we lack."""
         try:
             client = clients.admin(self._settings)
         except ServerUnavailable:
-            return True
+            return
         try:
-            return topics <= set(clients.topic_ids(client, topics))
+            lacking = missing_rights(client, rights.to_produce(topics))
+            there = topics <= set(clients.topic_ids(client, topics))
         except clients.KafkaError:
-            return True
+            return
         finally:
             client.close()
+        if lacking:
+            raise InputError(f"dead letters cannot be written: {rights.without(self._settings, lacking)}")
+        if not there:
+            raise ServerUnavailable(
+                "the dead-letter topic cannot be written, so nothing was: does it exist? `pigeon topics create`"
+            )
 
     def close(self) -> None:
         """Close the producer; everything sent was acknowledged already."""

@@ -8,6 +8,7 @@ read.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 # An empty history is older than any event; it is merged with at least one in the same transaction.
@@ -113,6 +114,14 @@ SET entries = m.entries, fingerprint = m.fingerprint, last_occurred_at = m.last_
 FROM merged m WHERE h.user_id = m.user_id
 RETURNING h.user_id
 """
+
+
+def count_other_kinds(cursor: Any, positive_kinds: tuple[str, ...]) -> Counter[str]:
+    """The fresh interactions that enter no history, by kind."""
+    cursor.execute(
+        "SELECT kind, count(*) FROM fresh_interactions WHERE kind <> ALL(%s) GROUP BY kind", (list(positive_kinds),)
+    )
+    return Counter({str(kind): int(count) for kind, count in cursor})
 
 
 def erase_entries(cursor: Any, positive_kinds: tuple[str, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -125,6 +126,7 @@ class Written:
     forgotten: int = 0  # events of users who had asked to be erased
     erased: int = 0  # stored rows deleted by erasures
     histories: int = 0
+    other_kinds: Counter[str] = field(default_factory=Counter)  # new interactions that enter no history, by kind
     partitions_made: int = 0
 
     def add(self, other: Written) -> None:
@@ -133,6 +135,7 @@ class Written:
             self.rows[topic] = self.rows.get(topic, 0) + count
         for name in ("duplicates", "stale", "forgotten", "erased", "histories", "partitions_made"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.other_kinds.update(other.other_kinds)
 
 
 def _make_months(cursor: Any) -> int:
@@ -178,6 +181,7 @@ def apply(cursor: Any, staged: dict[str, int], positive_kinds: tuple[str, ...], 
         result.forgotten += forgotten
         if cursor.rowcount:
             result.histories = histories.merge(cursor, positive_kinds, history_size)
+            result.other_kinds = histories.count_other_kinds(cursor, positive_kinds)
     if RECOMMENDATIONS in staged:
         forgotten = _erase_late(cursor, RECOMMENDATIONS)
         cursor.execute(_RECOMMENDATIONS)

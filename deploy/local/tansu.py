@@ -15,7 +15,7 @@ from deploy.local.state import Secrets, StateDir
 from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.events import COMPACTED, all_topics
-from schemas.settings import KafkaSettings
+from schemas.settings_kafka import KafkaSettings
 
 BUCKET = "tansu"
 PARTITIONS = 4

@@ -32,9 +32,11 @@ from generator.storage.postgres import connect
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PreferencePair
 from schemas.settings import Settings
+from schemas.settings_compute import ComputeSettings
 from schemas.settings_retrain import RetrainSettings
 
 if TYPE_CHECKING:
+    from generator.pigeon.placement import Placement
     from generator.serving.client import TritonPigeon
     from generator.training.dpo.train import DpoConfig
 
@@ -54,7 +56,7 @@ def open_context(settings: Settings, echo: Echo) -> RetrainContext:
         engine=connect(settings.database),
         store=Store(settings.s3),
         serving=TritonServing(settings),
-        trainer=Dpo(checkpoint, settings.retrain, echo),
+        trainer=Dpo(checkpoint, settings.retrain, echo, settings.compute),
         base_sha256=combined_hash(tree_hashes(checkpoint)),
         echo=echo,
     )
@@ -63,15 +65,26 @@ def open_context(settings: Settings, echo: Echo) -> RetrainContext:
 class Dpo:
     """`AdapterTrainer` by generator.training.dpo."""
 
-    def __init__(self, checkpoint: Path, settings: RetrainSettings, echo: Echo) -> None:
+    def __init__(
+        self, checkpoint: Path, settings: RetrainSettings, echo: Echo, compute: ComputeSettings | None = None
+    ) -> None:
         self._checkpoint = checkpoint
         self._settings = settings
         self._echo = echo
+        self._compute = compute or ComputeSettings()
+
+    @cached_property
+    def _placement(self) -> Placement:
+        """Raises InputError when the machine lacks the settings' device or precision."""
+        from generator.pigeon.placement import Placement
+
+        return Placement.of(self._compute.device, self._compute.precision)
 
     def train(self, champion: Path | None, pairs: Sequence[PreferencePair], out: Path) -> Trained:
         """DPO with the settings' β, rate, batch, epochs and seed; progress on stderr.
 
         Raises:
+            InputError: no such device, or a precision that it lacks.
             ModelError: the loss stopped being a number, or checkpoint and adapter do not fit.
         """
         from generator.training.dpo.train import train_dpo
@@ -80,7 +93,7 @@ class Dpo:
         try:
             config, searched = self._config(champion, pairs, out)
             with training_progress() as progress:
-                result = train_dpo(self._checkpoint, champion, list(pairs), out, config, progress)
+                result = train_dpo(self._checkpoint, champion, list(pairs), out, config, progress, self._placement)
         except TrainingDiverged as error:
             raise ModelError(f"DPO diverged: {error}") from error
         steps, last = len(result.losses), max(1, len(result.losses) // config.epochs)
@@ -125,12 +138,14 @@ class Dpo:
             seed=s.seed,
             label_smoothing=s.label_smoothing,
             max_displacement=s.max_displacement,
+            part_size=self._compute.part_rows,
+            checkpointing=self._compute.checkpointing,
         )
         if not s.cross_validate:
             return config, []
         from generator.training.dpo.grid import search
 
-        found = search(self._checkpoint, champion, pairs, out / "grid", config)
+        found = search(self._checkpoint, champion, pairs, out / "grid", config, self._placement)
         if not found:
             self._echo("cross-validation: too few users for two folds; the settings' β and rate are used")
             return config, []
@@ -148,7 +163,7 @@ class Dpo:
         """Score pairs that were not trained on, against the champion as reference."""
         from generator.training.dpo.train import measure_pairs
 
-        found = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta)
+        found = measure_pairs(self._checkpoint, adapter, champion, list(pairs), self._settings.beta, self._placement)
         users = tuple(pair.user_id for pair in pairs)
         return PairScores(users, tuple(found.margins), tuple(found.kls), tuple(found.chosen))
 
@@ -159,7 +174,7 @@ class Dpo:
         rows = [
             (task.prompt, task.seed, min(1.0, answer.alpha), answer.codes) for task in tasks for answer in task.answers
         ]
-        scores = np.array(score_answers(self._checkpoint, adapter, rows), dtype=np.float64)
+        scores = np.array(score_answers(self._checkpoint, adapter, rows, self._placement), dtype=np.float64)
         ends = np.cumsum([len(task.answers) for task in tasks])
         return np.split(scores, ends[:-1])
 

@@ -51,9 +51,11 @@
     withdraw          withdrawals, lifting them, and rolling a night back
     online_store      export to a store of the Redis protocol
     announce          events of `posters.published.v1`
+    doctor            what is asked of this machine for `pigeon doctor`
     report            the night's HTML report (a package)
     progress          a bar or lines on stderr
     status            a night in figures
+    event_hints       events that say nothing to a night, in words
     wording           numbers with their nouns
     erasure_fence     what keeps an erased user out while a night writes
     objections        users who object to drawn posters, by an operator's hand

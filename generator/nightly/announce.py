@@ -15,7 +15,9 @@ from schemas.connections import kafka_options
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
-from schemas.settings import KafkaSettings
+from schemas.kafka_access import check_login
+from schemas.runtime import trace
+from schemas.settings_kafka import KafkaSettings
 from schemas.tables import NightRun
 
 
@@ -69,6 +71,7 @@ class KafkaAnnouncer:
 
         self._settings = settings
         self._error = KafkaError
+        check_login(settings)
         try:
             self._producer = KafkaProducer(
                 **kafka_options(settings),
@@ -85,8 +88,11 @@ class KafkaAnnouncer:
         topic = self._settings.topic_prefix + PUBLISHED
         timeout = self._settings.request_timeout_ms / 1000
         try:
+            headers = [(name, value.encode()) for name, value in trace.headers().items()]
             futures = [
-                self._producer.send(topic, key=event.user_id.encode(), value=event.model_dump_json().encode())
+                self._producer.send(
+                    topic, key=event.user_id.encode(), value=event.model_dump_json().encode(), headers=headers
+                )
                 for event in events
             ]
             self._producer.flush(timeout=timeout)

@@ -13,7 +13,8 @@ PyTorch modules under the published weight names, in the order of a task's path:
 - `layers`: what several of these share
 - `model`, `pipeline`: all networks together, and a task from pictures to scored pictures
 - `config`, `presets`: sizes, and the two sets of them that have weights
-- `checkpoint`, `pretrained`, `unet_lora`, `weights`, `placement`: reading and writing checkpoints, and where they are loaded to
+- `checkpoint`, `pretrained`, `unet_lora`, `weights`: reading and writing checkpoints
+- `placement`, `memory`: where they are loaded to, what they are computed in, and whether they fit
 
 `prompt`, `sampling`, `ddim`, `lcm` and `preprocessing` need numpy (and Pillow) only and import nothing of the project but each other:
 serving copies them.

@@ -16,6 +16,7 @@ Weights without a suffix above are .safetensors or .bin, whole or in shards with
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,16 +28,18 @@ from torch import Tensor, nn
 
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
+from generator.pigeon.memory import MemoryNeed, bytes_of, check_memory
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
-from generator.pigeon.placement import Placement
+from generator.pigeon.placement import Network, Placement
 from generator.pigeon.pretrained import load_diffusion, load_llama, load_text_tokenizer
 from generator.pigeon.prompt import PromptWording
 from generator.pigeon.scorer import ImageScorer
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
-from generator.pigeon.weights import fill, find_weights, read_weights, write_weights
+from generator.pigeon.weights import fill, find_weights, read_shapes, read_weights, write_weights
 from schemas.errors import ModelError
 
+log = logging.getLogger(__name__)
 ENCODER = "visual_tokenizer/eva_vitg_psz14"
 TOKENIZER = "visual_tokenizer/tokenizer_encoder"
 DECODER = "visual_tokenizer/highres_tokenizer_decoder"
@@ -61,6 +64,21 @@ WEIGHT_FILES = {
     f"{PIGEON}/{ADAPTER}": "the reference adapter",
     SCORER: "the image scorer",
 }
+NETWORKS: dict[str, tuple[Network, bool]] = {
+    ENCODER: ("tokenizer", True),
+    TOKENIZER: ("tokenizer", True),
+    DECODER: ("language", True),
+    LANGUAGE: ("language", True),
+    f"{PIXELS}/unet": ("diffusion", True),
+    f"{PIXELS}/vae": ("diffusion", True),
+    f"{PIGEON}/{LORA}": ("language", False),
+    f"{PIGEON}/{MASKS}": ("language", False),
+    f"{PIGEON}/{ADAPTER}": ("language", False),
+    SCORER: ("scorer", True),
+}
+"""The network that each file's weights are part of, and whether the file is always in the checkpoint's folder."""
+HALVED = {ENCODER: "", TOKENIZER: "causal_encoder.", DECODER: "", LANGUAGE: "", f"{PIXELS}/unet": ""}
+"""Beginning of the names of the weights that have the placement's precision; the others are float32."""
 PLAIN_FILES = {
     f"{LANGUAGE}/config.json": "the language model's configuration",
     f"{PIXELS}/unet/config.json": "the UNet, diffusers' layout",
@@ -105,11 +123,14 @@ def load_model(
         InputError: a device that this machine does not have.
     """
     placement = placement or Placement()
-    config = _load_config(folder, config)
+    config = read_config(folder, config)
     missing = missing_files(folder, config, pigeon)
     if missing:
         raise ModelError(f"{folder}: {len(missing)} files are missing: {'; '.join(missing)}")
 
+    for device, need in weights_needed(folder, config, pigeon, placement).items():
+        log.info("%s: weights on %s %s", folder, device, need)
+        check_memory(need, device, "give another compute.device, or compute.precision bf16, which halves most of it")
     dtype = placement.dtype
     tokenizer = _empty(lambda: DynamicVisualTokenizer(config.tokenizer), placement.device("tokenizer"))
     tokenizer.quantize.usage.fill_(1.0)  # the only tensor of it that no file holds
@@ -140,7 +161,42 @@ def load_model(
     ).eval()
 
 
-def _load_config(folder: Path, wanted: PigeonConfig | None) -> PigeonConfig:
+def weights_needed(
+    folder: Path,
+    config: PigeonConfig | None = None,
+    pigeon: Path | None = None,
+    placement: Placement | None = None,
+) -> dict[torch.device, MemoryNeed]:
+    """Bytes of a whole checkpoint's weights by device, from the files' headers.
+
+    The arguments are those of `load_model`.
+
+    Raises:
+        ModelError, InputError: as `load_model`.
+    """
+    placement = placement or Placement()
+    half = placement.dtype.itemsize
+    found: dict[torch.device, MemoryNeed] = {}
+    for name, (network, kept) in NETWORKS.items():
+        stem = folder / name if pigeon is None or kept else pigeon / name.removeprefix(f"{PIGEON}/")
+        path = find_weights(stem)
+        if path is None:
+            continue
+        shapes, halved = read_shapes(path), HALVED.get(name)
+        narrow = [shape for weight, shape in shapes.items() if halved is not None and weight.startswith(halved)]
+        wide = [shape for weight, shape in shapes.items() if halved is None or not weight.startswith(halved)]
+        need = MemoryNeed({network: bytes_of(narrow, half) + bytes_of(wide, 4)})
+        device = placement.device(network)
+        found[device] = found[device] + need if device in found else need
+    return found
+
+
+def read_config(folder: Path, wanted: PigeonConfig | None = None) -> PigeonConfig:
+    """A checkpoint's configuration; `wanted` as `config` of `load_model`.
+
+    Raises:
+        ModelError: there is none, or another one than `wanted`.
+    """
     path = folder / "config.json"
     if path.is_file():
         try:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from generator.pigeon.config import DiffusionConfig
 from generator.pigeon.ddim import guide, sdxl_time_ids, to_uint8
 from generator.pigeon.lcm import schedule_from_config
+from generator.pigeon.placement import in_float32
 
 
 class Diffusion(nn.Module):
@@ -74,7 +75,8 @@ class Diffusion(nn.Module):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> RGB (B, 3, S, S) about -1..1, in float32."""
         latents = latents.to(self.vae.decoder.conv_in.weight)
-        out: Tensor = self.vae.decode(latents / float(self.vae.config["scaling_factor"]) + self._shift).sample
+        with in_float32(latents.device):
+            out: Tensor = self.vae.decode(latents / float(self.vae.config["scaling_factor"]) + self._shift).sample
         return out
 
     @property

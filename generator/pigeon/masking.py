@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from generator.pigeon.config import MaskConfig
 from generator.pigeon.layers import HIDDEN, gumbel_noise, join_heads, split_heads, straight_through
+from generator.pigeon.placement import in_float32
 from generator.pigeon.prompt import HISTORY, REFERENCE
 
 LAYER_NORM_EPS = 1e-5
@@ -130,7 +131,10 @@ class MutualMaskGenerator(nn.Module):
 
     def scores(self, embeds: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         """-> cosine of each input embedding and its encoding (B, N). This is the graph to export."""
-        embeds = embeds.to(self.dense.weight.dtype)
+        with in_float32(embeds.device):
+            return self._scores(embeds.to(self.dense.weight.dtype), positions, types)
+
+    def _scores(self, embeds: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         x = self.LayerNorm(embeds + self.position_embedding(positions) + self.type_embedding(types))
         padding = types == 0
         bias = torch.zeros_like(embeds[..., 0]).masked_fill(padding, HIDDEN)[:, None, None, :]

@@ -12,6 +12,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.diffusion import Diffusion, new_diffusion
 from generator.pigeon.personalizer import Personalizer, new_llama
+from generator.pigeon.placement import Network
 from generator.pigeon.scorer import ImageScorer
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 
@@ -32,9 +33,16 @@ class PigeonModel:
     text_tokenizer: Tokenizer
 
     def networks(self) -> Iterator[nn.Module]:
-        yield from (self.tokenizer, self.code_decoder, self.personalizer, self.diffusion)
+        yield from (network for _, network in self.placed())
+
+    def placed(self) -> Iterator[tuple[Network, nn.Module]]:
+        """All networks with the name that a placement has for where each goes."""
+        yield "tokenizer", self.tokenizer
+        yield "language", self.code_decoder
+        yield "language", self.personalizer
+        yield "diffusion", self.diffusion
         if self.scorer is not None:
-            yield self.scorer
+            yield "scorer", self.scorer
 
     def eval(self) -> PigeonModel:
         """All networks in evaluation mode, without gradients."""

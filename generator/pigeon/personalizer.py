@@ -89,6 +89,17 @@ class Personalizer(nn.Module):
         for name, parameter in self.llama.named_parameters():
             parameter.requires_grad_("lora_" in name)
 
+    def recompute_activations(self) -> None:
+        """Let training compute each LLaMA layer's activations again instead of keeping them.
+
+        Drawing does not change. The flag is set on the layers alone, where transformers looks for it: their dropout stays as it is.
+        """
+        base: Any = self.llama.get_base_model()
+        newer = getattr(base, "activation_checkpointing_enable", None)  # transformers 5.23 renamed it
+        (newer or base.gradient_checkpointing_enable)({"use_reentrant": False})
+        for layer in base.model.layers:
+            layer.training = True
+
     def token_embeddings(self, tokens: Tensor) -> Tensor:
         """Ids (B, T), negative markers allowed -> (B, T, C); zero vectors at the markers."""
         embedding: Any = self.llama.get_input_embeddings()

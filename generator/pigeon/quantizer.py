@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.pigeon.layers import straight_through
+from generator.pigeon.placement import in_float32
 
 
 class VectorQuantizer(nn.Module):
@@ -35,7 +36,8 @@ class VectorQuantizer(nn.Module):
         vectors = F.normalize(vectors, dim=-1)
         codebook = self.embedding.weight
         # |v - e|^2 = |v|^2 - 2 v.e + |e|^2, and |v|^2 is the same for every row.
-        return (codebook.square().sum(dim=-1) - 2 * vectors @ codebook.t()).argmin(dim=-1)
+        with in_float32(vectors.device):
+            return (codebook.square().sum(dim=-1) - 2 * vectors @ codebook.t()).argmin(dim=-1)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vectors (B, N, d) -> code vectors (B, N, d), ids (B, N) and the commitment loss ().
@@ -65,6 +67,6 @@ class VectorQuantizer(nn.Module):
         self.usage.lerp_(count, 1 - self.decay)
         dead = (self.usage < self.revive_below).nonzero().flatten()
         if len(dead):
-            chosen = torch.randint(len(vectors), (len(dead),), device=vectors.device)
+            chosen = torch.randint(len(vectors), (len(dead),)).to(vectors.device)  # the CPU's, as all random numbers
             codebook[dead] = vectors[chosen]
             self.usage[dead] = 1.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from generator.pigeon.config import TokenizerConfig
 from generator.pigeon.layers import CrossAttention, Mlp, SelfAttention
+from generator.pigeon.placement import in_float32
 from generator.pigeon.quantizer import VectorQuantizer
 from generator.pigeon.vit import EvaVit
 
@@ -35,10 +36,11 @@ class KeepPredictor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # These decide which patches count, and stay in float32 whatever the encoder's precision.
-        local, shared = self.in_conv(features.float()).chunk(2, dim=-1)  # (B, P, C/2) each
-        shared = shared.mean(dim=1, keepdim=True).expand_as(local)
-        out: Tensor = self.out_conv(torch.cat([local, shared], dim=-1))
-        return out.log_softmax(dim=-1)
+        with in_float32(features.device):
+            local, shared = self.in_conv(features.float()).chunk(2, dim=-1)  # (B, P, C/2) each
+            shared = shared.mean(dim=1, keepdim=True).expand_as(local)
+            out: Tensor = self.out_conv(torch.cat([local, shared], dim=-1))
+            return out.log_softmax(dim=-1)
 
 
 class MergerBlock(nn.Module):
@@ -113,7 +115,8 @@ class DynamicVisualTokenizer(nn.Module):
 
     def to_codebook(self, merged: Tensor) -> Tensor:
         """Merged features (B, P, C) -> vectors (B, P, d) in the quantizer's own precision."""
-        out: Tensor = self.encode_task_layer(merged.to(self.quantize.embedding.weight.dtype))
+        with in_float32(merged.device):
+            out: Tensor = self.encode_task_layer(merged.to(self.quantize.embedding.weight.dtype))
         return out
 
     def encode_dense(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import warnings
@@ -148,6 +149,16 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path, *, skip: 
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and numbers, the same wherever the tensors are."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_weights(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@
     pool        several servers: which one is asked, which are left alone
     server      one server: requests and model control
     channel     its gRPC channel, which reconnects soon
+    doctor      what is asked of Triton for `pigeon doctor`
     still_served  whether the weights that answered are those that were asked
     tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves

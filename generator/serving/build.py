@@ -38,6 +38,7 @@ from schemas.errors import LockHeld, ModelError
 
 if TYPE_CHECKING:
     from generator.pigeon.model import PigeonModel
+    from generator.pigeon.placement import Placement
 
 Target = Literal["onnx", "tensorrt"]
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
@@ -75,8 +76,11 @@ def build_repository(
     repository: Path,
     *,
     report: Callable[[str], None] = lambda line: None,
+    placement: Placement | None = None,
 ) -> Built:
     """Export, compare, write, and replace `repository`; nothing is done when no input has changed.
+
+    placement: where PyTorch traces and computes what graphs are compared with; in float32 everywhere.
 
     Raises:
         ModelError: the checkpoint is not whole or not of this preset, or a graph disagrees with PyTorch.
@@ -93,7 +97,7 @@ def build_repository(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            manifest = _write(checkpoint, preset, staging, hashes, key, report)
+            manifest = _write(checkpoint, preset, staging, hashes, key, report, placement)
             kept, dropped = _carry_adapters(repository, staging, manifest.adapter_base)
             (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             _replace(repository, staging)
@@ -136,6 +140,7 @@ def _write(
     hashes: dict[str, str],
     key: str,
     report: Callable[[str], None],
+    placement: Placement | None,
 ) -> RepositoryManifest:
     from transformers.utils.logging import disable_progress_bar
 
@@ -143,7 +148,7 @@ def _write(
     from generator.serving.export import export, networks
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    pigeon = load_model(checkpoint)
+    pigeon = load_model(checkpoint, placement=placement and placement.learning)
     config = pigeon.config
     if config.name != preset:
         raise ModelError(
@@ -216,7 +221,7 @@ def _write_model(
         shutil.copyfile(checkpoint / "language_model" / "tokenizer.json", one / "tokenizer.json")
     if spec.name == adapters.PERSONALIZER:
         lora = pigeon.personalizer.lora()
-        matrices = {"lora_a": lora.a.detach().numpy(), "lora_b": lora.b.detach().numpy()}
+        matrices = {"lora_a": lora.a.detach().cpu().numpy(), "lora_b": lora.b.detach().cpu().numpy()}
         adapters.write_adapter(one, matrices, {"base": base, "sha256": adapters.content_hash(matrices)})
 
 

@@ -36,6 +36,7 @@ def build(
 
     --target tensorrt compiles its graphs into the folder tensorrt beside it and names each that does not compile (exit code 7).
     """
+    from generator.pigeon.placement import Placement
     from generator.serving import tensorrt
     from generator.serving.build import build_repository
     from generator.serving.repository import checkpoint_folder, repository_folder
@@ -51,7 +52,11 @@ def build(
         tensorrt.import_tensorrt()
     capabilities = tensorrt.parse_compute_capabilities(compute_capability)
     folder = output or repository_folder(settings)
-    built = build_repository(checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo)
+    device = settings.compute.device
+    placement = None if device == "cpu" else Placement.of(device, "fp32")
+    built = build_repository(
+        checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo, placement=placement
+    )
     if built.dropped_adapters:
         numbers = ", ".join(str(number) for number in built.dropped_adapters)
         typer.echo(f"adapters {numbers} belong to another checkpoint and were left out")

@@ -55,7 +55,7 @@ class VisualTokenizerGraph(nn.Module):
 
     def __init__(self, tokenizer: DynamicVisualTokenizer) -> None:
         super().__init__()
-        self.pixels = Normalised(tokenizer.config.vision)
+        self.pixels = Normalised(tokenizer.config.vision).to(next(tokenizer.parameters()).device)
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class ImageTowerGraph(nn.Module):
 
     def __init__(self, tower: nn.Module, vision: VisionConfig) -> None:
         super().__init__()
-        self.pixels = Normalised(vision)
+        self.pixels = Normalised(vision).to(next(tower.parameters()).device)
         self.tower = tower
 
     def forward(self, images: Tensor) -> Tensor:
@@ -326,7 +326,7 @@ def export(network: Network, path: Path) -> Agreement:
         try:
             program = torch.onnx.export(
                 module,
-                kwargs=network.example(2, torch.Generator().manual_seed(0)),
+                kwargs=placed_inputs(network.example(2, torch.Generator().manual_seed(0)), module),
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 output_names=list(network.outputs),
@@ -357,11 +357,11 @@ def compare(network: Network, path: Path) -> Agreement:
     difference, scale, flipped, decisions = 0.0, 0.0, 0, 0
     for count, seed in ((1, 1), (3, 2)):
         feeds = network.example(count, torch.Generator().manual_seed(seed))
-        answers = network.module(**feeds)
+        answers = network.module(**placed_inputs(feeds, network.module))
         answers = answers if isinstance(answers, tuple) else (answers,)
         got = graph({name: value.numpy() for name, value in feeds.items()})
         for name, answer in zip(network.outputs, answers, strict=True):
-            want = answer.numpy()
+            want = answer.cpu().numpy()
             if want.dtype.kind == "f":
                 difference = max(difference, float(np.abs(got[name] - want).max()))
                 scale = max(scale, float(np.abs(want).max()))
@@ -369,6 +369,12 @@ def compare(network: Network, path: Path) -> Agreement:
                 flipped += int((got[name] != want).sum())
                 decisions += want.size
     return Agreement(network.title, difference, scale, flipped / max(decisions, 1), decisions)
+
+
+def placed_inputs(inputs: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The inputs where the module's weights are; they are drawn on the CPU, the same for every device."""
+    device = next(module.parameters()).device
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 @contextmanager

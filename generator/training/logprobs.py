@@ -48,7 +48,7 @@ def label_distributions(personalizer: Personalizer, answers: Answers) -> Tensor:
     hidden = base.model(
         inputs_embeds=answers.embeds, attention_mask=attention, position_ids=positions, use_cache=False
     ).last_hidden_state
-    logits: Tensor = base.lm_head(hidden[:, :-1][answers.asked])
+    logits: Tensor = base.lm_head(hidden[:, :-1][answers.asked.to(hidden.device)])
     return logits.float().log_softmax(dim=-1)
 
 

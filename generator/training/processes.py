@@ -25,13 +25,16 @@ class ProcessGroup:
     size: int = 1
 
     @classmethod
-    def join(cls) -> ProcessGroup:
-        """The processes that `accelerate launch` started together with this one, or this one alone."""
+    def join(cls, device: str = "cpu") -> ProcessGroup:
+        """The processes that `accelerate launch` started together with this one, or this one alone.
+
+        device: type of the device that all of them train on, which decides what they talk through.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=device == "cpu")
         return cls(state.process_index, state.num_processes)
 
     def parts(self, rows: int, limit: int | None = None) -> Iterator[slice]:

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from generator.pigeon.masking import draw_noise
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
+from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import IGNORED_LABEL
+from generator.pigeon.weights import weights_hash
 from generator.training.logprobs import Answers, label_logprobs
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 
 Batches = Callable[[int, np.random.Generator], TrainingBatch]
@@ -31,7 +34,13 @@ MaskDraws = tuple[Tensor, Tensor]
 
 
 def train_reconstruction(
-    folder: Path, personalizer: Personalizer, batches: Batches, config: TrainerConfig, part_rows: int | None = None
+    folder: Path,
+    personalizer: Personalizer,
+    batches: Batches,
+    config: TrainerConfig,
+    part_rows: int | None = None,
+    placement: Placement | None = None,
+    checkpointing: bool = False,
 ) -> None:
     """Train LoRA, mask generator and adapter in `folder`, resuming what is there.
 
@@ -39,23 +48,46 @@ def train_reconstruction(
 
     part_rows: at most so many rows at once (gradient accumulation). Neither it nor the number of processes that
     `accelerate launch` splits a batch over changes the result but for rounding.
+    checkpointing: compute LLaMA's activations again in the backward pass, which costs time and saves memory.
+    placement: the one that the personalizer was loaded with. Batches are made on the CPU and go where it is.
 
     Raises:
-        InputError: the disk has no room for the state.
+        InputError: the disk has no room for the state, or the placement does not train.
         TrainingDiverged: the loss stopped being a number.
     """
     personalizer.set_trainable()
+    if checkpointing:
+        personalizer.recompute_activations()
 
     def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
-        batch = batches(step, rng)
-        alpha, noise = mask_draws(batch, rng)
-        counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
-        for part in trainer.group.parts(len(batch.tokens), part_rows):
-            logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
-            yield -logprobs.sum() / counted, {}
+        return reconstruction_loss(personalizer, batches(step, rng), rng, trainer.group, part_rows)
 
-    trainer = Trainer(personalizer, loss, folder, config)
+    trainer = Trainer(personalizer, loss, folder, config, placement, base=base_hash(personalizer))
     trainer.run()
+
+
+def base_hash(personalizer: Personalizer) -> str:
+    """Hash of the frozen language model.
+
+    A state of stage 1 holds what learned, and fits the model of this hash alone.
+    """
+    named = personalizer.llama.named_parameters()
+    return weights_hash({name: value for name, value in named if "lora_" not in name})
+
+
+def reconstruction_loss(
+    personalizer: Personalizer,
+    batch: TrainingBatch,
+    rng: np.random.Generator,
+    group: ProcessGroup,
+    part_rows: int | None,
+) -> Iterator[Part]:
+    """A step's loss in this process's parts: cross-entropy of the answers behind the step's masks."""
+    alpha, noise = mask_draws(batch, rng)
+    counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+    for part in group.parts(len(batch.tokens), part_rows):
+        logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
+        yield -logprobs.sum() / counted, {}
 
 
 def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> MaskDraws:

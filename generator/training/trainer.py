@@ -15,14 +15,17 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
+from generator.pigeon.placement import Placement
 from generator.training.processes import ProcessGroup
 from schemas.errors import InputError, ModelError, PigeonError
 from schemas.faultpoints import reach
@@ -70,11 +73,25 @@ class Trainer:
 
     Under `accelerate launch` the first process alone writes there.
 
-    The folder holds `state.pt` (weights, EMA, optimizer, step), `loss.csv` and `loss.svg`.
+    The folder holds `state.pt` (weights, their averages, optimizer, step), `loss.csv` and `loss.svg`.
     """
 
-    def __init__(self, module: nn.Module, loss: LossFunction, folder: Path, config: TrainerConfig) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: LossFunction,
+        folder: Path,
+        config: TrainerConfig,
+        placement: Placement | None = None,
+        base: str | None = None,
+    ) -> None:
+        """`module` is where it is to be trained.
+
+        placement: what the loss is computed in (default: float32). base: hash of the frozen weights; they are then not part of
+        the state, which is that of the other weights and fits this base alone. Without it the state holds all of the module.
+        """
         self.module, self.loss, self.folder, self.config = module, loss, folder, config
+        self.placement, self.base = placement or Placement(), base
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         decayed = [p for p in self.parameters if p.ndim > 1]
         plain = [p for p in self.parameters if p.ndim <= 1]
@@ -86,7 +103,7 @@ class Trainer:
         )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.step, self.seconds = 0, 0.0
-        self.group = ProcessGroup.join()
+        self.group = ProcessGroup.join(self.placement.device().type)
         self._figures: dict[str, list[float]] = {}  # since the last line
 
     def run(
@@ -100,6 +117,7 @@ class Trainer:
 
         Raises:
             InputError: the disk has no room for the state (looked at first), or ran full; the last good one is kept.
+            ModelError: the folder's state is of another base.
             TrainingDiverged: a NaN or infinity appeared; nothing was saved after it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,10 +167,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         torch.manual_seed((config.seed << 32) + self.step)
-        parts = self.loss(self.step, np.random.default_rng([config.seed, self.step]))
         self.optimizer.zero_grad(set_to_none=True)
         figures: dict[str, float] = {"loss": 0.0}
-        for loss, more in (parts,) if isinstance(parts, tuple) else parts:
+        for loss, more in self._parts(np.random.default_rng([config.seed, self.step])):
             loss.backward()  # type: ignore[no-untyped-call]
             for name, figure in {"loss": float(loss.detach()), **more}.items():
                 figures[name] = figures.get(name, 0.0) + figure
@@ -175,6 +192,23 @@ class Trainer:
             self._figures.setdefault(name, []).append(figure)
         return figures
 
+    def _parts(self, rng: np.random.Generator) -> Iterator[Part]:
+        """The step's parts, each computed under the placement's autocast.
+
+        Their backward passes are outside of it.
+        """
+        with self.placement.autocast():
+            parts = self.loss(self.step, rng)
+        if isinstance(parts, tuple):
+            yield parts
+            return
+        while True:
+            with self.placement.autocast():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
+
     def _log_line(self) -> None:
         if not self._figures:
             return
@@ -192,7 +226,7 @@ class Trainer:
         Raises:
             InputError: the disk cannot hold it: weights, EMA and AdamW's two moments.
         """
-        tensors = [*self.module.state_dict().values(), *self.ema * 3]
+        tensors = [*_learned(self.module, self.base).values(), *self.ema * 3]
         needed = sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -210,9 +244,10 @@ class Trainer:
         if self.group.rank:
             return
         state = {
-            "module": self.module.state_dict(),
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
+            "module": _on_cpu(_learned(self.module, self.base)),
+            "ema": _on_cpu(self.ema),
+            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "base": self.base,
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -231,12 +266,16 @@ class Trainer:
             ) from error
 
     def resume(self) -> bool:
-        """Continue from the folder's last saved state, if any; True when there was one."""
+        """Continue from the folder's last saved state, if any; True when there was one.
+
+        Raises:
+            ModelError: it is of another base, or of another module.
+        """
         path = self.folder / "state.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
-        self.module.load_state_dict(state["module"])
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _fit(self.module, state, path, self.base)
         self.optimizer.load_state_dict(state["optimizer"])
         for average, saved in zip(self.ema, state["ema"], strict=True):
             average.copy_(saved)
@@ -245,22 +284,59 @@ class Trainer:
         return True
 
 
-def load_averaged(module: nn.Module, folder: Path) -> int:
+def load_averaged(module: nn.Module, folder: Path, base: str | None = None) -> int:
     """Load a stage's EMA weights into `module` (built as in the stage); returns the step they are from.
 
+    base: hash of the frozen weights that `module` has, which must be the stage's.
+
     Raises:
-        ModelError: the stage has not been trained.
+        ModelError: the stage has not been trained, or on another base.
     """
     path = folder / "state.pt"
     if not path.exists():
         raise ModelError(f"{path} is missing: train that stage first (pigeon train stage {folder.name})")
-    state = torch.load(path, weights_only=True)
-    module.load_state_dict(state["module"])
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    _fit(module, state, path, base)
     trained = [p for p in module.parameters() if p.requires_grad]
     with torch.no_grad():
         for parameter, average in zip(trained, state["ema"], strict=True):
             parameter.copy_(average)
     return int(state["step"])
+
+
+def _learned(module: nn.Module, base: str | None) -> dict[str, Any]:
+    """What a state keeps of a module: all, or with a base all but the weights that do not learn."""
+    state: dict[str, Any] = module.state_dict()
+    if base is None:
+        return state
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
+
+
+def _fit(module: nn.Module, state: Mapping[str, Any], path: Path, base: str | None) -> None:
+    """Load a state's weights into a module that has the state's base.
+
+    Raises:
+        ModelError: it has another one.
+    """
+    known = state.get("base")
+    if known is None:  # all of the module
+        module.load_state_dict(state["module"])
+        return
+    if base is not None and base != known:
+        raise ModelError(
+            f"{path}: was trained on other frozen weights (base {known[:12]}, here {base[:12]}): give the checkpoint and the "
+            "precision that it was trained with, or another folder"
+        )
+    missing = set(_learned(module, known)) - set(state["module"])
+    if missing:
+        raise ModelError(f"{path}: {min(missing)} is missing; is this state of this checkpoint?")
+    module.load_state_dict(state["module"], strict=False)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The same with its tensors on the CPU, so that a state is read where there is no such device."""
+    return tree_map(lambda part: part.cpu() if isinstance(part, torch.Tensor) else part, value)
 
 
 def append_row(path: Path, row: dict[str, float]) -> None:

@@ -6,11 +6,13 @@
     night     runs, tasks, posters, what was taken back, who leads
     planned   what the last plan saw of users and items
     loop      snapshots of pairs, click models, model versions
+    audit     what people changed at the console
 
 `interactions` is partitioned by month of `occurred_at`; its partitions are made by migrations and upkeep, not here.
 Import tables from this package, never from its modules.
 """
 
+from schemas.tables.audit import AuditEntry
 from schemas.tables.base import Base
 from schemas.tables.data_in import (
     ConsumerOffset,
@@ -48,6 +50,7 @@ from schemas.tables.planned import PLAN_NUMBERS, PlannedItem, PlannedUser
 __all__ = [
     "PLAN_NUMBERS",
     "AnswerSet",
+    "AuditEntry",
     "Base",
     "CatalogImage",
     "ClickModel",

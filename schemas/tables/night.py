@@ -113,6 +113,7 @@ class Poster(Base):
     __table_args__ = (
         Index("ix_posters_user_id_item_id", "user_id", "item_id"),
         Index("ix_posters_run_id", "run_id"),
+        Index("ix_posters_item_id_poster_id", "item_id", "poster_id"),
         Index("ix_posters_picture_key", "picture_key"),
         Index("ix_posters_image_key", "image_key"),
         Index("ix_posters_art_key", "art_key"),

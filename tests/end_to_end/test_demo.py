@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -77,6 +78,17 @@ def rows(state_dir: Path, query: str) -> list[tuple[object, ...]]:
         found = [tuple(row) for row in connection.execute(text(query))]
     engine.dispose()
     return found
+
+
+def _ends(address: str) -> bool:
+    """Whether nothing answers there any more, within half a minute."""
+    for _ in range(300):
+        try:
+            httpx2.get(f"{address}/live")
+        except httpx2.TransportError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.mark.integration
@@ -146,6 +158,15 @@ def test_demo_from_clicks_to_page_and_back(state_dir: Path, environment: dict[st
     after = rows(state_dir, "SELECT poster_id, created_at FROM posters p JOIN night_runs USING (run_id) ORDER BY 1")
     assert set(first) <= set(after)
 
+    # The console's address was told, and somebody who follows it sees the latest posters.
+    console = re.search(r"^console: (http://[^/]+)(/console/login\?code=(\S+))$", demo.stdout, re.MULTILINE)
+    assert console, demo.stdout
+    with httpx2.Client(base_url=console[1], follow_redirects=True) as browser:
+        assert "Sign in" in browser.get(console[2]).text
+        assert "Funnel" in browser.post("/console/login", data={"token": console[3]}).text
+        assert browser.get("/console/posters").text.count('class="card"') >= 6
+
     down = run("down")
     assert down.returncode == 0
+    assert _ends(console[1]), "the console ends with the servers"
     assert run("status").returncode == 3

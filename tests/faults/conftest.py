@@ -1,7 +1,7 @@
-"""Both brokers for the ingest's fault tests.
+"""Three brokers for the ingest's fault tests.
 
-Fixtures: `noida` (the second broker), `quick` (settings of this test's own database and topics, on each broker in turn, with
-short timeouts).
+Fixtures: `noida` and `apache` (the second and third broker), `quick` (settings of this test's own database and topics, on
+each broker in turn, with short timeouts).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 from deploy.local.stack import Stack
 from deploy.local.state import StateDir
 from schemas.settings import Settings, load_settings
+from tests.support.apache_kafka import BROKERS, ApacheBroker, one_broker
 from tests.support.consume_world import REPORT, NoidaBroker, make_topics
 
 
@@ -36,7 +37,15 @@ def noida(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NoidaBroker]:
     broker.kill()
 
 
-@pytest.fixture(params=["tansu", "noida"])
+@pytest.fixture(scope="session")
+def apache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheBroker]:
+    """One broker of Apache Kafka that everybody may use."""
+    broker = one_broker(tmp_path_factory.mktemp("apache"))
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture(params=BROKERS)
 def quick(request: pytest.FixtureRequest, stack: Stack, database_url: str) -> Settings:
     """A dead member is missed soon.
 
@@ -48,6 +57,10 @@ def quick(request: pytest.FixtureRequest, stack: Stack, database_url: str) -> Se
         address = request.getfixturevalue("noida").address
         # It refuses shorter sessions, as Apache Kafka does by default, and never puts a dead member out: ours is static.
         kafka |= {"bootstrap_servers": address, "session_timeout_ms": 6_000, "group_instance_id": "member"}
+    if request.param == "apache":
+        prefix = f"apache.{prefix}"
+        address = request.getfixturevalue("apache").address
+        kafka |= {"bootstrap_servers": address, "topic_prefix": prefix, "group_id": f"{prefix}pigeon"}
     settings = load_settings(
         state_dir=stack.state.path,
         database={"url": database_url, "statement_timeout_seconds": 2.0, "lock_timeout_seconds": 1.0},

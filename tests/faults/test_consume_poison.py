@@ -22,6 +22,7 @@ from consumers.kafka import clients
 from schemas.errors import PoisonLimitExceeded, ServerUnavailable
 from schemas.events import DLQ_SUFFIX, INTERACTIONS
 from schemas.settings import Settings
+from tests.support.apache_kafka import BROKERS
 from tests.support.consume_world import SEED, START, Ledger, Victim, changed, consume, events, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(600)]
@@ -122,7 +123,7 @@ def test_fault_6_nothing_but_poison_stops_the_consumer_with_its_offsets_held(qui
     assert len(dead_letters.read(quick)) == 130
 
 
-@pytest.mark.parametrize("quick", ["noida"], indirect=True)  # Tansu enforces no limit and makes any topic
+@pytest.mark.parametrize("quick", BROKERS[1:], indirect=True)  # Tansu enforces no limit and makes any topic
 def test_fault_6_a_dead_letter_topic_that_cannot_be_written_stops_the_consumer_with_its_offsets_held(quick: Settings):
     """Fault 6: dead letters have nowhere to go."""
     topic = quick.kafka.topic_prefix + INTERACTIONS + DLQ_SUFFIX

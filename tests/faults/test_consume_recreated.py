@@ -18,9 +18,11 @@ from deploy.local.state import StateDir
 from schemas.errors import Refused
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings
+from tests.support.apache_kafka import BROKERS
 from tests.support.consume_world import SEED, Ledger, NoidaBroker, Victim, changed, consume, events, make_topics, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(600)]
+WITH_IDS = [BROKERS[0], *BROKERS[2:]]
 
 
 def again(settings: Settings) -> Settings:
@@ -68,7 +70,7 @@ def test_a_topic_made_anew_stops_the_consumer_or_is_read_from_its_start(quick: S
     assert consume(quick).records == 0, "from now on the new topic's offsets count"
 
 
-@pytest.mark.parametrize("quick", ["tansu"], indirect=True)  # only a topic's id tells it, and noida-db has none
+@pytest.mark.parametrize("quick", WITH_IDS, indirect=True)  # only a topic's id tells it, and noida-db has none
 def test_a_topic_made_anew_and_longer_than_before_is_noticed_by_its_id(quick: Settings):
     """Fault 19: recreated and longer."""
     chance = random.Random(SEED)
@@ -84,7 +86,7 @@ def test_a_topic_made_anew_and_longer_than_before_is_noticed_by_its_id(quick: Se
     assert query(quick, "SELECT count(*) FROM interactions") == [(100,)]
 
 
-@pytest.mark.parametrize("quick", ["tansu"], indirect=True)
+@pytest.mark.parametrize("quick", WITH_IDS, indirect=True)
 def test_a_topic_made_anew_under_a_running_consumer_is_noticed(quick: Settings, monkeypatch: pytest.MonkeyPatch):
     """Fault 19: recreated while it is read."""
     monkeypatch.setattr(ownership, "IDENTIFY_SECONDS", 1.0)

@@ -1,6 +1,6 @@
 """FLAWS F6, INPUTS 1 and 2: aborted transactions never happened, every codec is read.
 
-On noida-db; on Apache Kafka as well where PIGEON_TEST_KAFKA names a running broker. Tansu has no transactions.
+On noida-db and Apache Kafka, and on the running broker that PIGEON_TEST_KAFKA names, if any. Tansu has no transactions.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from schemas.connections import kafka_options
 from schemas.errors import Refused
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings, load_settings
+from tests.support.apache_kafka import BROKERS
 from tests.support.consume_world import changed, click, consume, make_topics, query
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
-APACHE = os.environ.get("PIGEON_TEST_KAFKA", "")
+RUNNING = os.environ.get("PIGEON_TEST_KAFKA", "")
 Send = Callable[[int, int, bool], None]
 
 
-@pytest.fixture(params=["noida", *(["apache"] if APACHE else [])])
+@pytest.fixture(params=[*BROKERS[1:], *(["running"] if RUNNING else [])])
 def there(request: pytest.FixtureRequest, database_url: str) -> Settings:
     """Settings of topics of this test's own, of one partition."""
     prefix = f"{uuid4().hex[:8]}."  # a broker that somebody runs keeps its topics
-    address = APACHE if request.param == "apache" else request.getfixturevalue("noida").address
+    address = RUNNING if request.param == "running" else request.getfixturevalue(request.param).address
     settings = load_settings(
         database={"url": database_url},
         kafka={

@@ -13,7 +13,8 @@ from generator.nightly.plan import Scope
 from generator.storage.objects import Store
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.manifest import POINTER_KEY, Pointer
-from schemas.settings import KafkaSettings, Settings
+from schemas.settings import Settings
+from schemas.settings_kafka import KafkaSettings
 from tests.support.night_world import build, night, reader
 
 pytestmark = pytest.mark.integration

@@ -78,11 +78,11 @@ class NoidaBroker:
         self._child.kill()
 
 
-def make_topics(settings: Settings, partitions: int = 4) -> None:
+def make_topics(settings: Settings, partitions: int = 4, replication: int = 1) -> None:
     admin = clients.admin(settings.kafka)
     try:
         names = all_topics(settings.kafka.topic_prefix)
-        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": 1} for name in names})
+        admin.create_topics({name: {"num_partitions": partitions, "replication_factor": replication} for name in names})
     finally:
         admin.close()
 

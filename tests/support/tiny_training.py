@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.model import new_model
 from generator.pigeon.personalizer import TrainingBatch
+from generator.pigeon.placement import Placement
 from generator.pigeon.presets import tiny
 from generator.pigeon.prompt import TokenIds, assemble, mask_inputs
 from generator.training.dpo.train import DpoConfig, DpoResult, train_dpo
@@ -87,14 +88,19 @@ def random_batch(ids: TokenIds, count: int, rng: np.random.Generator) -> Trainin
 
 
 def run_reconstruction(
-    folder: Path, out: Path, part_rows: int | None = None, config: TrainerConfig = RECONSTRUCTION
+    folder: Path,
+    out: Path,
+    part_rows: int | None = None,
+    config: TrainerConfig = RECONSTRUCTION,
+    placement: Placement | None = None,
+    checkpointing: bool = False,
 ) -> None:
-    model = load_model(folder)
+    model = load_model(folder, placement=placement)
 
     def batches(step: int, rng: np.random.Generator) -> TrainingBatch:
         return random_batch(model.config.ids, ROWS, rng)
 
-    train_reconstruction(out, model.personalizer, batches, config, part_rows)
+    train_reconstruction(out, model.personalizer, batches, config, part_rows, placement, checkpointing)
 
 
 def main(stage: str, folder: str, out: str) -> None:

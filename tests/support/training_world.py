@@ -19,7 +19,7 @@ def small_world() -> World:
     made = World.__new__(World)
     made.trained = rng.random((20, 6)) > 0.3
     made.shown = np.arange(20) < 10
-    made.concepts = tuple(Concept(f"thing-{number}", "", (), "", "", "", ()) for number in range(20))
+    made.concepts = tuple(Concept(f"thing-{number}", f"thing {number}", (), "", "", "", ()) for number in range(20))
     made.styles = STYLES
     made.palettes = ("plain", "sunset", "noir")
     made.art = IconArt(made.concepts, rng.integers(256, size=(20, 6, 64, 64, 4), dtype=np.uint8), Path())

@@ -29,7 +29,8 @@ from consumers.write import writer
 from consumers.write.batch import Batch
 from consumers.write.decode import Decoded, Poison
 from consumers.write.upsert import Written
-from schemas.settings import ConsumerSettings, DatabaseSettings, KafkaSettings, load_settings
+from schemas.settings import ConsumerSettings, DatabaseSettings, load_settings
+from schemas.settings_kafka import KafkaSettings
 
 
 @pytest.fixture

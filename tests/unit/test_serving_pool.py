@@ -17,7 +17,8 @@ from generator.serving.api import AnswerRequest, InferenceCorrupt, InferenceUnav
 from generator.serving.client import TritonPigeon
 from schemas.errors import ModelError, ServerUnavailable
 from schemas.preferences import PromptSnapshot
-from schemas.settings import Settings, TritonSettings
+from schemas.settings import Settings
+from schemas.settings_triton import TritonSettings
 from tests.support.fake_triton import FakeTriton, free_port, serve
 
 PICTURE = PictureRequest((1, 2, 3), 7)

@@ -10,6 +10,7 @@ from collections import defaultdict, namedtuple
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,9 +212,9 @@ def test_the_checkpoint_is_loaded_once_and_the_result_is_that_of_separate_models
 ) -> None:
     loaded: list[Path] = []
 
-    def counted(folder: Path) -> PigeonModel:
+    def counted(folder: Path, **options: Any) -> PigeonModel:
         loaded.append(folder)
-        return load_model(folder)
+        return load_model(folder, **options)
 
     monkeypatch.setattr(dpo, "load_model", counted)
     champion = train_dpo(checkpoint, None, PAIRS[:2], tmp_path / "champion", QUICK).adapter_dir

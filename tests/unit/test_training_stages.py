@@ -314,7 +314,7 @@ def test_two_processes_share_a_step_of_unet_imputer_and_refiner(
                 found.update({name: p.grad for name, p in self.module.named_parameters() if p.grad is not None})
 
         monkeypatch.setattr(stage, "Trainer", OneStep)
-        monkeypatch.setattr(ProcessGroup, "join", lambda: group)
+        monkeypatch.setattr(ProcessGroup, "join", lambda *_: group)
         torch.manual_seed(0)
         train()
         return found

@@ -23,7 +23,9 @@ def demo(
     context: typer.Context,
     users: Annotated[int, typer.Option(min=2, max=900, help="Users of the first night.")] = 80,
     seed: Seed = 7,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the servers running, with the console beside them.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="First delete the embedded servers' data of this folder.")
     ] = False,

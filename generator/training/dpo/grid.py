@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from generator.pigeon.placement import Placement
 from generator.training.dpo.train import DpoConfig, measure_pairs, train_dpo
 from schemas.hashing import unit_interval
 from schemas.preferences import PreferencePair
@@ -41,6 +42,7 @@ def search(
     pairs: Sequence[PreferencePair],
     out_dir: Path,
     config: DpoConfig,
+    placement: Placement | None = None,
 ) -> list[Candidate]:
     """The candidates, the best first.
 
@@ -61,7 +63,7 @@ def search(
         for number, judged in enumerate(folds):
             rest = [pair for pair in pairs if fold_of(pair.user_id) != number]
             folder = out_dir / f"{beta:g}-{rate:g}-{number}"
-            losses += _losses(checkpoint_dir, champion_adapter_dir, rest, judged, folder, tried)
+            losses += _losses(checkpoint_dir, champion_adapter_dir, rest, judged, folder, tried, placement)
         found.append(Candidate(tried, math.fsum(losses) / len(losses)))
         log.info("grid: beta=%g rate=%g log_loss=%.4f", tried.beta, tried.learning_rate, found[-1].log_loss)
     return sorted(found, key=lambda candidate: candidate.log_loss)
@@ -79,14 +81,15 @@ def _losses(
     judged: Sequence[PreferencePair],
     folder: Path,
     config: DpoConfig,
+    placement: Placement | None,
 ) -> list[float]:
     """-log σ(margin) of each judged pair."""
     kept = folder / "losses.json"
     if kept.exists():
         return [float(loss) for loss in json.loads(kept.read_text())]
-    result = train_dpo(checkpoint_dir, champion, list(trained), folder, config)
-    margins = measure_pairs(checkpoint_dir, result.adapter_dir, champion, list(judged), config.beta).margins
-    losses = [math.log1p(math.exp(-abs(margin))) + max(0.0, -margin) for margin in margins]
+    result = train_dpo(checkpoint_dir, champion, list(trained), folder, config, placement=placement)
+    measured = measure_pairs(checkpoint_dir, result.adapter_dir, champion, list(judged), config.beta, placement)
+    losses = [math.log1p(math.exp(-abs(margin))) + max(0.0, -margin) for margin in measured.margins]
     partial = kept.with_suffix(".partial")
     partial.write_text(json.dumps(losses))
     partial.replace(kept)

@@ -45,7 +45,7 @@ def prepare(model: PigeonModel, pairs: Sequence[PreferencePair]) -> Answers:
     batch = answered_prompts(model, pairs, masks.keep)
     tokens = torch.from_numpy(batch.tokens)
     embeds = personalizer.token_embeddings(tokens)
-    place = (tokens < MASKED)[..., None]  # EMBEDDING
+    place = (tokens < MASKED)[..., None].to(embeds.device)  # EMBEDDING
     embeds = embeds + place * reference.repeat(2, 1)[:, None]
     return Answers(embeds, torch.from_numpy(batch.labels), torch.from_numpy(batch.attention))
 
@@ -94,7 +94,7 @@ def answered_prompts(model: PigeonModel, pairs: Sequence[PreferencePair], keep: 
     images = [[ids.image(codes) for codes in history] for history in _histories(pairs)]
     answers = [ids.image(pair.chosen_tokens) for pair in pairs] + [ids.image(pair.rejected_tokens) for pair in pairs]
     whole = assemble(texts * 2, images * 2, ids, answers=answers, max_tokens=config.language.max_positions)
-    return masked(whole, keep.repeat(2, 1).numpy())
+    return masked(whole, keep.repeat(2, 1).cpu().numpy())
 
 
 def _histories(pairs: Sequence[PreferencePair]) -> list[list[list[int]]]:

@@ -9,7 +9,6 @@ something that nobody asked for becomes likelier. So log π(chosen) is recorded,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +23,12 @@ from torch import Tensor, nn
 from generator.pigeon.checkpoint import PIGEON, load_adapter, load_model, save_adapter
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer
+from generator.pigeon.placement import Placement
+from generator.pigeon.weights import weights_hash
 from generator.training.dpo.loss import dpo_loss
+from generator.training.dpo.memory import check_room
 from generator.training.dpo.prompts import prepare
+from generator.training.dpo.reference import in_parts, kept_reference, pair_logprobs, pairs_hash, reference_logprobs
 from generator.training.logprobs import Answers, answer_logprobs, label_distributions, of_labels, sum_by_row
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
@@ -35,10 +38,13 @@ from schemas.preferences import PreferencePair, PromptSnapshot
 DpoProgress = Callable[[int, int, float], None]
 """Callback that takes (steps done, steps in all, loss)."""
 
-SCORE_BATCH = 16
+REFERENCE = "reference.json"
+"""File of the reference's log-probabilities in a training's folder."""
 DISPLACEMENT_STEPS = 8
 """Number of steps over which the fall of log π(chosen) is averaged; a smaller training is never stopped by it."""
 SAVE_EVERY_SECONDS = 10.0
+MEMORY_ONLY = frozenset({"part_size", "checkpointing"})
+"""Names of the settings that a training may be resumed with others of."""
 KL_PAIRS = 48
 """Number of training pairs, the first ones, that estimate the result's KL; the gate measures it on held-out ones."""
 
@@ -49,7 +55,8 @@ class DpoConfig:
 
     One epoch sees each pair once, in an order drawn from the seed.
 
-    `part_size`: at most so many pairs at once (gradient accumulation); it changes memory and not the result.
+    `part_size`: at most so many pairs at once (gradient accumulation); `checkpointing`: activations are computed again in the
+    backward pass. Both change memory and not the result.
     """
 
     beta: float = 0.1
@@ -59,6 +66,7 @@ class DpoConfig:
     warmup_steps: int = 5
     seed: int = 0
     part_size: int | None = None
+    checkpointing: bool = False
     label_smoothing: float = 0.0
     max_displacement: float | None = None
     """Nats that log π(chosen) may fall below the champion's, mean of the last `DISPLACEMENT_STEPS` steps; then training stops."""
@@ -134,12 +142,12 @@ class Learning(nn.Module):
         return limit is not None and len(last) == DISPLACEMENT_STEPS and statistics.fmean(last) < -limit
 
 
-def load_policy(checkpoint_dir: Path, adapter_dir: Path | None) -> PigeonModel:
+def load_policy(checkpoint_dir: Path, adapter_dir: Path | None, placement: Placement | None = None) -> PigeonModel:
     """The checkpoint with an adapter (none: its own).
 
     No dropout, so that policy and reference agree at the first step.
     """
-    model = load_model(checkpoint_dir)
+    model = load_model(checkpoint_dir, placement=placement)
     if adapter_dir is not None:
         load_adapter(model.personalizer, adapter_dir)
     return model
@@ -152,15 +160,18 @@ def train_dpo(
     out_dir: Path,
     config: DpoConfig | None = None,
     progress: DpoProgress | None = None,
+    placement: Placement | None = None,
 ) -> DpoResult:
     """Train on the pairs, resuming what is in `out_dir`.
 
     The new adapter is `out_dir/adapter`, in full precision.
 
     Under `accelerate launch` the processes share each batch's pairs; all get the result.
+    placement: where and how precise the one base is that policy and reference share; the reference's log-probabilities are kept
+    in `out_dir`, so that a resumed training does not compute them again.
 
     Raises:
-        InputError: no pairs, a pair of another checkpoint, `out_dir` holds a training of other pairs or settings, or its
+        InputError: no pairs, a pair of another checkpoint, too little memory, `out_dir` holds a training of other pairs or settings, or its
             disk is full.
         ModelError: the checkpoint or the adapter cannot be loaded.
         TrainingDiverged: the loss stopped being a number.
@@ -168,12 +179,22 @@ def train_dpo(
     config = config or DpoConfig()
     if not pairs:
         raise InputError("pairs: none given; DPO needs at least one")
-    group = ProcessGroup.join()
+    placement = placement or Placement()
+    group = ProcessGroup.join(placement.device().type)
     if group.rank == 0:
         _claim(out_dir, champion_adapter_dir, pairs, config)
-    model = load_policy(checkpoint_dir, champion_adapter_dir)
+    at_once = min(config.part_size or config.batch_size, config.batch_size)
+    check_room(checkpoint_dir, placement, pairs, at_once, checkpointing=config.checkpointing)
+    model = load_policy(checkpoint_dir, champion_adapter_dir, placement)
+    if config.checkpointing:
+        model.personalizer.recompute_activations()
     champion = adapter_weights(model)
-    objective = Objective(model, pairs, config, group)  # before anything is resumed: LoRA still is the champion's
+    known = weights_hash(model.personalizer.state_dict())
+    with placement.autocast():  # before anything is resumed: LoRA still is the champion's
+        reference = kept_reference(
+            out_dir / REFERENCE, known, pairs, lambda: reference_logprobs(model, pairs), write=group.rank == 0
+        )
+    objective = Objective(model, pairs, config, group, reference.to(placement.device()))
     learning = Learning(model.personalizer)
     learning.requires_grad_(True)
 
@@ -191,13 +212,14 @@ def train_dpo(
         seed=config.seed,
         save_every_seconds=SAVE_EVERY_SECONDS,
     )
-    trainer = Trainer(learning, objective, out_dir, settings)
+    trainer = Trainer(learning, objective, out_dir, settings, placement, base=known)
     trainer.run(on_step=record, enough=lambda: learning.is_displaced(config.max_displacement))
     adapter = out_dir / "adapter"
     if group.rank == 0:
         save_adapter(model.personalizer, adapter, torch.float32)
     group.wait()
-    scores = compare_adapters(model, adapter_weights(model), champion, pairs[:KL_PAIRS], config.beta)
+    with placement.autocast():
+        scores = compare_adapters(model, adapter_weights(model), champion, pairs[:KL_PAIRS], config.beta)
     losses, accuracies, margins, chosen = (list(column) for column in zip(*learning.record, strict=True))
     length = statistics.fmean(len(pair.chosen_tokens) for pair in pairs)
     displaced = learning.is_displaced(config.max_displacement)
@@ -205,16 +227,21 @@ def train_dpo(
 
 
 class Objective:
-    """DPO's loss of a step, as `Trainer` calls it, against the adapter that the model has at the start."""
+    """DPO's loss of a step, as `Trainer` calls it."""
 
     def __init__(
-        self, model: PigeonModel, pairs: Sequence[PreferencePair], config: DpoConfig, group: ProcessGroup
+        self,
+        model: PigeonModel,
+        pairs: Sequence[PreferencePair],
+        config: DpoConfig,
+        group: ProcessGroup,
+        reference: Tensor,
     ) -> None:
+        """reference (2, pairs): log-probabilities of chosen and rejected answers under it."""
         self._model, self._pairs, self._config, self._group = model, pairs, config, group
-        with torch.no_grad():
-            self._reference = torch.cat([self._logprobs(part) for part in _parts(pairs)], dim=1)  # (2, pairs)
+        self._reference = reference
         weights = torch.tensor([pair.weight for pair in pairs])
-        self._weights = weights / weights.mean()
+        self._weights = (weights / weights.mean()).to(reference.device)
         self._steps_per_epoch = -(-len(pairs) // config.batch_size)
         self.steps = self._steps_per_epoch * config.epochs
 
@@ -226,7 +253,7 @@ class Objective:
         chosen = order[number * config.batch_size :][: config.batch_size]
         for part in self._group.parts(len(chosen), config.part_size):
             some = chosen[part]
-            policy = self._logprobs([self._pairs[i] for i in some])
+            policy = pair_logprobs(self._model, [self._pairs[i] for i in some])
             reference = self._reference[:, some]
             out = dpo_loss(policy[0], policy[1], reference[0], reference[1], config.beta, config.label_smoothing)
             margin = out.chosen_rewards - out.rejected_rewards
@@ -237,10 +264,6 @@ class Objective:
                 {name: float(figure) / len(chosen) for name, figure in figures.items()},
             )
 
-    def _logprobs(self, pairs: Sequence[PreferencePair]) -> Tensor:
-        """Log-probabilities (2, B) of the chosen and of the rejected answers."""
-        return answer_logprobs(self._model.personalizer, prepare(self._model, pairs)).view(2, -1)
-
 
 def measure_pairs(
     checkpoint_dir: Path,
@@ -248,6 +271,7 @@ def measure_pairs(
     reference_adapter_dir: Path | None,
     pairs: list[PreferencePair],
     beta: float = 0.1,
+    placement: Placement | None = None,
 ) -> PairMargins:
     """Margins and KL of an adapter against a reference (none: the checkpoint's own), without training.
 
@@ -257,15 +281,20 @@ def measure_pairs(
     """
     if not pairs:
         raise InputError("pairs: none given; nothing can be scored")
-    model = load_policy(checkpoint_dir, adapter_dir)
+    placement = placement or Placement()
+    model = load_policy(checkpoint_dir, adapter_dir, placement)
     policy = adapter_weights(model)
     load_adapter(model.personalizer, reference_adapter_dir or checkpoint_dir / PIGEON)
-    return compare_adapters(model, policy, adapter_weights(model), pairs, beta)
+    with placement.autocast():
+        return compare_adapters(model, policy, adapter_weights(model), pairs, beta)
 
 
 @torch.no_grad()
 def score_answers(
-    checkpoint_dir: Path, adapter_dir: Path | None, answers: Sequence[tuple[PromptSnapshot, int, float, Sequence[int]]]
+    checkpoint_dir: Path,
+    adapter_dir: Path | None,
+    answers: Sequence[tuple[PromptSnapshot, int, float, Sequence[int]]],
+    placement: Placement | None = None,
 ) -> list[float]:
     """log π of answers under an adapter (none: the checkpoint's own); each is (prompt, seed, α, codes).
 
@@ -273,10 +302,11 @@ def score_answers(
         InputError: a code that this checkpoint does not have.
         ModelError: the checkpoint or the adapter cannot be loaded.
     """
-    model = load_policy(checkpoint_dir, adapter_dir)
+    placement = placement or Placement()
+    model = load_policy(checkpoint_dir, adapter_dir, placement)
     pairs = [_as_pair(number, *answer) for number, answer in enumerate(answers)]
     found: list[float] = []
-    for part in _parts(pairs):
+    for part in in_parts(pairs):
         # The rows of "rejected" answers repeat those of the chosen ones, and are dropped before they cost anything.
         whole = prepare(model, part)
         half = Answers(
@@ -284,7 +314,8 @@ def score_answers(
             whole.labels[: len(part)],
             None if whole.attention is None else whole.attention[: len(part)],
         )
-        found += answer_logprobs(model.personalizer, half).tolist()
+        with placement.autocast():
+            found += answer_logprobs(model.personalizer, half).tolist()
     return found
 
 
@@ -333,7 +364,7 @@ def compare_adapters(
     margins: list[float] = []
     kls: list[float] = []
     chosen: list[float] = []
-    for part in _parts(pairs):
+    for part in in_parts(pairs):
         sums, logprobs = [], []
         for weights in (policy, reference):
             model.personalizer.load_state_dict(weights, strict=False)
@@ -348,18 +379,10 @@ def compare_adapters(
     return PairMargins(margins, kls, chosen)
 
 
-def _parts(pairs: Sequence[PreferencePair]) -> Iterator[Sequence[PreferencePair]]:
-    for start in range(0, len(pairs), SCORE_BATCH):
-        yield pairs[start : start + SCORE_BATCH]
-
-
 def _claim(out_dir: Path, champion: Path | None, pairs: Sequence[PreferencePair], config: DpoConfig) -> None:
     """Refuse to mix two trainings in one folder."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(pair.model_dump_json().encode())
-    settings = {name: value for name, value in asdict(config).items() if name != "part_size"}
-    identity = {"pairs_sha256": digest.hexdigest(), "champion": champion and champion.name, "config": settings}
+    settings = {name: value for name, value in asdict(config).items() if name not in MEMORY_ONLY}
+    identity = {"pairs_sha256": pairs_hash(pairs), "champion": champion and champion.name, "config": settings}
     path = out_dir / "training.json"
     out_dir.mkdir(parents=True, exist_ok=True)
     if path.exists() and json.loads(path.read_text()) != identity:

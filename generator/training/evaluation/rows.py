@@ -114,7 +114,7 @@ class IndifferentMasks(MutualMaskGenerator):
     """
 
     def scores(self, embeds: Tensor, positions: Tensor, types: Tensor) -> Tensor:
-        return embeds.new_zeros(types.shape)
+        return embeds.new_zeros(types.shape, dtype=torch.float32)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.placement import Placement
 from generator.training.evaluation.bootstrap import Bootstrap, Estimate
 from generator.training.evaluation.extractors import NAMES, Extractor, ImageArrays, Own, extractor
 from generator.training.evaluation.gallery import Gallery
@@ -39,6 +40,7 @@ class Request:
     alphas: Sequence[float] = ALPHAS
     compare: Path | None = None
     seed: int = 7
+    placement: Placement = field(default_factory=Placement)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def evaluate(request: Request, samples: Samples, folder: Path, progress: Progres
     check(request)
     samples.check()
     clock = Clock()
-    model = load_model(request.checkpoint)
+    model = load_model(request.checkpoint, placement=request.placement)
     own = Own(model)
     extractors = [own if name == own.name else extractor(name, model) for name in dict.fromkeys(request.extractors)]
     grids = _grids(request, model)
@@ -156,7 +158,8 @@ def _grids(request: Request, model: PigeonModel) -> list[Grid]:
     """The checkpoint's grid and, where another checkpoint is to be compared, that one's."""
     grids = [Grid(PIGEON, "Pigeon", model, request.alphas)]
     if request.compare is not None:
-        grids.append(Grid(OTHER, f"Pigeon of {request.compare.name}", load_model(request.compare), request.alphas))
+        other = load_model(request.compare, placement=request.placement)
+        grids.append(Grid(OTHER, f"Pigeon of {request.compare.name}", other, request.alphas))
     return grids
 
 

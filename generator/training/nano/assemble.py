@@ -12,14 +12,17 @@ from tokenizers import Tokenizer
 from generator.pigeon.checkpoint import load_adapter, load_model
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
+from generator.pigeon.placement import Placement
 from generator.training.nano.decoder import build_decoder_task
 from generator.training.nano.diffusion import DiffusionTask
+from generator.training.nano.distil import GUIDANCE, STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, DistilledUnet, drawing_in
 from generator.training.nano.language import learning_language
 from generator.training.nano.scorer import build_scorer_task
 from generator.training.nano.tokenizer import build_task
 from generator.training.nano.vae import UNIT
 from generator.training.nano.vae_finetune import VaeDecoderTask
 from generator.training.nano.world import World
+from generator.training.reconstruction import base_hash
 from generator.training.trainer import load_averaged
 from schemas.errors import ModelError
 
@@ -28,14 +31,22 @@ TEXT_TOKENIZER = "text/tokenizer.json"
 
 
 def assemble_model(
-    root: Path, world: World, config: PigeonConfig, start: Path | None = None, *, preference: bool = True
+    root: Path,
+    world: World,
+    config: PigeonConfig,
+    start: Path | None = None,
+    *,
+    preference: bool = True,
+    distilled: bool = True,
+    placement: Placement | None = None,
 ) -> PigeonModel:
     """A model from the stages' folders under `root`.
 
-    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2.
+    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2;
+    without `distilled`: with the UNet that stage `distil` learns from. It is in float32, on the devices of `placement`.
 
     Raises:
-        ModelError: there is no text tokenizer yet.
+        ModelError: there is no text tokenizer yet, or stage `alignment` was trained on another language model.
     """
     path = root / TEXT_TOKENIZER
     if not path.exists():
@@ -47,7 +58,7 @@ def assemble_model(
         trained["language"] = load_averaged(learning_language(model.personalizer), root / "language")
     if (root / "alignment/state.pt").exists():
         model.personalizer.set_trainable()
-        trained["alignment"] = load_averaged(model.personalizer, root / "alignment")
+        trained["alignment"] = load_averaged(model.personalizer, root / "alignment", base_hash(model.personalizer))
     adapter = root / "preference/adapter"
     if preference and adapter.exists():
         load_adapter(model.personalizer, adapter)
@@ -67,6 +78,10 @@ def assemble_model(
         trained["vae"] = 1
     if (root / "diffusion/state.pt").exists():
         trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
+        model = drawing_in(model, TEACHER_STEPS, TEACHER_GUIDANCE)
+    if distilled and (root / "distil/state.pt").exists():
+        trained["distil"] = load_averaged(DistilledUnet(model.diffusion), root / "distil")
+        model = drawing_in(model, STEPS, GUIDANCE)
     if (root / "polish/state.pt").exists():
         trained["polish"] = load_averaged(VaeDecoderTask(model.diffusion), root / "polish")
     if model.scorer is not None and (root / "scorer/state.pt").exists():
@@ -78,4 +93,6 @@ def assemble_model(
         ", ".join(f"{name} (step {step})" for name, step in trained.items()),
         "random" if start is None else f"as in {start}",
     )
+    for name, network in model.placed():
+        network.to((placement or Placement()).device(name))
     return model.eval()

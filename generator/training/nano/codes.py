@@ -109,7 +109,7 @@ def fill(
         for number, start in enumerate(range(0, len(wanted), CHUNK)):
             places = wanted[start : start + CHUNK]
             pixels = torch.from_numpy(world.images(*triples[places].T))
-            flat[places] = make(pixels).numpy().astype(dtype)
+            flat[places] = make(pixels).cpu().numpy().astype(dtype)
             if number % 100 == 0:
                 log.info("%s: %d of %d", name, start, len(wanted))
     np.lib.format.open_memmap(path, mode="r+").flush()

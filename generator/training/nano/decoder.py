@@ -22,6 +22,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.diffusion import sketch
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.placement import Placement
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import taken_for_another
 from generator.training.nano.world import World
@@ -67,6 +68,7 @@ def train_decoder(
     imputed: npt.NDArray[np.float16],
     config: TrainerConfig,
     batch: int = 32,
+    placement: Placement | None = None,
 ) -> None:
     """Train the model's token decoder on cached codes and latents; its codebook stays as it is.
 
@@ -76,7 +78,10 @@ def train_decoder(
     """
     task = build_decoder_task(model.config, world)
     task.decoder.load_state_dict(model.code_decoder.decoder.state_dict())
-    decoder = CodeDecoder(task.decoder, model.code_decoder.codebook)
+    placement = placement or Placement()
+    put = placement.put
+    task.to(placement.device())
+    decoder = CodeDecoder(task.decoder, put(model.code_decoder.codebook))
     sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -87,24 +92,25 @@ def train_decoder(
         if masked:
             keep = torch.from_numpy(rng.random(rows.shape) < rng.choice([rng.uniform(0.3, 1.0), 1.0])).float()
             keep[:, 0] = 1.0
-            embeds = decoder.decode_kept(rows, keep)
+            embeds = decoder.decode_kept(put(rows), put(keep))
         else:
             embeds, _ = decoder(rows, torch.full((batch,), rows.shape[1]))
         logits = torch.split(task.word_head(embeds.mean(dim=1)), sizes, dim=1)
-        truths = [torch.from_numpy(part) for part in triple]
+        truths = [put(part) for part in triple]
         words = torch.stack([F.cross_entropy(given, truth) for given, truth in zip(logits, truths, strict=True)]).sum()
         right = [float((given.argmax(1) == truth).float().mean()) for given, truth in zip(logits, truths, strict=True)]
         if masked:
             return MASKED_WORDS_WEIGHT * words, {"masked_concept": right[0]}
         known = np.where(guessed[:, None, None, None], imputed[triple], latents[triple])
-        wanted = torch.from_numpy(known.astype(np.float32))
+        wanted = put(known.astype(np.float32))
         made = task.latents(embeds)
         image = F.mse_loss(made, wanted)
         # The thing in all styles; what may not be seen counts where it is asked for, as it was guessed.
-        drawings = torch.from_numpy(latents[concept, :, palette].astype(np.float32))
-        drawings[torch.arange(batch), truths[1]] = wanted
-        counts = torch.from_numpy(world.trained[concept]).float()
-        counts[torch.arange(batch), truths[1]] = 1.0
+        drawings = put(latents[concept, :, palette].astype(np.float32))
+        every = torch.arange(batch, device=drawings.device)
+        drawings[every, truths[1]] = wanted
+        counts = put(world.trained[concept]).float()
+        counts[every, truths[1]] = 1.0
         taken, _ = taken_for_another(made.flatten(1), drawings.flatten(2), truths[1], counts)
         mistaken = taken.mean()
         figures = {
@@ -115,4 +121,4 @@ def train_decoder(
         }
         return image + WORDS_WEIGHT * words + MISTAKEN_WEIGHT * mistaken, figures
 
-    Trainer(task, loss, folder, config).run()
+    Trainer(task, loss, folder, config, placement).run()

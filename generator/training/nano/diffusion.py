@@ -18,6 +18,7 @@ from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.diffusion import Diffusion, cells
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.placement import Placement
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import Critic, Critique, Latents
 from generator.training.nano.world import World
@@ -66,6 +67,7 @@ def train_diffusion(
     critic: Critic,
     config: TrainerConfig,
     batch: int = 16,
+    placement: Placement | None = None,
 ) -> None:
     """Train the UNet by v-prediction on cached latents (concepts, styles, palettes, 4, h, w).
 
@@ -75,7 +77,9 @@ def train_diffusion(
     """
     diffusion, decoder = model.diffusion, model.code_decoder
     task = DiffusionTask(diffusion, decoder)
-    critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join()
+    placement = placement or Placement()
+    put = placement.put
+    critique, group = Critique(critic, world, latents, imputed), ProcessGroup.join(placement.device().type)
     alphas = training_alphas(dict(diffusion.scheduler))
 
     def loss(step: int, rng: np.random.Generator) -> Part:
@@ -90,16 +94,17 @@ def train_diffusion(
         rows, noise, timesteps = mixed[mine], noise[mine], torch.from_numpy(times[mine])
         imagined = imputed[triple]
         drawing = np.where(unseen[mine, None, None, None], imagined, latents[triple])
-        clean = torch.from_numpy(drawing.astype(np.float32))
+        clean = put(drawing.astype(np.float32))
         embeds, pooled = decoder(rows, torch.full((len(rows),), rows.shape[1]))
-        guess = cells(torch.from_numpy(imagined.astype(np.float32)), embeds.shape[1])  # (B, Q, numbers of a cell)
+        guess = cells(put(imagined.astype(np.float32)), embeds.shape[1])  # (B, Q, numbers of a cell)
         numbers = guess.shape[2]
-        guessed = torch.from_numpy(by_guess[mine])[:, None, None]
+        guessed = put(by_guess[mine])[:, None, None]
         embeds = torch.cat([torch.where(guessed, guess, embeds[..., :numbers]), embeds[..., numbers:]], dim=2)
-        kept = torch.from_numpy(kept_rows[mine]).float()
+        kept = put(kept_rows[mine]).float()
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
-        signal = alphas[timesteps].sqrt()[:, None, None, None]
-        noise_level = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
+        signal = put(alphas[timesteps].sqrt()[:, None, None, None])
+        noise_level = put((1 - alphas[timesteps]).sqrt()[:, None, None, None])
+        noise = put(noise)
         noisy = signal * clean + noise_level * noise
         predicted = diffusion.unet_output(noisy, timesteps, embeds, pooled)
         wanted = signal * noise - noise_level * clean
@@ -111,4 +116,4 @@ def train_diffusion(
         total = squares + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
-    Trainer(task, loss, folder, config).run()
+    Trainer(task, loss, folder, config, placement).run()

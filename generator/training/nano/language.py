@@ -19,6 +19,7 @@ from generator.datasets.movies import load_movielens
 from generator.pigeon.decoder import pad_codes
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import Personalizer, TrainingBatch
+from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, assemble, mask_inputs, prompt_text_ids
 from generator.training.logprobs import Answers, label_logprobs
 from generator.training.nano.codes import CodeCache
@@ -207,10 +208,12 @@ def packed_logprobs(personalizer: Personalizer, packed: Packed, rng: np.random.G
     kept = np.arange(codes.shape[1])[None] < lengths.numpy()[:, None]
     share = np.where(rng.random(len(kept)) < 0.5, 1.0, rng.random(len(kept)))
     kept &= (rng.random(kept.shape) < share[:, None]) | (np.arange(codes.shape[1])[None] == 0)
-    with torch.no_grad():
-        condition = personalizer.code_decoder.decode_kept(codes, torch.from_numpy(kept).float()).mean(dim=1)
     embeds = personalizer.token_embeddings(packed.tokens)
-    embeds = embeds.masked_scatter((packed.tokens == EMBEDDING)[..., None], personalizer.adapter(condition))
+    codes, keep = codes.to(embeds.device), torch.from_numpy(kept).float().to(embeds.device)
+    with torch.no_grad():
+        condition = personalizer.code_decoder.decode_kept(codes, keep).mean(dim=1)
+    place = (packed.tokens == EMBEDDING)[..., None].to(embeds.device)
+    embeds = embeds.masked_scatter(place, personalizer.adapter(condition).to(embeds.dtype))
     return label_logprobs(personalizer, Answers(embeds, packed.labels))
 
 
@@ -229,6 +232,7 @@ def train_language(
     config: TrainerConfig,
     rows: int = 8,
     packed_share: float = 0.65,
+    placement: Placement | None = None,
 ) -> None:
     """Pretrain LLaMA and the adapter on packed drawings and, later, also on real prompts.
 
@@ -245,16 +249,21 @@ def train_language(
         logprobs = masked_logprobs(personalizer, batch, mask_draws(batch, rng), invert_reference=invert)
         return -logprobs.mean(), {"real": float(-logprobs.mean().detach())}
 
-    trainer = Trainer(personalizer, loss, folder, config)
+    trainer = Trainer(personalizer, loss, folder, config, placement)
     trainer.run()
 
 
 def train_alignment(
-    folder: Path, prompts: Prompts, config: TrainerConfig, rows: int = 8, part_rows: int | None = None
+    folder: Path,
+    prompts: Prompts,
+    config: TrainerConfig,
+    rows: int = 8,
+    part_rows: int | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Stage `alignment`: `train_reconstruction` on `rows` real prompts a step.
 
     part_rows: at most so many rows at once.
     """
     personalizer = prompts.model.personalizer
-    train_reconstruction(folder, personalizer, lambda _, rng: prompts.batch(rows, rng), config, part_rows)
+    train_reconstruction(folder, personalizer, lambda _, rng: prompts.batch(rows, rng), config, part_rows, placement)

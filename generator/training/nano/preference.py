@@ -17,6 +17,7 @@ import torch
 from generator.pigeon.checkpoint import save_model
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
+from generator.pigeon.placement import Placement
 from generator.pigeon.sampling import noise_image
 from generator.training.dpo.train import DpoConfig, DpoResult, train_dpo
 from generator.training.nano.language import Prompts
@@ -134,7 +135,13 @@ def _seen(pipeline: PigeonPipeline, task: Task, answers: list[tuple[int, list[in
     ]
 
 
-def train_preference(folder: Path, prompts: Prompts, users: int = USERS, config: DpoConfig = CONFIG) -> DpoResult:
+def train_preference(
+    folder: Path,
+    prompts: Prompts,
+    users: int = USERS,
+    config: DpoConfig = CONFIG,
+    placement: Placement | None = None,
+) -> DpoResult:
     """Train in `folder`, which keeps the pairs and the checkpoint that drew them, to be resumed.
 
     Raises:
@@ -156,4 +163,4 @@ def train_preference(folder: Path, prompts: Prompts, users: int = USERS, config:
     def say(step: int, steps: int, loss: float) -> None:
         log.info("preference step=%d of %d loss=%.4f", step, steps, loss)
 
-    return train_dpo(folder / START, None, pairs, folder, config, say)
+    return train_dpo(folder / START, None, pairs, folder, config, say, placement)

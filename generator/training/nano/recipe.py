@@ -9,7 +9,7 @@ has finished ends at once. Seconds are of one core, wall clock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from torch import nn
 from generator.pigeon.checkpoint import load_model, save_model
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.placement import Placement
 from generator.pigeon.weights import fill as fill_weights
 from generator.pigeon.weights import read_weights, write_weights
 from generator.training.nano.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.nano.codes import CodeCache, fill
 from generator.training.nano.decoder import train_decoder
 from generator.training.nano.diffusion import train_diffusion
+from generator.training.nano.distil import train_distilled
 from generator.training.nano.imputation.auxiliary_art import load_auxiliary
 from generator.training.nano.imputation.imputer import Drawings, imagine, impute, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
@@ -72,6 +74,7 @@ RECIPE: dict[str, TrainerConfig] = {
         budget_seconds=600,
     ),
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=3600),
+    "distil": TrainerConfig(UNLIMITED, lr=3e-4, ema_decay=0.995, cooldown_share=0.5, budget_seconds=2400),
     "polish": TrainerConfig(UNLIMITED, lr=4e-4, ema_decay=0.995, cooldown_share=0.6, budget_seconds=2100),
     "alignment": TrainerConfig(
         UNLIMITED,
@@ -84,28 +87,30 @@ RECIPE: dict[str, TrainerConfig] = {
     ),
 }
 """Settings of the stages, for two idle cores and about six hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `retouch`
-beside `critic`; `decoder`; `diffusion`; `polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run
-in two processes, by `accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
+beside `critic`; `decoder`; `diffusion`; `distil` beside `polish`; `language`, `alignment`, `preference`, `scorer`. `imputer` and
+`diffusion` run in two processes, by `accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
 class NanoRun:
     """Folders of a training of nano: `root` for the stages, `cache` for the data.
 
-    `start`: a checkpoint whose weights training continues from.
+    `start`: a checkpoint whose weights training continues from. `placement`: where all of it runs; what learns is float32, and a
+    step is computed in its precision.
     """
 
     root: Path
     cache: Path
     config: PigeonConfig
     start: Path | None = None
+    placement: Placement = field(default_factory=Placement)
 
     @cached_property
     def world(self) -> World:
         return World(self.cache)
 
     def assembled(self) -> PigeonModel:
-        return assemble_model(self.root, self.world, self.config, self.start)
+        return assemble_model(self.root, self.world, self.config, self.start, placement=self.placement)
 
     def latents(self) -> Any:
         """Latents float16 (concepts, styles, palettes, 4, h, w); InputError when stage `caches` was not run."""
@@ -113,7 +118,7 @@ class NanoRun:
 
     def imputed(self) -> Any:
         """The latents as guessed, like `latents`; made now if need be; ModelError as for `tool`."""
-        group = ProcessGroup.join()
+        group = ProcessGroup.join(self.placement.device().type)
         if group.rank == 0 and not (self.root / GUESSES).exists():
             self.impute()
         group.wait()
@@ -125,7 +130,7 @@ class NanoRun:
         impute(
             self.imagined(),
             self.world,
-            lambda x: diffusion.vae.encode(x * 2 - 1).latent_dist.mode(),
+            lambda x: diffusion.vae.encode(self.placement.put(x) * 2 - 1).latent_dist.mode(),
             diffusion.latent_shape,
             self.root / GUESSES,
         )
@@ -153,7 +158,7 @@ class NanoRun:
         if network is None:
             network = TOOLS[name](self)
             load_averaged(network, self.root / name)
-        return network.eval()
+        return network.to(self.placement.device()).eval()
 
     def from_start(self, name: str) -> Any:
         """A network of `TOOLS` as it lies beside `start`; None where it does not.
@@ -199,7 +204,7 @@ def _text(run: NanoRun, _: TrainerConfig | None) -> None:
 
 
 def _vae(run: NanoRun, config: TrainerConfig | None) -> None:
-    train_vae(run.root / "vae", run.cache, config or RECIPE["vae"])
+    train_vae(run.root / "vae", run.cache, config or RECIPE["vae"], placement=run.placement)
     vae = build_vae()
     load_averaged(vae, run.root / "vae")
     unit_variance(vae.eval(), run.world)
@@ -207,13 +212,23 @@ def _vae(run: NanoRun, config: TrainerConfig | None) -> None:
 
 
 def _tokenizer(run: NanoRun, config: TrainerConfig | None) -> None:
-    train_tokenizer(run.root / "tokenizer", run.cache, run.config, config or RECIPE["tokenizer"])
+    train_tokenizer(
+        run.root / "tokenizer", run.cache, run.config, config or RECIPE["tokenizer"], placement=run.placement
+    )
 
 
 def _scorer(run: NanoRun, config: TrainerConfig | None) -> None:
     text = Tokenizer.from_file(str(run.root / TEXT_TOKENIZER))
     start = load_model(run.start).scorer if run.start else None
-    train_scorer(run.root / "scorer", run.cache, run.config, text, config or RECIPE["scorer"], start=start)
+    train_scorer(
+        run.root / "scorer",
+        run.cache,
+        run.config,
+        text,
+        config or RECIPE["scorer"],
+        start=start,
+        placement=run.placement,
+    )
 
 
 def _caches(run: NanoRun, _: TrainerConfig | None) -> None:
@@ -227,7 +242,7 @@ def _caches(run: NanoRun, _: TrainerConfig | None) -> None:
         "latents",
         model.diffusion.latent_shape,
         "float16",
-        lambda x: vae.encode(x * 2 - 1).latent_dist.mode(),
+        lambda x: vae.encode(run.placement.put(x) * 2 - 1).latent_dist.mode(),
         every=True,  # stage `critic` learns from all things
     )
     kept = int(patches.sum())
@@ -243,19 +258,35 @@ def _caches(run: NanoRun, _: TrainerConfig | None) -> None:
 
 def _critic(run: NanoRun, config: TrainerConfig | None) -> None:
     train_critic(
-        run.root / "critic", run.world, run.latents(), config or RECIPE["critic"], start=run.from_start("critic")
+        run.root / "critic",
+        run.world,
+        run.latents(),
+        config or RECIPE["critic"],
+        start=run.from_start("critic"),
+        placement=run.placement,
     )
 
 
 def _imputer(run: NanoRun, config: TrainerConfig | None) -> None:
-    train_imputer(run.root / "imputer", run.drawings, config or RECIPE["imputer"], start=run.from_start("imputer"))
+    train_imputer(
+        run.root / "imputer",
+        run.drawings,
+        config or RECIPE["imputer"],
+        start=run.from_start("imputer"),
+        placement=run.placement,
+    )
     (run.root / GUESSES).unlink(missing_ok=True)  # made by another imputer; whoever needs them makes them again
 
 
 def _refiner(run: NanoRun, config: TrainerConfig | None) -> None:
     guesses = imagine(run.tool("imputer"), run.drawings, np.arange(len(run.world.concepts)))
     train_refiner(
-        run.root / "retouch", run.world, guesses, config or RECIPE["retouch"], start=run.from_start("retouch")
+        run.root / "retouch",
+        run.world,
+        guesses,
+        config or RECIPE["retouch"],
+        start=run.from_start("retouch"),
+        placement=run.placement,
     )
     (run.root / GUESSES).unlink(missing_ok=True)
 
@@ -269,6 +300,7 @@ def _decoder(run: NanoRun, config: TrainerConfig | None) -> None:
         run.latents(),
         run.imputed(),
         config or RECIPE["decoder"],
+        placement=run.placement,
     )
 
 
@@ -282,6 +314,19 @@ def _diffusion(run: NanoRun, config: TrainerConfig | None) -> None:
         run.imputed(),
         run.tool("critic"),
         config or RECIPE["diffusion"],
+        placement=run.placement,
+    )
+
+
+def _distil(run: NanoRun, config: TrainerConfig | None) -> None:
+    teacher = assemble_model(run.root, run.world, run.config, run.start, distilled=False, placement=run.placement)
+    train_distilled(
+        run.root / "distil",
+        run.world,
+        teacher,
+        run.codes(),
+        config or RECIPE["distil"],
+        placement=run.placement,
     )
 
 
@@ -294,23 +339,25 @@ def _vae_finetune(run: NanoRun, config: TrainerConfig | None) -> None:
         run.latents(),
         run.imagined(),
         config or RECIPE["polish"],
+        placement=run.placement,
     )
 
 
 def _language(run: NanoRun, config: TrainerConfig | None) -> None:
     prompts = Prompts(run.world, run.cache, run.assembled(), run.codes())
-    train_language(run.root / "language", prompts, config or RECIPE["language"])
+    train_language(run.root / "language", prompts, config or RECIPE["language"], placement=run.placement)
 
 
 def _alignment(run: NanoRun, config: TrainerConfig | None) -> None:
     prompts = Prompts(run.world, run.cache, run.assembled(), run.codes())
-    train_alignment(run.root / "alignment", prompts, config or RECIPE["alignment"])
+    train_alignment(run.root / "alignment", prompts, config or RECIPE["alignment"], placement=run.placement)
 
 
 def _preference(run: NanoRun, _: TrainerConfig | None) -> None:
     # Nothing that this stage itself has learned: it begins from stage 1.
-    model = assemble_model(run.root, run.world, run.config, run.start, preference=False)
-    train_preference(run.root / "preference", Prompts(run.world, run.cache, model, run.codes()))
+    model = assemble_model(run.root, run.world, run.config, run.start, preference=False, placement=run.placement)
+    prompts = Prompts(run.world, run.cache, model, run.codes())
+    train_preference(run.root / "preference", prompts, placement=run.placement.learning)
 
 
 STAGES: dict[str, Callable[[NanoRun, TrainerConfig | None], None]] = {
@@ -325,6 +372,7 @@ STAGES: dict[str, Callable[[NanoRun, TrainerConfig | None], None]] = {
     "language": _language,
     "scorer": _scorer,
     "diffusion": _diffusion,
+    "distil": _distil,
     "polish": _vae_finetune,
     "alignment": _alignment,
     "preference": _preference,

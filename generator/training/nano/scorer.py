@@ -18,6 +18,7 @@ from generator.datasets.captions import CAPTION_TEMPLATES, caption, facts_of
 from generator.datasets.movies import load_movielens
 from generator.datasets.posters import PosterSpec
 from generator.pigeon.config import PigeonConfig, VisionConfig
+from generator.pigeon.placement import Placement
 from generator.pigeon.scorer import ImageScorer, pad_texts
 from generator.training.nano.world import Batch, World
 from generator.training.trainer import Trainer, TrainerConfig
@@ -39,8 +40,8 @@ BLURS = ((2, 0.25), (4, 0.1))
 
 def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
     """Pixels (B, 3, S, S) in [0, 1] -> normalised as the encoders expect."""
-    mean = torch.tensor(config.pixel_mean)[:, None, None]
-    std = torch.tensor(config.pixel_std)[:, None, None]
+    mean = torch.tensor(config.pixel_mean).to(pixels.device)[:, None, None]
+    std = torch.tensor(config.pixel_std).to(pixels.device)[:, None, None]
     return (pixels - mean) / std
 
 
@@ -118,6 +119,7 @@ def train_scorer(
     config: TrainerConfig,
     batch: int = 48,
     start: ImageScorer | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Train both towers, from scratch or from those of `start`."""
     world = World(cache)
@@ -125,19 +127,22 @@ def train_scorer(
     task = build_scorer_task(model, world)
     if start is not None:
         task.scorer.load_state_dict(start.state_dict())
+    placement = placement or Placement()
+    put = placement.put
+    task.to(placement.device())
     settings = task.scorer.config
     says_style = [("{style}" in template) for template in CAPTION_TEMPLATES]
     says_palette = [("{colour}" in template) for template in CAPTION_TEMPLATES]
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         drawn = world.batch(batch, rng, ANY_SHARE)
-        pixels = normalise(augmented(torch.from_numpy(drawn.pixels), rng), settings.vision)
+        pixels = put(normalise(augmented(torch.from_numpy(drawn.pixels), rng), settings.vision))
         texts, variants = captions.draw(drawn, rng)
         tokens = pad_texts([text_tokenizer.encode(text).ids for text in texts], settings)
         tokens = tokens[:, : int((tokens != settings.pad_id).sum(dim=1).max())]
         image, text = task.scorer.image(pixels), task.scorer.text(tokens)
-        truths = [torch.from_numpy(x) for x in (drawn.concept, drawn.style, drawn.palette)]
-        told = [torch.tensor([flags[v] for v in variants]) for flags in ([True] * 99, says_style, says_palette)]
+        truths = [put(x) for x in (drawn.concept, drawn.style, drawn.palette)]
+        told = [put(torch.tensor([flags[v] for v in variants])) for flags in ([True] * 99, says_style, says_palette)]
         of_image, of_text = torch.zeros(()), torch.zeros(())
         figures = {}
         names = ("concept", "style", "palette")
@@ -151,7 +156,7 @@ def train_scorer(
                 float((read.argmax(1) == truth)[said].float().mean()) if said.any() else 0
             )
         numbers = {text: number for number, text in enumerate(texts)}
-        same = torch.tensor([numbers[text] for text in texts])
+        same = put(torch.tensor([numbers[text] for text in texts]))
         target = (same[:, None] == same[None]).float()
         scale = task.scorer.logit_scale.exp().clamp(max=100.0)
         both = scale * image @ text.t()
@@ -160,4 +165,4 @@ def train_scorer(
         figures["contrast"] = float(contrast.detach())
         return of_image + 0.5 * of_text + CONTRASTIVE_WEIGHT * contrast, figures
 
-    Trainer(task, loss, folder, config).run()
+    Trainer(task, loss, folder, config, placement).run()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import HighresVQDecoder
+from generator.pigeon.placement import Placement
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
 from generator.training.nano.scorer import normalise
 from generator.training.nano.world import Batch, Indices, World
@@ -209,6 +210,7 @@ def train_tokenizer(
     config: TrainerConfig,
     batch: int = 32,
     weights: TokenizerWeights | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Train encoder, keep decision, merger, quantizer and the decoder's trunk together, from scratch."""
     weights = weights or TokenizerWeights()
@@ -216,19 +218,22 @@ def train_tokenizer(
     vision = model.tokenizer.vision
     task = build_task(model, world)
     place_in_the_plane(task)
+    placement = placement or Placement()
+    put, device = placement.put, placement.device()
+    task.to(device)
     sizes = [len(world.concepts), len(world.styles), len(world.palettes)]
 
-    focus = torch.full((DRAWN_SIZE, DRAWN_SIZE), 0.5)
+    focus = torch.full((DRAWN_SIZE, DRAWN_SIZE), 0.5, device=device)
     focus[3:-3, 3:-3] = 1.3  # where the icon is
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         drawn, roles = paired(world, batch, rng)
-        pixels = torch.from_numpy(drawn.pixels)
+        pixels = put(drawn.pixels)
         inputs = normalise(pixels, vision)
         if step == CONTINUOUS_STEPS:
             task.tokenizer.quantize.usage.zero_()  # every row is then revived from the first batch's vectors
         raw, vectors, summary, decision, commitment = task.codes(inputs, quantized=step >= CONTINUOUS_STEPS)
-        truths = [torch.from_numpy(x) for x in (drawn.concept, drawn.style, drawn.palette)]
+        truths = [put(x) for x in (drawn.concept, drawn.style, drawn.palette)]
         role_losses = [
             # Also before quantization: pictures that share one code can only part there.
             F.cross_entropy(head(part.flatten(1)), truth) + F.cross_entropy(head(before.flatten(1)), truth)
@@ -240,10 +245,10 @@ def train_tokenizer(
         apart = (
             (raw - vectors.detach()).square().sum(dim=-1)
         )  # (B, N): a picture's own vectors from those that replace them
-        same_style = torch.from_numpy(drawn.style == drawn.style[roles.shape])[:, None]
-        taste = torch.arange(apart.shape[1])[None] < PALETTE_CODES + STYLE_CODES
+        same_style = put(drawn.style == drawn.style[roles.shape])[:, None]
+        taste = torch.arange(apart.shape[1], device=device)[None] < PALETTE_CODES + STYLE_CODES
         agreement = (apart * torch.where(taste | same_style, 1.0, OTHER_STYLE_PULL)).mean()
-        embeds, _ = task.decoder(vectors, torch.full((batch,), vectors.shape[1]))
+        embeds, _ = task.decoder(vectors, torch.full((batch,), vectors.shape[1], device=device))
         small = F.avg_pool2d(pixels, pixels.shape[-1] // DRAWN_SIZE)
         image = ((task.drawn(embeds) - small).abs() * focus).mean()
 
@@ -280,5 +285,5 @@ def train_tokenizer(
         }
         return total, figures
 
-    trainer = Trainer(task, loss, folder, config)
+    trainer = Trainer(task, loss, folder, config, placement)
     trainer.run()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from generator.pigeon.placement import Placement
 from generator.training.nano.world import World
 from generator.training.trainer import Trainer, TrainerConfig
 
@@ -44,18 +45,22 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16) -> None:
+def train_vae(
+    folder: Path, cache: Path, config: TrainerConfig, batch: int = 16, placement: Placement | None = None
+) -> None:
     """Train on stickers and posters by L1 and a small KL.
 
     L1 on pixels, on their finite differences (sharp outlines) and on 4x4 means.
     """
     world = World(cache)
-    vae = build_vae()
+    placement = (placement or Placement()).learning  # a VAE overflows in half precision
+    vae = build_vae().to(placement.device())
 
     def loss(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        pixels = torch.from_numpy(world.batch(batch, rng).pixels) * 2 - 1  # (B, 3, 64, 64) in [-1, 1]
+        pixels = placement.put(world.batch(batch, rng).pixels) * 2 - 1  # (B, 3, 64, 64) in [-1, 1]
         posterior = vae.encode(pixels).latent_dist
-        drawn = vae.decode(posterior.sample()).sample
+        noise = placement.put(torch.randn(posterior.mean.shape))  # the CPU's, as all random numbers
+        drawn = vae.decode(posterior.mean + posterior.std * noise).sample
         pixel = (drawn - pixels).abs().mean()
         edge = sum(((a - b).abs().mean() for a, b in zip(edges(drawn), edges(pixels), strict=True)), torch.zeros(()))
         mean, logvar = posterior.mean, posterior.logvar
@@ -65,7 +70,7 @@ def train_vae(folder: Path, cache: Path, config: TrainerConfig, batch: int = 16)
         figures = {"l1": pixel, "edge": edge, "colour": colour, "kl": kl, "mse": F.mse_loss(drawn, pixels)}
         return total, {name: float(value.detach()) for name, value in figures.items()}
 
-    Trainer(vae, loss, folder, config).run()
+    Trainer(vae, loss, folder, config, placement).run()
 
 
 def unit_variance(vae: Any, world: World, images: int = 1024) -> None:

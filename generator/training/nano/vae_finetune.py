@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from generator.pigeon.diffusion import Diffusion
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.placement import Placement
 from generator.pigeon.sampling import noise_image
 from generator.training.nano.codes import CodeCache
 from generator.training.nano.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
@@ -74,6 +75,7 @@ def train_vae_finetune(
     config: TrainerConfig,
     drawings: int = DRAWINGS,
     batch: int = 16,
+    placement: Placement | None = None,
 ) -> None:
     """Train on the UNet's latents and the encoder's, latents (concepts, styles, palettes, 4, h, w).
 
@@ -89,8 +91,10 @@ def train_vae_finetune(
         partial.replace(kept)
     with np.load(kept) as found:
         triples, drawn = found["triples"], found["drawn"]
+    placement = (placement or Placement()).learning  # a VAE overflows in half precision
+    put = placement.put
     diffusion = model.diffusion.requires_grad_(False)
-    task, perceptual, count = VaeDecoderTask(diffusion), PerceptualFeatures(), len(world.styles)
+    task, perceptual, count = VaeDecoderTask(diffusion), PerceptualFeatures(placement.device()), len(world.styles)
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         some = rng.integers(len(triples), size=batch // 2)
@@ -98,10 +102,10 @@ def train_vae_finetune(
         concept, style, palette = (np.concatenate(parts) for parts in zip(triples[some].T, encoded, strict=True))
         given = torch.from_numpy(np.concatenate([drawn[some], latents[encoded]]).astype(np.float32))
         every = (np.repeat(concept, count), np.tile(np.arange(count), batch), np.repeat(palette, count))
-        drawings = torch.from_numpy(world.images(*every, guesses))  # each thing in all styles
-        rows, styles = torch.arange(batch), torch.from_numpy(style)
+        drawings = put(world.images(*every, guesses))  # each thing in all styles
+        rows, styles = put(torch.arange(batch)), put(style)
         wanted = drawings.view(batch, count, *drawings.shape[1:])[rows, styles]
-        known = torch.from_numpy(world.trained[concept]).float()
+        known = put(world.trained[concept]).float()
         known[rows, styles] = 1  # a guess is the right drawing of its own row and no row's other
         pixels = diffusion.decode_latents(given) / 2 + 0.5
         with torch.no_grad():
@@ -117,4 +121,4 @@ def train_vae_finetune(
         total = apart.mean() + UNLIKE_WEIGHT * unlike.mean() + MISTAKEN_WEIGHT * mistaken.mean()
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
-    Trainer(task, loss, folder, config).run()
+    Trainer(task, loss, folder, config, placement).run()

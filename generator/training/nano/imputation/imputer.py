@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.datasets.icons import ICON_SIZE
+from generator.pigeon.placement import Placement
 from generator.training.nano.imputation.neighbours import COUNT, Neighbours
 from generator.training.nano.imputation.perceptual_loss import (
     PerceptualFeatures,
@@ -113,6 +114,9 @@ class NeighbourDrawings(NamedTuple):
     drawings: Tensor
     nearness: Tensor
     differ: Tensor
+
+    def to(self, device: torch.device) -> NeighbourDrawings:
+        return NeighbourDrawings(*(part.to(device) for part in self))
 
 
 class Imputer(nn.Module):
@@ -227,7 +231,12 @@ class Drawings:
 
 
 def train_imputer(
-    folder: Path, drawings: Drawings, config: TrainerConfig, concepts: int = 8, start: Imputer | None = None
+    folder: Path,
+    drawings: Drawings,
+    config: TrainerConfig,
+    concepts: int = 8,
+    start: Imputer | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Train on the icons of all concepts: how styles differ shows on any of them.
 
@@ -235,11 +244,13 @@ def train_imputer(
     start: a network to continue from; by default a new one.
     """
     world = drawings.world
+    placement = placement or Placement()
+    put, device = placement.put, placement.device()
     network, perceptual, renderer, group = (
-        start or drawings.imputer(),
-        PerceptualFeatures(),
-        PosterRenderer(world.palettes),
-        ProcessGroup.join(),
+        (start or drawings.imputer()).to(device),
+        PerceptualFeatures(device),
+        PosterRenderer(world.palettes, device),
+        ProcessGroup.join(placement.device().type),
     )
     count = len(world.styles)
 
@@ -266,22 +277,23 @@ def train_imputer(
             neighbour_drawings.nearness,
             placed(neighbour_drawings.differ[:, :, None], place[at])[:, :, 0],
         )
-        palette = torch.from_numpy(palettes[mine])
-        made = network(icons[at], torch.from_numpy(given).float(), wanted, neighbour_drawings)
+        palette, icons, at, wanted = put(palettes[mine]), put(icons), put(at), put(wanted)
+        neighbour_drawings = neighbour_drawings.to(device)
+        made = network(icons[at], put(given).float(), wanted, neighbour_drawings)
         images = renderer(made, wanted, palette[at])
         with torch.no_grad():
             drawn = icons[:, :count].flatten(0, 1)
-            real = renderer(drawn, torch.arange(count).repeat(len(icons)), palette.repeat_interleave(count))
+            real = renderer(drawn, put(torch.arange(count)).repeat(len(icons)), palette.repeat_interleave(count))
             seen = [part.view(len(icons), count, -1)[at] for part in perceptual(real)]
             truth = real.view(len(icons), count, *real.shape[1:])[at, wanted]
-        known = torch.from_numpy(world.trained[chosen[mine]][concept]).float()
+        known = put(world.trained[chosen[mine]][concept]).float()
         mistaken, unlike = (part.sum() / rows for part in compared(perceptual(images), seen, wanted, known))
         apart = (images - truth).abs().mean(dim=(1, 2, 3)).sum() / rows
         figures = {"l1": apart, "mistaken": mistaken, "unlike": unlike}
         total = PIXELS_WEIGHT * apart + MISTAKEN_WEIGHT * min(1.0, step / RAMP) * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
-    Trainer(network, loss, folder, config).run()
+    Trainer(network, loss, folder, config, placement).run()
 
 
 def places(count: int, rng: np.random.Generator, turned_share: float = TURNED_SHARE) -> Tensor:
@@ -315,9 +327,11 @@ def guessed(network: Imputer, drawings: Drawings, concept: int) -> npt.NDArray[n
     count = len(drawings.world.styles)
     styles = np.arange(count)
     same = np.full(count, concept)
-    given = torch.from_numpy(drawings.others(same, styles)).float()
-    icons = drawings.icons(concept)[None].expand(count, -1, -1, -1, -1)
-    neighbour_drawings, style = drawings.neighbour_drawings(same, styles), torch.from_numpy(styles)
+    device = next(network.parameters()).device
+    given = torch.from_numpy(drawings.others(same, styles)).float().to(device)
+    icons = drawings.icons(concept)[None].expand(count, -1, -1, -1, -1).to(device)
+    neighbour_drawings = drawings.neighbour_drawings(same, styles).to(device)
+    style = torch.from_numpy(styles).to(device)
     mirrored = NeighbourDrawings(
         neighbour_drawings.drawings.flip(-1), neighbour_drawings.nearness, neighbour_drawings.differ.flip(-1)
     )
@@ -354,7 +368,7 @@ def impute(
     for number, concept in enumerate(np.flatnonzero(world.shown).tolist()):
         for style, icon in enumerate(icons[concept]):
             posters = [world.draw(concept, style, palette, icon) for palette in range(len(world.palettes))]
-            out[concept, style] = encode(torch.from_numpy(np.stack(posters))).numpy()
+            out[concept, style] = encode(torch.from_numpy(np.stack(posters))).cpu().numpy()
         if number % 50 == 0:
             log.info("imputed: %d of %d things", number, int(world.shown.sum()))
     out.flush()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generator.pigeon.placement import Placement
 from generator.training.nano.world import Triple, World
 from generator.training.trainer import Trainer, TrainerConfig
 
@@ -87,7 +88,7 @@ def taken_for_another(made: Tensor, drawings: Tensor, style: Tensor, known: Tens
     On the way from the right drawing to each other one: is it past the middle? The loss is -log of a share that falls with that, so two
     styles that draw the concept nearly alike count as much as two that do not. The distance is squared.
     """
-    rows = torch.arange(len(style))
+    rows = torch.arange(len(style), device=style.device)
     apart = (made[:, None] - drawings).square().sum(dim=2)
     between = (drawings[rows, style][:, None] - drawings).square().sum(dim=2)
     least = LEAST_BETWEEN * (between * known).sum(dim=1, keepdim=True) / known.sum(dim=1, keepdim=True)
@@ -107,6 +108,7 @@ class Critique:
         The critic's features of them are kept: 0.3 MB a concept and palette, 3.4 GB once all have come up.
         """
         self._critic = critic.requires_grad_(False).eval()
+        self._device = next(critic.parameters()).device
         self._world, self._latents, self._guesses = world, latents, guesses
         self._seen: dict[tuple[int, int], list[Tensor]] = {}
 
@@ -117,7 +119,7 @@ class Critique:
         if key not in self._seen:
             may_see = self._world.trained[concept][:, None, None, None]
             drawings = np.where(may_see, self._latents[concept, :, palette], self._guesses[concept, :, palette])
-            features = self._critic.features(torch.from_numpy(drawings.astype(np.float32)))
+            features = self._critic.features(torch.from_numpy(drawings.astype(np.float32)).to(self._device))
             self._seen[key] = [part.half() for part in features]
         return self._seen[key]
 
@@ -130,9 +132,13 @@ class Critique:
         concept, style, palette = triple
         wanted = torch.from_numpy(style)
         known = torch.from_numpy(self._world.trained[concept]).float()
-        known[torch.arange(len(wanted)), wanted] = 1  # a guess is the right drawing of its own row and no row's other
+        known[torch.arange(len(wanted)), wanted] = 1
+        wanted, known = (
+            wanted.to(self._device),
+            known.to(self._device),
+        )  # a guess is the right drawing of its own row and no row's other
         seen = [self._drawings(*key) for key in zip(concept.tolist(), palette.tolist(), strict=True)]
-        mistaken, unlike = torch.zeros(len(made)), torch.zeros(len(made))
+        mistaken, unlike = torch.zeros(2, len(made), device=self._device)
         ours = self._critic.features(made)
         for number, our in enumerate(ours):
             drawings = torch.stack([parts[number] for parts in seen]).float()  # (B, S, D)
@@ -160,24 +166,26 @@ def train_critic(
     config: TrainerConfig,
     batch: int = 48,
     start: Critic | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Train on latents (concepts, styles, palettes, c, h, w) of all concepts.
 
     start: a network to continue from; by default a new one.
     """
-    critic = start or build_critic(world, latents)
+    placement = placement or Placement()
+    critic = (start or build_critic(world, latents)).to(placement.device())
 
     def loss(step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         triple = world.sample_any(batch, rng)
         seen = torch.from_numpy(latents[triple].astype(np.float32))
         rows, columns = rng.integers(-1, 2, size=2).tolist()
-        seen = noisy(seen.roll((rows, columns), dims=(2, 3)), rng)
+        seen = placement.put(noisy(seen.roll((rows, columns), dims=(2, 3)), rng))
         total, figures = torch.zeros(()), {}
         names = ("concept", "style", "palette")
         for name, weight, logits, truth in zip(names, WORD_WEIGHTS, critic(seen), triple, strict=True):
-            right = torch.from_numpy(truth)
+            right = placement.put(truth)
             total = total + weight * F.cross_entropy(logits, right)
             figures[f"{name}_accuracy"] = float((logits.argmax(1) == right).float().mean())
         return total, figures
 
-    Trainer(critic, loss, folder, config).run()
+    Trainer(critic, loss, folder, config, placement).run()

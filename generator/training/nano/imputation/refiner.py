@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.datasets.posters import LINE_ART_STYLE
+from generator.pigeon.placement import Placement
 from generator.training.nano.imputation.imputer import CHANNELS, placed, places
 from generator.training.nano.imputation.perceptual_loss import (
     PerceptualFeatures,
@@ -121,17 +122,20 @@ def train_refiner(
     config: TrainerConfig,
     batch: int = BATCH,
     start: Refiner | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Train the two networks in turn, a step each, on `batch` concepts that training may see in its style.
 
     guesses: RGBA uint8 (concepts, styles, 64, 64, 4), the imputer's of every drawing, made without looking at it; start: what learning
     begins from, else nothing.
     """
-    network = start or Refiner()
+    placement = placement or Placement()
+    put, device = placement.put, placement.device()
+    network = (start or Refiner()).to(device)
     perceptual, renderer, group, count = (
-        PerceptualFeatures(),
-        PosterRenderer(world.palettes),
-        ProcessGroup.join(),
+        PerceptualFeatures(device),
+        PosterRenderer(world.palettes, device),
+        ProcessGroup.join(placement.device().type),
         len(world.styles),
     )
     chances = np.where(world.shown, SHOWN_TIMES, 1.0)[:, None] * world.trained
@@ -145,30 +149,30 @@ def train_refiner(
         dropped = rng.random((batch, count)) < DROPPED_SHARE
         dropped[:, partner] = rng.random(batch) < PARTNER_DROPPED_SHARE
         (mine,) = group.parts(batch)
-        concept, palette = concept[mine], palette[mine]
+        concept, palette = concept[mine], put(palette[mine])
         base, sources = shown(world, guesses, concept, name, dropped[mine])
         both = np.array([style, partner])
         real = premultiplied(world.art.pixels[concept][:, both])
-        moved = placed(torch.cat([base[:, None], sources, real], dim=1), place[mine])
+        moved = put(placed(torch.cat([base[:, None], sources, real], dim=1), place[mine]))
         base, sources, real = torch.split(moved, [1, sources.shape[1], real.shape[1]], dim=1)
         made = network.styles[name](base[:, 0], sources)
         icon = (made - real[:, 0]).abs().mean(dim=(1, 2, 3)).sum() / batch
         if trainer.progress() < PIXELS_ONLY_SHARE:
             return PIXELS_WEIGHT * icon, {"icon": float(icon.detach())}
         rows = len(concept)
-        images = renderer(made, torch.full((rows,), style), palette)
+        images = renderer(made, put(torch.full((rows,), style)), palette)
         with torch.no_grad():
-            posters = renderer(real.flatten(0, 1), torch.from_numpy(both).repeat(rows), palette.repeat_interleave(2))
+            posters = renderer(real.flatten(0, 1), put(both).repeat(rows), palette.repeat_interleave(2))
             seen = [part.view(rows, 2, -1) for part in perceptual(posters)]
-        known = torch.from_numpy(world.trained[concept][:, both]).float()
-        parts = compared(perceptual(images), seen, torch.zeros(rows, dtype=torch.int64), known)
+        known = put(world.trained[concept][:, both]).float()
+        parts = compared(perceptual(images), seen, torch.zeros(rows, dtype=torch.int64, device=device), known)
         mistaken, unlike = (part.sum() / batch for part in parts)
         apart = (images - posters[::2]).abs().mean(dim=(1, 2, 3)).sum() / batch
         figures = {"icon": icon, "l1": apart, "mistaken": mistaken, "unlike": unlike}
         total = PIXELS_WEIGHT * apart + ICON_WEIGHT * icon + MISTAKEN_WEIGHT * mistaken + UNLIKE_WEIGHT * unlike
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
-    trainer = Trainer(network, loss, folder, config)
+    trainer = Trainer(network, loss, folder, config, placement)
     trainer.run()
 
 
@@ -185,7 +189,7 @@ def refined(network: Refiner, world: World, guesses: npt.NDArray[np.uint8], at_o
         nothing = np.zeros((len(part), out.shape[1]), dtype=bool)
         for name, own in network.styles.items():
             style = world.styles.index(name)
-            base, sources = shown(world, guesses, part, name, nothing)
+            base, sources = (x.to(next(own.parameters()).device) for x in shown(world, guesses, part, name, nothing))
             made = own(base, sources) + own(base.flip(-1), sources.flip(-1)).flip(-1)
             out[part, style] = straight((made / 2).clamp(0, 1))
     return out

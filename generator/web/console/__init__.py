@@ -1,0 +1,12 @@
+"""The operators' console: pages that the server renders, without a script.
+
+    views                where each page is, and what it shows
+    changes              what can be changed, signing in and out
+    render               pages from templates
+    sessions             sessions in which pages read
+    nights, posters      nights with their funnel; posters beside what they were drawn from
+    registry             models, gate and canary numbers, and what changes them
+    taken_back           withdrawals and erasures
+
+Every list is paged by a key, so that its last page costs what the first one does.
+"""
