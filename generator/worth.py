@@ -121,8 +121,9 @@ class Worth:
         )
 
     def figures(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "decided": self.decided}
+        """As JSON; None for what is infinite."""
+        figures = {**asdict(self), "decided": self.decided}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def estimate(control: Array, drawn: Array, expected_share: float, days: float = 
     for _ in range(RESAMPLES):
         sampled = [_rate(group[rng.integers(len(group), size=len(group))]) for group in (control, drawn)]
         ratios.append(sampled[1] / sampled[0] - 1 if sampled[0] > 0 else np.inf)
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")  # no mean of two infinite ones
     users = len(control) + len(drawn)
     deviation = np.sqrt(users * expected_share * (1 - expected_share))
     return Worth(

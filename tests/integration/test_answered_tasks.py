@@ -105,7 +105,7 @@ def test_the_off_policy_value_rests_on_held_out_users_with_the_joint_propensitie
 ) -> None:
     """Odd users click on 11, which was drawn with 0.5 and shown with 0.25; nobody clicks on 10."""
     answered(engine, 120)
-    context, _ = doubled_context(settings, engine, tmp_path, off_policy_min_samples=5)
+    context, _ = doubled_context(settings, engine, tmp_path, off_policy_min_samples=5, off_policy_min_clicks=5)
     held = {f"u{n}" for n in range(120) if is_held_out(f"u{n}", 0.2)}
     with Session(engine) as session:
         shown = off_policy_log.read_shown(session, WINDOW, 0.2, 500, "base", ClickSettings())

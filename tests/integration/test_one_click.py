@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 USERS, ITEM_OF = 24, {f"u{n}": f"item{8 + n % 4}" for n in range(24)}
 NOW = datetime.now(UTC)
+TRACED = "u2"
 FIRST, SECOND = (NOW - timedelta(days=5)).date(), NOW.date()
 # A random model draws noise, and whether it learns well is no matter here: no picture and no challenger is refused for it.
 LENIENT = {
@@ -104,7 +105,7 @@ def reader(settings: Settings) -> PosterManifest:
 
 
 def surf(settings: Settings, posters: PosterManifest) -> str:
-    """Users are shown posters on three days and click on variant 0; returns the one that u1 clicked."""
+    """Users are shown posters on three days and click on variant 0; returns what our user clicked."""
     events, clicked = [], ""
     for user, item in ITEM_OF.items():
         first = min(posters.variants_for(user, item), key=lambda row: row["variant"])["poster_id"]
@@ -116,7 +117,7 @@ def surf(settings: Settings, posters: PosterManifest) -> str:
             at = NOW - timedelta(days=4 - number % 3, minutes=number)
             shown = {"poster_id": choice.poster_id, "user_id": user, "item_id": item, "request_id": request}
             actions = ("impression", "click") if choice.poster_id == first and number % 4 else ("impression",)
-            if user == "u1" and "click" in actions:
+            if user == TRACED and "click" in actions:
                 clicked = choice.poster_id
             events += [
                 PosterFeedback.model_validate(
@@ -139,7 +140,7 @@ def surf(settings: Settings, posters: PosterManifest) -> str:
 def test_a_click_on_a_poster_changes_the_next_nights_poster(
     engine: Engine, own: Settings, pigeon: Pigeon, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    assert not is_held_out("u1", own.retrain.holdout_share), "u1 is one of those who teach"
+    assert not is_held_out(TRACED, own.retrain.holdout_share), "our user is one of those who teach"
     build(own, tmp_path / "art", users=USERS, targets=1)
     run(pigeon, "night", "run", "--date", FIRST.isoformat())
 
@@ -148,14 +149,14 @@ def test_a_click_on_a_poster_changes_the_next_nights_poster(
     consume(own, (FEEDBACK,))
     with Session(engine) as session:
         stored = session.scalars(
-            select(StoredFeedback).where(StoredFeedback.user_id == "u1", StoredFeedback.action == "click")
+            select(StoredFeedback).where(StoredFeedback.user_id == TRACED, StoredFeedback.action == "click")
         ).all()
         assert {row.poster_id for row in stored} == {clicked}
         base_weights = showings.newest_checkpoint(session, NOW)
         assert base_weights
         read = showings.read(session, NOW - timedelta(days=28), NOW, base_weights, ClickSettings()).showings
         assert read is not None
-        assert sum(read.clicked[read.users == "u1"]) == len(stored), (
+        assert sum(read.clicked[read.users == TRACED]) == len(stored), (
             "each click is a clicked showing of the click model"
         )
     fitted = pigeon("loop", "fit", "--until", NOW.isoformat())
@@ -173,20 +174,20 @@ def test_a_click_on_a_poster_changes_the_next_nights_poster(
         body = Store(own.s3).get(snapshot.key_of(champion.snapshot_id))
     assert body is not None
     learned = snapshot.decode(body.body, champion.snapshot_id).pairs.select("train", "feedback")
-    assert clicked in {pair.chosen_poster_id for pair in learned if pair.user_id == "u1"}
+    assert clicked in {pair.chosen_poster_id for pair in learned if pair.user_id == TRACED}
     with TritonPigeon(own) as model:
         assert champion.number in model.loaded_versions("personalizer")
 
     run(pigeon, "night", "run", "--date", SECOND.isoformat())
     with Session(engine) as session:
         task = session.scalars(
-            select(NightTask).where(NightTask.user_id == "u1", NightTask.model_version == champion.version)
+            select(NightTask).where(NightTask.user_id == TRACED, NightTask.model_version == champion.version)
         ).one()
-        drawn = session.scalars(select(Poster).where(Poster.user_id == "u1", Poster.run_id == task.run_id)).all()
+        drawn = session.scalars(select(Poster).where(Poster.user_id == TRACED, Poster.run_id == task.run_id)).all()
         before = session.get_one(Poster, clicked)
     assert (task.status, task.adapter_version) == ("done", champion.number)
     assert {poster.weights for poster in drawn}.isdisjoint({before.weights})
-    shown = reader(own).poster_for("u1", ITEM_OF["u1"], key="the next day")
+    shown = reader(own).poster_for(TRACED, ITEM_OF[TRACED], key="the next day")
     assert shown is not None
     assert shown.poster_id in {poster.poster_id for poster in drawn}, "tomorrow's reader shows what the adapter drew"
     assert shown.poster_id != clicked

@@ -91,7 +91,8 @@ def test_robots_are_worth_nothing_and_nobody_decides_alone(engine: Engine) -> No
 def test_a_retraining_writes_it_down_with_the_champion_and_no_canary_ends_by_that(
     engine: Engine, settings: Settings, tmp_path: Path
 ) -> None:
-    context, echoed = doubled_context(settings, engine, tmp_path)
+    quick = settings.model_copy(update={"clicks": ClickSettings(attribution_hours=1)})
+    context, echoed = doubled_context(quick, engine, tmp_path)
     filled(engine)
     for number in range(10):
         control(engine, f"c{number}", 10, 1 + number % 2)
