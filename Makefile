@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 DEMO   := $(VENV)/.installed-demo
 TEST   := $(VENV)/.installed-test
 WITH_TOOLS := demo,evaluate,lavit,redis,ray,dev
+# Tools of deploy/ and of releases, in an environment of their own.
+TOOLS  := .pigeon/tools
 
 SHELL       := bash
 .SHELLFLAGS := -o pipefail -c
@@ -17,10 +19,10 @@ define install
 		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
 endef
 
-.PHONY: help demo test check faults gpu bench format clean
+.PHONY: help demo test check check-deploy audit release faults gpu bench format clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pigeon needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
@@ -49,10 +51,23 @@ check: $(TEST) ## Format, lint, types, import contracts, dependencies, contract 
 	$(BIN)/deptry .
 	$(BIN)/pigeon events check
 
-faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records; hours
-	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} \
+$(TOOLS)/.installed: deploy/checks/tools.txt deploy/checks/install.sh
+	@bash deploy/checks/install.sh $(TOOLS) $(PYTHON)
+	@touch $@
+
+check-deploy: $(TOOLS)/.installed ## Alerts and their tests, images, compose file and chart, each by its own tool
+	@bash deploy/checks/check.sh $(TOOLS)
+
+audit: $(TOOLS)/.installed ## Known vulnerabilities of the pinned packages; asks a vulnerability service
+	$(TOOLS)/venv/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+
+release: $(TOOLS)/.installed ## Wheel, sdist, chart, image context and SBOM of the committed state, into dist/; pushes nothing
+	@bash deploy/checks/release.sh $(TOOLS)
+
+faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records, 2,000 generated pictures; hours
+	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} PICTURE_CASES=$${PICTURE_CASES:-2000} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
-		tests/faults/test_night_processes.py tests/faults/test_store_faults.py
+		tests/faults/test_night_processes.py tests/faults/test_store_faults.py tests/inputs/test_pictures.py
 
 # Not through the environment above: a CUDA machine has its own torch.
 gpu: ## Figures of a CUDA machine, in eight minutes (MINUTES=8), written to gpu-results; nothing without one

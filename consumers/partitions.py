@@ -9,8 +9,11 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time
 from typing import Any
 
+import psycopg2.errors
+
 from consumers import postgres
 from consumers.outage import Outage
+from schemas.errors import ServerUnavailable
 from schemas.settings import DatabaseSettings
 
 ADVISORY_LOCK = 7_046_002
@@ -56,7 +59,8 @@ def make(cursor: Any, months: list[date]) -> list[date]:
     """Make the partitions of `months` that are missing, in the caller's transaction; returns those made.
 
     Raises:
-        Outage: retention is taking one of these months away; it can be made again when that is done.
+        Outage: retention is taking one of these months away, or the login may not make tables; nothing can be done before that
+            has changed.
     """
     states = _states(cursor)
     if all(states.get(month) == "attached" for month in months):
@@ -70,10 +74,20 @@ def make(cursor: Any, months: list[date]) -> list[date]:
             continue
         if state is not None:
             raise Outage(f"database: {name_of(month)} is half-way out by retention; `pigeon db upkeep` ends that")
-        cursor.execute(f"CREATE TABLE {name_of(month)} (LIKE interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
-        _attach(cursor, month)
+        _create(cursor, month)
         made.append(month)
     return made
+
+
+def _create(cursor: Any, month: date) -> None:
+    try:
+        cursor.execute(f"CREATE TABLE {name_of(month)} (LIKE interactions INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+        _attach(cursor, month)
+    except psycopg2.errors.InsufficientPrivilege as error:
+        # A login of deploy/postgres/roles.sql: the events wait until the owner's job has made the month.
+        raise Outage(
+            f"database: there is no {name_of(month)} and this login may not make it; run `pigeon db upkeep` as the tables' owner"
+        ) from error
 
 
 def upkeep(
@@ -88,7 +102,7 @@ def upkeep(
         The names of the partitions made and of those dropped.
 
     Raises:
-        ServerUnavailable: Postgres cannot be reached, or a lock did not come in time.
+        ServerUnavailable: Postgres cannot be reached, a lock did not come in time, or the login may not make tables.
     """
     month = (today or datetime.now(UTC).date()).replace(day=1)
     with postgres.connected(settings, "pigeon-upkeep") as connection:
@@ -96,8 +110,11 @@ def upkeep(
         with connection.cursor() as cursor:
             dropped = _retire(cursor, add_months(month, -retention_months))
         connection.autocommit = False
-        with connection, connection.cursor() as cursor:
-            made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
+        try:
+            with connection, connection.cursor() as cursor:
+                made = make(cursor, [add_months(month, n) for n in range(ahead_months + 1)])
+        except Outage as error:
+            raise ServerUnavailable(str(error)) from error
     return [name_of(m) for m in made], dropped
 
 

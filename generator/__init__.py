@@ -8,6 +8,7 @@
     safety     a model that finds unsafe pictures
     nightly    plan, draw, publish, announce; the scheduler
     upkeep     what goes again: erased users, what is past retention
+    metrics    what Prometheus is told of nights and of the loop
     worth      what drawn posters are worth over the items' own; for nights' reports and the loop
     feedback   what people did with posters becomes a better model
     web        posters and feedback over HTTP, and the operators' console

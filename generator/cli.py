@@ -33,6 +33,8 @@ PARTS = (
     "generator.serving.commands",
     "generator.feedback.commands",
     "generator.feedback.clicks.commands",
+    "generator.training.catalog.commands",
+    "generator.feedback.simulation.commands",
     "generator.training.nano.commands",
 )
 # Whose probes `pigeon doctor` asks. Each has `PROBES`.
@@ -61,7 +63,9 @@ EXTRAS: dict[tuple[str, ...], str] = {
     ("models", "load"): "serving",
     ("retrain",): "train",
     ("loop",): "loop",
+    ("simulate",): "loop",
     ("train",): "train",
+    ("dataset",): "train",
     ("evaluate",): "evaluate",
     ("serve",): "web",
 }

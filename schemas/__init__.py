@@ -13,10 +13,13 @@
     settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention
+    settings_s3                those of the object store
     settings_safety            those of the safety verdict
     settings_loop              those of readers and of the click model
     settings_web               those of `pigeon serve`
     connections                options of the Kafka, S3 and Postgres clients
+    s3_keys                    keys of S3 that files renew
+    s3_prefix, s3_errors       keys in a shared bucket; what an error of the store means
     kafka_access               what a broker answers to our login, asked beforehand
     kafka_rights               which rights a login has at a broker
     kafka_token                tokens of an OIDC provider, for OAUTHBEARER
@@ -28,17 +31,22 @@
     manifest_cache             the folder of shards that processes share
     manifest_refresh           the thread that looks for new sets
     manifest_withdrawn         the list of what was taken back
+    manifest_metrics           a reader's figures for Prometheus
     answers                    a task's answers as they are stored
     click_features             what a click model reads of a task's answers
     click_model                a click model as it is stored and scored
     control                    who is in the control group, and the ids that it reports
     fetch, deadline_http       catalogue pictures fetched within one deadline
+    fetched                    what comes out of that
+    image_files                pictures that are files of this machine
+    signed_objects             addresses of S3 objects with our signature
     image_addresses            where pictures may come from
     images                     what a picture is, for import and night
+    image_colours              any depth, profile and transparency made 8-bit sRGB
     titles, typefaces          titles as they are written; which fonts have their characters
     faultpoints                named points at which the fault tests kill a process
     hashing                    a number in [0, 1) from a text
-    runtime                    logs, metrics, health, Kafka logins and stop signals of long-running parts
+    runtime                    logs, traces, metrics, health, Kafka logins and stop signals of long-running parts
 
 Every other part may import this one; it imports none of them.
 """

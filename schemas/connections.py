@@ -5,15 +5,19 @@ Importing this module imports no client library: boto3 is imported where a clien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas import kafka_token
+from schemas import kafka_token, s3_keys
 from schemas.runtime import kafka_login
+from schemas.s3_prefix import add_prefix
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-    from schemas.settings import DatabaseSettings, KafkaSettings, S3Settings
+    from schemas.settings import DatabaseSettings, KafkaSettings
+    from schemas.settings_s3 import S3Settings
 
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """Seconds without traffic before a probe, seconds between probes, and unanswered probes that end a connection."""
@@ -37,12 +41,16 @@ def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
 
 def s3_options(settings: S3Settings) -> dict[str, Any]:
     """Arguments of `s3_client` that the settings give."""
-    secret = settings.secret_access_key
+    secret, token = settings.secret_access_key, settings.session_token
     return {
         "endpoint_url": settings.endpoint_url,
         "region": settings.region,
+        "addressing_style": settings.addressing_style,
         "access_key_id": settings.access_key_id,
         "secret_access_key": secret.get_secret_value() if secret else None,
+        "session_token": token.get_secret_value() if token else None,
+        "prefixed": (settings.bucket, settings.prefix),
+        "key_files": s3_keys.key_files(),
         "connect_timeout_seconds": settings.connect_timeout_seconds,
         "read_timeout_seconds": settings.read_timeout_seconds,
         "max_attempts": settings.max_attempts,
@@ -56,6 +64,10 @@ def s3_client(
     region: str = "us-east-1",
     access_key_id: str | None = None,
     secret_access_key: str | None = None,
+    session_token: str | None = None,
+    addressing_style: Literal["auto", "path", "virtual"] = "auto",
+    prefixed: tuple[str, str] = ("", ""),
+    key_files: Mapping[str, Path] | None = None,
     connect_timeout_seconds: float = 5.0,
     read_timeout_seconds: float = 30.0,
     max_attempts: int = 5,
@@ -67,6 +79,9 @@ def s3_client(
     Keys that are not given come from where boto3 looks (environment, profile, role).
 
     Args:
+        addressing_style: "path" is host/bucket/key, "virtual" bucket.host/key.
+        prefixed: a bucket, and what all keys in it begin with (schemas/s3_prefix.py).
+        key_files: files of keys, which are read again whenever something is signed (schemas/s3_keys.py).
         max_attempts: tries of a request, the first included.
         checksums: when botocore adds and checks its extra checksums.
         pool_connections: connections kept open, for as many threads.
@@ -74,14 +89,21 @@ def s3_client(
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    keys = {
+        "access_key_id": access_key_id,
+        "secret_access_key": secret_access_key,
+        "session_token": session_token,
+    }
+    client = (s3_keys.session(keys, key_files) if key_files else boto3).client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
+        aws_access_key_id=None if key_files else access_key_id,
+        aws_secret_access_key=None if key_files else secret_access_key,
+        aws_session_token=None if key_files else session_token,
         config=Config(
             signature_version="s3v4",
+            s3={"addressing_style": addressing_style},
             connect_timeout=connect_timeout_seconds,
             read_timeout=read_timeout_seconds,
             retries={"mode": "standard", "total_max_attempts": max_attempts},
@@ -90,6 +112,9 @@ def s3_client(
             response_checksum_validation=checksums,
         ),
     )
+    if prefixed[1]:
+        add_prefix(client, *prefixed)
+    return client
 
 
 def postgres_options(

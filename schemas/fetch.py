@@ -9,13 +9,9 @@ urllib3 and boto3 are imported inside functions, so that this module is light to
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import random
-import stat
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from schemas.deadline_http import (
@@ -28,6 +24,7 @@ from schemas.deadline_http import (
     remaining,
     retry_after,
 )
+from schemas.fetched import Fetched, HostUnavailable, Known, NotModified
 from schemas.image_addresses import (
     AddressRules,
     BucketAddress,
@@ -37,73 +34,23 @@ from schemas.image_addresses import (
     follow,
     parse_address,
 )
+from schemas.image_files import LOCAL_FILES, read_file, too_large
 from schemas.images import ImageProblem
 from schemas.settings import Settings
+from schemas.signed_objects import KEYS_REFUSED, NoKeys, Signer
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
 MAX_REDIRECTS = 5
 FIRST_WAIT_SECONDS = 0.2
+GIVING_UP_SHARE = 0.05
+"""Share of a fetch's time that is kept for giving up, so that it has ended when its time is over."""
 CHUNK_BYTES = 64 * 2**10
-LOCAL_FILES = "files of this machine"
-"""What stands for the host where a picture is a file."""
-
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be others a moment later."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-_KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
-"""Codes of S3 that tell of our keys or clock, not of the picture."""
-
-_FILE_PROBLEMS = frozenset(
-    {
-        errno.ENOENT,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.EINVAL,
-        errno.ENXIO,
-    }
-)
-"""Errors of opening a file that lie in the file or its name."""
-
-
-class HostUnavailable(Exception):
-    """A host that pictures come from is away or too busy; the picture itself may be fine."""
-
-    def __init__(self, host: str, reason: str, *, retry_after: float | None = None) -> None:
-        super().__init__(f"{host}: {reason}")
-        self.host = host
-        self.reason = reason
-        self.retry_after = retry_after
-        """Seconds after which the host wants to be asked again; None when it did not say."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What an earlier answer gave to ask with whether the picture has changed."""
-
-    etag: str | None = None
-    last_modified: str | None = None
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A picture's bytes, and what to ask with the next time."""
-
-    body: bytes
-    etag: str | None = None
-    last_modified: str | None = None
-
-
-@dataclass(frozen=True)
-class NotModified:
-    """The picture is the one that is known."""
 
 
 class Fetcher:
@@ -121,7 +68,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._slots: dict[str, threading.BoundedSemaphore] = {}
         self._pools: dict[str, PoolManager] = {}
-        self._signers: dict[str, Any] = {}
+        self._signer = Signer(settings.s3)
 
     def host(self, uri: str) -> str:
         """Return who is asked for a picture, as outages name it; the text itself where it is no address."""
@@ -157,7 +104,7 @@ class Fetcher:
             if isinstance(address, FileAddress):
                 return read_file(address.path, self._limit, known)
             self._prepare(address)
-            with self._slot(host), deadline(self._seconds):
+            with self._slot(host), deadline((1 - GIVING_UP_SHARE) * self._seconds):
                 return self._patiently(address, host, known or Known())
         except (ImageProblem, HostUnavailable):
             raise
@@ -169,10 +116,8 @@ class Fetcher:
         with self._lock:
             for pool in self._pools.values():
                 pool.clear()
-            for signer in self._signers.values():
-                signer.close()
             self._pools.clear()
-            self._signers.clear()
+        self._signer.close()
 
     @contextlib.contextmanager
     def _slot(self, host: str) -> Any:
@@ -187,7 +132,7 @@ class Fetcher:
             self._pool("web")
             return
         self._pool("s3")
-        self._signer(self._s3.region)
+        self._signer.prepare(self._s3.region)
 
     def _patiently(self, address: WebAddress | BucketAddress, host: str, known: Known) -> Fetched | NotModified:
         wait = FIRST_WAIT_SECONDS
@@ -230,7 +175,7 @@ class Fetcher:
                     region = elsewhere
                     continue
                 told = answer.read(4096, decode_content=True).decode("utf-8", "replace")
-                if code := next((code for code in _KEYS_REFUSED if code in told), None):
+                if code := next((code for code in KEYS_REFUSED if code in told), None):
                     raise TryAgain(f"{code} (settings s3.access_key_id, s3.secret_access_key, or the clock)")
                 return self._picture(answer, known)
         raise ImageProblem(f"bucket {address.bucket} is in no region that answers (setting s3.region)")
@@ -316,74 +261,10 @@ class Fetcher:
             return self._pools[kind]
 
     def _signed(self, address: BucketAddress, region: str) -> str:
-        """An address that carries our signature.
-
-        So that objects are read under the same limits as other pictures.
-        """
-        signer = self._signer(region)
-        from botocore.exceptions import BotoCoreError
-
         try:
-            url: str = signer.generate_presigned_url(
-                "get_object", Params={"Bucket": address.bucket, "Key": address.key}, ExpiresIn=3600
-            )
-        except BotoCoreError as error:
+            return self._signer.sign(address.bucket, address.key, region)
+        except NoKeys as error:
             raise TryAgain(f"no S3 keys (settings s3.access_key_id, s3.secret_access_key): {error}") from error
-        return url
-
-    def _signer(self, region: str) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        secret = self._s3.secret_access_key
-        with self._lock:
-            if region not in self._signers:
-                self._signers[region] = boto3.client(
-                    "s3",
-                    endpoint_url=self._s3.endpoint_url,
-                    region_name=region,
-                    aws_access_key_id=self._s3.access_key_id,
-                    aws_secret_access_key=secret.get_secret_value() if secret else None,
-                    config=Config(signature_version="s3v4"),
-                )
-            return self._signers[region]
-
-
-def read_file(path: str | os.PathLike[str], limit: int, known: Known | None = None) -> Fetched | NotModified:
-    """Read a picture from a file of at most `limit` bytes; its tag changes when the file is written.
-
-    Raises:
-        ImageProblem: there is no such file, it is none (a pipe, a folder), too large, empty or may not be read.
-        HostUnavailable: the disk does not give it.
-    """
-    try:
-        # Without waiting: a pipe that nobody writes to would hold us for ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise ImageProblem(f"{path} is not a file")
-            tag = f"{about.st_dev:x}-{about.st_ino:x}-{about.st_size:x}-{about.st_mtime_ns:x}-{about.st_ctime_ns:x}"
-            if known and known.etag == tag:
-                return NotModified()
-            if about.st_size > limit:
-                raise too_large(limit)
-            body = file.read(limit + 1)
-    except OSError as error:
-        if error.errno in _FILE_PROBLEMS:
-            raise ImageProblem(f"cannot read {path}: {error.strerror}") from error
-        raise HostUnavailable(LOCAL_FILES, f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageProblem(f"cannot read {path!r}: {error}") from error
-    if len(body) > limit:
-        raise too_large(limit)
-    if not body:
-        raise ImageProblem(f"{path} is empty")
-    return Fetched(body, tag)
-
-
-def too_large(limit: int) -> ImageProblem:
-    """The problem of a picture of more than `limit` bytes."""
-    return ImageProblem(f"is larger than {limit} bytes (setting night.max_image_bytes)")
 
 
 def agent() -> str:

@@ -40,6 +40,17 @@ _NEVER = tuple(
 LONGEST_BYTES = 2_000
 """Bytes of the longest address that is taken: a database can index it, and hosts refuse longer ones anyway."""
 
+_PRIVATE_TOO = tuple(
+    IPv6Network(network)
+    for network in (
+        "fec0::/10",  # what private networks had before fc00::/7
+        "64:ff9b:1::/48",  # translation inside a network
+        "3fff::/20",
+        "5f00::/16",
+    )
+)
+"""What the Pythons that we run on take for global and IANA does not."""
+
 _NAT64 = IPv6Network("64:ff9b::/96")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.ASCII)
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -193,7 +204,7 @@ class AddressRules:
         for one in (ip, *_embedded(ip)):
             if any(one.version == network.version and one in network for network in _NEVER):
                 raise ImageProblem(f"{host} is {ip}, a link-local or metadata address: never asked")
-            if one.is_global or self._is_named(host):
+            if _is_public(one) or self._is_named(host):
                 continue
             if any(one.version == network.version and one in network for network in self._networks):
                 continue
@@ -211,6 +222,10 @@ class AddressRules:
         return any(
             host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:])) for allowed in self._hosts
         )
+
+
+def _is_public(ip: Ip) -> bool:
+    return ip.is_global and not (ip.version == 6 and any(ip in network for network in _PRIVATE_TOO))
 
 
 def _embedded(ip: Ip) -> tuple[IPv4Address, ...]:

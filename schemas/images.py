@@ -7,10 +7,16 @@ Pillow and NumPy are imported inside functions, so that this module is light to 
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from schemas.image_colours import flat, scale_transparent_colour
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]
 
-RULE_VERSION = 2
+RULE_VERSION = 3
 """Number of the rule that turns bytes into pixels; part of the key of whatever is cached of a picture."""
 
 MIN_SIDE = 8
@@ -28,17 +34,14 @@ MIN_SIDE = 8
 MAX_PIXELS = 64 * 10**6
 """Pixels above which a picture is refused."""
 
+PIXELS_AT_ONCE = MAX_PIXELS
+"""Pixels that the threads of a process decode at the same time; at most 30 bytes of memory each."""
+
+MAX_SCANS = 100
+"""Passes over its pixels that a JPEG may ask for; real ones have about ten, and each costs as much as a picture."""
+
 BLANK_STDDEV = 1.0
 """Standard deviation of the pixels (0-255) up to which a picture is blank."""
-
-VISIBLE_STEP = 16
-"""Difference (0-255) from the ground that an eye sees."""
-
-VISIBLE_SHARE = 0.005
-"""Share of the pixels that must differ from the ground for the art on it to be seen."""
-
-DARK_GROUND = (38, 38, 38)
-"""RGB of the ground for transparent art that is white itself."""
 
 
 def features_version(tokenizer_version: str) -> str:
@@ -129,13 +132,59 @@ def _read(data: bytes) -> Decoded:
         kind = image.format or ""
         if kind not in FORMATS:
             raise ImageProblem(f"format {kind or 'unknown'} is not taken ({', '.join(FORMATS)})")
-        if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE:
+        count = image.width * image.height
+        if count > MAX_PIXELS or min(image.size) < MIN_SIDE:
             raise ImageProblem(
                 f"{image.width}x{image.height} pixels is out of range (sides of {MIN_SIDE} or more, {MAX_PIXELS} pixels in all)"
             )
-        image.load()
-        pixels = np.ascontiguousarray(np.asarray(_flat(_upright(image)), dtype=np.uint8))
-    return Decoded(pixels, kind, _is_blank(pixels))
+        if kind in {"JPEG", "MPO"}:
+            _check_scans(data)
+        with _room.taken(count):
+            scale_transparent_colour(image)
+            image.load()
+            _turn_upright(image)
+            pixels = np.ascontiguousarray(np.asarray(flat(image), dtype=np.uint8))
+            return Decoded(pixels, kind, _is_blank(pixels))
+
+
+class _Room:
+    """A number of pixels that threads share while they decode."""
+
+    def __init__(self, pixels: int) -> None:
+        self._left = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until so many are free, and take them for the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= pixels)
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += pixels
+                self._changed.notify_all()
+
+
+_room = _Room(PIXELS_AT_ONCE)
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+"""What begins a part of a JPEG: inside coded pixels 0xFF is followed by 0 or by a restart's number."""
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of a few bytes that would be decoded for hours."""
+    scans, at = 0, 2
+    while found := _MARKER.search(data, at):
+        kind = found[1][0]
+        if kind == 0xD9:  # the end; what follows are further frames
+            return
+        scans += kind == 0xDA
+        if scans > MAX_SCANS:
+            raise ImageProblem(f"has more than {MAX_SCANS} scans")
+        at = found.end() + (int.from_bytes(data[found.end() : found.end() + 2]) if kind != 0x01 else 0)
 
 
 def _hint(data: bytes) -> str:
@@ -145,106 +194,13 @@ def _hint(data: bytes) -> str:
     return ": it is SVG" if b"<svg" in start else ""
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> None:
     """Turn the picture as its EXIF orientation says; an EXIF block that cannot be read turns nothing."""
     from PIL import ImageOps
 
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - the pixels are fine, only the block beside them is not
-        return image
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """An RGB picture: depth scaled, colours in sRGB, transparency laid on a ground."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
-    see_through = image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
-    if see_through:
-        image = image.convert("LA" if image.mode in {"LA", "La"} else "RGBA")
-    elif image.mode in {"P", "1", "HSV"}:
-        image = image.convert("RGB")
-    if image.mode == "LAB":
-        return _converted(image, _lab_profile()) or image.convert("L").convert("RGB")
-    if not see_through:
-        return _to_srgb(image, profile) or image.convert("RGB")
-    alpha = image.getchannel("A")
-    colours = image.convert("L" if image.mode == "LA" else "RGB")
-    colours = _to_srgb(colours, profile) or colours.convert("RGB")
-    return _on_ground(colours, alpha)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floating point, scaled to 8 bits."""
-    import numpy as np
-    from PIL import Image
-
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    deep = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(deep.min()), float(deep.max())
-    # Without a word about its scale: 0..1 and 0..255 for floats, 0..65535 for integers; what goes beyond is stretched to fit.
-    scales = (1.0, 255.0) if image.mode == "F" else (65535.0,)
-    top = next((scale for scale in scales if low >= 0 and high <= scale), None)
-    bottom, top = (0.0, top) if top is not None else (low, max(high, low + 1e-6))
-    return Image.fromarray(np.rint((deep - bottom) * (255.0 / (top - bottom))).clip(0, 255).astype(np.uint8))
-
-
-def _to_srgb(image: Image.Image, profile: Any) -> Image.Image | None:
-    """Convert by the colour profile in the file.
-
-    None when there is none, it is sRGB, or it does not fit the picture.
-    """
-    from PIL import ImageCms
-
-    if not isinstance(profile, bytes) or image.mode not in {"RGB", "L", "CMYK"}:
-        return None
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-    except Exception:  # noqa: BLE001 - a broken profile leaves the picture as every viewer shows it
-        return None
-    return _converted(image, source)
-
-
-def _lab_profile() -> Any:
-    from PIL import ImageCms
-
-    return ImageCms.createProfile("LAB")
-
-
-def _converted(image: Image.Image, source: Any) -> Image.Image | None:
-    from PIL import ImageCms
-
-    try:
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except Exception:  # noqa: BLE001 - a profile for another kind of picture
-        return None
-
-
-def _on_ground(colours: Image.Image, alpha: Image.Image) -> Image.Image:
-    """Lay the art on white, or on a dark ground where it could not be seen on white."""
-    from PIL import Image
-
-    white = (255, 255, 255)
-    ground = white
-    if not _is_seen(colours, alpha, white) and _is_seen(colours, alpha, DARK_GROUND):
-        ground = DARK_GROUND
-    return Image.composite(colours, Image.new("RGB", colours.size, ground), alpha)
-
-
-def _is_seen(colours: Image.Image, alpha: Image.Image, ground: tuple[int, int, int]) -> bool:
-    """Whether enough of the art differs from the ground; judged on at most 512 x 512 samples."""
-    import numpy as np
-
-    step = max(1, max(colours.size) // 512)
-    art = np.asarray(colours)[::step, ::step].astype(np.int32)
-    cover = np.asarray(alpha)[::step, ::step].astype(np.int32)
-    difference = np.abs(art - np.array(ground, np.int32)).max(axis=2) * cover // 255
-    return float((difference > VISIBLE_STEP).mean()) >= VISIBLE_SHARE
+    # The pixels are fine when only the block beside them is not. In place: a copy of a large picture is 250 MB.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _is_blank(pixels: Pixels) -> bool:

@@ -46,7 +46,7 @@ from schemas.manifest_files import (
     to_parquet,
 )
 from schemas.manifest_refresh import Refresher
-from schemas.manifest_source import ManifestSet, ManifestSource, ObjectCorrupt, ObjectMissing
+from schemas.manifest_source import ManifestSet, ManifestSource, ObjectCorrupt, ObjectDenied, ObjectMissing
 from schemas.manifest_withdrawn import Withdrawn
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ Alarm = Literal[
     "withdrawn_unreadable",
     "refresh_failed",
     "nothing_published",
+    "access_denied",
 ]
 READINGS = 3
 """Times that the pointer is read when what it leads to has gone meanwhile."""
@@ -114,12 +115,14 @@ class PosterManifest:
         rotation: Rotation = "day",
         control_share: float = CONTROL_SHARE,
         reconnect: Callable[[], S3Client] | None = None,
+        prefix: str = "",
     ) -> None:
         """Prepare a reader; `open` reads the newest set, too.
 
-        `reconnect` makes a forked process' own client; without, only its connections are its own.
+        `reconnect` makes a forked process' own client; without, only its connections are its own. `prefix` is what the client
+        puts before all keys.
         """
-        place = hashlib.sha256(s3.meta.endpoint_url.encode()).hexdigest()[:8]
+        place = hashlib.sha256(f"{s3.meta.endpoint_url}{prefix}".encode()).hexdigest()[:8]
         folder = Path(cache_dir) if cache_dir else default_folder()
         self._source = ManifestSource(s3, bucket, FileCache(folder / f"{bucket}-{place}"), reconnect)
         self._on_alarm = on_alarm
@@ -141,6 +144,9 @@ class PosterManifest:
         region: str | None = None,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
+        session_token: str | None = None,
+        prefix: str = "",
+        addressing_style: Literal["auto", "path", "virtual"] = "auto",
         client: S3Client | None = None,
         refresh_seconds: float = 60.0,
         on_alarm: Callable[[Alarm, str], None] | None = None,
@@ -150,7 +156,10 @@ class PosterManifest:
     ) -> PosterManifest:
         """Connect and read the newest set.
 
-        Keys that are not given come from where boto3 looks (environment, profile, role).
+        Keys that are not given come from where boto3 looks (environment, profile, role). They need s3:GetObject; without
+        s3:ListBucket the store answers 403 for what is not there yet, which is an alarm until the first night. `prefix` is the
+        installation's s3.prefix, which the keys of pictures do not have; a `client` of your own puts it before keys itself
+        (`schemas.connections.s3_client`).
 
         `refresh_seconds` of infinity looks only when `refresh` is called. `cache_dir` needs room for two sets; without, it is
         in the user's cache folder. `rotation` says for how long a user sees one variant of an item: a day, or as long as the
@@ -170,6 +179,9 @@ class PosterManifest:
                 region=region or "us-east-1",
                 access_key_id=access_key_id,
                 secret_access_key=secret_access_key,
+                session_token=session_token,
+                addressing_style=addressing_style,
+                prefixed=(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""),
                 max_attempts=4,
             )
             client = connect()
@@ -182,6 +194,7 @@ class PosterManifest:
             rotation=rotation,
             control_share=control_share,
             reconnect=connect,
+            prefix=prefix,
         )
         reader._load()
         return reader
@@ -294,13 +307,13 @@ class PosterManifest:
         """Read what is withdrawn, then the pointer and, when it has changed, its set or the one before."""
         self._load_withdrawn()
         for reading in range(READINGS):
-            answer = self._source.get(POINTER_KEY, none_match=self._loaded.etag if self._loaded else None)
+            answer = self._read_pointer(self._loaded.etag if self._loaded else None)
             if answer is None:
                 if self._loaded is None:
                     self._alarm("nothing_published", POINTER_KEY)
                 return
             body, etag = answer
-            if not body:  # not modified
+            if not body:  # not modified, or not ours to read
                 return
             try:
                 pointer = Pointer.parse(body)
@@ -311,11 +324,19 @@ class PosterManifest:
             if self._load_set(pointer, etag, problems):
                 break
             # What was replaced while we read it (an erasure did) is no problem: the pointer leads elsewhere by now.
-            again = self._source.get(POINTER_KEY, none_match=etag)
+            again = self._read_pointer(etag)
             if reading + 1 == READINGS or again is None or not again[0]:
                 break
         for alarm, detail in problems:
             self._alarm(alarm, detail)
+
+    def _read_pointer(self, etag: str | None) -> tuple[bytes, str] | None:
+        """As `ManifestSource.get`; an alarm, and no news, where these keys may not read it."""
+        try:
+            return self._source.get(POINTER_KEY, none_match=etag)
+        except ObjectDenied as error:
+            self._alarm("access_denied", str(error))
+            return b"", etag or ""
 
     def _load_set(self, pointer: Pointer, etag: str, problems: list[tuple[Alarm, str]]) -> bool:
         """Take over the pointer's set, or the one before it; False when it is not the pointer's whole set."""
@@ -346,7 +367,12 @@ class PosterManifest:
         return False
 
     def _load_withdrawn(self) -> None:
-        answer = self._source.get(WITHDRAWN_KEY, none_match=self._withdrawn_etag)
+        try:
+            answer = self._source.get(WITHDRAWN_KEY, none_match=self._withdrawn_etag)
+        except ObjectDenied as error:  # mostly, nothing was ever withdrawn; what is known stays hidden
+            if self._loaded is None:
+                self._alarm("access_denied", str(error))
+            return
         if answer is None:
             self._withdrawn, self._withdrawn_etag = Withdrawn(), None
         elif answer[0]:

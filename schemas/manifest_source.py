@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from schemas.errors import InputError, ServerUnavailable
+from schemas.errors import ServerUnavailable
 from schemas.manifest_cache import FileCache
 from schemas.manifest_files import (
     ITEM_SCHEMA_V1,
@@ -22,6 +22,7 @@ from schemas.manifest_files import (
     from_parquet,
 )
 from schemas.manifest_shards import ITEM_SHARD_SCHEMA, SHARD_SCHEMA, Shard, stable_hash, with_hashes, write_shard
+from schemas.s3_errors import ABSENT, DENIED, code_of, from_response
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -34,6 +35,13 @@ PAUSE_SECONDS = 1e-4
 
 class ObjectMissing(Exception):
     """A named object is not in the bucket."""
+
+
+class ObjectDenied(ObjectMissing):
+    """A named object is refused to these keys.
+
+    It may be missing: keys that may not list the bucket are not told.
+    """
 
 
 class ObjectCorrupt(Exception):
@@ -115,11 +123,17 @@ class ManifestSource:
         return self._s3
 
     def get(self, key: str, *, none_match: str | None = None) -> tuple[bytes, str] | None:
-        """Body and ETag; an empty body when the tag still matches; None when there is no such object."""
+        """Body and ETag; an empty body when the tag still matches; None when there is no such object.
+
+        Raises:
+            ObjectDenied: the store does not tell these keys whether there is one.
+        """
         chunks = self._chunks(key, none_match)
         try:
             etag = next(chunks).decode()
             return b"".join(chunks), etag
+        except ObjectDenied:
+            raise
         except ObjectMissing:
             return None
 
@@ -207,15 +221,19 @@ class ManifestSource:
             yield answer["ETag"].encode()
             yield from answer["Body"].iter_chunks(CHUNK_BYTES)
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
+            code = code_of(error.response)
             if code in {"304", "NotModified"}:
                 yield (none_match or "").encode()
                 return
-            if code in {"NoSuchKey", "404"}:
+            if code in ABSENT:
                 raise ObjectMissing(key) from error
-            if code in {"NoSuchBucket", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "403"}:
-                raise InputError(f"S3 bucket {self._bucket}: {code}; check bucket, endpoint and keys") from error
-            raise ServerUnavailable(f"S3 bucket {self._bucket}, {key}: {code}") from error
+            if code in DENIED:
+                raise ObjectDenied(
+                    f"{key}: {code}: not there yet, which these keys are not told without s3:ListBucket, or they lack "
+                    "s3:GetObject"
+                ) from error
+            # A reader starts once and then runs for months: only what waiting never mends ends it.
+            raise from_response(error.response, f"bucket {self._bucket}, {key}") from error
         except BotoCoreError as error:
             raise ServerUnavailable(f"S3 bucket {self._bucket}: {error}") from error
 

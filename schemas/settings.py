@@ -40,6 +40,7 @@ from schemas.settings_loop import ClickSettings, ReaderSettings
 from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_retrain import CanarySettings, RetrainSettings
+from schemas.settings_s3 import S3Settings
 from schemas.settings_safety import SafetySettings
 from schemas.settings_secrets import SUFFIX, secret_variables, with_files_read
 from schemas.settings_triton import TritonSettings
@@ -83,22 +84,6 @@ class DatabaseSettings(_Group):
                 "must start with postgresql+psycopg2:// (SQLAlchemy 2.1 takes a bare postgresql:// for psycopg 3)"
             )
         return url
-
-
-class S3Settings(_Group):
-    """The object store of images, manifests, snapshots and adapters."""
-
-    endpoint_url: str | None = Field(None, description="Empty for AWS itself.")
-    bucket: str = Field("pigeon", min_length=3, max_length=63)
-    region: str = "us-east-1"
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    checksums: Literal["when_required", "when_supported"] = Field(
-        "when_required", description="botocore's extra checksums; some S3 servers refuse `when_supported`."
-    )
-    connect_timeout_seconds: Seconds = 5.0
-    read_timeout_seconds: Seconds = 30.0
-    max_attempts: int = Field(5, ge=1)
 
 
 class ConsumerSettings(_Group):
@@ -171,11 +156,12 @@ class NightSettings(_Group):
         60.0, description="A picture that a dead process was drawing is drawn by another one after this long."
     )
     exploration: Share = Field(
-        0.5, description="Probability mass shared evenly among the variants; the rest goes to the best."
+        0.06,
+        description="Share of the showings that is spread evenly among the variants; the rest goes to the best. With two variants "
+        "half of it shows the other one.",
     )
     reward_exploration: Share = Field(
-        0.1,
-        description="The same under the policy reward; the rest goes by how probably each variant is the best one.",
+        0.06, description="The same under the policy reward, whose other variants are near-best by the click model."
     )
     reference_weight: Share = Field(0.5, description="Weight of CS; 1 - this is the weight of the history CIS.")
     max_attempts: int = Field(3, ge=1, description="Per task and per picture.")

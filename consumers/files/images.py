@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
-from schemas.fetch import Fetched, HostUnavailable, read_file
+from schemas.fetched import Fetched, HostUnavailable
+from schemas.image_files import read_file
 from schemas.images import FORMATS, FileKind, ImageProblem, read
-from schemas.settings import S3Settings
+from schemas.s3_errors import from_response
+from schemas.settings_s3 import S3Settings
 
 
 def local_path(uri: str, base: Path) -> Path | None:
@@ -70,31 +73,36 @@ class Uploader:
         May be called from several threads.
 
         Raises:
-            InputError: the bucket does not exist or the keys are refused.
+            InputError: the bucket does not exist, or keys, region or clock are wrong.
             ServerUnavailable: the store does not answer.
         """
         key = f"catalog/{hashlib.sha256(content).hexdigest()}.{kind.extension}"
-        bucket = self._settings.bucket
+        put = {"Bucket": self._settings.bucket, "Key": key, "Body": content, "ContentType": kind.media_type}
         try:
-            self._client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=kind.media_type, IfNoneMatch="*")
-            self.uploaded += 1
+            self._put(put)
         except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (409, 412):  # there already, or being put at this moment: the same content either way
-                return f"s3://{bucket}/{key}"
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch") or status == 403:
-                raise InputError(
-                    f"s3.bucket {bucket}: {code}: does it exist, and may these keys write to it?"
-                ) from None
-            raise ServerUnavailable(f"s3.bucket {bucket}: {code or status}") from None
+            raise from_response(
+                error.response, f"{self._settings.endpoint_url or 'AWS'}, bucket {self._settings.bucket}", starting=True
+            ) from None
         except NoCredentialsError:
             raise InputError(
                 "s3.access_key_id is empty: set PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY"
             ) from None
         except BotoCoreError as error:
             raise ServerUnavailable(f"s3.endpoint_url {self._settings.endpoint_url}: {error}") from None
-        return f"s3://{bucket}/{key}"
+        return self._settings.uri(key)
+
+    def _put(self, put: dict[str, Any]) -> None:
+        try:
+            self._client.put_object(**put, IfNoneMatch="*")
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status in (409, 412):  # there already, or being put at this moment: the same content either way
+                return
+            if status != 501:
+                raise
+            self._client.put_object(**put)  # a store without conditions: the key says what the content is
+        self.uploaded += 1
 
     def close(self) -> None:
         """Close the connections."""

@@ -5,6 +5,7 @@ Only the loop's thread calls this; what needs the network is handed out as jobs 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -111,6 +112,8 @@ class Ownership:
             self._short.pop(tp, None)
             self._restarting.discard(tp)
             self._unclaimed.pop(tp, None)
+            with contextlib.suppress(KeyError):  # of one that was never read there is none
+                metrics.LAG_RECORDS.remove(tp.topic, tp.partition)
             if claim_at is not None and tp in assigned:
                 self._unclaimed[tp] = claim_at
                 self._consumer.pause(tp)

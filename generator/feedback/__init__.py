@@ -26,8 +26,9 @@
     artifacts        adapters as files in S3
     retention        adapters and snapshots that go again
     clicks           the click model: `pigeon loop ...`
+    simulation       the loop on users whose taste is known: `pigeon simulate`
 
 Imports schemas, generator.storage, generator.serving (api, client, adapters, repository: no torch) and of generator.nightly
-only frozen_prompt; generator.training is imported inside functions when a training starts. Imported by generator/cli.py alone,
-and retention by generator.upkeep.
+only frozen_prompt, and in simulation its policies; generator.training is imported inside functions when a training starts.
+Imported by generator/cli.py alone, and retention by generator.upkeep.
 """

@@ -53,16 +53,14 @@ def fetch(store: Store, prefix: str, sha256: str, cache: Path) -> Path:
     for key in store.keys(prefix):
         stored = store.get(key)
         if stored is None:
-            raise ModelError(f"adapter s3://{store.bucket}/{key} vanished while it was read")
+            raise ModelError(f"adapter {store.uri(key)} vanished while it was read")
         target = partial / key.removeprefix(prefix)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(stored.body)
     if not any(partial.iterdir()):
-        raise ModelError(f"adapter s3://{store.bucket}/{prefix} is not there: restore it or retire its version")
+        raise ModelError(f"adapter {store.uri(prefix)} is not there: restore it or retire its version")
     if (found := folder_sha256(partial)) != sha256:
-        raise ModelError(
-            f"adapter s3://{store.bucket}/{prefix} hashes to {found[:16]}, the registry says {sha256[:16]}"
-        )
+        raise ModelError(f"adapter {store.uri(prefix)} hashes to {found[:16]}, the registry says {sha256[:16]}")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

@@ -44,9 +44,12 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
 
 def _context() -> RetrainContext:
     from generator.feedback.backends import open_context
+    from schemas.runtime import logs
     from schemas.settings import load_settings
 
-    return open_context(load_settings(), typer.echo)
+    settings = load_settings()
+    logs.configure(settings)
+    return open_context(settings, logs.teller(settings, "pigeon.loop", typer.echo))
 
 
 @contextmanager

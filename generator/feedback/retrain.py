@@ -256,7 +256,7 @@ def _train(challenge: _Challenge) -> Path:
         row.adapter_key, row.adapter_sha256 = key, sha256
         row.metrics = {**row.metrics, "train": finite(trained.figures)}
     version.adapter_key, version.adapter_sha256 = key, sha256
-    context.echo(f"{version.version}: adapter stored at s3://{context.store.bucket}/{key}")
+    context.echo(f"{version.version}: adapter stored at {context.store.uri(key)}")
     return trained.adapter_dir
 
 

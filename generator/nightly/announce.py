@@ -16,6 +16,7 @@ from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
 from schemas.faultpoints import reach
 from schemas.kafka_access import check_login
+from schemas.runtime import trace
 from schemas.settings import KafkaSettings
 from schemas.tables import NightRun
 
@@ -87,8 +88,11 @@ class KafkaAnnouncer:
         topic = self._settings.topic_prefix + PUBLISHED
         timeout = self._settings.request_timeout_ms / 1000
         try:
+            headers = [(name, value.encode()) for name, value in trace.headers().items()]
             futures = [
-                self._producer.send(topic, key=event.user_id.encode(), value=event.model_dump_json().encode())
+                self._producer.send(
+                    topic, key=event.user_id.encode(), value=event.model_dump_json().encode(), headers=headers
+                )
                 for event in events
             ]
             self._producer.flush(timeout=timeout)

@@ -268,23 +268,32 @@ def schedule(
 
     A job that fails is tried again until schedule.deadline_minutes after its due moment.
     """
+    from generator.metrics.collector import register as show_stored
+    from generator.metrics.collector import unregister
     from generator.nightly.doctor import PROBES
     from generator.nightly.schedule import Scheduler
     from schemas.runtime import checkup, logs
 
     settings = _settings()
-    logs.configure(settings)
     checkup.require(PROBES, settings)
-    scheduler = Scheduler(settings, echo=typer.echo)
+    scheduler = Scheduler(settings, echo=logs.teller(settings, "pigeon.schedule", typer.echo))
     if once is not None:
         raise typer.Exit(scheduler.run_now(once.value))
-    scheduler.run_forever()
+    stored = show_stored(settings)
+    try:
+        scheduler.run_forever()
+    finally:
+        unregister(stored)
 
 
 def _settings() -> Settings:
+    """The settings, by which this process now also logs."""
+    from schemas.runtime import logs
     from schemas.settings import load_settings
 
-    return load_settings()
+    settings = load_settings()
+    logs.configure(settings)
+    return settings
 
 
 def _drawn_with(settings: Settings, engine: Engine | None, ray_address: str | None) -> Settings:
@@ -349,6 +358,7 @@ def _context(settings: Settings) -> Iterator[NightContext]:
     from generator.nightly.run import NightContext
     from generator.safety.open_nsfw import load_check
     from generator.serving.client import TritonPigeon
+    from schemas.runtime import logs
 
     safety = load_check(settings.safety)
     with TritonPigeon(settings) as model:
@@ -360,7 +370,8 @@ def _context(settings: Settings) -> Iterator[NightContext]:
         announcer = functools.partial(KafkaAnnouncer, settings.kafka)
         ensure_served = functools.partial(_ensure_served, settings, model)
         draw_with = RayDrawing if settings.night.engine == "ray" else Generator
-        yield NightContext(settings, served, announcer, typer.echo, ensure_served, draw_with, safety)
+        echo = logs.teller(settings, "pigeon.night", typer.echo)
+        yield NightContext(settings, served, announcer, echo, ensure_served, draw_with, safety)
 
 
 def _load_missing(settings: Settings, model: TritonPigeon) -> bool:

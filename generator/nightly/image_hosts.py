@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from schemas.errors import ServerUnavailable
-from schemas.fetch import HostUnavailable
+from schemas.fetched import HostUnavailable
 from schemas.images import ImageProblem
 
 T = TypeVar("T")

@@ -28,7 +28,9 @@ from generator.nightly.image_cache import ImageCache
 from generator.nightly.image_hosts import AddressInTrouble, HostOutage, ImageHosts, Outage
 from generator.storage.postgres import plain_errors
 from schemas.deadline_http import one_line
-from schemas.fetch import LOCAL_FILES, Fetched, Fetcher, HostUnavailable, Known, NotModified
+from schemas.fetch import Fetcher
+from schemas.fetched import Fetched, HostUnavailable, Known, NotModified
+from schemas.image_files import LOCAL_FILES
 from schemas.images import ImageProblem, decode, read
 from schemas.settings import Settings
 from schemas.tables import CatalogImage, Item

@@ -32,8 +32,6 @@ class Choice:
     """With which the policy chose it, given what it had chosen before; 1 where nothing was left to chance."""
     explored: bool
     """Chosen to learn from, not because it is the best."""
-    best: float | None = None
-    """Probability that it is the best of the task's answers; None where the policy has no such number."""
 
 
 class ChoicePolicy(Protocol):
@@ -88,15 +86,8 @@ def draw_without_replacement(
 
 
 def reader_shares(choices: Sequence[Choice], settings: NightSettings) -> list[float]:
-    """Probability with which readers show each of the choices that are kept, in their order.
-
-    Most to the first, which the policy prefers; by the probability to be the best where the policy knows it.
-    """
-    best = [choice.best for choice in choices if choice.best is not None]
-    if not choices or len(best) < len(choices) or sum(best) == 0:
-        return propensities([-place for place in range(len(choices))], exploration_of(settings))
-    even = exploration_of(settings) / len(choices)
-    return [even + (1 - exploration_of(settings)) * chance / sum(best) for chance in best]
+    """Probability with which readers show each of the choices that are kept: most to the first."""
+    return propensities([-place for place in range(len(choices))], exploration_of(settings))
 
 
 def exploration_of(settings: NightSettings) -> float:

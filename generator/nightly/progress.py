@@ -7,10 +7,13 @@ import time
 from types import TracebackType
 from typing import Self
 
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from generator.nightly.tally import Tally
+
+log = structlog.get_logger("pigeon.night")
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -18,12 +21,14 @@ LINE_EVERY_SECONDS = 10.0
 class NightProgress:
     """Shows a tally against the number of tasks; a context manager."""
 
-    def __init__(self, tasks: int, *, every_seconds: float = LINE_EVERY_SECONDS) -> None:
+    def __init__(self, tasks: int, *, every_seconds: float = LINE_EVERY_SECONDS, as_json: bool = False) -> None:
+        """as_json: whether the lines are log lines."""
         self._tasks = tasks
         self._every = every_seconds
+        self._as_json = as_json
         self._start = self._printed_at = time.monotonic()
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not as_json:
             self._bar = Progress(
                 TextColumn("[bold]Draw posters"),
                 BarColumn(),
@@ -54,8 +59,16 @@ class NightProgress:
             self._bar.update(self._task, completed=tally.finished, rate=rate, failed=tally.failed, away=tally.away())
         elif now - self._printed_at >= self._every:
             self._printed_at = now
-            sys.stderr.write(
-                f"night: {tally.finished} of {self._tasks} tasks, {tally.posters} posters, {rate:.2f}/s, "
-                f"{tally.refused} refused, {tally.failed} failed{tally.away()}\n"
-            )
-            sys.stderr.flush()
+            self._tell(tally, rate)
+
+    def _tell(self, tally: Tally, rate: float) -> None:
+        if self._as_json:
+            counts = {"finished": tally.finished, "refused": tally.refused, "failed": tally.failed}
+            figures = {"tasks": self._tasks, **counts, "posters": tally.posters, "tasks_per_second": round(rate, 3)}
+            log.info("drawing", **figures, servers_away=sum(bool(one.problem) for one in tally.servers.values()))
+            return
+        sys.stderr.write(
+            f"night: {tally.finished} of {self._tasks} tasks, {tally.posters} posters, {rate:.2f}/s, "
+            f"{tally.refused} refused, {tally.failed} failed{tally.away()}\n"
+        )
+        sys.stderr.flush()

@@ -142,7 +142,7 @@ def replace_pointer(
         try:
             old = Pointer.parse(stored.body) if stored else None
         except ValueError as error:
-            raise InputError(f"s3://{store.bucket}/{POINTER_KEY}: {error}; move it away to start over") from error
+            raise InputError(f"{store.uri(POINTER_KEY)}: {error}; move it away to start over") from error
         new = change(old)
         if new is None or new == old:
             return new
@@ -152,4 +152,4 @@ def replace_pointer(
         if store.replace(POINTER_KEY, new.to_json(), "application/json", etag=stored.etag if stored else None):
             reach("pointer flipped")
             return new
-    raise ServerUnavailable(f"s3://{store.bucket}/{POINTER_KEY} kept changing under us; try again")
+    raise ServerUnavailable(f"{store.uri(POINTER_KEY)} kept changing under us; try again")

@@ -49,6 +49,7 @@ from generator.storage.outages import OutageRetry, PatientStore
 from generator.storage.postgres import connect
 from schemas.errors import InputError, PartialFailure, PigeonError, Refused, ServerUnavailable
 from schemas.faultpoints import reach
+from schemas.runtime.logs import identify
 from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
 from schemas.tables import NightRun
@@ -184,7 +185,7 @@ class Night:
     def _leading(self) -> Iterator[Ledger]:
         """A ledger under the night's lease; connections are released at the end."""
         try:
-            self._store.check()
+            self._store.check(writes=True)
             with lead(self._engine, "night") as lease:
                 yield Ledger(self._engine, lease, self._outages())
         finally:
@@ -279,6 +280,7 @@ class Night:
         )
 
     def _draw_and_publish(self, ledger: Ledger, run: NightRun, publish: bool) -> None:
+        identify(run_id=run.run_id, night=run.logical_date.isoformat())
         # What was planned is drawn as it was planned, whatever the settings are by now.
         self._settings = self._settings.model_copy(update={"night": as_planned(self._settings.night, run.settings)})
         drawers = runs.read_drawers(ledger, run.run_id)
@@ -331,7 +333,10 @@ class Night:
             watch.look()
             session.look()
 
-        signals, bar = stop_signals(stop, once=True), NightProgress(pending)
+        signals, bar = (
+            stop_signals(stop, once=True),
+            NightProgress(pending, as_json=self._settings.log_format == "json"),
+        )
         try:
             with session.drawing(lambda: drawing.tally), signals as received, bar as progress:
                 tally = drawing.run(tick)
@@ -388,7 +393,7 @@ class Night:
             self._echo(
                 f"{_name(run)}: {counted(counts.drawn, 'poster')} drawn, {counts.carried} carried over, "
                 f"{counts.withheld} withheld, {announced}; {session_words(figures, tally)}; "
-                f"s3://{self._store.bucket}/{ref.manifest_key}"
+                f"{self._store.uri(ref.manifest_key)}"
             )
 
     def _keep(self, ledger: Ledger, run: NightRun, tally: Tally, session: SessionLog) -> None:
@@ -399,7 +404,7 @@ class Night:
         runs.mark_drawn(ledger, run.run_id, figures, report_key)
         self._echo(
             f"{_name(run)}: {counted(figures['posters_drawn'], 'poster')} drawn and shown to nobody; "
-            f"{session_words(figures, tally)}" + (f"; s3://{self._store.bucket}/{report_key}" if report_key else "")
+            f"{session_words(figures, tally)}" + (f"; {self._store.uri(report_key)}" if report_key else "")
         )
 
     def _report(self, ledger: Ledger, run: NightRun, figures: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ from generator.nightly.schedule_watch import (
     DONE_TIMESTAMP,
     FAILURES,
     GAVE_UP,
+    JOB_EXIT_CODE,
+    JOB_RUNNING,
+    JOB_SECONDS,
     LEADING,
     NightAlarm,
     SchedulerHealth,
@@ -49,6 +53,7 @@ from generator.storage.lease import Lease, lead
 from generator.storage.postgres import connect, plain_errors
 from schemas.errors import InputError, LockHeld, PartialFailure, Refused, ServerUnavailable
 from schemas.runtime.stop_signals import stop_signals
+from schemas.runtime.trace import TRACEPARENT, new_traceparent
 from schemas.settings import Settings
 from schemas.tables import NightRun
 
@@ -60,6 +65,7 @@ STANDBY_SECONDS = 5.0
 STOP_SECONDS = 30.0
 
 Command = Callable[[list[str], Callable[["subprocess.Popen[bytes]"], None]], int]
+"""Runs a command; it tells the process that it started, and returns the exit code."""
 
 
 def commands(job: str, moment: datetime) -> list[list[str]]:
@@ -79,8 +85,11 @@ def commands(job: str, moment: datetime) -> list[list[str]]:
 
 
 def run_pigeon(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
-    """Run a `pigeon` command in its own process; its exit code."""
-    process = subprocess.Popen([sys.executable, "-m", "generator.cli", *arguments], env=os.environ.copy())
+    """Run a `pigeon` command in its own process, in a trace of its own; its exit code."""
+    traceparent = new_traceparent()
+    environment = {**os.environ, TRACEPARENT: traceparent}
+    process = subprocess.Popen([sys.executable, "-m", "generator.cli", *arguments], env=environment)
+    log.debug("command started", command=" ".join(arguments), pid=process.pid, traceparent=traceparent)
     started(process)
     return process.wait()
 
@@ -359,6 +368,14 @@ class Scheduler:
         return self._clock().astimezone(UTC)
 
     def _run_job(self, job: str, moment: datetime) -> int:
+        start = time.monotonic()
+        with JOB_RUNNING.labels(job).track_inprogress():
+            code = self._run_commands(job, moment)
+        JOB_SECONDS.labels(job).set(time.monotonic() - start)
+        JOB_EXIT_CODE.labels(job).set(code)
+        return code
+
+    def _run_commands(self, job: str, moment: datetime) -> int:
         codes = []
         for arguments in commands(job, moment):
             if self._stopping.is_set():

@@ -33,6 +33,9 @@ LEADING = Gauge("pigeon_schedule_leading", "1 while this scheduler leads, 0 whil
 DONE_TIMESTAMP = Gauge(
     "pigeon_schedule_done_timestamp_seconds", "Unix time at which a job was last done.", ["job"], registry=REGISTRY
 )
+JOB_RUNNING = Gauge("pigeon_schedule_job_running", "1 while a job runs.", ["job"], registry=REGISTRY)
+JOB_SECONDS = Gauge("pigeon_schedule_job_seconds", "How long a job's last try took.", ["job"], registry=REGISTRY)
+JOB_EXIT_CODE = Gauge("pigeon_schedule_job_exit_code", "Exit code of a job's last try.", ["job"], registry=REGISTRY)
 
 STUCK_SECONDS = 300.0
 """Seconds after which a scheduler whose loop has not come round is stuck; a statement may take one minute."""

@@ -128,6 +128,7 @@ class SessionLog:
         figures = {
             "kind": self._kind,
             "started_at": self._started_at,
+            "saved_at": datetime.now(UTC).isoformat(),  # whether a night still gets on is told by it
             "ended": self._ended,
             **tally.figures(self._seconds),
         }

@@ -201,7 +201,7 @@ def sync_withdrawn(store: Store, engine: Engine) -> Withdrawn:
             return wanted
         if store.replace(WITHDRAWN_KEY, body, JSON, etag=stored.etag if stored else None):
             return wanted
-    raise ServerUnavailable(f"s3://{store.bucket}/{WITHDRAWN_KEY} kept changing under us; try again")
+    raise ServerUnavailable(f"{store.uri(WITHDRAWN_KEY)} kept changing under us; try again")
 
 
 def read_pointer(store: Store) -> Pointer | None:
@@ -214,7 +214,7 @@ def read_pointer(store: Store) -> Pointer | None:
     try:
         return Pointer.parse(stored.body) if stored else None
     except ValueError as error:
-        raise InputError(f"s3://{store.bucket}/{POINTER_KEY}: {error}; move it away to start over") from error
+        raise InputError(f"{store.uri(POINTER_KEY)}: {error}; move it away to start over") from error
 
 
 @contextmanager
@@ -223,6 +223,7 @@ def open_storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
+        store.check()
         yield store, engine
     finally:
         engine.dispose()

@@ -17,6 +17,7 @@ from generator.serving.channel import open_channel
 from generator.serving.repository import DRAWING_PARAMETER, MODELS, TOKENIZER_PARAMETER, WEIGHTS_PARAMETER
 from generator.serving.tensors import TRITON_TYPES, Arrays, as_inference_error, one_line
 from schemas.errors import ModelError, ServerUnavailable
+from schemas.runtime import trace
 from schemas.settings import TritonSettings
 
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
@@ -81,6 +82,7 @@ class TritonServer:
                 tensors,
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
                 request_id=request_id,
+                headers=trace.headers(),
                 client_timeout=timeout_seconds,
             )
         out = {name: answer.as_numpy(name) for name in outputs}

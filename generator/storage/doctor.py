@@ -15,7 +15,8 @@ from botocore.exceptions import ClientError
 from generator.storage.objects import Store
 from schemas.errors import InputError, PigeonError, ServerUnavailable
 from schemas.runtime.checkup import Finding, Probe, ok, warn, wrong
-from schemas.settings import S3Settings, Settings
+from schemas.settings import Settings
+from schemas.settings_s3 import S3Settings
 
 AREA = "s3"
 PREFIX = "doctor/"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,20 +15,27 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from schemas import s3_keys
 from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
-from schemas.settings import S3Settings
+from schemas.s3_errors import ABSENT, DENIED, code_of, from_response
+from schemas.settings_s3 import S3Settings
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
     from types_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 
+log = logging.getLogger("pigeon.storage")
+
+
 class _Again(Exception):
     """The server asked for a retry that botocore does not do by itself."""
 
 
-_REFUSED = frozenset({"AccessDenied", "403", "Forbidden", "MethodNotAllowed", "405", "NotImplemented", "501"})
+_REFUSED = DENIED | {"MethodNotAllowed", "405", "NotImplemented", "501"}
+_PROBES = "checks/"
+"""First part of the keys of what is written to learn what the store can do; each is deleted at once."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +66,77 @@ class Store:
     def __init__(self, settings: S3Settings, s3: S3Client | None = None) -> None:
         self.bucket = settings.bucket
         self.s3 = s3 or client(settings)
+        self.uri = settings.uri
         self._where = f"{settings.endpoint_url or 'AWS'}, bucket {settings.bucket}"
+        self._keys_end = settings.session_token is not None
         self._attempts = settings.max_attempts
         self._versioning: str | None = None
         self.versions_left: list[str] = []
         """Keys whose older versions we were not allowed to delete."""
 
-    def check(self) -> None:
-        """Fail early when the bucket is missing or the keys are wrong."""
+    def check(self, *, writes: bool = False) -> None:
+        """Fail early when the bucket is missing, the keys, the region or the clock are wrong.
+
+        With `writes` also when the store does not hold to the conditions of a write, which keep two nights from overwriting
+        each other.
+        """
+        if self._keys_end and not s3_keys.key_files():
+            log.warning(
+                "s3.session_token is fixed: its keys end with it, and nothing renews them; leave s3's keys to boto3"
+            )
         try:
             self.s3.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
+            raise self._plain(error, starting=True) from error
+        if writes:
+            self._check_conditions()
+
+    def _check_conditions(self) -> None:
+        key = f"{_PROBES}{uuid.uuid4()}"
+        try:
+            # Where the answer to the first one was lost, the second try finds what it wrote.
+            etag = self._probe(key, IfNoneMatch="*") or self._etag(key)
+            if self._probe(key, IfNoneMatch="*"):
+                raise self._without_conditions("If-None-Match is ignored")
+            if self._probe(key, IfMatch='"00000000000000000000000000000000"'):
+                raise self._without_conditions("If-Match is ignored")
+            if not etag or (not self._probe(key, IfMatch=etag) and self._etag(key) == etag):
+                raise self._without_conditions("If-Match refuses the object's own tag")
+        finally:
+            with contextlib.suppress(InputError, ServerUnavailable):
+                self.delete(key)
+
+    def _etag(self, key: str) -> str | None:
+        there = self._head(key)
+        return there["ETag"] if there else None
+
+    def _probe(self, key: str, **condition: Any) -> str | None:
+        """The tag of what was written under a condition; None when the condition did not hold."""
+        try:
+            for attempt in self._retrying():
+                with attempt:
+                    try:
+                        return self.s3.put_object(Bucket=self.bucket, Key=key, Body=b"probe", **condition)["ETag"]
+                    except ClientError as error:
+                        if _code(error) in {"ConditionalRequestConflict", "409"}:
+                            raise _Again("conditional request conflict") from error
+                        raise
+        except ClientError as error:
+            code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if code in {"PreconditionFailed", "412"}:
+                return None
+            if code in {"NotImplemented", "InvalidArgument", "InvalidRequest"} or status == 501:
+                raise self._without_conditions(f"{next(iter(condition))} is answered {code}") from error
+            raise self._plain(error, starting=True) from error
+        except (BotoCoreError, _Again) as error:
             raise self._plain(error) from error
+        raise AssertionError("unreachable")
+
+    def _without_conditions(self, found: str) -> InputError:
+        return InputError(
+            f"S3 ({self._where}): {found}, so two nights could overwrite each other; set PIGEON_S3__ENDPOINT_URL to a store with "
+            "conditional writes (AWS, MinIO, SeaweedFS and newer Ceph have them), and a gateway in front must pass them on"
+        )
 
     def get(self, key: str, *, bucket: str | None = None) -> Stored | None:
         """The object, or None when there is none."""
@@ -81,7 +150,7 @@ class Store:
                         raise _Again(str(error)) from error
                     return Stored(body, answer["ETag"])
         except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
+            if _code(error) in ABSENT:
                 return None
             raise self._plain(error) from error
         except (BotoCoreError, _Again) as error:
@@ -214,7 +283,7 @@ class Store:
         try:
             return self.s3.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
+            if _code(error) in ABSENT:
                 return None
             raise self._plain(error) from error
         except BotoCoreError as error:
@@ -257,20 +326,13 @@ class Store:
             reraise=True,
         )
 
-    def _plain(self, error: Exception) -> Exception:
+    def _plain(self, error: Exception, *, starting: bool = False) -> Exception:
         if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
             return InputError("no S3 keys: set PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY")
         if isinstance(error, ClientError):
-            code = _code(error)
-            if code in {"NoSuchBucket"}:
-                return InputError(f"S3 ({self._where}): no such bucket; set PIGEON_S3__BUCKET or create it")
-            if code in {"SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403", "Forbidden"}:
-                return InputError(
-                    f"S3 ({self._where}): {code}; check PIGEON_S3__ACCESS_KEY_ID and PIGEON_S3__SECRET_ACCESS_KEY"
-                )
-            return ServerUnavailable(f"S3 ({self._where}): {code}: {error.response['Error'].get('Message', '')}")
+            return from_response(error.response, self._where, starting=starting)
         return ServerUnavailable(f"S3 ({self._where}): {error} (setting s3.endpoint_url)")
 
 
 def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+    return code_of(error.response)

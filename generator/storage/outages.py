@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from generator.storage.objects import Entry, Store, Stored
 from schemas.errors import ServerUnavailable
-from schemas.settings import S3Settings
+from schemas.settings_s3 import S3Settings
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -86,6 +86,9 @@ class PatientStore(Store):
 
     def _head(self, key: str) -> HeadObjectOutputTypeDef | None:
         return self._outages.call(lambda: super(PatientStore, self)._head(key))
+
+    def _probe(self, key: str, **condition: Any) -> str | None:
+        return self._outages.call(lambda: super(PatientStore, self)._probe(key, **condition))
 
     def _page(self, prefix: str, after: str) -> tuple[list[Entry], bool]:
         return self._outages.call(lambda: super(PatientStore, self)._page(prefix, after))

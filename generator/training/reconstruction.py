@@ -21,6 +21,7 @@ from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import IGNORED_LABEL
 from generator.pigeon.weights import weights_hash
 from generator.training.logprobs import Answers, label_logprobs
+from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig
 
 Batches = Callable[[int, np.random.Generator], TrainingBatch]
@@ -59,12 +60,7 @@ def train_reconstruction(
         personalizer.recompute_activations()
 
     def loss(step: int, rng: np.random.Generator) -> Iterator[Part]:
-        batch = batches(step, rng)
-        alpha, noise = mask_draws(batch, rng)
-        counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
-        for part in trainer.group.parts(len(batch.tokens), part_rows):
-            logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
-            yield -logprobs.sum() / counted, {}
+        return reconstruction_loss(personalizer, batches(step, rng), rng, trainer.group, part_rows)
 
     trainer = Trainer(personalizer, loss, folder, config, placement, base=base_hash(personalizer))
     trainer.run()
@@ -77,6 +73,21 @@ def base_hash(personalizer: Personalizer) -> str:
     """
     named = personalizer.llama.named_parameters()
     return weights_hash({name: value for name, value in named if "lora_" not in name})
+
+
+def reconstruction_loss(
+    personalizer: Personalizer,
+    batch: TrainingBatch,
+    rng: np.random.Generator,
+    group: ProcessGroup,
+    part_rows: int | None,
+) -> Iterator[Part]:
+    """A step's loss in this process's parts: cross-entropy of the answers behind the step's masks."""
+    alpha, noise = mask_draws(batch, rng)
+    counted = int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+    for part in group.parts(len(batch.tokens), part_rows):
+        logprobs = masked_logprobs(personalizer, batch.rows(part), (alpha[part], noise[part]))
+        yield -logprobs.sum() / counted, {}
 
 
 def mask_draws(batch: TrainingBatch, rng: np.random.Generator) -> MaskDraws:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from generator.nightly.commands import night
+
+if TYPE_CHECKING:
+    from schemas.settings import Settings
 
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
@@ -22,9 +26,9 @@ def erase() -> None:
     request stays open and is completed by the next call (schedule.erasure_cron).
     """
     from generator.upkeep.erase import erase_users
-    from schemas.settings import load_settings
 
-    typer.echo(erase_users(load_settings()))
+    settings, tell = _prepared()
+    tell(erase_users(settings))
 
 
 def upkeep(
@@ -42,21 +46,30 @@ def upkeep(
     from generator.upkeep.erase import erase_users
     from generator.upkeep.retention import upkeep as run
     from schemas.errors import LockHeld
-    from schemas.settings import load_settings
 
     def of_loop(one: Upkeep) -> None:
         for kind, drop in (("snapshots", drop_snapshots), ("adapters", drop_adapters)):
             one.removed[kind] += drop(one.ledger.engine, one.store, one.settings, one.now, dry_run=one.dry_run)
 
-    settings = load_settings()
+    settings, tell = _prepared()
     if not dry_run:
         try:
-            typer.echo(erase_users(settings))
+            tell(erase_users(settings))
         except LockHeld as error:
-            typer.echo(f"erasure: {error}")
+            tell(f"erasure: {error}")
     for line in run(settings, dry_run=dry_run, further=(of_loop,)):
-        typer.echo(line)
+        tell(line)
     if not dry_run:
         check = load_check(settings.safety)  # last: an extra that is missing keeps nobody from being erased
         if check is not None:
-            typer.echo(recheck(settings, check, minutes=settings.safety.recheck_minutes))
+            tell(recheck(settings, check, minutes=settings.safety.recheck_minutes))
+
+
+def _prepared() -> tuple[Settings, Callable[[str], None]]:
+    """The settings, by which this process now also logs, and what tells an operator a line."""
+    from schemas.runtime import logs
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    logs.configure(settings)
+    return settings, logs.teller(settings, "pigeon.upkeep", typer.echo)

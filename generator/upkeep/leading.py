@@ -18,11 +18,13 @@ def leading(settings: Settings, name: str) -> Iterator[tuple[Store, Ledger]]:
 
     Raises:
         LockHeld: another process has the lease.
-        ServerUnavailable: Postgres is away.
+        InputError: bucket, keys, region or clock are wrong.
+        ServerUnavailable: Postgres or S3 is away.
     """
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
+        store.check()
         with lead(engine, name) as lease:
             yield store, Ledger(engine, lease)
     finally:

@@ -6,12 +6,7 @@ Its model is a test double.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -31,7 +26,7 @@ from schemas.manifest import POINTER_KEY, Pointer, PosterManifest
 from schemas.settings import Settings
 from schemas.tables import Composition, Picture, Poster
 from tests.support.fake_pigeon import FakePigeon
-from tests.support.night_world import Announcements, build, night
+from tests.support.night_world import Announcements, build, night, run_and_die
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
@@ -69,29 +64,6 @@ def manifest(settings: Settings) -> list[bytes]:
     bodies = [store.get(key) for key in ref.keys]
     store.s3.close()
     return [body.body for body in bodies if body]
-
-
-def run_and_die(settings: Settings, point: str, count: int) -> bool:
-    """Run a night in its own process that dies at the COUNT-th passage of the point; whether it died."""
-    secret = settings.s3.secret_access_key
-    environment = {
-        "PIGEON_STATE_DIR": str(settings.state_dir),  # its env file has the other addresses
-        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
-        "PIGEON_S3__BUCKET": settings.s3.bucket,
-        "PIGEON_IMAGES__ALLOWED_SCHEMES": json.dumps(settings.images.allowed_schemes),
-    }
-    assert secret
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.night_world", point, str(count)],
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
-    return done.returncode != 0
 
 
 @pytest.mark.timeout(600)

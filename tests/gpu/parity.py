@@ -95,7 +95,7 @@ def probes(model: PigeonModel) -> dict[str, Probe]:
         ),
         "LLaMA": (base.model, lambda m, x: m(inputs_embeds=x[0], use_cache=False).last_hidden_state, [embeds]),
         "token decoder": (model.code_decoder, lambda m, x: m(*x)[0], [codes, torch.tensor([decoder.max_tokens])]),
-        "VAE decoder": (model.diffusion.vae, lambda m, x: m.decode(x[0]).sample, [latents]),
+        "VAE decoder": (model.diffusion, lambda m, x: m.decode_latents(x[0]), [latents]),
     }
     found |= unet_probe(config, model, g)
     if model.scorer is not None:

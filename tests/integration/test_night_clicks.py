@@ -88,6 +88,8 @@ def choosers(engine: Engine, run_id: str) -> set[str]:
 def test_nights_choose_by_the_active_click_model_and_by_themselves_without(
     settings: Settings, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # One night's posters are all that is learned from, so they are explored much.
+    settings = settings.model_copy(update={"night": settings.night.model_copy(update={"exploration": 0.5})})
     build(settings, tmp_path / "art", users=USERS, targets=2)
     night(settings).run(Scope())
     first = run_of(engine, NIGHT)

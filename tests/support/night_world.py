@@ -6,9 +6,11 @@ python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself when it
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, timedelta
@@ -134,6 +136,29 @@ def night(
     fake = model or FakePigeon()
     announcer = announcements or Announcements()
     return Night(NightContext(settings, lambda: fake, lambda: announcer, echo, safety=safety), on)
+
+
+def run_and_die(settings: Settings, point: str, count: int) -> bool:
+    """Run a night in its own process that dies at the COUNT-th passage of the point; whether it died."""
+    secret = settings.s3.secret_access_key
+    environment = {
+        "PIGEON_STATE_DIR": str(settings.state_dir),  # its env file has the other addresses
+        "PIGEON_DATABASE__URL": settings.database.url.get_secret_value(),
+        "PIGEON_S3__BUCKET": settings.s3.bucket,
+        "PIGEON_IMAGES__ALLOWED_SCHEMES": json.dumps(settings.images.allowed_schemes),
+    }
+    assert secret
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.night_world", point, str(count)],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return done.returncode != 0
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ class PictureHost:
         self.down_after = math.inf
         self.etags = True
         self.busy: Counter[str] = Counter()
-        """Times that a path still answers 503."""
+        """Times that a path still answers `busy_status`."""
+        self.busy_status = 503
         self.retry_after = "0"
         self.asked: Counter[str] = Counter()
         self.unchanged = 0
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             own.busy[path] -= busy
         try:
             if own.down or busy:
-                self._say(503, b"", {"Retry-After": own.retry_after})
+                self._say(503 if own.down else own.busy_status, b"", {"Retry-After": own.retry_after})
             elif not self.headers.get("User-Agent", "").startswith("pigeon-posters/"):
                 self._say(403, b"")
             elif path in own.redirects:
@@ -118,6 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._drip()
             elif path == "/drip-headers":
                 self._drip_headers()
+            elif path == "/hang":
+                own.end.wait(200)
+            elif path.startswith("/lies/"):
+                self._lie(path.removeprefix("/lies/"))
             elif path == "/cut":
                 self._cut()
             elif path == "/endless":
@@ -153,6 +158,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _lie(self, how: str) -> None:
+        """Headers that do not fit the body."""
+        body = b"<!doctype html><p>moved" if how == "page" else picture()
+        encodings = {"plain": "gzip", "brotli": "br"}
+        self.send_response(200)
+        self.send_header("Content-Type", "image/png")
+        if how in encodings:
+            self.send_header("Content-Encoding", encodings[how])
+        self.send_header("Content-Length", str(len(body) // 2 if how == "short" else len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
 
     def _drip(self) -> None:
         self.send_response(200)

@@ -164,15 +164,9 @@ def migrations() -> list[str]:
 
 def metrics() -> list[str]:
     """Prometheus: type, name, labels."""
-    from prometheus_client.metrics import MetricWrapperBase
+    from tests.support.metrics import all_metrics
 
-    from consumers import metrics as ingest
-    from generator.nightly import schedule_watch
-    from generator.web import metrics as web
-
-    modules = (ingest, schedule_watch, web)
-    found = [one for module in modules for one in vars(module).values() if isinstance(one, MetricWrapperBase)]
-    return sorted(f"{one._name} {one._type} {' '.join(one._labelnames)}".strip() for one in found)
+    return sorted(f"{one.name} {one.kind} {' '.join(one.labels)}".strip() for one in all_metrics())
 
 
 def bucket() -> dict[str, str]:

@@ -18,6 +18,7 @@ from generator.training.nano import scorer, tokenizer, vae
 from generator.training.nano.codes import CodeCache, fill
 from generator.training.nano.decoder import train_decoder
 from generator.training.nano.diffusion import train_diffusion
+from generator.training.nano.distil import train_distilled
 from generator.training.nano.imputation.imputer import imagine, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
 from generator.training.nano.imputation.refiner import Refiner, refined, train_refiner
@@ -118,6 +119,10 @@ def diffusion_stage(folder: Path, placement: Placement) -> None:
     critic = build_critic(world, latents()).to(placement.device())
     images = latents()
     train_diffusion(folder, world, model, cache(), images, images, critic, SHORT, batch=4, placement=placement)
+
+
+def distil_stage(folder: Path, placement: Placement) -> None:
+    train_distilled(folder, small_world(), model_on(placement), cache(), SHORT, paths=4, batch=4, placement=placement)
 
 
 def polish_stage(folder: Path, placement: Placement) -> None:

@@ -11,7 +11,8 @@ import pytest
 from schemas.connections import kafka_options, postgres_options, s3_client, s3_options
 from schemas.errors import InputError
 from schemas.hashing import unit_interval
-from schemas.settings import DatabaseSettings, KafkaSettings, S3Settings
+from schemas.settings import DatabaseSettings, KafkaSettings
+from schemas.settings_s3 import S3Settings
 
 
 def test_importing_the_options_imports_no_client_library():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kafka import TopicPartition, errors
 
+from consumers import metrics
 from consumers.kafka import clients, quirks
 from consumers.loop import ownership
 from consumers.loop.assignment import Assignments
@@ -229,3 +230,22 @@ def test_a_member_is_settled_when_all_that_it_was_given_is_being_read():
     assert not owned.settled
     owned._begin(TP, 5)
     assert owned.settled
+
+
+def test_the_lag_of_a_partition_that_was_given_up_is_nobodys():
+    """F20: a gauge that stays would be another member's lag twice."""
+    consumer = Consumer(TP, OTHER)
+    owned = owned_by(consumer)
+    consumer.ends = {TP: 9, OTHER: 7}
+    assert owned.lag() == (6, True)
+    assert lags() == {0.0: 4.0, 1.0: 2.0}
+    owned.give_up({TP})
+    assert lags() == {1.0: 2.0}
+    owned.give_up({TP, OTHER})
+    assert lags() == {}
+
+
+def lags() -> dict[float, float]:
+    """What the gauge tells of topic "t", by partition."""
+    (family,) = metrics.LAG_RECORDS.collect()
+    return {float(one.labels["partition"]): one.value for one in family.samples if one.labels["topic"] == TP.topic}

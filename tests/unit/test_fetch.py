@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from schemas.fetch import Fetched, Fetcher, HostUnavailable, Known, NotModified, agent, read_file
+from schemas.fetch import Fetcher, agent
+from schemas.fetched import Fetched, HostUnavailable, Known, NotModified
+from schemas.image_files import read_file
 from schemas.images import ImageProblem
 from schemas.settings import Settings
 from tests.support.picture_host import PictureHost, picture

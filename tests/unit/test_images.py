@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from schemas.images import DARK_GROUND, FORMATS, MAX_PIXELS, ImageProblem, decode, read
+from schemas.image_colours import DARK_GROUND
+from schemas.images import FORMATS, MAX_PIXELS, ImageProblem, decode, read
 
 
 def art(height: int = 40, width: int = 30) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from generator.feedback.clicks.fit import fit
 from generator.nightly.click_models import LoadedClickModel, policy_of
 from generator.nightly.frozen_prompt import as_planned, drawing_settings
 from generator.nightly.policies import Choice, ModelPolicy, exploration_of, reader_shares
-from generator.nightly.reward_policy import DRAWS, FLOOR, RewardPolicy, best_chances, near_best
+from generator.nightly.reward_policy import DRAWS, FLOOR, RewardPolicy, best_chances, near_best, surely_best
 from schemas.answers import StoredAnswer
 from schemas.click_model import ClickModel, Utilities
 from schemas.settings import NightSettings
@@ -52,7 +53,7 @@ def test_logged_probabilities_are_those_that_are_drawn_with() -> None:
     """Each seed has shares of its own; over the seeds each answer is drawn as often as they say."""
     wide = Utilities(np.array([0.3, 0.1, 0.0, -4.0]), np.diag([0.2, 0.2, 0.2, 1e-6]))
     policy = RewardPolicy(_Fixed(wide), 1, ModelPolicy())  # type: ignore[arg-type] # scores and nothing else
-    found = answers(1)
+    found = _with(answers(1), np.log([0.4, 0.3, 0.2, 0.1]))
     seen, expected = Counter[int](), Counter[int]()
     for seed in range(3_000):
         _, second = policy.choose(found, 2, seed, HISTORY)
@@ -110,7 +111,7 @@ def test_more_is_chosen_by_the_means_and_the_same_task_chooses_the_same(policy: 
     assert policy.choose([*found, *found], 6, 11, HISTORY) == choices, "equal answers are one"
     assert policy.choose([], 2, 1, HISTORY) == []
     only = policy.choose(found[:1], 2, 1, HISTORY)
-    assert [(one.index, one.probability, one.best) for one in only] == [(0, 1.0, 1.0)]
+    assert [(one.index, one.probability) for one in only] == [(0, 1.0)]
 
 
 def test_embeddings_of_another_width_are_chosen_among_by_the_model(policy: RewardPolicy) -> None:
@@ -119,17 +120,32 @@ def test_embeddings_of_another_width_are_chosen_among_by_the_model(policy: Rewar
     assert policy.choose(found, 2, 5, other) == ModelPolicy().choose(found, 2, 5, other)
 
 
-def test_readers_are_told_to_show_the_likelier_best_more_often() -> None:
+def test_readers_show_the_first_choice_but_for_a_small_share() -> None:
     settings = NightSettings(policy="reward", reward_exploration=0.1)
-    sure = [Choice(0, 1.0, explored=False, best=0.98), Choice(1, 0.5, explored=True, best=0.0)]
-    unsure = [Choice(0, 1.0, explored=False, best=0.4), Choice(1, 0.5, explored=True, best=0.3)]
-    assert reader_shares(sure, settings) == pytest.approx([0.95, 0.05])
-    assert reader_shares(unsure, settings) == pytest.approx([0.05 + 0.9 * 4 / 7, 0.05 + 0.9 * 3 / 7])
-    assert reader_shares(sure[:1], settings) == [1.0]
+    two = [Choice(0, 1.0, explored=False), Choice(1, 0.5, explored=True)]
+    assert reader_shares(two, settings) == pytest.approx([0.95, 0.05])
+    assert reader_shares(two[:1], settings) == [1.0]
     assert reader_shares([], settings) == []
-    plain = [Choice(0, 1.0, explored=False), Choice(1, 0.5, explored=True)]
-    assert reader_shares(plain, NightSettings(policy="model", exploration=0.5)) == [0.75, 0.25]
+    assert reader_shares(two, NightSettings(policy="model", exploration=0.5)) == [0.75, 0.25]
     assert exploration_of(settings) == 0.1
+    assert [reader_shares(two, NightSettings(policy=name))[1] for name in ("model", "reward")] == pytest.approx(
+        [0.03] * 2
+    )
+
+
+def test_the_models_favourite_stays_first_unless_another_answer_is_surely_better() -> None:
+    logprobs = np.log([0.7, 0.2, 0.1])
+    mean = np.array([0.0, 0.3, 0.35])
+    assert surely_best(Utilities(mean, np.diag([0.0, 0.04, 0.16])), logprobs) == 1, "0.35 - 0.4 is less than 0.3 - 0.2"
+    assert surely_best(Utilities(mean, np.diag([0.0, 0.16, 0.16])), logprobs) == 0
+    shared = np.full((3, 3), 0.5) + np.diag([0.0, 0.0, 0.01])
+    assert surely_best(Utilities(mean, shared), logprobs) == 1, "what is unsure of all answers decides nothing"
+    choices = RewardPolicy(_Fixed(Utilities(mean, np.diag([0.0, 0.16, 0.16]))), 1, ModelPolicy())  # type: ignore[arg-type]
+    assert choices.choose(_with(answers(5)[:3], logprobs), 1, 9, HISTORY) == [Choice(0, 1.0, explored=False)]
+
+
+def _with(found: list[StoredAnswer], logprobs: np.ndarray) -> list[StoredAnswer]:
+    return [replace(one, logprob=float(value)) for one, value in zip(found, logprobs, strict=True)]
 
 
 def test_how_much_reward_explores_is_part_of_its_own_recipe_only() -> None:

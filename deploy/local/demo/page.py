@@ -45,9 +45,25 @@ SOURCES = (
 
 
 def write(
-    path: Path, settings: Settings, data: DemoData, nights: Sequence[date], steps: Sequence[Step], simulator: str
+    path: Path,
+    settings: Settings,
+    data: DemoData,
+    nights: Sequence[date],
+    steps: Sequence[Step],
+    simulator: str,
+    simulation: Path,
 ) -> None:
-    """Render the page to `path`; `nights` are the logical dates before and after the retrain."""
+    """Render the page to `path`.
+
+    Args:
+        path: of the page.
+        settings: where Postgres and S3 are.
+        data: the demo's input.
+        nights: logical dates before and after the retrain.
+        steps: what ran.
+        simulator: the assumptions about the simulated users, in words.
+        simulation: folder of `pigeon simulate`.
+    """
     engine = create_engine(
         settings.database.url.get_secret_value(), connect_args=postgres_options(settings.database, "pigeon-demo")
     )
@@ -57,7 +73,8 @@ def write(
             "figures": _figures(session, nights[0]),
             "selection": "the users whose last five clicks agree most on one drawing style, the styles taken in turn",
             "users": _users(session, nights[0], data, images),
-            "retrain": _retrain(session),
+            "retrain": _retrain(session, steps),
+            "simulation": (simulation / "plot.svg").read_text(encoding="utf-8"),
             "simulator": simulator,
             "steps": [asdict(step) for step in steps],
             "sources": SOURCES,
@@ -196,12 +213,13 @@ def _poster(session: Session, poster: Poster, images: _Thumbnails) -> dict[str, 
     }
 
 
-def _retrain(session: Session) -> dict[str, Any]:
+def _retrain(session: Session, steps: Sequence[Step]) -> dict[str, Any]:
     challenger = session.scalars(
         select(ModelVersion).where(ModelVersion.parent.is_not(None)).order_by(ModelVersion.number.desc()).limit(1)
     ).first()
     if challenger is None:
-        return {"sentence": "No retrain produced a model version.", "gate": []}
+        missing = next((step.outcome for step in steps if step.command.startswith("pigeon retrain")), "it did not run")
+        return {"sentence": f"The retrain made no model version. What is missing: {missing}", "gate": []}
     snapshot = session.get(PreferenceSnapshot, challenger.snapshot_id) if challenger.snapshot_id else None
     events = session.scalars(
         select(ModelEvent).where(ModelEvent.version == challenger.version).order_by(ModelEvent.event_id)

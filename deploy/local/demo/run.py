@@ -17,6 +17,9 @@ from schemas.settings import load_settings
 EVENING_USERS = 4
 """Users of the second night, drawn by the champion as it is after the retrain."""
 
+SIMULATION = ("--users", "100", "--nights", "8", "--retrains", "2", "--seeds", "2", "--strength", "0.4")
+"""Options of the simulated loop: a few CPU seconds, and too few seeds to conclude from; the page says so."""
+
 
 def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) -> Path:
     """Run the whole loop and return the path of the page.
@@ -30,7 +33,8 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
     from deploy.local.demo.progress import bar
     from deploy.local.demo.simulator import ASSUMPTIONS
 
-    steps = Steps(total=16 + fresh)
+    # One day's feedback is all that is learned from, so readers explore much.
+    steps = Steps(total=17 + fresh, settings={"PIGEON_NIGHT__EXPLORATION": "0.5"})
     target = page or load_settings().state_dir / "demo.html"
     with _terminated_like_interrupted():
         try:
@@ -66,7 +70,10 @@ def run(*, users: int, seed: int, keep: bool, fresh: bool, page: Path | None) ->
             steps.run(
                 "night", "run", "--date", second.isoformat(), "--users", ",".join(chosen[:EVENING_USERS]), "--publish"
             )
-            pages.write(target, settings, data, (first, second), steps.done, ASSUMPTIONS)
+            simulation = settings.state_dir / "demo-simulation"
+            steps.settings = {}
+            steps.run("simulate", *SIMULATION, "--out", str(simulation))
+            pages.write(target, settings, data, (first, second), steps.done, ASSUMPTIONS, simulation)
             if keep:
                 for line in console.start(settings.state_dir):
                     typer.secho(line, bold=line.startswith("console"))

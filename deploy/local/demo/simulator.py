@@ -44,7 +44,8 @@ ASSUMPTIONS = (
     "Simulated users. Each one's taste is measured from the pixels (colours, edges) of the posters of all films the real MovieLens "
     "user liked, not by the model's own scorer. On three dozen visits the user sees one variant per film, drawn by the logged "
     "propensities, in changing order; lower positions are looked at less, and what is looked at is clicked with a probability that "
-    "grows with the similarity of picture and taste, plus the film's own appeal and noise."
+    "grows with the similarity of picture and taste, plus the film's own appeal and noise. One day is all that the demo learns "
+    "from, so the second variant is shown in a quarter of the visits; by default it is 3 % (night.exploration)."
 )
 VISITS = 36
 HALF_LIFE = 10.0

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import typer
@@ -39,6 +39,8 @@ class Steps:
     """Runs commands one after the other and remembers them for the page."""
 
     total: int
+    settings: dict[str, str] = field(default_factory=dict)
+    """Settings of the steps that follow, as environment variables; what the user has set wins."""
     done: list[Step] = field(default_factory=list)
     _command: str = ""
     _begin: float = 0.0
@@ -62,7 +64,7 @@ class Steps:
             StepFailed: the exit code is not among `allowed`.
         """
         self.announce(" ".join(["pigeon", *(_shown(argument) for argument in arguments)]))
-        outcome, code = _run(arguments, refusals_are_outcomes=len(allowed) > 1)
+        outcome, code = _run(arguments, self.settings, refusals_are_outcomes=len(allowed) > 1)
         step = self.finish(outcome, code)
         if code not in allowed:
             raise StepFailed(
@@ -84,7 +86,7 @@ def _shown(argument: str) -> str:
     return argument if len(argument) <= LONGEST_SHOWN else f"{argument[: LONGEST_SHOWN // 4]}..."
 
 
-def _run(arguments: Sequence[str], *, refusals_are_outcomes: bool) -> tuple[str, int]:
+def _run(arguments: Sequence[str], settings: Mapping[str, str], *, refusals_are_outcomes: bool) -> tuple[str, int]:
     """Run a command; its last line and exit code.
 
     Progress (stderr) is on the terminal's own, unless the outcome may be a line of it."""
@@ -96,7 +98,7 @@ def _run(arguments: Sequence[str], *, refusals_are_outcomes: bool) -> tuple[str,
         text=True,
         # Clicks of 1998 have the consumers warn of old partitions: nothing that a reader of the demo can act on.
         # Every picture is judged before it is shown; the demo's extra brings the model.
-        env={"PIGEON_LOG_LEVEL": "error", "PIGEON_SAFETY__ENABLED": "true", **os.environ},
+        env={"PIGEON_LOG_LEVEL": "error", "PIGEON_SAFETY__ENABLED": "true", **settings, **os.environ},
     ) as child:
         try:
             for line in child.stdout or ():

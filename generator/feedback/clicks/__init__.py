@@ -10,7 +10,6 @@
     judge       whether it predicts later days of other users
     ranking     a model without held-out users ranks stored answers, for a retraining
     versions    the rows of fitted models: judged, active, retired
-    simulation  a world whose truth is known, on codes alone
 
 Imports schemas and generator.storage, ranking also of generator.feedback ports, reward_pairs and split; scikit-learn comes with
 the extra "loop". The night scores the models that come of it by schemas/click_model.py and imports nothing from here.

@@ -12,7 +12,7 @@ from generator.feedback.clicks.examples import Examples, Ints
 from schemas.click_features import Array
 from schemas.click_model import ClickModel
 
-PREFERENCE_MEAN, PREFERENCE_WIDTH = 0.1, 0.2
+PREFERENCE_MEAN, PREFERENCE_WIDTH = 0.1, 0.05
 """Prior of the log-odds of a click per nat of log π: where there is nothing to learn, the model's own preference decides."""
 FIRST_WIDTH = 0.2
 INTERCEPT_MEAN, INTERCEPT_WIDTH = -2.5, 10.0

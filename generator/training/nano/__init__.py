@@ -10,6 +10,7 @@
     codes                  stage `caches`, codes and latents of every picture
     decoder                stage `decoder`
     diffusion              stage `diffusion`
+    distil                 stage `distil`, the same pictures in fewer steps
     scorer                 stage `scorer`
     language               stages `language` and `alignment`, and the simulated users that they learn from
     preference             stage `preference`

@@ -15,6 +15,7 @@ from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.placement import Placement
 from generator.training.nano.decoder import build_decoder_task
 from generator.training.nano.diffusion import DiffusionTask
+from generator.training.nano.distil import GUIDANCE, STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, DistilledUnet, drawing_in
 from generator.training.nano.language import learning_language
 from generator.training.nano.scorer import build_scorer_task
 from generator.training.nano.tokenizer import build_task
@@ -36,12 +37,13 @@ def assemble_model(
     start: Path | None = None,
     *,
     preference: bool = True,
+    distilled: bool = True,
     placement: Placement | None = None,
 ) -> PigeonModel:
     """A model from the stages' folders under `root`.
 
-    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2.
-    It is in float32, on the devices of `placement`.
+    A part that no stage has trained is as in the checkpoint `start`, or random, and is logged. Without `preference`: as before stage 2;
+    without `distilled`: with the UNet that stage `distil` learns from. It is in float32, on the devices of `placement`.
 
     Raises:
         ModelError: there is no text tokenizer yet, or stage `alignment` was trained on another language model.
@@ -76,6 +78,10 @@ def assemble_model(
         trained["vae"] = 1
     if (root / "diffusion/state.pt").exists():
         trained["diffusion"] = load_averaged(DiffusionTask(model.diffusion, model.code_decoder), root / "diffusion")
+        model = drawing_in(model, TEACHER_STEPS, TEACHER_GUIDANCE)
+    if distilled and (root / "distil/state.pt").exists():
+        trained["distil"] = load_averaged(DistilledUnet(model.diffusion), root / "distil")
+        model = drawing_in(model, STEPS, GUIDANCE)
     if (root / "polish/state.pt").exists():
         trained["polish"] = load_averaged(VaeDecoderTask(model.diffusion), root / "polish")
     if model.scorer is not None and (root / "scorer/state.pt").exists():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from generator.training.catalog.commands import DATASET_HELP, align, evaluate_dataset
+from generator.training.catalog.progress import progress_bars
 
 if TYPE_CHECKING:
     from generator.pigeon.placement import Placement
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 EXTRACTORS = ("own", "efficientnet", "pixels")
 """Names of all extractors, as `evaluation.extractors` has them; that module imports torch."""
 
-train = typer.Typer(help="Train the nano model from openly licensed pictures, stage by stage.", no_args_is_help=True)
+train = typer.Typer(
+    help="Align a checkpoint to your data set, or train the nano model from openly licensed pictures, stage by stage.",
+    no_args_is_help=True,
+)
 
 Start = Annotated[
     Path | None,
@@ -39,6 +44,7 @@ Seconds = Annotated[float | None, typer.Option(help="Wall-clock budget of the st
 
 def register(app: typer.Typer, models: typer.Typer) -> None:
     """Add this part's commands to `pigeon` and to `pigeon models`."""
+    train.command()(align)
     app.add_typer(train, name="train")
     app.command()(evaluate)
 
@@ -48,8 +54,8 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            help="text, vae, tokenizer, caches, critic, imputer, retouch, decoder, language, scorer, diffusion, polish, alignment, "
-            "preference, in this order; or all."
+            help="text, vae, tokenizer, caches, critic, imputer, retouch, decoder, language, scorer, diffusion, distil, polish, "
+            "alignment, preference, in this order; or all."
         ),
     ],
     seconds: Seconds = None,
@@ -131,10 +137,21 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the users, their pictures and the intervals.")] = 7,
     device: Device = None,
     precision: PrecisionName = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"{DATASET_HELP} Its held-out users, in the place of simulated ones.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="With --dataset: a trained adapter, beside the checkpoint's own.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="With --dataset: a CLIP folder of transformers, for CS and CIS.")
+    ] = None,
+    dino: Annotated[Path | None, typer.Option(help="With --dataset: a DINOv2 folder of transformers, for DIS.")] = None,
 ) -> None:
-    """Draw for simulated users whose taste is known, and measure it.
+    """Draw for simulated users whose taste is known, or for a data set's held-out users, and measure it.
 
-    Style, concept, likeness, baselines, α_r sweep.
+    Simulated: style, concept, likeness, baselines, α_r sweep. --dataset: likeness to reference and history, the likelihood of the
+    next item behind the own and another user's history; --held-out and --compare do not go with it.
 
     The first run encodes thousands of real drawings, which are kept under the state folder; later ones are quicker.
     """
@@ -150,6 +167,27 @@ def evaluate(
     from schemas.errors import InputError
     from schemas.settings import load_settings
 
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output: {output} cannot be made a folder ({error.strerror})") from error
+    if dataset is not None:
+        evaluate_dataset(
+            dataset,
+            checkpoint,
+            adapter,
+            count,
+            extractor or EXTRACTORS,
+            clip,
+            dino,
+            baselines,
+            alpha or ALPHAS,
+            output,
+            seed,
+        )
+        return
+    if adapter or clip or dino:
+        raise InputError("--adapter, --clip and --dino go with --dataset")
     chosen: Sequence[str] = [name.strip() for name in baselines.split(",")]
     if baselines in ("all", "none"):
         chosen = ALL_BASELINES if baselines == "all" else ()
@@ -164,11 +202,7 @@ def evaluate(
         seed,
         _placement(device, precision),
     )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output: {output} cannot be made a folder ({error.strerror})") from error
-    with _progress() as progress:
+    with progress_bars() as progress:
         cache = load_settings().state_dir / "cache"
         found = run(request, IconSamples(cache), cache / "evaluation", progress)
     console = Console()
@@ -180,46 +214,3 @@ def evaluate(
     plot_alphas(found, output)
     spent = ", ".join(f"{step} {seconds / count:.2f}" for step, seconds in found.seconds.items())
     typer.echo(f"Seconds per sample: {spent}. Written to {output}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per step on a terminal's standard error, a line per tenth elsewhere."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        known: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bar.add_task(what, total=total)
-            bar.update(known[what], completed=done)
-
-        yield show
-
-
-def _lines() -> Callable[[str, int, int], None]:
-    said: dict[str, int] = {}
-
-    def say(what: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(1, total)
-        if said.get(what) != tenth:
-            said[what] = tenth
-            typer.echo(f"{what}: {done} of {total}", err=True)
-
-    return say

@@ -30,6 +30,7 @@ from generator.training.nano.assemble import TEXT_TOKENIZER, assemble_model
 from generator.training.nano.codes import CodeCache, fill
 from generator.training.nano.decoder import train_decoder
 from generator.training.nano.diffusion import train_diffusion
+from generator.training.nano.distil import train_distilled
 from generator.training.nano.imputation.auxiliary_art import load_auxiliary
 from generator.training.nano.imputation.imputer import Drawings, imagine, impute, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
@@ -73,6 +74,7 @@ RECIPE: dict[str, TrainerConfig] = {
         budget_seconds=600,
     ),
     "diffusion": TrainerConfig(UNLIMITED, lr=8e-4, ema_decay=0.995, cooldown_share=0.4, budget_seconds=3600),
+    "distil": TrainerConfig(UNLIMITED, lr=3e-4, ema_decay=0.995, cooldown_share=0.5, budget_seconds=2400),
     "polish": TrainerConfig(UNLIMITED, lr=4e-4, ema_decay=0.995, cooldown_share=0.6, budget_seconds=2100),
     "alignment": TrainerConfig(
         UNLIMITED,
@@ -85,8 +87,8 @@ RECIPE: dict[str, TrainerConfig] = {
     ),
 }
 """Settings of the stages, for two idle cores and about six hours: `vae` beside `tokenizer`; then `caches` and `imputer`; `retouch`
-beside `critic`; `decoder`; `diffusion`; `polish` beside `language`, `alignment`, `preference`, `scorer`. `imputer` and `diffusion` run
-in two processes, by `accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
+beside `critic`; `decoder`; `diffusion`; `distil` beside `polish`; `language`, `alignment`, `preference`, `scorer`. `imputer` and
+`diffusion` run in two processes, by `accelerate launch`; `preference` is not timed. What the committed weights had is on their card."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,18 @@ def _diffusion(run: NanoRun, config: TrainerConfig | None) -> None:
     )
 
 
+def _distil(run: NanoRun, config: TrainerConfig | None) -> None:
+    teacher = assemble_model(run.root, run.world, run.config, run.start, distilled=False, placement=run.placement)
+    train_distilled(
+        run.root / "distil",
+        run.world,
+        teacher,
+        run.codes(),
+        config or RECIPE["distil"],
+        placement=run.placement,
+    )
+
+
 def _vae_finetune(run: NanoRun, config: TrainerConfig | None) -> None:
     train_vae_finetune(
         run.root / "polish",
@@ -358,6 +372,7 @@ STAGES: dict[str, Callable[[NanoRun, TrainerConfig | None], None]] = {
     "language": _language,
     "scorer": _scorer,
     "diffusion": _diffusion,
+    "distil": _distil,
     "polish": _vae_finetune,
     "alignment": _alignment,
     "preference": _preference,
