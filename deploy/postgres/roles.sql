@@ -54,6 +54,9 @@ GRANT INSERT, UPDATE, DELETE ON
 GRANT INSERT, UPDATE ON audit_entries TO pigeon_night;
 GRANT INSERT, UPDATE ON dead_letter_actions TO pigeon_night;
 GRANT UPDATE ON erasures TO pigeon_night;
+-- The console's audit log, and dead letters that somebody dealt with there.
+GRANT INSERT, UPDATE ON audit_entries TO pigeon_night;
+GRANT INSERT ON dead_letter_actions TO pigeon_night;
 GRANT INSERT, UPDATE, DELETE ON user_objections TO pigeon_night;
 -- Rows are locked before they are deleted, which asks for UPDATE.
 GRANT UPDATE, DELETE ON poster_feedback TO pigeon_night;

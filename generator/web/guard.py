@@ -86,11 +86,10 @@ class Guard:
                 await refused(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
-        except Exception as error:  # noqa: BLE001 -- whatever it was, the client gets an answer
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer in words
             # As text: what shows the values of variables, as a console's log does, would show tokens.
-            log.error(  # noqa: TRY400
-                "request failed", request_id=request_id, path=path, error=str(error), stack=traceback.format_exc()
-            )
+            stack = traceback.format_exc()
+            log.error("request failed", request_id=request_id, path=path, error=str(error), stack=stack)  # noqa: TRY400 - as text
             if not started:
                 await self._problem(500, path, request_id)(scope, receive, answer)
         finally:

@@ -31,12 +31,4 @@ WAITING = Gauge("pigeon_web_feedback_waiting", "Events of feedback that wait for
 REFUSED = Counter(
     "pigeon_web_refused", "Requests refused before they reached a page, by status.", ["status"], registry=REGISTRY
 )
-READER_ALARMS = Counter(
-    "pigeon_web_reader_alarms", "What went wrong when the manifest was read.", ["alarm"], registry=REGISTRY
-)
-SET_TIMESTAMP = Gauge(
-    "pigeon_web_set_timestamp_seconds",
-    "Unix time at which this server took over the set that it answers from.",
-    registry=REGISTRY,
-)
 AUDITED = Counter("pigeon_web_changes", "Changes asked for at the console.", ["action", "outcome"], registry=REGISTRY)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 
 import structlog
 
-from generator.web import metrics
 from schemas.connections import s3_client, s3_options
 from schemas.errors import ServerUnavailable
 from schemas.manifest import Alarm, PosterManifest
@@ -45,7 +43,6 @@ class Reader:
         if current is not None:
             if current.run_id != self._run_id:
                 self._run_id, self.problem = current.run_id, None
-                metrics.SET_TIMESTAMP.set(time.time())
             return
         if self.problem:
             raise ServerUnavailable(f"no manifest could be read yet: {self.problem}")
@@ -64,6 +61,5 @@ class Reader:
         )
 
     def _on_alarm(self, alarm: Alarm, detail: str) -> None:
-        metrics.READER_ALARMS.labels(alarm).inc()
         self.problem = None if alarm == "nothing_published" else f"{alarm}: {detail}"
         log.warning("manifest", alarm=alarm, detail=detail)

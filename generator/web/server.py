@@ -15,7 +15,9 @@ from generator.web.health import WebHealth
 from generator.web.outside import Outside
 from generator.web.protocol import WithoutUpgrade
 from schemas.errors import InputError, ServerUnavailable
+from schemas.manifest_metrics import ReaderMetrics
 from schemas.runtime import health
+from schemas.runtime.metrics import registry
 from schemas.runtime.stop_signals import stop_signals
 from schemas.settings import Settings
 
@@ -51,7 +53,12 @@ def serve(settings: Settings, outside: Outside, echo: Callable[[str], None], *, 
             backlog=BACKLOG,
         )
         server = uvicorn.Server(config)
-        with listener, _own_metrics(settings, context), stop_signals(lambda _: _stop(server)) as received:
+        with (
+            listener,
+            _reader_metrics(context),
+            _own_metrics(settings, context),
+            stop_signals(lambda _: _stop(server)) as received,
+        ):
             for line in _where(settings, context, host, port, link=link):
                 echo(line)
             with _without_signals(server):
@@ -90,6 +97,17 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise InputError(f"web.host {host}, web.port {port}: {error.strerror}") from None
     return listener
+
+
+@contextlib.contextmanager
+def _reader_metrics(context: WebContext) -> Iterator[None]:
+    """The reader's figures among ours."""
+    figures = ReaderMetrics(context.reader.posters)
+    registry().register(figures)
+    try:
+        yield
+    finally:
+        registry().unregister(figures)
 
 
 @contextlib.contextmanager

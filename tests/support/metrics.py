@@ -20,8 +20,8 @@ PARTS = {
     "consumers.metrics": "`pigeon consume`, on `consumer.metrics_port`",
     "generator.nightly.schedule_watch": "`pigeon schedule`, on `schedule.metrics_port`: its jobs",
     "generator.metrics.names": "`pigeon schedule`, on `schedule.metrics_port`: nights and the loop, read from Postgres",
-    "generator.web.metrics": "`pigeon serve`, on `web.metrics_port`",
-    "schemas.manifest_metrics": "A recommender's own registry, by `schemas.manifest_metrics.ReaderMetrics`",
+    "generator.web.metrics": "`pigeon serve`, at /metrics (role `read`) and on `web.metrics_port`",
+    "schemas.manifest_metrics": "`pigeon serve`, and a recommender's own registry, by `schemas.manifest_metrics.ReaderMetrics`",
 }
 """Module -> who shows its metrics, and where."""
 HEAD = """# Metrics

