@@ -50,13 +50,10 @@ GRANT INSERT, UPDATE, DELETE ON
     image_features, catalog_images, answer_sets, pictures, compositions, planned_users, planned_items,
     preference_snapshots, preference_snapshot_users, click_models, model_versions, model_events, model_overrides
     TO pigeon_night;
--- The console writes down each change before it is tried, and which dead letters were replayed.
-GRANT INSERT, UPDATE ON audit_entries TO pigeon_night;
-GRANT INSERT, UPDATE ON dead_letter_actions TO pigeon_night;
 GRANT UPDATE ON erasures TO pigeon_night;
 -- The console's audit log, and dead letters that somebody dealt with there.
 GRANT INSERT, UPDATE ON audit_entries TO pigeon_night;
-GRANT INSERT ON dead_letter_actions TO pigeon_night;
+GRANT INSERT, UPDATE ON dead_letter_actions TO pigeon_night;
 GRANT INSERT, UPDATE, DELETE ON user_objections TO pigeon_night;
 -- Rows are locked before they are deleted, which asks for UPDATE.
 GRANT UPDATE, DELETE ON poster_feedback TO pigeon_night;

@@ -6,7 +6,6 @@
 - `logprobs`: log-probabilities of answers
 - `reconstruction`: stage 1, masked preference reconstruction
 - `dpo`: stage 2, direct preference optimization
-- `efficientnet`: the network that judges pictures with ImageNet's weights
 - `evaluation`: what a checkpoint draws, measured against known drawings
 - `catalog`: a team's own catalogue: data set, stage 1 on it, evaluation; `pigeon dataset`
 - `nano`: everything that only makes the nano checkpoint, and `pigeon train` and `pigeon evaluate`

@@ -35,7 +35,7 @@ def rows(options: Options) -> list[Figure]:
 
 
 def one_new_task(night: DemoNight) -> Figure:
-    """CPU seconds of a night with one new task, beyond those of a night with nothing new, over a task's of the first night."""
+    """What one new task costs a night, over a task of the first night; CPU seconds."""
     say("  a night with nothing new, and one with one new task")
     nothing = next_night(night, 1)
     recommend_one_more(night)

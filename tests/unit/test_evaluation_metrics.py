@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from generator.training.efficientnet import LITE0, EfficientNetLite
 from generator.training.evaluation.bootstrap import Bootstrap
+from generator.training.evaluation.efficientnet import LITE0, EfficientNetLite
 from generator.training.evaluation.metrics import (
     SCALE_WEIGHTS,
     cosines,

@@ -176,7 +176,7 @@ def test_the_wheel_holds_code_and_templates_and_no_weights(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", command, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert wheel.stat().st_size < 1_000_000
+    assert wheel.stat().st_size < 1_500_000
     expected = {
         path.relative_to(source).as_posix()
         for package in PACKAGES

@@ -4,6 +4,7 @@
 - `run`: the whole evaluation, `evaluate(request, samples, folder, progress)`
 - `rows`: what is drawn for a sample, and what that is compared with
 - `extractors`: pictures -> vectors in which nearness means likeness
+- `efficientnet`: the network that judges pictures with ImageNet's weights
 - `gallery`: vectors of real drawings, kept in a folder
 - `metrics`: similarities and distances of pictures and vectors
 - `measure`: every figure of every row and sample
@@ -11,6 +12,6 @@
 - `report`: tables for a terminal and a model card, and JSON
 - `plots`: the α_r sweep and the contact sheet
 
-Imports `generator.pigeon`, `training.efficientnet` and `schemas`. Imported by `generator.training.nano`, whose commands hold
+Imports `generator.pigeon` and `schemas`. Imported by `generator.training.nano`, whose commands hold
 `pigeon evaluate`.
 """

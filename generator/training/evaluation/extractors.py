@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import PigeonPipeline
 from generator.pigeon.scorer import ImageScorer, pad_texts
-from generator.training.efficientnet import LITE0, pretrained
+from generator.training.evaluation.efficientnet import LITE0, pretrained
 from generator.training.evaluation.metrics import Vectors
 from schemas.errors import InputError, ModelError
 

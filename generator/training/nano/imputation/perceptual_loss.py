@@ -20,7 +20,7 @@ from torch import Tensor
 from generator.datasets.icons import STYLES
 from generator.datasets.palettes import background, palette_named
 from generator.datasets.posters import ICON_SHARE, LINE_ART_STYLE
-from generator.training.efficientnet import LITE1, pretrained
+from generator.training.evaluation.efficientnet import LITE1, pretrained
 from generator.training.nano.imputation.latent_critic import taken_for_another
 from schemas.errors import InputError
 

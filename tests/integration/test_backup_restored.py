@@ -22,7 +22,7 @@ from schemas.tables import NightRun
 from tests.support.fake_pigeon import FakePigeon
 from tests.support.night_world import build, night, reader, run_and_die
 
-pytestmark = [pytest.mark.integration, pytest.mark.faults]
+pytestmark = pytest.mark.integration
 
 
 def manifest(settings: Settings) -> list[bytes]:
