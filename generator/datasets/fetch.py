@@ -111,7 +111,7 @@ def _fetch(
     target = cache_dir / folder_name
     if target.is_dir():
         return target
-    npm = _npm_command(cache_dir, progress)
+    npm = npm_command(cache_dir, progress)
     with _becoming(target) as folder:
         for done, (name, spec, files) in enumerate(sources):
             progress("Download icon art", done, len(sources))
@@ -135,7 +135,7 @@ def fetch_fonts(folder: Path, scripts: Sequence[str], progress: Progress = no_pr
         spec, name = FONT_PACKAGES[script]
         target = folder / script
         if not target.is_dir():
-            npm = _npm_command(folder, progress)
+            npm = npm_command(folder, progress)
             with _becoming(target) as unpacked:
                 for member, data in _npm_files(npm, spec, (name, "LICENSE_FONT")):
                     _write(unpacked / Path(member).name, data)
@@ -192,8 +192,12 @@ def _npm_files(npm: Sequence[str], spec: str, names: Sequence[str]) -> Iterator[
                 yield name, member.read()
 
 
-def _npm_command(cache_dir: Path, progress: Progress) -> list[str]:
-    """npm of the machine, else the one of a wheel that pip puts into the cache."""
+def npm_command(cache_dir: Path, progress: Progress) -> list[str]:
+    """How to run npm: the machine's, else `node npm-cli.js` of a wheel that pip puts into the cache.
+
+    Raises:
+        DatasetError: the wheel cannot be had.
+    """
     if npm := shutil.which("npm"):
         return [npm]
     target = cache_dir / "node"
