@@ -174,7 +174,7 @@ def tiny() -> PigeonConfig:
     }
     fields["generation"] |= {"min_new_tokens": 2, "max_new_tokens": 9, "top_k": 8, "suppressed": [[0, 41]]}
     diffusion = fields["diffusion"]
-    diffusion["steps"] = 3
+    diffusion |= {"steps": 3, "guidance": 2.0}
     diffusion["image_size"] = 32
     diffusion["sketched"] = False
     diffusion["unet"] |= {

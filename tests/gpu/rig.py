@@ -99,7 +99,7 @@ def machine(device: torch.device, rehearse: bool) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "rehearsal": rehearse,
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
         "capability": ".".join(map(str, torch.cuda.get_device_capability(device))) if cuda else None,
         "memory_gib": torch.cuda.get_device_properties(device).total_memory / GIB if cuda else None,
         "cuda": torch.version.cuda,

@@ -155,7 +155,7 @@ def test_a_robot_neither_becomes_data_nor_changes_the_model(engine: Engine) -> N
 
 def test_clicks_by_chance_are_refused_and_the_active_model_stays(engine: Engine) -> None:
     log = ClickLog(engine)
-    log.fill([0.0] * 5)
+    log.fill([0.0] * 5, seed=6)  # of worlds by chance about one in twenty passes the judge; this one does not
     with Session(engine) as session, session.begin():
         session.add(_row("earlier", 1, "active"))
     lines: list[str] = []

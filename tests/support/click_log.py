@@ -126,9 +126,11 @@ class ClickLog:
         with Session(self.engine) as session, session.begin():
             session.execute(insert(PosterFeedback), list(events))
 
-    def fill(self, effect: Sequence[float], users: int = 60, showings: int = 40, base: float = -1.5) -> None:
+    def fill(
+        self, effect: Sequence[float], users: int = 60, showings: int = 40, base: float = -1.5, seed: int = 5
+    ) -> None:
         """Users with one task each, who are shown its posters over ten days and click as planted."""
-        rng = np.random.default_rng(5)
+        rng = np.random.default_rng(seed)
         events = []
         for number in range(users):
             posters = self.task(f"u{number}", f"i{number % 7}", seed=number)

@@ -124,6 +124,6 @@ def test_the_trace_goes_on_to_triton_and_into_announced_events(monkeypatch: pyte
     )  # fmt: skip
     for value in (PARENT, ""):
         monkeypatch.setenv(trace.TRACEPARENT, value)
-        server.infer("unet", {"x": np.zeros(1, np.float32)}, ["y"], timeout_seconds=1)
+        server.infer("unet", {"x": np.zeros(1, np.float64)}, ["y"], timeout_seconds=1)
         announcer.send([event])
     assert seen.headers == [{"traceparent": PARENT}, [("traceparent", PARENT.encode())], {}, []]

@@ -11,7 +11,12 @@ from schemas.settings import PREFIX, Settings, load_settings
 from schemas.settings_secrets import file_of, secret_variables
 
 SECRETS = sorted(secret_variables(Settings, PREFIX))
-VALID = {"PIGEON_DATABASE__URL": "postgresql+psycopg2://u:p@h/d", "PIGEON_CANARY__WEBHOOK_URL": "https://h/hook"}
+VALID = {
+    "PIGEON_DATABASE__URL": "postgresql+psycopg2://u:p@h/d",
+    "PIGEON_CANARY__WEBHOOK_URL": "https://h/hook",
+    "PIGEON_WEB__SIGNING_KEY": "k" * 32,
+    "PIGEON_WEB__PREVIOUS_SIGNING_KEY": "p" * 32,
+}
 
 
 def test_every_secret_setting_has_a_file() -> None:
