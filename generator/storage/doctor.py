@@ -19,7 +19,7 @@ from schemas.settings import Settings
 from schemas.settings_s3 import S3Settings
 
 AREA = "s3"
-PREFIX = "doctor/"
+PREFIX = "checks/"
 """Where probe objects are, for as long as the probe takes."""
 CLOCK_SECONDS = 60.0
 """Seconds by which clocks may differ: S3 refuses what was signed 15 minutes ago or ahead."""

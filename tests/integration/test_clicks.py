@@ -161,7 +161,7 @@ def test_clicks_by_chance_are_refused_and_the_active_model_stays(engine: Engine)
     lines: list[str] = []
     learned = learn_clicks(engine, SETTINGS, STOP, lines.append)
     assert learned.state == "refused"
-    assert "no better than the base rate" in lines[-1]
+    assert "click model 2 is refused: " in lines[-1]
     with Session(engine) as session:
         active = versions.get_active(session)
         assert active is not None
