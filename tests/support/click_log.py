@@ -127,15 +127,25 @@ class ClickLog:
             session.execute(insert(PosterFeedback), list(events))
 
     def fill(
-        self, effect: Sequence[float], users: int = 60, showings: int = 40, base: float = -1.5, seed: int = 5
+        self,
+        effect: Sequence[float],
+        users: int = 60,
+        showings: int = 40,
+        base: float = -1.5,
+        later: Sequence[float] | None = None,
     ) -> None:
-        """Users with one task each, who are shown its posters over ten days and click as planted."""
-        rng = np.random.default_rng(seed)
+        """Users with one task each, who are shown its posters over ten days and click as planted.
+
+        `later`: the effect of the last four days, where it is another.
+        """
+        rng = np.random.default_rng(5)
         events = []
         for number in range(users):
             posters = self.task(f"u{number}", f"i{number % 7}", seed=number)
-            logits = base + truth(candidates_of(np.random.default_rng(number)), effect)
+            candidates = candidates_of(np.random.default_rng(number))
+            early, late = (base + truth(candidates, one) for one in (effect, later or effect))
             for step in range(showings):
+                logits = late if step >= 0.6 * showings else early
                 shown = int(rng.integers(len(posters)))
                 at = NOON + timedelta(days=10 * step / showings, seconds=number)
                 place = {"position": int(rng.integers(4)), "surface": "home"}

@@ -149,6 +149,17 @@ def test_a_real_effect_is_accepted_and_shuffled_clicks_are_refused(examples: Exa
     assert passed <= 1
 
 
+def test_clicks_by_chance_pass_no_more_often_than_the_interval_says() -> None:
+    """One in forty by its definition: 4 of 20 or more would be one case in 600."""
+    world, passed = build(planted([0.0] * WIDTH, 1_500), 5.0), 0
+    for seed in range(20):
+        rng = np.random.default_rng(1000 + seed)
+        verdict = judge(replace(world, clicked=(rng.random(1_500) < world.clicked.mean()).astype(float)))
+        assert verdict is not None
+        passed += verdict.passed
+    assert passed <= 3
+
+
 def test_an_effect_of_positions_is_the_base_rates_own() -> None:
     judged = judge(build(planted([0.0] * WIDTH, positions=-0.6, seed=4), 5.0))
     assert judged is not None
