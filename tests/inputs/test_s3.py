@@ -129,6 +129,7 @@ def test_a_reader_that_may_only_read_starts_before_the_first_night(
     told: list[str] = []
     reader._on_alarm = lambda alarm, detail: told.append(detail)
     reader.refresh()
+    assert told
     assert all("s3:ListBucket" in detail and "s3:GetObject" in detail for detail in told)
     proxy.clear()
     build(far, tmp_path / "art", users=1, targets=1)
@@ -360,8 +361,10 @@ def test_keys_in_files_are_read_again_when_they_are_renewed(
         assert store.get("x") is None
         (tmp_path / "session_token").write_text("session_token-2")
         assert store.get("x") is None
+        (tmp_path / "session_token").write_text("")  # as one that is being written
+        assert store.get("x") is None
         (tmp_path / "session_token").unlink()
         assert store.get("x") is None
-    assert [token for _, _, token in seen] == ["session_token-1", "session_token-2", "session_token-2"]
+    assert [token for _, _, token in seen] == ["session_token-1", *["session_token-2"] * 3]
     with pytest.raises(InputError, match="session_token"):
         Store(settings.s3)
