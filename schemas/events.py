@@ -183,7 +183,7 @@ DLQ_SUFFIX = ".dlq"
 
 
 def key_of(event: Event) -> bytes:
-    """The key of an event's record: the item in the catalogue, else the user, whose events so stay in order."""
+    """Key of an event's record: its item in the catalogue, else its user, whose events stay in order."""
     match event:
         case CatalogItem():
             return event.item_id.encode()
