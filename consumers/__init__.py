@@ -35,6 +35,7 @@
 
     kafka/clients                every Kafka client, the topics, final errors
     kafka/acknowledged           events handed over one by one, each with a future
+    kafka/rights                 what a command needs at the broker
     kafka/quirks                 what brokers and kafka-python get wrong, worked round
 
 `loop` imports `write` and `kafka`; `write` and `files` import `kafka`; none imports the other way (contracts in pyproject.toml).

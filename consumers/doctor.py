@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from consumers.kafka import clients, rights
-from consumers.outage import first_line
-from schemas.errors import InputError, ServerUnavailable
+from schemas.errors import InputError
 from schemas.events import COMPACTED, CONSUMED, DLQ_SUFFIX, PUBLISHED, all_topics
 from schemas.kafka_access import check_login
 from schemas.kafka_rights import missing_rights
@@ -19,18 +18,14 @@ AREA = "kafka"
 CODECS = {"gzip": "zlib", "snappy": "snappy", "lz4": "lz4", "zstd": "zstandard"}
 """Codec -> the module that reads it."""
 _FIRST_WITH_TRANSACTIONS = (0, 11)
+_UNKNOWN_TOPIC = 3  # UNKNOWN_TOPIC_OR_PARTITION
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
     check_login(settings.kafka, again=True)
-    client = clients.admin(settings.kafka)
-    try:
+    with clients.asked(settings.kafka) as client:
         brokers = client.describe_cluster()["brokers"]
         version = tuple(client._manager.broker_version or ())
-    except clients.KafkaError as error:
-        raise ServerUnavailable(f"{type(error).__name__}: {first_line(error)}") from None
-    finally:
-        client.close()
     text = ".".join(map(str, version)) or "unknown"
     how = f"{len(brokers)} {'broker' if len(brokers) == 1 else 'brokers'}, {settings.kafka.security_protocol}"
     yield ok(AREA, "broker", f"speaks as Apache Kafka {text} does; {how}")
@@ -53,8 +48,7 @@ def _codecs(settings: Settings) -> Iterator[Finding]:
 
 def _topics(settings: Settings) -> Iterator[Finding]:
     wanted = all_topics(settings.kafka.topic_prefix)
-    client = clients.admin(settings.kafka)
-    try:
+    with clients.asked(settings.kafka) as client:
         there = {topic["name"]: topic for topic in client.describe_topics(wanted)}
         missing = [
             name for name in wanted if there.get(name, {}).get("error_code") == _UNKNOWN_TOPIC or name not in there
@@ -67,13 +61,6 @@ def _topics(settings: Settings) -> Iterator[Finding]:
             yield ok(AREA, "topics", f"{len(known)} of {len(wanted)} exist")
         yield from _copies(client, [there[name] for name in known])
         yield from _configs(client, settings, known)
-    except clients.KafkaError as error:
-        raise ServerUnavailable(f"{type(error).__name__}: {first_line(error)}") from None
-    finally:
-        client.close()
-
-
-_UNKNOWN_TOPIC = 3  # UNKNOWN_TOPIC_OR_PARTITION
 
 
 def _copies(client: Any, topics: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -85,7 +72,7 @@ def _copies(client: Any, topics: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _configs(client: Any, settings: Settings, known: list[str]) -> Iterator[Finding]:
-    """Settings of topics that lose what we need."""
+    """Configurations of topics that lose what we need."""
     from kafka.admin import ConfigResource, ConfigResourceType
 
     try:
@@ -105,7 +92,7 @@ def _value(entry: Any) -> str:
 
 
 def _config(settings: Settings, name: str, values: dict[str, str]) -> Iterator[Finding]:
-    """One topic's."""
+    """What is wrong with one topic's configuration."""
     plain = name.removeprefix(settings.kafka.topic_prefix)
     policy = values.get("cleanup.policy", "")
     if plain in COMPACTED and policy and "compact" not in policy:
@@ -128,13 +115,8 @@ def _rights(settings: Settings) -> Iterator[Finding]:
         *rights.to_consume(settings.kafka, [prefix + topic for topic in CONSUMED]),
         *rights.to_produce([prefix + PUBLISHED]),
     ]
-    client = clients.admin(settings.kafka)
-    try:
+    with clients.asked(settings.kafka) as client:
         lacking = missing_rights(client, needed)
-    except clients.KafkaError as error:
-        raise ServerUnavailable(f"{type(error).__name__}: {first_line(error)}") from None
-    finally:
-        client.close()
     if lacking:
         yield wrong(AREA, "rights", rights.without(settings.kafka, lacking), kind=InputError)
     else:

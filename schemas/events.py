@@ -177,8 +177,19 @@ CONSUMED: dict[str, type[Event]] = {
 }
 # Topics that must exist; compacted ones keep the last value of a key.
 TOPICS: dict[str, type[Event]] = {**CONSUMED, PUBLISHED: PosterPublished}
+TOPIC_OF: dict[type[Event], str] = {model: topic for topic, model in TOPICS.items()}
 COMPACTED = frozenset({CATALOG})
 DLQ_SUFFIX = ".dlq"
+
+
+def key_of(event: Event) -> bytes:
+    """Key of an event's record: its item in the catalogue, else its user, whose events stay in order."""
+    match event:
+        case CatalogItem():
+            return event.item_id.encode()
+        case Interaction() | Recommendations() | PosterFeedback() | Erasure() | Objection() | PosterPublished():
+            return event.user_id.encode()
+    raise TypeError(f"{type(event).__name__} is an event of no topic")
 
 
 def all_topics(prefix: str = "") -> list[str]:

@@ -104,7 +104,7 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
             return None
-    except Exception:  # noqa: BLE001 - a broken profile leaves the picture as every viewer shows it
+    except (OSError, ImageCms.PyCMSError):  # a broken profile leaves the picture as every viewer shows it
         return None
     return _converted(image, source)
 
@@ -120,7 +120,7 @@ def _converted(image: Image.Image, source: Any) -> Image.Image | None:
 
     try:
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except Exception:  # noqa: BLE001 - a profile for another kind of picture
+    except ImageCms.PyCMSError:  # a profile for another kind of picture
         return None
 
 

@@ -93,8 +93,12 @@ def _accepts(address: tuple[str, int], seconds: float) -> bool:
     return True
 
 
-def _log_in(settings: KafkaSettings, number: int, seconds: float, **other: Any) -> Any:
-    """Log in at the number-th broker and ask for the cluster's, or for SASL mechanisms (`only_offers`).
+def _log_in(settings: KafkaSettings, number: int, seconds: float, *, offers: bool = False, **other: Any) -> Any:
+    """Log in at the number-th broker and ask it for the cluster's brokers.
+
+    Args:
+        offers: ask for the SASL mechanisms that it offers instead.
+        other: options of kafka-python that replace those of the settings.
 
     Raises: kafka-python's errors, as they are.
     """
@@ -108,7 +112,6 @@ def _log_in(settings: KafkaSettings, number: int, seconds: float, **other: Any) 
             return _keeping_last_words(await super()._build_transport(node, timeout_at=timeout_at))
 
     options = {**kafka_options(settings), "request_timeout_ms": round(seconds * 1000), **other}
-    offers = options.pop("only_offers", False)
     options["bootstrap_servers"] = [options["bootstrap_servers"][number]]
     net = NetworkSelector(client_id="pigeon-login")
     manager = Manager(net, client_id="pigeon-login", **options)
@@ -199,7 +202,7 @@ def _mechanisms(settings: KafkaSettings, number: int, seconds: float) -> list[st
     """The SASL mechanisms that a broker offers; none where it offers no login or does not answer."""
     without = {"security_protocol": "SSL" if settings.security_protocol.endswith("SSL") else "PLAINTEXT"}
     try:
-        answer = _log_in(settings, number, seconds, only_offers=True, sasl_mechanism=None, **without)
+        answer = _log_in(settings, number, seconds, offers=True, sasl_mechanism=None, **without)
     except Exception:  # noqa: BLE001 - it does not answer, whatever is wrong with it
         return []
     return list(answer.mechanisms or ())

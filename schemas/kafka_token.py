@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import ssl
 import threading
@@ -66,7 +67,7 @@ class ClientCredentials:
             raise InputError(
                 f"kafka.oauth_token_url {url}: its answer has no access_token; is it the token endpoint?"
             ) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ServerUnavailable(f"kafka.oauth_token_url {url}: {getattr(error, 'reason', error)}") from None
 
     def _request(self, url: str) -> urllib.request.Request:

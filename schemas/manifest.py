@@ -48,6 +48,7 @@ from schemas.manifest_files import (
 from schemas.manifest_refresh import Refresher
 from schemas.manifest_source import ManifestSet, ManifestSource, ObjectCorrupt, ObjectDenied, ObjectMissing
 from schemas.manifest_withdrawn import Withdrawn
+from schemas.s3_prefix import as_folder
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -122,7 +123,7 @@ class PosterManifest:
         `reconnect` makes a forked process' own client; without, only its connections are its own. `prefix` is what the client
         puts before all keys.
         """
-        place = hashlib.sha256(f"{s3.meta.endpoint_url}{prefix}".encode()).hexdigest()[:8]
+        place = hashlib.sha256(f"{s3.meta.endpoint_url}{as_folder(prefix)}".encode()).hexdigest()[:8]
         folder = Path(cache_dir) if cache_dir else default_folder()
         self._source = ManifestSource(s3, bucket, FileCache(folder / f"{bucket}-{place}"), reconnect)
         self._on_alarm = on_alarm
@@ -181,7 +182,7 @@ class PosterManifest:
                 secret_access_key=secret_access_key,
                 session_token=session_token,
                 addressing_style=addressing_style,
-                prefixed=(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""),
+                prefixed=(bucket, as_folder(prefix)),
                 max_attempts=4,
             )
             client = connect()

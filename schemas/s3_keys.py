@@ -6,7 +6,7 @@ ones without a restart. boto3's own sources (environment, profile, role) renew t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ def key_files() -> dict[str, Path]:
     """The files that the environment names, by the setting that each has."""
     from schemas.settings_secrets import file_of
 
-    named = {name: file_of(f"PIGEON_S3__{name.upper()}") for name in NAMES}
+    named = {name: file_of(_variable(name)) for name in NAMES}
     return {name: path for name, path in named.items() if path}
 
 
@@ -34,17 +34,16 @@ def session(keys: Keys, files: Mapping[str, Path]) -> boto3.Session:
     """A boto3 session that signs with `keys`, of which those in `files` are read again each time.
 
     Raises:
-        InputError: a file cannot be read; later, what it had last goes on.
+        InputError: a file cannot be read or is empty; later, what it had last goes on.
     """
     import boto3
     import botocore.session
     from botocore.credentials import Credentials
 
+    from schemas.settings_secrets import SUFFIX, read_secret
+
     def read() -> dict[str, str]:
-        try:
-            return {name: path.read_text(encoding="utf-8").strip() for name, path in files.items()}
-        except (OSError, UnicodeError) as error:
-            raise InputError(f"PIGEON_S3__..._FILE: {error}") from None
+        return {name: read_secret(_variable(name) + SUFFIX, path).strip() for name, path in files.items()}
 
     class FromFiles(Credentials):
         def get_frozen_credentials(self) -> Any:
@@ -64,12 +63,16 @@ def session(keys: Keys, files: Mapping[str, Path]) -> boto3.Session:
     return boto3.Session(botocore_session=inner)
 
 
-def _agreed(read: Any, last: dict[str, str]) -> dict[str, str]:
+def _variable(name: str) -> str:
+    return f"PIGEON_S3__{name.upper()}"
+
+
+def _agreed(read: Callable[[], dict[str, str]], last: dict[str, str]) -> dict[str, str]:
     """What two readings in a row found; what was read before where there is nothing to read."""
     before: dict[str, str] | None = None
     for _ in range(READINGS):
         try:
-            found: dict[str, str] = read()
+            found = read()
         except InputError:
             return last
         if found in (last, before):

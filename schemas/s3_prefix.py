@@ -15,6 +15,12 @@ _TOLD = ("Prefix", "StartAfter", "KeyMarker", "NextKeyMarker", "Marker", "NextMa
 _LISTED = ("Contents", "Versions", "DeleteMarkers")
 
 
+def as_folder(prefix: str) -> str:
+    """A prefix as keys begin with it: a slash at its end, none before it; empty where there is none."""
+    inner = prefix.strip("/")
+    return f"{inner}/" if inner else ""
+
+
 def add_prefix(client: S3Client, bucket: str, prefix: str) -> None:
     """Have all requests for `bucket` stay under `prefix`, which ends with a slash."""
 

@@ -1,8 +1,8 @@
 """Every setting of the product, with its default, unit and meaning.
 
 Sources, strongest first: arguments, environment (`PIGEON_` prefix, `__` between levels; secrets also from files, by the same
-names with `_FILE` behind them), the dotenv file that `pigeon up`
-writes (`<state_dir>/env`), a TOML file (`pigeon.toml`, or the one named by `PIGEON_CONFIG_FILE`), defaults.
+names with `_FILE` behind them), the dotenv file that `pigeon up` writes (`<state_dir>/env`), a TOML file (`pigeon.toml`, or the
+one named by `PIGEON_CONFIG_FILE`), defaults.
 """
 
 from __future__ import annotations

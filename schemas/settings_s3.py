@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from schemas.s3_prefix import as_folder
 from schemas.settings_group import Group, Seconds
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
@@ -79,7 +80,7 @@ class S3Settings(Group):
         parts = prefix.strip("/").split("/")
         if "://" in prefix or any(part in {".", ".."} or (not part and len(parts) > 1) for part in parts):
             raise ValueError(f"{prefix!r} is no first part of a key, such as team-a/pigeon")
-        return f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        return as_folder(prefix)
 
     @field_validator("region")
     @classmethod

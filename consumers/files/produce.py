@@ -7,16 +7,8 @@ from typing import Any
 
 from consumers.kafka import clients
 from schemas.errors import ServerUnavailable
-from schemas.events import CONSUMED, CatalogItem, Event
+from schemas.events import TOPIC_OF, CatalogItem, Event, key_of
 from schemas.settings_kafka import KafkaSettings
-
-_TOPICS: dict[type[Event], str] = {model: topic for topic, model in CONSUMED.items()}
-
-
-def key_of(event: Event) -> bytes:
-    """The key of an event: the item in the catalogue, else the user, whose events so stay in order."""
-    key: str = event.item_id if isinstance(event, CatalogItem) else event.user_id  # type: ignore[attr-defined]
-    return key.encode()
 
 
 class Producer:
@@ -61,14 +53,14 @@ class Producer:
         Raises:
             ServerUnavailable: the topic's partitions cannot be learnt in time.
         """
-        self._send(_TOPICS[type(event)], key_of(event), event.model_dump_json().encode())
+        self._send(TOPIC_OF[type(event)], key_of(event), event.model_dump_json().encode())
 
     def delete_item(self, item_id: str) -> None:
         """Queue a catalogue tombstone.
 
         Raises: as `send`.
         """
-        self._send(_TOPICS[CatalogItem], item_id.encode(), None)
+        self._send(TOPIC_OF[CatalogItem], item_id.encode(), None)
 
     def flush(self) -> None:
         """Wait until the broker has acknowledged everything.

@@ -10,7 +10,7 @@ from typing import Any
 from consumers.kafka import clients
 from consumers.outage import first_line
 from schemas.errors import PigeonError, ServerUnavailable
-from schemas.events import CONSUMED, Event
+from schemas.events import TOPIC_OF, Event, key_of
 from schemas.settings_kafka import KafkaSettings
 
 LINGER_MS = 5
@@ -32,10 +32,9 @@ class AcknowledgedSender:
         self._in_flight = in_flight
         self._thread = ThreadPoolExecutor(1, "pigeon-feedback")
         self._producer: Any = None
-        self._topics = {model: settings.topic_prefix + topic for topic, model in CONSUMED.items()}
 
     def send(self, event: Event) -> Future[None]:
-        """Hand one event over, keyed by its user.
+        """Hand one event over to its topic.
 
         Raises:
             ServerUnavailable: `in_flight` events wait already; this one was not taken.
@@ -44,8 +43,8 @@ class AcknowledgedSender:
             raise ServerUnavailable(f"{self._in_flight} events wait for Kafka already (web.feedback_in_flight)")
         done: Future[None] = Future()
         done.add_done_callback(lambda _: self._room.release())
-        topic, key = self._topics[type(event)], event.user_id.encode()  # type: ignore[attr-defined]
-        self._thread.submit(self._hand_over, done, topic, key, event.model_dump_json().encode())
+        topic = self._settings.topic_prefix + TOPIC_OF[type(event)]
+        self._thread.submit(self._hand_over, done, topic, key_of(event), event.model_dump_json().encode())
         return done
 
     def close(self) -> None:

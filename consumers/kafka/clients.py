@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -85,9 +86,30 @@ def _connect(client: Any, settings: KafkaSettings, **config: Any) -> Any:
         raise refusal(error) from None
     except (KafkaError, OSError) as error:
         check_login(settings, again=True)
-        raise ServerUnavailable(
-            f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
-        ) from None
+        raise _away(settings, error) from None
+
+
+def _away(settings: KafkaSettings, error: Exception) -> ServerUnavailable:
+    return ServerUnavailable(
+        f"kafka.bootstrap_servers {settings.bootstrap_servers}: {type(error).__name__}: {first_line(error)}"
+    )
+
+
+@contextmanager
+def asked(settings: KafkaSettings) -> Iterator[Any]:
+    """An admin client for questions that a command cannot do without; closed at the end.
+
+    Raises:
+        ServerUnavailable: no broker answers, or not with what was asked for.
+        InputError: the login is refused or a setting is wrong.
+    """
+    client = admin(settings)
+    try:
+        yield client
+    except KafkaError as error:
+        raise _away(settings, error) from None
+    finally:
+        client.close()
 
 
 def consumer(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from consumers.kafka import clients
-from consumers.outage import first_line
-from schemas.errors import InputError, ServerUnavailable
+from schemas.errors import InputError
 from schemas.events import DLQ_SUFFIX
 from schemas.kafka_rights import Right, missing_rights
 from schemas.settings_kafka import KafkaSettings
@@ -37,16 +36,11 @@ def require(settings: KafkaSettings, rights: Collection[Right]) -> None:
         InputError: a topic does not exist, or a right is missing; the message names all of them and the fix.
         ServerUnavailable: no broker answers.
     """
-    client = clients.admin(settings)
-    try:
+    with clients.asked(settings) as client:
         lacking = missing_rights(client, rights)
         refused = {right.name for right in lacking}
         names = {right.name for right in rights if right.resource == "topic"} - refused
         missing = sorted(names - set(clients.topic_ids(client, names)))
-    except clients.KafkaError as error:
-        raise ServerUnavailable(f"kafka: {type(error).__name__}: {first_line(error)}") from None
-    finally:
-        client.close()
     if lacking:
         raise InputError(without(settings, lacking))
     if missing:

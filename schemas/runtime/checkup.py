@@ -112,7 +112,7 @@ class _Area:
         found: list[Finding] = []
         for place, (probe, done) in enumerate(zip(self._probes, self._done, strict=True)):
             if not done.wait(probe.seconds):
-                text = f"no answer within {probe.seconds:.0f} s"
+                text = f"no answer within {probe.seconds:g} s"
                 return [
                     *found,
                     *self._found.get(place, []),

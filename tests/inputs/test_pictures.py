@@ -134,7 +134,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - limit)
 
 
 def test_threads_share_one_bound_of_pixels() -> None:
-    """INPUTS 13: eight threads of a plan with the largest pictures that are taken."""
+    """INPUTS 13: three threads with pictures of 45 megapixels, of which one is decoded at a time."""
     script = """
 import resource
 from concurrent.futures import ThreadPoolExecutor

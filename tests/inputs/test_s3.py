@@ -27,12 +27,12 @@ from schemas.connections import s3_client, s3_options
 from schemas.errors import InputError, ServerUnavailable
 from schemas.fetch import Fetcher
 from schemas.fetched import Fetched
-from schemas.images import FORMATS
+from schemas.images import FORMATS, ImageProblem
 from schemas.manifest import PosterManifest
 from schemas.settings import Settings, load_settings
 from tests.support.night_world import build, night
 from tests.support.picture_host import picture
-from tests.support.s3_proxy import Answer, S3Proxy, status
+from tests.support.s3_proxy import Answer, Operation, S3Proxy, status
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def said_yes(handler: Any, body: bytes) -> None:
     handler.reply(200, [("ETag", '"0123"')], b"")
 
 
-NO_CONDITIONS: dict[str, tuple[dict[str, Answer], str]] = {
+NO_CONDITIONS: dict[str, tuple[dict[Operation, Answer], str]] = {
     "refuses If-Match": ({"flip": status(501, "NotImplemented")}, "IfMatch is answered NotImplemented"),
     "refuses If-None-Match": ({"create": status(501, "NotImplemented")}, "IfNoneMatch is answered NotImplemented"),
     "ignores If-Match": ({"flip": said_yes}, "If-Match is ignored"),
@@ -71,7 +71,7 @@ def test_a_store_without_conditional_writes_is_refused_at_the_start(
     answers, words = NO_CONDITIONS[store]
     build(far, tmp_path / "art", users=1, targets=1)
     for operation, answer in answers.items():
-        proxy.script(operation, answer, key="checks/", times=10**6)  # type: ignore[arg-type]
+        proxy.script(operation, answer, key="checks/", times=10**6)
     with pytest.raises(
         InputError, match=f"{words}, so two nights could overwrite each other; set PIGEON_S3__ENDPOINT_URL"
     ):
@@ -129,6 +129,7 @@ def test_a_reader_that_may_only_read_starts_before_the_first_night(
     told: list[str] = []
     reader._on_alarm = lambda alarm, detail: told.append(detail)
     reader.refresh()
+    assert told
     assert all("s3:ListBucket" in detail and "s3:GetObject" in detail for detail in told)
     proxy.clear()
     build(far, tmp_path / "art", users=1, targets=1)
@@ -230,7 +231,7 @@ def test_stores_that_know_one_way_of_addressing_are_asked_in_theirs(
     )
     with closing(Store(settings.s3).s3), closing(Fetcher(settings)) as fetcher:
         assert Store(settings.s3).get("manifests/latest.json") is None
-        with pytest.raises(Exception, match="no such picture"):
+        with pytest.raises(ImageProblem, match="no such picture"):
             fetcher.fetch("s3://pigeon/catalog/a.png")
     host, start = ("pigeon.store.example", "") if virtual else ("store.example", "/pigeon")
     assert {name for name, _, _ in seen} == {f"{host}:{port}"}
@@ -360,8 +361,10 @@ def test_keys_in_files_are_read_again_when_they_are_renewed(
         assert store.get("x") is None
         (tmp_path / "session_token").write_text("session_token-2")
         assert store.get("x") is None
+        (tmp_path / "session_token").write_text("")  # as one that is being written
+        assert store.get("x") is None
         (tmp_path / "session_token").unlink()
         assert store.get("x") is None
-    assert [token for _, _, token in seen] == ["session_token-1", "session_token-2", "session_token-2"]
+    assert [token for _, _, token in seen] == ["session_token-1", *["session_token-2"] * 3]
     with pytest.raises(InputError, match="session_token"):
         Store(settings.s3)

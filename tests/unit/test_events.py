@@ -21,9 +21,11 @@ from schemas.events import (
     MAX_ATTRIBUTE_DEPTH,
     TOPICS,
     CatalogItem,
+    Event,
     Interaction,
     PosterFeedback,
     all_topics,
+    key_of,
 )
 
 # A busy machine is no failure.
@@ -130,3 +132,9 @@ def test_drift_is_seen_and_mended(tmp_path: Path):
     assert export.drift(tmp_path) == wrong
     assert export.export(tmp_path) == wrong
     assert export.drift(tmp_path) == []
+
+
+@pytest.mark.parametrize("model", TOPICS.values())
+def test_records_are_keyed_by_their_user_and_the_catalogues_by_their_item(model: type[Event]) -> None:
+    event = model.model_construct(user_id="u", item_id="i")
+    assert key_of(event) == (b"i" if model is CatalogItem else b"u")
