@@ -197,10 +197,8 @@ def read_worth(session: Session, settings: ClickSettings, stop: datetime, days: 
 def estimate(control: Array, drawn: Array, expected_share: float, days: float = WORTH_DAYS, seed: int = 0) -> Worth:
     """The worth from (users, 2) arrays of showings and clicks."""
     rng = np.random.default_rng(seed)
-    ratios = []
-    for _ in range(RESAMPLES):
-        sampled = [_rate(group[rng.integers(len(group), size=len(group))]) for group in (control, drawn)]
-        ratios.append(sampled[1] / sampled[0] - 1 if sampled[0] > 0 else np.inf)
+    theirs, ours = (_resampled_rates(group, rng) for group in (control, drawn))
+    ratios = np.divide(ours, theirs, out=np.full(RESAMPLES, np.inf), where=theirs > 0) - 1
     low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")  # no mean of two infinite ones
     users = len(control) + len(drawn)
     deviation = np.sqrt(users * expected_share * (1 - expected_share))
@@ -209,16 +207,26 @@ def estimate(control: Array, drawn: Array, expected_share: float, days: float = 
         drawn_users=len(drawn),
         control_showings=int(control[:, 0].sum()),
         drawn_showings=int(drawn[:, 0].sum()),
-        control_rate=_rate(control),
-        drawn_rate=_rate(drawn),
-        lift=_rate(drawn) / _rate(control) - 1,
+        control_rate=_rate(control.sum(axis=0)),
+        drawn_rate=_rate(drawn.sum(axis=0)),
+        lift=_rate(drawn.sum(axis=0)) / _rate(control.sum(axis=0)) - 1,
         lift_low=float(low),
         lift_high=float(high),
         expected_share=expected_share,
         doubtful=bool(abs(len(control) - users * expected_share) > UNEVEN * deviation),
         days=days,
-        days_for_lift=_days_for_lift(np.array(ratios), days),
+        days_for_lift=_days_for_lift(ratios, days),
     )
+
+
+def _resampled_rates(users: Array, rng: np.random.Generator) -> Array:
+    """(RESAMPLES,): click rates of as many users, drawn with replacement.
+
+    Users with the same numbers are drawn together: of most, there are many.
+    """
+    alike, counts = np.unique(users, axis=0, return_counts=True)
+    rates = [_rate(rng.multinomial(len(users), counts / len(users)) @ alike) for _ in range(RESAMPLES)]
+    return np.array(rates, np.float64)
 
 
 def _days_for_lift(lifts: Array, days: float) -> float | None:
@@ -229,5 +237,7 @@ def _days_for_lift(lifts: Array, days: float) -> float | None:
     return float(days * (SEEN * logs.std(ddof=1) / math.log1p(FORETOLD)) ** 2)
 
 
-def _rate(users: Array) -> float:
-    return float(users[:, 1].sum() / users[:, 0].sum())
+def _rate(totals: Array) -> float:
+    """Clicks per showing, of the sum of both."""
+    shown, clicked = totals.tolist()
+    return float(clicked / shown)

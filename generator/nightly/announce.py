@@ -6,11 +6,13 @@ again, which readers recognise by its `poster_id`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime
 from typing import Protocol
 
+from generator.nightly import runs
 from generator.nightly.ledger import Ledger
+from generator.nightly.wording import counted
 from schemas.connections import kafka_options
 from schemas.errors import ServerUnavailable
 from schemas.events import PUBLISHED, PosterPublished
@@ -60,6 +62,43 @@ def announce(ledger: Ledger, run: NightRun, announcer: Announcer) -> int:
         ledger.mark_announced([poster.poster_id for poster in posters], at)
         sent += len(posters)
     return sent
+
+
+def announce_rest(ledger: Ledger, run: NightRun, open_announcer: Callable[[], Announcer]) -> int:
+    """Announce what is left of a run that readers are led to; returns how many events.
+
+    Raises:
+        ServerUnavailable: the broker is away; the same call again sends the rest.
+    """
+    if run.manifest_key is None or run.figures.get("announced"):
+        return 0
+    announced = 0
+    if ledger.read_unannounced(run.run_id, page=1):
+        announcer = open_announcer()
+        try:
+            announced = announce(ledger, run, announcer)
+        finally:
+            announcer.close()
+    runs.mark_run_announced(ledger, run.run_id, "all")
+    return announced
+
+
+def catch_up(
+    ledger: Ledger,
+    day: date,
+    own_run_id: str,
+    open_announcer: Callable[[], Announcer],
+    echo: Callable[[str], None],
+) -> None:
+    """Announce what runs until `day` could not, because Kafka was away; it keeps no night waiting."""
+    waiting = [run for run in runs.read_unannounced_runs(ledger, day) if run.run_id != own_run_id]
+    try:
+        announced = sum(announce_rest(ledger, run, open_announcer) for run in waiting)
+    except ServerUnavailable as error:
+        echo(f"announcements of earlier runs wait: {error}")
+        return
+    if announced:
+        echo(f"{counted(announced, 'announcement')} of earlier runs caught up")
 
 
 class KafkaAnnouncer:

@@ -264,7 +264,7 @@ def recheck_safety() -> None:
 def schedule(
     once: Annotated[Job | None, typer.Option("--once", help="Run this job now, then exit with its code.")] = None,
 ) -> None:
-    """Run night, retrain, upkeep and erasure by cron until stopped; of several schedulers one leads.
+    """Run all jobs of the schedule by cron until stopped; of several schedulers one leads.
 
     A job that fails is tried again until schedule.deadline_minutes after its due moment.
     """

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from generator.nightly.wording import counted
 from schemas.runtime.checkup import Finding, Probe, ok, warn, wrong
 from schemas.settings import Settings
 
@@ -48,8 +49,8 @@ def _fonts(settings: Settings) -> Iterator[Finding]:
     from schemas.typefaces import Typefaces, can_shape
 
     faces = Typefaces(settings.night.font, settings.night.fonts)
-    count = len(faces.files)
-    yield ok(AREA, "fonts", f"{count} {'font' if count == 1 else 'fonts'}, titles begin with {faces.files[0].name}")
+    fonts = counted(len(faces.files), "font")
+    yield ok(AREA, "fonts", f"{fonts}, titles begin with {faces.files[0].name}")
     if not can_shape():
         mend = "apt-get install libfribidi0"
         yield warn(AREA, "fonts", "Arabic, Hebrew and Indic titles cannot be shaped and get no posters", mend)

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from generator.nightly import runs
-from generator.nightly.announce import Announcer, announce
+from generator.nightly.announce import Announcer, announce_rest, catch_up
 from generator.nightly.cancelled import CancelWatch
 from generator.nightly.click_models import choose_policy, policy_of, read_planned
 from generator.nightly.drawing import Drawing
@@ -144,7 +144,7 @@ class Night:
         """
         publish = publish or scope.name == EVERYBODY
         with self._leading() as ledger:
-            self._catch_up(ledger, run_id_of(self._date, scope.name))
+            catch_up(ledger, self._date, run_id_of(self._date, scope.name), self._context.announcer, self._echo)
             run = ledger.get_run(self._date, scope.name)
             if run is not None and run.figures.get("empty"):
                 ledger.delete_run(run.run_id)
@@ -164,7 +164,7 @@ class Night:
         """
         with self._leading() as ledger:
             run = self._existing(ledger, run_id)
-            self._catch_up(ledger, run.run_id)
+            catch_up(ledger, self._date, run.run_id, self._context.announcer, self._echo)
             self._go_on(ledger, run, bool(run.settings.get("publish", True)))
 
     def retry_failed(self, run_id: str | None = None) -> None:
@@ -273,7 +273,7 @@ class Night:
         if run.status != "published" or runs.count_pending(ledger, run.run_id):
             self._draw_and_publish(ledger, run, publish)
             return
-        announced = self._announce(ledger, run)
+        announced = announce_rest(ledger, run, self._context.announcer)
         self._echo(
             f"{_name(run)}: published already, nothing drawn"
             + (f"; {counted(announced, 'announcement')} caught up" if announced else "")
@@ -383,7 +383,7 @@ class Night:
         try:
             if led:
                 published = runs.get_by_id(ledger, run.run_id) or run
-                announced = f"{self._announce(ledger, published)} announced"
+                announced = f"{announce_rest(ledger, published, self._context.announcer)} announced"
         except ServerUnavailable as error:
             announced = "announcements wait"
             raise ServerUnavailable(
@@ -410,30 +410,6 @@ class Night:
     def _report(self, ledger: Ledger, run: NightRun, figures: dict[str, Any]) -> str | None:
         context = ReportContext(self._settings, self._store, ledger, self._images)
         return ledger.outages.call(lambda: write_report(context, run, figures, self._echo))
-
-    def _announce(self, ledger: Ledger, run: NightRun) -> int:
-        if run.manifest_key is None or run.figures.get("announced"):
-            return 0
-        announced = 0
-        if ledger.read_unannounced(run.run_id, page=1):
-            announcer = self._context.announcer()
-            try:
-                announced = announce(ledger, run, announcer)
-            finally:
-                announcer.close()
-        runs.mark_run_announced(ledger, run.run_id, "all")
-        return announced
-
-    def _catch_up(self, ledger: Ledger, own_run_id: str) -> None:
-        """Announce what other runs could not, because Kafka was away; it keeps no night waiting."""
-        waiting = [run for run in runs.read_unannounced_runs(ledger, self._date) if run.run_id != own_run_id]
-        try:
-            announced = sum(self._announce(ledger, run) for run in waiting)
-        except ServerUnavailable as error:
-            self._echo(f"announcements of earlier runs wait: {error}")
-            return
-        if announced:
-            self._echo(f"{counted(announced, 'announcement')} of earlier runs caught up")
 
 
 def find_open(settings: Settings) -> tuple[date, str]:

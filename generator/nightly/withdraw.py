@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import get_args
 
@@ -219,11 +219,18 @@ def read_pointer(store: Store) -> Pointer | None:
 
 @contextmanager
 def open_storage(settings: Settings) -> Iterator[tuple[Store, Engine]]:
-    """The bucket and Postgres, without a lease; both are closed at the end."""
+    """The bucket and Postgres, without a lease; both are closed at the end.
+
+    A bucket that is away is no reason to record nothing: the next erasure tells readers what the rows say.
+
+    Raises:
+        InputError: bucket, keys, region or clock are wrong.
+    """
     engine = connect(settings.database)
     store = Store(settings.s3)
     try:
-        store.check()
+        with suppress(ServerUnavailable):
+            store.check()
         yield store, engine
     finally:
         engine.dispose()

@@ -6,5 +6,5 @@
     doctor    what is asked of S3 for `pigeon doctor`
     outages   outages of Postgres and S3, waited out
 
-Imports `schemas` only; imported by `generator.nightly`, `generator.feedback` and tests.
+Imports `schemas` only; imported by the rooms of generator/ that keep rows or files, and by tests.
 """

@@ -1,31 +1,25 @@
 """What is asked of S3 for `pigeon doctor`: bucket, rights, clock, conditional writes.
 
-What it writes is under `doctor/`, and deleted again.
+What it writes is under `checks/`, and deleted again.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from botocore.exceptions import ClientError
-
-from generator.storage.objects import Store
-from schemas.errors import InputError, PigeonError, ServerUnavailable
+from generator.storage.objects import CONDITIONAL_STORES, PROBE_PREFIX, Store
+from schemas.errors import PigeonError
 from schemas.runtime.checkup import Finding, Probe, ok, warn, wrong
 from schemas.settings import Settings
 from schemas.settings_s3 import S3Settings
 
 AREA = "s3"
-PREFIX = "checks/"
-"""Where probe objects are, for as long as the probe takes."""
 CLOCK_SECONDS = 60.0
 """Seconds by which clocks may differ: S3 refuses what was signed 15 minutes ago or ahead."""
 PATIENCE_SECONDS = 5.0
-_NOT_IMPLEMENTED = frozenset({400, 405, 501})
-NO_ETAG = '"00000000000000000000000000000000"'
 
 
 def _bucket(settings: Settings) -> Iterator[Finding]:
@@ -60,10 +54,10 @@ def _clock(store: Store) -> Iterator[Finding]:
 
 def _writes(settings: Settings) -> Iterator[Finding]:
     store = _store(settings.s3)
-    key = f"{PREFIX}{uuid.uuid4().hex}"
+    key = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
     try:
         store.put(key, b"pigeon doctor", "text/plain")
-        yield from _conditions(store, key)
+        yield from _conditions(store)
         read = store.get(key)
         if read is None:
             mend = "another one; a store must show what it has acknowledged"
@@ -78,31 +72,14 @@ def _writes(settings: Settings) -> Iterator[Finding]:
         store.s3.close()
 
 
-def _conditions(store: Store, key: str) -> Iterator[Finding]:
-    """Whether the store refuses what If-None-Match and If-Match forbid: of two publishers one must win."""
-    forbidden: dict[str, Callable[[], bool]] = {
-        "If-None-Match": lambda: not store.replace(key, b"second", "text/plain", etag=None),
-        "If-Match": lambda: not store.replace(key, b"third", "text/plain", etag=NO_ETAG),
-    }
-    for header, refused in forbidden.items():
-        mend = "use a store that has conditional writes (AWS S3, MinIO, SeaweedFS 3.8x or newer)"
-        try:
-            if refused():
-                yield ok(AREA, "conditional writes", f"{header} is obeyed")
-            else:
-                yield wrong(AREA, "conditional writes", f"{header} is ignored: two publishers would both win", mend)
-        except PigeonError as error:
-            if isinstance(error, ServerUnavailable) and not _is_refusal(error):
-                raise
-            yield wrong(AREA, "conditional writes", f"{header} is refused: {error}", mend, InputError)
-
-
-def _is_refusal(error: PigeonError) -> bool:
-    """Whether the store said that it cannot do it, and not that it is away."""
-    cause = error.__cause__
-    if not isinstance(cause, ClientError):
-        return False
-    return cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _NOT_IMPLEMENTED
+def _conditions(store: Store) -> Iterator[Finding]:
+    """Whether the store holds to If-None-Match and If-Match, as a night asks before it begins."""
+    broken = store.broken_conditions()
+    for words in broken:
+        text = f"{words}: two publishers could both win"
+        yield wrong(AREA, "conditional writes", text, f"use {CONDITIONAL_STORES}")
+    if not broken:
+        yield ok(AREA, "conditional writes", "If-None-Match and If-Match are obeyed")
 
 
 def _take_away(store: Store, key: str) -> None:

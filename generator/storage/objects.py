@@ -33,9 +33,18 @@ class _Again(Exception):
     """The server asked for a retry that botocore does not do by itself."""
 
 
+class _ConditionRefused(Exception):
+    """The store answered that it has no such condition."""
+
+
 _REFUSED = DENIED | {"MethodNotAllowed", "405", "NotImplemented", "501"}
-_PROBES = "checks/"
+PROBE_PREFIX = "checks/"
 """First part of the keys of what is written to learn what the store can do; each is deleted at once."""
+CONDITIONAL_STORES = (
+    "a store with conditional writes (AWS, MinIO, SeaweedFS, newer Ceph; a gateway in front must pass them on)"
+)
+_HEADERS = {"IfNoneMatch": "If-None-Match", "IfMatch": "If-Match"}
+_NO_OBJECTS_ETAG = '"00000000000000000000000000000000"'
 
 
 @dataclass(frozen=True)
@@ -88,23 +97,47 @@ class Store:
             self.s3.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
             raise self._plain(error, starting=True) from error
-        if writes:
-            self._check_conditions()
+        if writes and (broken := self.broken_conditions()):
+            raise InputError(
+                f"S3 ({self._where}): {broken[0]}, so two nights could overwrite each other; "
+                f"set PIGEON_S3__ENDPOINT_URL to {CONDITIONAL_STORES}"
+            )
 
-    def _check_conditions(self) -> None:
-        key = f"{_PROBES}{uuid.uuid4()}"
+    def broken_conditions(self) -> list[str]:
+        """What the store does not hold to of the conditions of a write, in words; none where it holds to all.
+
+        What is written to learn it is deleted again.
+        """
+        key = f"{PROBE_PREFIX}{uuid.uuid4()}"
         try:
-            # Where the answer to the first one was lost, the second try finds what it wrote.
-            etag = self._probe(key, IfNoneMatch="*") or self._etag(key)
-            if self._probe(key, IfNoneMatch="*"):
-                raise self._without_conditions("If-None-Match is ignored")
-            if self._probe(key, IfMatch='"00000000000000000000000000000000"'):
-                raise self._without_conditions("If-Match is ignored")
-            if not etag or (not self._probe(key, IfMatch=etag) and self._etag(key) == etag):
-                raise self._without_conditions("If-Match refuses the object's own tag")
+            etag, none_match = self._try_none_match(key)
+            match = self._try_match(key, etag or self._probe(key))
+            return [words for words in (none_match, match) if words]
         finally:
             with contextlib.suppress(InputError, ServerUnavailable):
                 self.delete(key)
+
+    def _try_none_match(self, key: str) -> tuple[str | None, str]:
+        """The tag of a new object, None where it may not be there, and what is wrong."""
+        try:
+            # Where the answer to the first one was lost, its second try finds what it wrote.
+            etag = self._probe(key, IfNoneMatch="*") or self._etag(key)
+            if self._probe(key, IfNoneMatch="*"):
+                return None, "If-None-Match is ignored"
+        except _ConditionRefused as refusal:
+            return None, str(refusal)
+        return etag, "" if etag else "If-None-Match refuses a new object"
+
+    def _try_match(self, key: str, etag: str | None) -> str:
+        try:
+            if self._probe(key, IfMatch=_NO_OBJECTS_ETAG):
+                return "If-Match is ignored"
+            # Where the answer was lost, the second try may find another tag.
+            if not self._probe(key, IfMatch=etag) and self._etag(key) == etag:
+                return "If-Match refuses the object's own tag"
+        except _ConditionRefused as refusal:
+            return str(refusal)
+        return ""
 
     def _etag(self, key: str) -> str | None:
         there = self._head(key)
@@ -125,18 +158,12 @@ class Store:
             code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if code in {"PreconditionFailed", "412"}:
                 return None
-            if code in {"NotImplemented", "InvalidArgument", "InvalidRequest"} or status == 501:
-                raise self._without_conditions(f"{next(iter(condition))} is answered {code}") from error
+            if condition and (code in {"NotImplemented", "InvalidArgument", "InvalidRequest"} or status in {405, 501}):
+                raise _ConditionRefused(f"{_HEADERS[next(iter(condition))]} is answered {code}") from error
             raise self._plain(error, starting=True) from error
         except (BotoCoreError, _Again) as error:
             raise self._plain(error) from error
         raise AssertionError("unreachable")
-
-    def _without_conditions(self, found: str) -> InputError:
-        return InputError(
-            f"S3 ({self._where}): {found}, so two nights could overwrite each other; set PIGEON_S3__ENDPOINT_URL to a store with "
-            "conditional writes (AWS, MinIO, SeaweedFS and newer Ceph have them), and a gateway in front must pass them on"
-        )
 
     def get(self, key: str, *, bucket: str | None = None) -> Stored | None:
         """The object, or None when there is none."""

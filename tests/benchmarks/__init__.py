@@ -11,6 +11,7 @@
     recorded    a served model that remembers what it answered
     per_poster  the release before: every poster's files are made for every user
     overhead    processor time that is not the model's, per poster
+    plan        planning at scale, and nights with nothing new
     manifest    writing and reading manifests
     ingest      the ingest path against its own parts and against plain loops
 """

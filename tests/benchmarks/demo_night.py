@@ -139,11 +139,12 @@ def run_night(settings: Settings, model: RecordedPigeon, night: date, servers: i
     return process_seconds, triton
 
 
-def next_night(night: DemoNight, days: int) -> float:
-    """Processor seconds of a night some days later, Triton's included."""
-    process_seconds, triton = run_night(
-        night.settings, night.model, night.data.night + timedelta(days=days), night.servers
-    )
+def next_night(night: DemoNight, days: int, tasks: int) -> float:
+    """Processor seconds of a night some days later, which has so many tasks; Triton's included."""
+    day = night.data.night + timedelta(days=days)
+    process_seconds, triton = run_night(night.settings, night.model, day, night.servers)
+    drawn = len(read_tasks(night.settings, run_id_of(day)))
+    assert drawn == tasks, f"{drawn} tasks where {tasks} were to be measured"
     return process_seconds + triton.total()
 
 

@@ -37,9 +37,9 @@ def rows(options: Options) -> list[Figure]:
 def one_new_task(night: DemoNight) -> Figure:
     """What one new task costs a night, over a task of the first night; CPU seconds."""
     say("  a night with nothing new, and one with one new task")
-    nothing = next_night(night, 1)
+    nothing = next_night(night, 1, tasks=0)
     recommend_one_more(night)
-    one = next_night(night, 2)
+    one = next_night(night, 2, tasks=1)
     task = (night.process_seconds + night.triton.total()) / len(night.tasks)
     detail = (
         f"{1e3 * (one - nothing):.0f} ms beyond a night with nothing new ({1e3 * nothing:.0f} ms) over {1e3 * task:.0f} ms; "

@@ -53,8 +53,8 @@ def said_yes(handler: Any, body: bytes) -> None:
 
 
 NO_CONDITIONS: dict[str, tuple[dict[Operation, Answer], str]] = {
-    "refuses If-Match": ({"flip": status(501, "NotImplemented")}, "IfMatch is answered NotImplemented"),
-    "refuses If-None-Match": ({"create": status(501, "NotImplemented")}, "IfNoneMatch is answered NotImplemented"),
+    "refuses If-Match": ({"flip": status(501, "NotImplemented")}, "If-Match is answered NotImplemented"),
+    "refuses If-None-Match": ({"create": status(501, "NotImplemented")}, "If-None-Match is answered NotImplemented"),
     "ignores If-Match": ({"flip": said_yes}, "If-Match is ignored"),
     "ignores If-None-Match": ({"create": said_yes}, "If-None-Match is ignored"),
     "is strict": ({"flip": status(412, "PreconditionFailed")}, "refuses the object's own tag"),

@@ -19,8 +19,8 @@ from consumers.doctor import PROBES as KAFKA
 from consumers.kafka import clients
 from generator.nightly.doctor import PROBES as MACHINE
 from generator.serving.doctor import PROBES as TRITON
-from generator.storage.doctor import PREFIX
 from generator.storage.doctor import PROBES as S3
+from generator.storage.objects import PROBE_PREFIX
 from migrations import database
 from migrations.doctor import PROBES as POSTGRES
 from schemas.connections import s3_client, s3_options
@@ -56,7 +56,7 @@ def test_on_good_servers_nothing_is_wrong_and_nothing_is_left_behind(settings: S
     assert set(admin.list_topics()) == before
     admin.close()
     client = s3_client(**s3_options(settings.s3))
-    assert client.list_objects_v2(Bucket=settings.s3.bucket, Prefix=PREFIX)["KeyCount"] == 0
+    assert client.list_objects_v2(Bucket=settings.s3.bucket, Prefix=PROBE_PREFIX)["KeyCount"] == 0
     client.close()
     assert query(settings, "SELECT count(*) FROM consumer_offsets") == [(0,)]
 

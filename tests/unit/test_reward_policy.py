@@ -140,8 +140,9 @@ def test_the_models_favourite_stays_first_unless_another_answer_is_surely_better
     assert surely_best(Utilities(mean, np.diag([0.0, 0.16, 0.16])), logprobs) == 0
     shared = np.full((3, 3), 0.5) + np.diag([0.0, 0.0, 0.01])
     assert surely_best(Utilities(mean, shared), logprobs) == 1, "what is unsure of all answers decides nothing"
-    choices = RewardPolicy(_Fixed(Utilities(mean, np.diag([0.0, 0.16, 0.16]))), 1, ModelPolicy())  # type: ignore[arg-type]
-    assert choices.choose(_with(answers(5)[:3], logprobs), 1, 9, HISTORY) == [Choice(0, 1.0, explored=False)]
+    unsure = _Fixed(Utilities(mean, np.diag([0.0, 0.16, 0.16])))
+    policy = RewardPolicy(unsure, 1, ModelPolicy())  # type: ignore[arg-type] # scores and nothing else
+    assert policy.choose(_with(answers(5)[:3], logprobs), 1, 9, HISTORY) == [Choice(0, 1.0, explored=False)]
 
 
 def _with(found: list[StoredAnswer], logprobs: np.ndarray) -> list[StoredAnswer]:
