@@ -16,7 +16,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from generator.training.catalog.dataset.manifest import Split
 from generator.training.catalog.dataset.scratch import Click, GivenWindow, ItemRow
@@ -104,7 +104,7 @@ def _address(uri: str | None, base: Path) -> str | None:
 
 
 def _events(
-    path: Path, model: type[BaseModel], what: str, counts: Counter[str], defaults: Row | None = None
+    path: Path, model: type[Event], what: str, counts: Counter[str], defaults: Row | None = None
 ) -> Iterator[Any]:
     """Checked rows; a bad one is counted by its field.
 
@@ -117,7 +117,7 @@ def _events(
         if isinstance(fields.get("history"), str):
             fields["history"] = fields["history"].split()
         try:
-            event = event_forms.read(model, json.dumps(fields, default=_plain))  # type: ignore[arg-type]
+            event = event_forms.read(model, json.dumps(fields, default=_plain))
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False)[0]
             name = str(found["loc"][0]) if found["loc"] else "row"
