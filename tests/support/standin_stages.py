@@ -154,7 +154,7 @@ def in_the_small_world() -> None:
 
     for module in (vae, tokenizer, scorer):
         setattr(module, "World", lambda _: small_world())  # noqa: B010 -- a name that the type checker knows as a class
-    setattr(scorer.Captions, "__init__", _plain)  # noqa: B010
+    setattr(scorer.Captions, "__init__", _plain)  # noqa: B010 -- likewise
 
 
 def _plain(self: Any, world: Any, _: Path) -> None:
