@@ -188,9 +188,9 @@ def _extractors(request: CatalogRequest, model: PigeonModel) -> tuple[list[Extra
         found.append(ClipFolder(request.clip))
     if request.dino:
         found.append(DinoFolder(request.dino))
-    clip = [one for one in found if isinstance(one, ClipFolder)]
-    own = [one for one in found if isinstance(one, Own)]
-    return found, next(iter([*clip, *own]), None)
+    clip = next((one for one in found if isinstance(one, ClipFolder)), None)
+    own = next((one for one in found if isinstance(one, Own)), None)
+    return found, clip or own
 
 
 def _not_run(request: CatalogRequest) -> list[str]:
