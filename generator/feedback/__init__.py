@@ -28,7 +28,7 @@
     clicks           the click model: `pigeon loop ...`
     simulation       the loop on users whose taste is known: `pigeon simulate`
 
-Imports schemas, generator.storage, generator.serving (api, client, adapters, repository: no torch) and of generator.nightly
-only frozen_prompt, and in simulation its policies; generator.training is imported inside functions when a training starts.
-Imported by generator/cli.py alone, and retention by generator.upkeep.
+Imports schemas, generator.storage, generator.worth, generator.serving (api, client, adapters, repository: no torch) and of
+generator.nightly only frozen_prompt, and in simulation its policies; generator.training and generator.pigeon are imported inside
+functions when a training starts. Imported by generator/cli.py, generator.web, and retention by generator.upkeep.
 """

@@ -7,7 +7,6 @@ that the canary drew for, up to the moment of the look.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +17,7 @@ from sqlalchemy.orm import Session
 from generator.feedback import registry, rollout
 from generator.feedback.canary_clicks import read_users
 from generator.feedback.canary_test import Look, days_to_see, look
+from generator.feedback.intervals import finite
 from generator.feedback.ports import RetrainContext
 from generator.storage.lease import lead
 from schemas.tables import ModelEvent, ModelVersion
@@ -131,7 +131,7 @@ def _look(context: RetrainContext, version: ModelVersion, event: ModelEvent, unt
                 min_users=settings.min_users,
                 min_clicks=settings.min_clicks,
             )
-            figures |= {**_finite(asdict(found)), "since": start.isoformat()}
+            figures |= {**finite(asdict(found)), "since": start.isoformat()}
     ended = until >= event.at + timedelta(days=settings.max_days)
     _act(context, version, found, _words(found), figures, ended=ended)
 
@@ -187,10 +187,6 @@ WHERE r.status = 'published' AND r.scope = 'all' AND r.started_at >= :since
   AND EXISTS (SELECT FROM night_tasks t WHERE t.run_id = r.run_id AND t.model_version = :version)
 """
 )
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
 def _start_event(session: Session, version: ModelVersion) -> ModelEvent:

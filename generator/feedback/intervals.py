@@ -10,9 +10,10 @@ are too narrow, by a fifth with ten users.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,3 +121,16 @@ def t_quantile(probability: float, degrees: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return math.fsum(term / degrees**power for power, term in enumerate(terms))
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures for JSON, which has no NaN: what is not finite becomes null, at any depth."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: kept(one) for name, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [kept(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: kept(value) for name, value in figures.items()}

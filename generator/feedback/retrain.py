@@ -9,7 +9,6 @@ failed challenger is final for its snapshot.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -22,7 +21,7 @@ from sqlalchemy.orm import Session
 from generator.feedback import canary, gate, gate_metrics, off_policy_log, pairs, registry, rollout, split
 from generator.feedback.artifacts import fetch, upload
 from generator.feedback.gate_metrics import Beside
-from generator.feedback.intervals import Estimate
+from generator.feedback.intervals import Estimate, finite
 from generator.feedback.off_policy import OffPolicyValue
 from generator.feedback.ports import RetrainContext, clear_errors
 from generator.feedback.reward_pairs import RewardRanking
@@ -379,19 +378,6 @@ def _training_key(context: RetrainContext) -> str:
     named = f"{context.base_sha256} {s.beta} {s.learning_rate} {s.batch_size} {s.epochs} {s.seed}"
     named += f" {s.label_smoothing} {s.max_displacement} {s.cross_validate}"
     return hashlib.sha256(named.encode()).hexdigest()[:8]
-
-
-def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures for a JSON column, which cannot have NaN: what is not finite becomes null, at any depth."""
-
-    def kept(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: kept(one) for name, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [kept(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: kept(value) for name, value in figures.items()}
 
 
 def _metrics_of(version: ModelVersion) -> dict[str, float | None]:

@@ -74,7 +74,7 @@ class Placement:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights."""
+        """The type of the frozen weights."""
         import torch
 
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]

@@ -10,7 +10,8 @@
 - `catalog`: a team's own catalogue: data set, stage 1 on it, evaluation; `pigeon dataset`
 - `nano`: everything that only makes the nano checkpoint, and `pigeon train` and `pigeon evaluate`
 
-Imports `generator.pigeon` and `schemas`, `catalog` also `generator.storage`; `nano` alone also imports `generator.datasets`.
+Imports `generator.pigeon` and `schemas`, `catalog` also `generator.storage` and `generator.serving.repository`; `nano` alone also
+imports `generator.datasets`.
 Imported by `generator.feedback`, lazily because it imports torch; of `nano` and `catalog`, `generator.cli` imports the commands,
 and nobody else anything.
 """

@@ -68,7 +68,7 @@ def all_parts(options: argparse.Namespace, device: torch.device) -> int:
             share = 1.0 if options.only else PARTS[part]
             ended[part] = in_a_process(part, options, min(left, share * 60 * options.minutes))
         (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        print(f"{part}: {ended[part]}", flush=True)  # noqa: T201
+        print(f"{part}: {ended[part]}", flush=True)  # noqa: T201 -- a command prints
     return 0 if all(state == "done" for state in ended.values()) else 1
 
 

@@ -144,4 +144,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown())  # noqa: T201
+    print(markdown())  # noqa: T201 -- a command prints

@@ -45,7 +45,7 @@ class Rig:
         """Print a row and write all rows so far."""
         self.rows.append({"name": name, **figures})
         line = ", ".join(f"{key} {shown(value)}" for key, value in figures.items())
-        print(f"{self.part}: {name}: {line}", flush=True)  # noqa: T201
+        print(f"{self.part}: {name}: {line}", flush=True)  # noqa: T201 -- a command prints
         (self.out / f"{self.part}.json").write_text(json.dumps(self.rows, indent=1) + "\n")
 
     @contextmanager

@@ -353,7 +353,7 @@ def main() -> None:
     found = run(given.count)
     if given.out:
         given.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps({name: found[name] for name in ("written_down_before", "worse", "better")}, indent=2))  # noqa: T201
+    print(json.dumps({name: found[name] for name in ("written_down_before", "worse", "better")}, indent=2))  # noqa: T201 -- a command prints
 
 
 if __name__ == "__main__":

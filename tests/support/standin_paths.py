@@ -24,10 +24,18 @@ from generator.pigeon.checkpoint import load_model
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.pigeon.placement import Placement
+from generator.training.catalog.aligner import AlignConfig, align
+from generator.training.catalog.dataset.build import Build, BuildConfig, FileSource
+from generator.training.catalog.dataset.manifest import tokenizer_version
+from generator.training.catalog.dataset.reader import Dataset
+from generator.training.catalog.evaluation import CatalogRequest, evaluate_catalog
 from generator.training.dpo.train import measure_pairs, score_answers, train_dpo
 from generator.training.evaluation.run import Request, evaluate
+from schemas.fetch import Fetcher
+from schemas.settings import Settings
 from tests.support import tiny_training
 from tests.support.flat_samples import Flat
+from tests.support.shop import write_shop
 from tests.support.standin_device import NAME, install
 from tests.support.standin_stages import STAGES, in_the_small_world
 from tests.support.tiny_serving import tiny_checkpoint
@@ -118,6 +126,22 @@ def an_evaluation_draws_its_rows_and_encodes(folder: Path, placement: Placement)
     request = Request(tiny_checkpoint(folder / "checkpoint"), 2, alphas=(0.0, 0.6), placement=placement)
     found = evaluate(request, Flat(), folder / "kept", lambda *_: None)
     return found.images, [[vars(each) for each in row.estimates.values()] for row in found.rows.values()]
+
+
+@path
+def stage_1_on_a_data_set_trains_and_is_evaluated(folder: Path, placement: Placement) -> Any:
+    checkpoint = tiny_training.seeing_checkpoint(folder / "checkpoint")
+    config = BuildConfig("tiny", tokenizer_version(checkpoint), image_size=32, history=2, min_windows=10)
+    source = FileSource(*write_shop(folder / "shop"), None, ("click",), 2)
+    Build(source, config, Fetcher(Settings(), files=True), folder / "work", lambda *_: None).run(folder / "set")
+    dataset, cache = Dataset.open(folder / "set"), folder / "cache"
+    short = AlignConfig(steps=2, batch_size=4, warmup_steps=1, validate_every=1, validation_windows=4)
+    adapter = align(
+        dataset, checkpoint, folder / "out", short, cache=cache, progress=lambda *_: None, placement=placement
+    ).adapter
+    request = CatalogRequest(checkpoint, adapter, 2, ("own", "efficientnet"), alphas=(0.0, 0.6), placement=placement)
+    found = evaluate_catalog(request, dataset, cache, lambda *_: None)
+    return state_in(folder / "out"), found.images, [vars(one) for one in found.likelihood.rows.values()]
 
 
 @path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -36,6 +37,15 @@ def checkpoint(folder: Path) -> Path:
     config = type(tiny()).model_validate(fields)
     model = new_model(config, Tokenizer(WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3")))
     save_model(model, folder, torch.float32)
+    return folder
+
+
+def seeing_checkpoint(folder: Path) -> Path:
+    """The same, whose tokenizer keeps every patch; random weights decide to keep none."""
+    path = checkpoint(folder) / "visual_tokenizer/tokenizer_encoder.safetensors"
+    state = load_file(path)
+    state["token_predictor.out_conv.4.bias"] = torch.tensor([9.0, -9.0])
+    save_file(state, path, metadata={"format": "pt"})
     return folder
 
 

@@ -6,16 +6,20 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from generator.cli import build_app
 from generator.pigeon.checkpoint import load_adapter, load_model
+from generator.pigeon.model import PigeonModel
 from generator.pigeon.personalizer import TrainingBatch
+from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import assemble, mask_inputs, prompt_text_ids
-from generator.training.catalog import aligner
+from generator.training.catalog import aligner, evaluation
 from generator.training.catalog.aligner import AlignConfig, Aligned, align
 from generator.training.catalog.dataset.build import Build, BuildConfig, FileSource
 from generator.training.catalog.dataset.codes import image_codes
@@ -43,13 +47,7 @@ CONFIG = AlignConfig(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_training.checkpoint(tmp_path_factory.mktemp("checkpoint"))
-    # Random weights decide to keep no patch at all; a bias makes them keep every one.
-    path = folder / "visual_tokenizer/tokenizer_encoder.safetensors"
-    state = load_file(path)
-    state["token_predictor.out_conv.4.bias"] = torch.tensor([9.0, -9.0])
-    save_file(state, path, metadata={"format": "pt"})
-    return folder
+    return tiny_training.seeing_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +258,59 @@ def test_an_evaluation_has_every_row_and_says_what_was_not_run(
     assert as_json(found)["users"] == 3
     contact_sheet(found, tmp_path / "sheet.webp")
     assert (tmp_path / "sheet.webp").stat().st_size > 500
+
+
+def test_an_evaluation_loads_its_models_where_it_is_placed(
+    dataset: Dataset, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, placement = run(dataset, checkpoint, tmp_path / "out").adapter, Placement("bf16")
+    loaded: list[Any] = []
+
+    def load(folder: Path, **options: Any) -> PigeonModel:
+        loaded.append(options.get("placement"))
+        return load_model(folder, **options)
+
+    monkeypatch.setattr(evaluation, "load_model", load)
+    request = CatalogRequest(
+        checkpoint, adapter, 2, ("pixels",), baselines=("random-mask", "redrawn"), alphas=(0.5,), placement=placement
+    )
+    found = evaluate_catalog(request, dataset, tmp_path / "cache", lambda *_: None)
+    assert loaded == [placement, placement]
+    assert all(np.isfinite(one.mean) for one in found.likelihood.rows.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"extractors": ("clip",)}, "extractor: unknown name 'clip'; one of own, efficientnet, pixels"),
+        ({"baselines": ("truth",)}, "baselines: unknown name 'truth'; one of reference-copied"),
+        ({"alphas": (0.5, 0.5)}, "ratio: .* names one twice"),
+        ({"count": 1}, "count: 1 is too few"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_anything_is_loaded(
+    dataset: Dataset, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        evaluate_catalog(CatalogRequest(tmp_path / "nowhere", **change), dataset, tmp_path, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--precision", "int4"], "compute.precision"),
+        (["--device", "abacus"], "compute.device"),
+        (["--compare", "."], "do not go with --dataset"),
+        (["--trained"], "do not go with --dataset"),
+    ],
+)
+def test_options_of_an_evaluation_on_a_data_set_count_or_are_refused(
+    dataset: Dataset, checkpoint: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    asked = ["evaluate", str(checkpoint), "--dataset", str(dataset.folder), "--output", str(tmp_path), *options]
+    result = CliRunner().invoke(build_app(), asked)
+    assert isinstance(result.exception, InputError)
+    assert words in str(result.exception)
 
 
 def test_the_likelihood_is_of_the_masked_codes_and_does_not_depend_on_the_batch(

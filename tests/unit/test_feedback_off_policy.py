@@ -89,6 +89,9 @@ def test_too_small_a_log_cannot_be_judged() -> None:
     judged = evaluate(found, 0.95, 100, 1)
     assert isinstance(judged, NotJudged)
     assert "off_policy_min_samples is 100" in judged.reason
+    unclicked = evaluate(found, 0.95, 1, 1000)
+    assert isinstance(unclicked, NotJudged)
+    assert "off_policy_min_clicks is 1000" in unclicked.reason
     few, _ = simulated(np.random.default_rng(4), showings=9)
     assert isinstance(evaluate(few, 0.95, 1, 1), NotJudged)
 

@@ -14,6 +14,7 @@ import torch
 
 from tests.gpu import __main__ as gpu
 from tests.gpu import budget
+from tests.gpu.models import NANO
 from tests.gpu.rig import Rig
 
 CHECKOUT = Path(__file__).parents[2]
@@ -144,6 +145,9 @@ def test_the_page_has_the_computed_budget() -> None:
 
 
 def test_the_checkout_can_be_carried() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, check=True, capture_output=True, text=True)
-    found = [path for name in listed.stdout.split("\0") if name and (path := CHECKOUT / name).is_file()]
+    """With what is new and not ignored, which is carried, too."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
+    found = {path for name in listed.stdout.split("\0") if name and (path := CHECKOUT / name).is_file()}
+    assert {Path(gpu.__file__), NANO / "config.json", *NANO.rglob("*.safetensors")} <= found, "what it needs is in it"
     assert sum(path.stat().st_size for path in found) < MOST_MIB * 2**20

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,11 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from generator.cli import build_app
+from generator.feedback.simulation import arms as arms_module
 from generator.feedback.simulation import run as running
 from generator.feedback.simulation.arms import ARMS, ArmResult, retrain_nights, run_arm
 from generator.feedback.simulation.drawing import Histories, Shift, answer, codes_of, look_of
-from generator.feedback.simulation.learning import REACH, minimise_dpo
+from generator.feedback.simulation.learning import REACH, Retrained, minimise_dpo
+from generator.feedback.simulation.log import Log
 from generator.feedback.simulation.run import deciding, simulate
+from generator.feedback.simulation.showing import Shown
 from generator.feedback.simulation.store import Key, Plan, Store
 from generator.feedback.simulation.summary import cost_of_exploring, summarise
 from generator.feedback.simulation.world import LOOKS, STYLES, Draws, World
@@ -25,6 +29,8 @@ from schemas.errors import InputError
 from schemas.settings import Settings
 
 SETTINGS = Settings()
+HALF_EXPLORED = Settings(night={"exploration": 0.5})
+"""Settings with which readers show the other of two variants in a quarter of the showings."""
 SMALL = World(seed=3, strength=0.4, users=60, nights=4)
 TINY = Plan("codes", 3, 1, (1, 2), (0.4,), ("frozen_history", "loop", "oracle"), 12, 3, 40, deciding(SETTINGS))
 
@@ -34,9 +40,18 @@ def draws() -> Draws:
     return Draws(SMALL)
 
 
+def logged(draws: Draws, settings: Settings) -> Log:
+    """The showings of a loop that learns nothing."""
+    loop = arms_module._Loop(draws, settings)
+    loop.run(())
+    return loop._log
+
+
 def test_a_world_is_the_same_again_and_strengths_share_all_random_numbers(draws: Draws) -> None:
     again, weaker, other = Draws(SMALL), Draws(replace(SMALL, strength=0.2)), Draws(replace(SMALL, seed=4))
     assert (again.truth == draws.truth).all()
+    assert run_arm("loop", again, (), SETTINGS).clicks == run_arm("loop", draws, (), SETTINGS).clicks
+    assert run_arm("loop", other, (), SETTINGS).rates != run_arm("loop", draws, (), SETTINGS).rates
     assert (weaker.common == draws.common / 2).all()
     for name in ("dice", "gumbels", "items", "catalogue", "official", "appeal"):
         assert (getattr(weaker, name) == getattr(draws, name)).all(), name
@@ -55,14 +70,58 @@ def test_the_oracle_is_above_every_arm_and_rates_are_a_recommenders(draws: Draws
     assert (arms["oracle"] > arms["frozen"]).all()
     assert (arms["frozen"] > arms["official"]).all()
     assert 0.05 < arms["frozen"].mean() < 0.14
+    assert 3.5 < run_arm("frozen", draws, (), SETTINGS).distinct_answers < 5.5
+    assert draws.truth.shape == (4, 60, 4, LOOKS)
+
+
+def test_arms_that_show_the_same_look_see_the_same_click(draws: Draws) -> None:
+    exploring, best = (logged(draws, settings).tasks for settings in (HALF_EXPLORED, _one_variant()))
+    looks = np.array([[look_of(task.answers[task.shown].codes) for task in tasks] for tasks in (exploring, best)])
+    clicked = np.array([[task.clicked for task in tasks] for tasks in (exploring, best)])
+    same = looks[0] == looks[1]
+    assert 0.5 < same.mean() < 1
+    assert (clicked[0] == clicked[1])[same].all()
+    assert (clicked[0] != clicked[1])[~same].any()
+
+
+def _one_variant() -> Settings:
+    return Settings(night={"variants": 1})
+
+
+def test_what_is_logged_happens_as_often_as_it_says(draws: Draws) -> None:
+    tasks = logged(draws, HALF_EXPLORED).tasks
+    answers = np.mean([len(task.answers) for task in tasks])
+    assert np.mean([1 / task.propensity for task in tasks]) == pytest.approx(answers, rel=0.15), (
+        "the mean inverse propensity is the number of answers that could have been shown"
+    )
+
+
+def test_what_was_learned_is_shown_from_the_next_night_on(draws: Draws, monkeypatch: pytest.MonkeyPatch) -> None:
+    showings: list[int] = []
+
+    class Last:
+        def show(self, answers: Any, history: Any, seed: int, point: float) -> Shown:
+            return Shown(len(answers) - 1, 1.0, 0)
+
+    def learn(log: Log, looks: Any, reading: float, shift: Shift, *_: Any) -> Retrained:
+        showings.append(len(log.tasks))
+        return Retrained(Last() if len(showings) == 2 else None, shift, {})
+
+    untaught = run_arm("loop", draws, (), SETTINGS)
+    monkeypatch.setattr(arms_module, "retrain", learn)
+    taught = run_arm("loop", draws, (0, 1), SETTINGS)
+    assert showings == [240, 480]
+    assert taught.rates[:2] == untaught.rates[:2]
+    assert taught.rates[2] != untaught.rates[2]
 
 
 def test_readers_explore_as_rarely_as_the_settings_say(draws: Draws) -> None:
     loop = run_arm("loop", draws, (), SETTINGS)
-    often = Settings(night={"exploration": 0.5})
-    share = sum(loop.explored) / (loop.showings * len(loop.rates))
-    assert share == pytest.approx(0.03, abs=0.015)
-    assert sum(run_arm("loop", draws, (), often).explored) > 5 * sum(loop.explored)
+    often = run_arm("loop", draws, (), HALF_EXPLORED)
+    shares = [sum(arm.explored) / (arm.showings * len(arm.rates)) for arm in (loop, often)]
+    assert shares[0] == pytest.approx(0.03, abs=0.015)
+    assert shares[1] == pytest.approx(0.25, abs=0.05)
+    assert sum(often.explored) > 5 * sum(loop.explored)
     assert 0 < sum(loop.explored_loss) < 0.05 * sum(loop.clicks)
 
 
@@ -115,6 +174,14 @@ def test_a_strong_effect_is_learned_and_none_costs_little() -> None:
     assert lifts["nothing"] > -0.03
 
 
+def test_the_products_click_model_finds_a_strong_effect_and_gains_by_it() -> None:
+    """An effect of 1, so that one small world suffices; the frozen arm reads catalogue clicks only."""
+    draws = Draws(World(seed=1, strength=1.0, users=120, nights=6))
+    loop, frozen = run_arm("loop", draws, (2, 3), SETTINGS), run_arm("frozen", draws, (), SETTINGS)
+    assert loop.retrains[-1]["click_model"] == "active"
+    assert np.mean(loop.rates[-2:]) > 1.1 * np.mean(frozen.rates[-2:])
+
+
 def test_retrains_are_spread_and_leave_the_last_nights_to_show_them() -> None:
     assert retrain_nights(10, 3) == (2, 4, 6)
     assert retrain_nights(3, 1) == (1,)
@@ -125,11 +192,11 @@ def test_a_killed_run_continues_and_comes_to_the_same_figures(tmp_path: Path, mo
     whole = simulate(TINY, tmp_path / "whole", SETTINGS, lambda line: None)
     ran: list[str] = []
 
-    def killed(name: str, *arguments: object) -> ArmResult:
+    def killed(name: str, *arguments: Any) -> ArmResult:
         ran.append(name)
         if len(ran) == 4:
             raise KeyboardInterrupt
-        return run_arm(name, *arguments)  # type: ignore[arg-type]
+        return run_arm(name, *arguments)
 
     monkeypatch.setattr(running, "run_arm", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -156,9 +223,9 @@ def test_a_folder_goes_on_with_more_seeds_and_not_with_other_options(tmp_path: P
         ({"showings": 41}, "--showings 41: .* --items is 40"),
     ],
 )
-def test_options_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, object], words: str) -> None:
+def test_options_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        simulate(replace(TINY, **change), tmp_path, SETTINGS, lambda line: None)  # type: ignore[arg-type]
+        simulate(replace(TINY, **change), tmp_path, SETTINGS, lambda line: None)
 
 
 def _result(rate: float) -> ArmResult:

@@ -71,9 +71,8 @@ def test_a_step_keeps_what_was_computed(precision: Precision, checkpointing: boo
     assert found == pytest.approx(parts["activations"] - layer + parts["vocabulary"] / 3, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["nano", "tiny"])
-def test_what_learns_is_counted_as_it_is(name: str) -> None:
-    config = half_width() if name == "tiny" else preset(name)
+@pytest.mark.parametrize("config", [nano(), half_width()], ids=["nano", "half width"])
+def test_what_learns_is_counted_as_it_is(config: PigeonConfig) -> None:
     decoder = new_code_decoder(config, DynamicVisualTokenizer(config.tokenizer))
     personalizer = Personalizer(config, new_llama(config), decoder)
     assert learned(config) == sum(p.numel() for p in personalizer.parameters() if p.requires_grad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,10 +45,9 @@ class Log:
         self.tasks.append(task)
         self._candidates.append(Candidates.of(task.answers, task.history))
 
-    def showings(self, tasks: Sequence[int] | None = None) -> Showings:
-        """What a click model is fitted on; all tasks, or some by their places."""
-        places = range(len(self.tasks)) if tasks is None else tasks
-        rows = [self.tasks[place] for place in places]
+    def showings(self) -> Showings:
+        """What a click model is fitted on."""
+        rows = self.tasks
         return Showings(
             users=np.array([f"user{row.user}" for row in rows]),
             items=np.array([f"item{row.item}" for row in rows]),
@@ -60,5 +58,5 @@ class Log:
             positions=np.array([row.position for row in rows]),
             surfaces=np.full(len(rows), "home"),
             propensities=np.array([row.propensity for row in rows]),
-            candidates=tuple(self._candidates[place] for place in places),
+            candidates=tuple(self._candidates),
         )

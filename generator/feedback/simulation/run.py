@@ -6,13 +6,12 @@ Arms that have no result yet are run, then everything is summed up.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from generator.feedback.intervals import Estimate
+from generator.feedback.intervals import Estimate, finite
 from generator.feedback.simulation.arms import ARMS, BASELINE, ArmResult, retrain_nights, run_arm
 from generator.feedback.simulation.plot import plot
 from generator.feedback.simulation.store import Key, Plan, Store, write_whole
@@ -74,7 +73,7 @@ def write(plan: Plan, store: Store, keys: list[Key]) -> Outcome:
         "strengths": {f"{strength:g}": [one.as_json() for one in rows] for strength, rows in figures.items()},
         "cost_of_exploring": {name: cost and cost.__dict__ for name, cost in costs.items()},
     }
-    write_whole(store.folder / "figures.json", json.dumps(_without_nan(document), indent=1) + "\n")
+    write_whole(store.folder / "figures.json", json.dumps(finite(document), indent=1) + "\n")
     write_whole(store.folder / "table.md", f"{what(plan)}\n\n{table(figures, exploring)}")
     write_whole(store.folder / "plot.svg", plot(figures, what(plan)))
     return Outcome(figures, exploring, store.folder)
@@ -147,12 +146,3 @@ def _check(plan: Plan) -> None:
 def _words(key: Key, result: ArmResult) -> str:
     rate = 1000 * sum(result.rates[-LAST_NIGHTS:]) / len(result.rates[-LAST_NIGHTS:])
     return f"strength {key.strength:g}, seed {key.seed}, {key.arm}: {rate:.1f} clicks per 1,000 ({result.cpu_seconds:.1f} CPU s)"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an interval of one seed is null."""
-    if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,8 +23,6 @@ class Shown:
     """Place among the task's answers."""
     propensity: float
     """Probability that it was chosen and shown."""
-    explored: bool
-    """Shown in place of the first choice."""
     first: int
     """Place of the first choice."""
 
@@ -60,4 +58,4 @@ class PolicyReader:
         choices = self._policy.choose(answers, wanted, seed, cast("Vector", history))  # they compute in float64
         place = min(int(np.searchsorted(np.cumsum(shares), point, side="right")), len(shares) - 1)
         chosen, first = choices[place], choices[0].index
-        return Shown(chosen.index, chosen.probability * shares[place], place > 0, first)
+        return Shown(chosen.index, chosen.probability * shares[place], first)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from generator.pigeon.checkpoint import load_adapter, load_model, save_adapter
@@ -24,15 +24,13 @@ from generator.pigeon.personalizer import TrainingBatch
 from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import assemble, mask_inputs, prompt_text_ids
 from generator.training.catalog.dataset.codes import ImageCodes, image_codes
-from generator.training.catalog.dataset.manifest import Split, check_fits
+from generator.training.catalog.dataset.manifest import TRAINING, Split, check_fits
 from generator.training.catalog.dataset.pictures import Progress
 from generator.training.catalog.dataset.reader import Dataset, WindowIndex
 from generator.training.reconstruction import base_hash, mask_draws, masked_logprobs, reconstruction_loss
 from generator.training.trainer import Trainer, TrainerConfig, append_row
 from schemas.errors import InputError
 
-TRAINING = "alignment.json"
-"""File of the training's folder and of its result that says what was trained, and on what."""
 VALIDATION = "validation.csv"
 ADAPTER = "adapter"
 VALIDATION_SEED = 1
@@ -87,6 +85,7 @@ class WindowBatches:
         self.index = WindowIndex(dataset, split, cache)
         self._apart = self.index.image_hashes
         self._texts: dict[str, list[int]] = {}
+        self._drawn: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -137,8 +136,9 @@ class WindowBatches:
             out.append(int(self._permutation(epoch, seed)[number]) if shuffle else number)
         return out
 
-    def _permutation(self, epoch: int, seed: int) -> Any:
-        if getattr(self, "_drawn", (None, None))[0] != (epoch, seed):
+    def _permutation(self, epoch: int, seed: int) -> npt.NDArray[np.int64]:
+        """The order of an epoch; the last one that was asked for is kept."""
+        if self._drawn is None or self._drawn[0] != (epoch, seed):
             self._drawn = ((epoch, seed), np.random.default_rng([seed, epoch]).permutation(len(self)))
         return self._drawn[1]
 

@@ -16,8 +16,9 @@ import typer
 from generator.training.catalog.progress import progress_bars
 
 if TYPE_CHECKING:
+    from generator.pigeon.placement import Placement
     from generator.training.catalog.dataset.build import BuildConfig, Redraw, Source
-    from generator.training.catalog.dataset.manifest import DatasetManifest
+    from generator.training.catalog.dataset.manifest import DatasetManifest, Redrawn
     from generator.training.catalog.dataset.reader import Dataset
     from schemas.settings import Settings
 
@@ -300,13 +301,13 @@ def _source(
 
 
 def _redraw(checkpoint: Path) -> Redraw:
-    def run(folder: Path) -> object:
+    def run(folder: Path) -> Redrawn:
         from generator.pigeon.checkpoint import load_model
         from generator.training.catalog.redraw import redraw
 
         return redraw(folder, load_model(checkpoint))
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 def _store(settings: Settings, folder: Path) -> None:
@@ -339,8 +340,9 @@ def evaluate_dataset(
     alphas: Sequence[float],
     output: Path,
     seed: int,
+    placement: Placement,
 ) -> None:
-    """What `pigeon evaluate --dataset` does; its options' checks are in `evaluation.catalog`."""
+    """What `pigeon evaluate --dataset` does; its options' checks are in `catalog.evaluation`."""
     import json
 
     from rich.console import Console
@@ -351,7 +353,9 @@ def evaluate_dataset(
     named = tuple(name.strip() for name in baselines.split(","))
     if baselines in ("all", "none"):
         named = CATALOG_BASELINES if baselines == "all" else ()
-    request = CatalogRequest(checkpoint, adapter, count, tuple(extractors), clip, dino, named, tuple(alphas), seed)
+    request = CatalogRequest(
+        checkpoint, adapter, count, tuple(extractors), clip, dino, named, tuple(alphas), seed, placement
+    )
     with progress_bars() as progress:
         found = evaluate_catalog(request, open_dataset(dataset), _settings().state_dir / "cache" / "datasets", progress)
     console = Console()

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from generator.pigeon.checkpoint import load_adapter, load_model
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.placement import Placement
 from generator.training.catalog.dataset.codes import image_codes
 from generator.training.catalog.dataset.manifest import check_fits
 from generator.training.catalog.dataset.reader import Dataset
@@ -20,14 +22,12 @@ from generator.training.evaluation.bootstrap import Bootstrap, Estimate, Values
 from generator.training.evaluation.extractors import Extractor, ImageArrays, Own, as_pixels, extractor
 from generator.training.evaluation.metrics import Vectors, cosines, feature_distance, frechet_distance, ms_ssim, ssim
 from generator.training.evaluation.rows import PIGEON, Grid, Row, baselines, sized
-from generator.training.evaluation.run import ALPHAS, Clock, Progress, RowReport, draw
+from generator.training.evaluation.run import ALPHAS, Clock, Progress, RowReport, check_names, draw
 from schemas.errors import InputError
 
 UNALIGNED = "unaligned"
 CATALOG_BASELINES = ("reference-copied", "random-history", "no-personalization", "random-mask", "redrawn")
 TITLES = {"redrawn": "reconstruction of the reference"}
-AT_ONCE = 8
-"""Samples that are encoded together."""
 LIKELIHOOD_SEED = 5
 
 
@@ -45,6 +45,7 @@ class CatalogRequest:
     baselines: Sequence[str] = CATALOG_BASELINES
     alphas: Sequence[float] = ALPHAS
     seed: int = 7
+    placement: Placement = field(default_factory=Placement)
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,7 @@ def check(request: CatalogRequest) -> None:
     """
     if request.count < 2:
         raise InputError(f"count: {request.count} is too few; draw for 2 users or more")
-    if not request.alphas or any(not 0 <= alpha <= 1 for alpha in request.alphas):
-        raise InputError(f"ratio: {list(request.alphas)} must be one or more numbers between 0 and 1")
-    for name in request.baselines:
-        if name not in CATALOG_BASELINES:
-            raise InputError(
-                f"baselines: unknown name {name!r}; with --dataset one of {', '.join(CATALOG_BASELINES)}, all, none"
-            )
+    check_names(request.alphas, request.baselines, CATALOG_BASELINES, request.extractors)
 
 
 def evaluate_catalog(request: CatalogRequest, dataset: Dataset, cache: Path, progress: Progress) -> CatalogEvaluation:
@@ -123,7 +118,7 @@ def evaluate_catalog(request: CatalogRequest, dataset: Dataset, cache: Path, pro
     extractors, text = _extractors(request, model)
     grids = [Grid(name, _title(name, request), one, request.alphas) for name, one in models.items()]
     middle = request.alphas[len(request.alphas) // 2]
-    known = baselines(ReferencesAsDrawings(chosen), model, middle, request.seed)  # type: ignore[arg-type]  # they only draw
+    known = baselines(ReferencesAsDrawings(chosen), model, middle, request.seed)
     wanted = [known[name] for name in dict.fromkeys(request.baselines)]
     with clock("likelihood"):
         bootstrap = Bootstrap(len(chosen), request.seed)
@@ -165,11 +160,11 @@ def evaluate_catalog(request: CatalogRequest, dataset: Dataset, cache: Path, pro
 
 def _models(request: CatalogRequest) -> dict[str, PigeonModel]:
     """The aligned model and, where an adapter is given, the checkpoint without it."""
-    model = load_model(request.checkpoint)
+    model = load_model(request.checkpoint, placement=request.placement)
     if request.adapter is None:
         return {PIGEON: model}
     load_adapter(model.personalizer, request.adapter)
-    return {PIGEON: model, UNALIGNED: load_model(request.checkpoint)}
+    return {PIGEON: model, UNALIGNED: load_model(request.checkpoint, placement=request.placement)}
 
 
 def _title(name: str, request: CatalogRequest) -> str:
@@ -193,9 +188,9 @@ def _extractors(request: CatalogRequest, model: PigeonModel) -> tuple[list[Extra
         found.append(ClipFolder(request.clip))
     if request.dino:
         found.append(DinoFolder(request.dino))
-    by_name = {one.name: one for one in found}
-    text = by_name.get(ClipFolder.name, by_name.get(Own.name))
-    return found, text  # type: ignore[return-value]  # both of these have `texts`
+    clip = next((one for one in found if isinstance(one, ClipFolder)), None)
+    own = next((one for one in found if isinstance(one, Own)), None)
+    return found, clip or own
 
 
 def _not_run(request: CatalogRequest) -> list[str]:
@@ -264,9 +259,9 @@ def _of_images(ours: ImageArrays, past: ImageArrays) -> dict[str, Values]:
     }
 
 
-def _distances(maps: Sequence[object], rows: int, items: int) -> Values:
-    ours = [layer[:rows].repeat_interleave(items, dim=0) for layer in maps]  # type: ignore[index]
-    past = [layer[rows + 1 :].repeat(rows, 1, 1, 1) for layer in maps]  # type: ignore[index]
+def _distances(maps: Sequence[Tensor], rows: int, items: int) -> Values:
+    ours = [layer[:rows].repeat_interleave(items, dim=0) for layer in maps]
+    past = [layer[rows + 1 :].repeat(rows, 1, 1, 1) for layer in maps]
     out: Values = feature_distance(ours, past).view(rows, items).mean(dim=1).double().numpy()
     return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,28 @@ AT_ONCE = 32
 """Pictures that are encoded at once."""
 
 
-class ClipFolder:
+class _Folder:
+    """A network of transformers that turns pictures into vectors, with its processor."""
+
+    def __init__(self, folder: Path, title: str, kind: str, processor: str) -> None:
+        self.title = f"{title} of {folder.name}"
+        self._network, self._processor = _loaded(folder, kind, processor)
+        self.key = weights_key(self._network.state_dict().values())
+
+    @torch.no_grad()
+    def encode(self, images: ImageArrays) -> Encoded:
+        parts: list[Vectors] = []
+        for start in range(0, len(images), AT_ONCE):
+            some = [Image.fromarray(image) for image in images[start : start + AT_ONCE]]
+            pixels = self._processor(images=some, return_tensors="pt")["pixel_values"]
+            parts.append(self._of_pixels(pixels).float().numpy())
+        return Encoded(np.concatenate(parts))
+
+    def _of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class ClipFolder(_Folder):
     """CLIP from a folder: pictures and texts in one space."""
 
     name = "clip"
@@ -29,17 +50,10 @@ class ClipFolder:
         Raises:
             InputError: the folder is none of a CLIP.
         """
-        self.title = f"CLIP of {folder.name}"
-        self._network, self._processor = _loaded(folder, "CLIPModel", "AutoProcessor")
-        self.key = weights_key(self._network.state_dict().values())
+        super().__init__(folder, "CLIP", "CLIPModel", "AutoProcessor")
 
-    @torch.no_grad()
-    def encode(self, images: ImageArrays) -> Encoded:
-        return Encoded(
-            _encoded(
-                images, self._processor, lambda pixels: _vectors(self._network.get_image_features(pixel_values=pixels))
-            )
-        )
+    def _of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        return _vectors(self._network.get_image_features(pixel_values=pixels))
 
     @torch.no_grad()
     def texts(self, texts: Iterable[str]) -> Vectors:
@@ -52,7 +66,7 @@ class ClipFolder:
         return _vectors(self._network.get_text_features(**inputs)).float().numpy()
 
 
-class DinoFolder:
+class DinoFolder(_Folder):
     """DINOv2 from a folder: its pooled features."""
 
     name = "dino"
@@ -63,15 +77,10 @@ class DinoFolder:
         Raises:
             InputError: the folder is none of a DINOv2.
         """
-        self.title = f"DINOv2 of {folder.name}"
-        self._network, self._processor = _loaded(folder, "Dinov2Model", "AutoImageProcessor")
-        self.key = weights_key(self._network.state_dict().values())
+        super().__init__(folder, "DINOv2", "Dinov2Model", "AutoImageProcessor")
 
-    @torch.no_grad()
-    def encode(self, images: ImageArrays) -> Encoded:
-        return Encoded(
-            _encoded(images, self._processor, lambda pixels: self._network(pixel_values=pixels).pooler_output)
-        )
+    def _of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        return _vectors(self._network(pixel_values=pixels))
 
 
 def _loaded(folder: Path, kind: str, processor: str) -> tuple[Any, Any]:
@@ -84,14 +93,6 @@ def _loaded(folder: Path, kind: str, processor: str) -> tuple[Any, Any]:
         raise InputError(
             f"extractor: {folder} cannot be read as a {kind} folder ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _encoded(images: ImageArrays, processor: Any, encode: Any) -> Vectors:
-    parts: list[Vectors] = []
-    for start in range(0, len(images), AT_ONCE):
-        some: Sequence[Image.Image] = [Image.fromarray(image) for image in images[start : start + AT_ONCE]]
-        parts.append(encode(processor(images=some, return_tensors="pt")["pixel_values"]).float().numpy())
-    return np.concatenate(parts)
 
 
 def _vectors(output: Any) -> torch.Tensor:

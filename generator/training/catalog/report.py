@@ -53,7 +53,7 @@ def markdown(found: CatalogEvaluation) -> str:
 
 
 def as_json(found: CatalogEvaluation) -> dict[str, Any]:
-    """The report as JSON, by the names of `catalog.measure`."""
+    """The report as JSON, by the names of `evaluation.measure`."""
     request = found.request
     return {
         "format_version": FORMAT_VERSION,

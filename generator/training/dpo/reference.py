@@ -59,7 +59,7 @@ def kept_reference(
 
 
 def pairs_hash(pairs: Sequence[PreferencePair]) -> str:
-    """Of all that the pairs hold, in their order."""
+    """SHA-256 of all that the pairs hold, in their order."""
     digest = hashlib.sha256()
     for pair in pairs:
         digest.update(pair.model_dump_json().encode())

@@ -12,6 +12,6 @@
 - `report`: tables for a terminal and a model card, and JSON
 - `plots`: the α_r sweep and the contact sheet
 
-Imports `generator.pigeon` and `schemas`. Imported by `generator.training.nano`, whose commands hold
-`pigeon evaluate`.
+Imports `generator.pigeon` and `schemas`. Imported by `generator.training.catalog` and by `generator.training.nano`, whose commands
+hold `pigeon evaluate`.
 """

@@ -16,7 +16,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import ImageArray, PigeonPipeline, Task
 from generator.pigeon.sampling import noise_image
 from generator.training.evaluation.extractors import ImageArrays
-from generator.training.evaluation.samples import Sample, Samples
+from generator.training.evaluation.samples import Drawings, Sample
 
 BATCH = 12
 """Number of tasks that are drawn at once."""
@@ -50,7 +50,7 @@ class Grid:
         return {self.row_name(alpha): images[:, number] for number, alpha in enumerate(self.alphas)}
 
 
-def baselines(samples: Samples, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
+def baselines(drawings: Drawings, model: PigeonModel, alpha: float, seed: int) -> dict[str, Row]:
     """Rows to compare with, by their names on the command line; `alpha`: that of the random mask."""
     pipeline = PigeonPipeline(model)
 
@@ -69,7 +69,7 @@ def baselines(samples: Samples, model: PigeonModel, alpha: float, seed: int) -> 
         return np.stack([s.task.reference.image for s in chosen])
 
     def truth(chosen: Sequence[Sample]) -> ImageArrays:
-        return np.stack([samples.draw(s.target) for s in chosen])
+        return np.stack([drawings.draw(s.target) for s in chosen])
 
     def redrawn(chosen: Sequence[Sample]) -> ImageArrays:
         codes = [row.tolist() for row in model.tokenizer.encode(pipeline.pixels(list(truth(chosen))))]

@@ -88,14 +88,25 @@ def check(request: Request) -> None:
     """
     if request.count < 1:
         raise InputError(f"count: {request.count} is too few; draw 1 or more")
-    if not request.alphas or any(not 0 <= alpha <= 1 for alpha in request.alphas):
-        raise InputError(f"ratio: {list(request.alphas)} must be one or more numbers between 0 and 1")
-    if len(set(request.alphas)) < len(request.alphas):
-        raise InputError(f"ratio: {list(request.alphas)} names one twice")
-    for name in request.baselines:
-        if name not in ALL_BASELINES:
-            raise InputError(f"baselines: unknown name {name!r}; one of {', '.join(ALL_BASELINES)}, or all, or none")
-    for name in request.extractors:
+    check_names(request.alphas, request.baselines, ALL_BASELINES, request.extractors)
+
+
+def check_names(
+    alphas: Sequence[float], baselines: Sequence[str], known_baselines: Sequence[str], extractors: Sequence[str]
+) -> None:
+    """Check what names rows and extractors.
+
+    Raises:
+        InputError: a ratio is none or is named twice, or there is no such baseline or extractor.
+    """
+    if not alphas or any(not 0 <= alpha <= 1 for alpha in alphas):
+        raise InputError(f"ratio: {list(alphas)} must be one or more numbers between 0 and 1")
+    if len(set(alphas)) < len(alphas):
+        raise InputError(f"ratio: {list(alphas)} names one twice")
+    for name in baselines:
+        if name not in known_baselines:
+            raise InputError(f"baselines: unknown name {name!r}; one of {', '.join(known_baselines)}, or all, or none")
+    for name in extractors:
         if name not in NAMES:
             raise InputError(f"extractor: unknown name {name!r}; one of {', '.join(NAMES)}")
 

@@ -28,7 +28,14 @@ class Sample:
     task: Task
 
 
-class Samples(Protocol):
+class Drawings(Protocol):
+    """The drawings that samples should end in."""
+
+    def draw(self, truth: Truth) -> ImageArray:
+        """The real drawing, RGB (S, S, 3) uint8, of one size for all."""
+
+
+class Samples(Drawings, Protocol):
     """Simulated users with a known taste, and real drawings of every concept in every style and palette."""
 
     @property
@@ -63,6 +70,3 @@ class Samples(Protocol):
 
         `held_out`: with targets that training never drew, else with ones that it drew.
         """
-
-    def draw(self, truth: Truth) -> ImageArray:
-        """The real drawing, RGB (S, S, 3) uint8, of one size for all."""

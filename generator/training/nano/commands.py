@@ -151,7 +151,7 @@ def evaluate(
     """Draw for simulated users whose taste is known, or for a data set's held-out users, and measure it.
 
     Simulated: style, concept, likeness, baselines, α_r sweep. --dataset: likeness to reference and history, the likelihood of the
-    next item behind the own and another user's history; --held-out and --compare do not go with it.
+    next item behind the own and another user's history; --trained and --compare do not go with it.
 
     The first run encodes thousands of real drawings, which are kept under the state folder; later ones are quicker.
     """
@@ -172,6 +172,8 @@ def evaluate(
     except OSError as error:
         raise InputError(f"output: {output} cannot be made a folder ({error.strerror})") from error
     if dataset is not None:
+        if compare is not None or not held_out:
+            raise InputError("--trained and --compare do not go with --dataset")
         evaluate_dataset(
             dataset,
             checkpoint,
@@ -184,6 +186,7 @@ def evaluate(
             alpha or ALPHAS,
             output,
             seed,
+            _placement(device, precision),
         )
         return
     if adapter or clip or dino:

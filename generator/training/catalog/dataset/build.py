@@ -7,7 +7,6 @@ when it is complete.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -302,8 +301,3 @@ def _write_items(scratch: Scratch, folder: Path) -> dict[str, int]:
 
 def _named(schema: Any, row: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(schema.names, row, strict=True))
-
-
-def as_json(manifest: DatasetManifest) -> str:
-    """The manifest without its list of files, for people and scripts."""
-    return json.dumps(manifest.model_dump(mode="json", exclude={"files"}), indent=2, ensure_ascii=False)

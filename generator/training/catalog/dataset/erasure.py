@@ -14,14 +14,18 @@ from typing import Any
 
 from generator.training.catalog.dataset.build import finish
 from generator.training.catalog.dataset.files import microseconds
-from generator.training.catalog.dataset.manifest import SPLITS, DatasetManifest, Split, entries, read_manifest
+from generator.training.catalog.dataset.manifest import (
+    SPLITS,
+    TRAINING,
+    DatasetManifest,
+    Split,
+    entries,
+    read_manifest,
+)
 from generator.training.catalog.dataset.reader import Dataset
 from generator.training.catalog.dataset.shards import WindowWriter, read_rows
 from generator.training.catalog.dataset.windows import Window
 from schemas.errors import Refused
-
-TRAINED_ON = "alignment.json"
-"""File of a training that names its data set."""
 
 
 def users_of(folder: Path, among: Collection[str]) -> set[str]:
@@ -102,5 +106,5 @@ def _window(row: dict[str, Any]) -> Window:
 
 def trained_on(dataset_id: str, trainings: Path) -> list[Path]:
     """Folders of trainings below a folder that learned from a data set."""
-    paths = sorted(trainings.rglob(TRAINED_ON)) if trainings.is_dir() else []
+    paths = sorted(trainings.rglob(TRAINING)) if trainings.is_dir() else []
     return [path.parent for path in paths if json.loads(path.read_text(encoding="utf-8")).get("dataset") == dataset_id]

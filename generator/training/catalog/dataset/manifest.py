@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from schemas.errors import InputError
 
 MANIFEST = "dataset.json"
+TRAINING = "alignment.json"
+"""File of a training's folder and of its result that says what was trained, and on which data set."""
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 NOT_HASHED = {"dataset_id", "read_at", "supersedes", "redrawn"}

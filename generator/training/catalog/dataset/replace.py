@@ -63,7 +63,7 @@ def replace_all(
             storage.delete(store, one)
             _delete_caches(settings, one, folder)
     if not found:
-        yield f"no data set in s3://{store.bucket}/{storage.PREFIX}"
+        yield f"no data set in {store.uri(storage.PREFIX)}"
 
 
 def _replace_folder(request: _Request, folder: Path) -> Iterator[str]:

@@ -126,14 +126,10 @@ class Scratch:
             yield None
             return
         counts: Counter[str] = Counter()
-        try:
+        with self.db:  # commits at its end, and rolls back whatever ends it before
             yield counts
-        except BaseException:
-            self.db.rollback()
-            raise
-        self.set_fact(f"counts:{name}", json.dumps(counts))
-        self.set_fact(f"done:{name}", "1")
-        self.db.commit()
+            self.set_fact(f"counts:{name}", json.dumps(counts))
+            self.set_fact(f"done:{name}", "1")
 
     def add_items(self, rows: Iterable[ItemRow]) -> int:
         """Store items, a later row in the place of an earlier one; returns how many rows."""

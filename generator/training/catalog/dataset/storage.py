@@ -60,7 +60,7 @@ def fetch(store: Store, name: str, cache: Path) -> Path:
     found = sorted(one for one in stored_ids(store) if one.startswith(name))
     if len(found) != 1:
         what = "several" if found else "none"
-        raise InputError(f"data set {name!r}: no such folder, and {what} of that id in s3://{store.bucket}/{PREFIX}")
+        raise InputError(f"data set {name!r}: no such folder, and {what} of that id in {store.uri(PREFIX)}")
     folder = cache / found[0]
     # Another id: an erasure that was killed had replaced the copy here, and not yet what is in the bucket.
     if (folder / MANIFEST).is_file() and read_manifest(folder).dataset_id == found[0]:

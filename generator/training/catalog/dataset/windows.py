@@ -86,8 +86,7 @@ class Splitter:
         """The rule for what a scratch file holds."""
         if by == "users":
             return cls(None)
-        if scratch.one("SELECT count(*) FROM given"):
-            total = scratch.one("SELECT count(*) FROM given")
+        if total := scratch.one("SELECT count(*) FROM given"):
             query, values = "SELECT at FROM given ORDER BY at LIMIT 1 OFFSET :offset", {}
         else:
             values = {"history": history}

@@ -132,11 +132,8 @@ class Critique:
         concept, style, palette = triple
         wanted = torch.from_numpy(style)
         known = torch.from_numpy(self._world.trained[concept]).float()
-        known[torch.arange(len(wanted)), wanted] = 1
-        wanted, known = (
-            wanted.to(self._device),
-            known.to(self._device),
-        )  # a guess is the right drawing of its own row and no row's other
+        known[torch.arange(len(wanted)), wanted] = 1  # a guess is the right drawing of its own row and no row's other
+        wanted, known = wanted.to(self._device), known.to(self._device)
         seen = [self._drawings(*key) for key in zip(concept.tolist(), palette.tolist(), strict=True)]
         mistaken, unlike = torch.zeros(2, len(made), device=self._device)
         ours = self._critic.features(made)
