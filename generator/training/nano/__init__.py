@@ -1,4 +1,4 @@
-"""Everything that only makes the nano checkpoint, and the simulated users that checkpoints are measured on.
+"""Everything that only makes the nano checkpoint, and the simulated users of `pigeon evaluate`.
 
     commands               `pigeon train` and `pigeon evaluate`
     world                  every concept in every style and palette, less what is held out
