@@ -11,7 +11,6 @@
     environment  the PIGEON_* addresses, given or written
     ports        a block of ports that follows from the state folder
     noida        a second Kafka-protocol broker, for tests
-    apache_kafka  Apache Kafka itself, for tests, from a folder of jars
     demo         `pigeon demo`
     fonts        `pigeon fonts`
 

@@ -8,7 +8,7 @@
 - `dpo`: stage 2, direct preference optimization
 - `evaluation`: what a checkpoint draws, measured against known drawings
 - `catalog`: a team's own catalogue: data set, stage 1 on it, evaluation; `pigeon dataset`
-- `nano`: everything that only makes the nano checkpoint, and `pigeon train` and `pigeon evaluate`
+- `nano`: everything that only makes the nano checkpoint (what trains it is in no wheel), and `pigeon train` and `pigeon evaluate`
 
 Imports `generator.pigeon` and `schemas`, `catalog` also `generator.storage` and `generator.serving.repository`; `nano` alone also
 imports `generator.datasets`.

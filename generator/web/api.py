@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -221,9 +221,9 @@ class FeedbackDesk:
         answer = {"accepted": len(events), "event_ids": [str(event.event_id) for event in events]}
         return JSONResponse(answer, 202)
 
-    async def _send(self, events: Iterable[PosterFeedback]) -> None:
+    async def _send(self, events: Sequence[PosterFeedback]) -> None:
         waiting: list[Future[None]] = []
-        metrics.WAITING.inc()
+        metrics.WAITING.inc(len(events))
         try:
             for event in events:
                 waiting.append(self._context.sender.send(event))  # noqa: PERF401 - those before a refusal are waited for
@@ -231,7 +231,7 @@ class FeedbackDesk:
             try:
                 await self._wait(waiting)
             finally:
-                metrics.WAITING.dec()
+                metrics.WAITING.dec(len(events))
 
     async def _wait(self, waiting: Sequence[Future[None]]) -> None:
         if not waiting:

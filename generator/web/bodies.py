@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.events import EventTime, Id, ShortText
+from schemas.events import EventTime, ShortText
 
 
 class ShownPoster(BaseModel):
@@ -86,6 +86,3 @@ class Problem(BaseModel):
 
     error: str
     request_id: str
-
-
-ItemIds = list[Id]

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from generator.web import metrics
 from generator.web.access import Access, Caller
 from generator.web.limits import Limit
-from generator.web.problems import RETRY_SECONDS, WORDS, Renderer, as_json, retry
+from generator.web.problems import WORDS, Renderer, as_json, retry
 from schemas.settings_web import Role, WebSettings
 
 log = structlog.get_logger("pigeon.web")
@@ -208,6 +208,3 @@ def _cookies(headers: Mapping[str, str]) -> dict[str, str]:
     except CookieError:
         return {}
     return {name: morsel.value for name, morsel in cookies.items()}
-
-
-__all__ = ["API_POLICY", "CONSOLE", "FEEDBACK", "RETRY_SECONDS", "Guard"]

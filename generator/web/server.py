@@ -76,7 +76,7 @@ def _stop(server: uvicorn.Server) -> None:
 @contextlib.contextmanager
 def _without_signals(server: uvicorn.Server) -> Iterator[None]:
     """Signals are handled by us, as in every other part."""
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # no option of uvicorn leaves them alone
     yield
 
 

@@ -23,7 +23,6 @@ from kafka.admin import (
 from consumers import dead_letters
 from consumers.doctor import PROBES
 from consumers.kafka import clients, rights
-from deploy.local.apache_kafka import Options
 from generator.nightly.announce import KafkaAnnouncer
 from schemas import kafka_access, kafka_token
 from schemas.errors import InputError
@@ -33,6 +32,7 @@ from schemas.runtime.checkup import look
 from schemas.settings import Settings, load_settings
 from schemas.settings_kafka import KafkaSettings
 from tests.support.apache_kafka import ApacheBroker, needs_apache, one_broker
+from tests.support.apache_kafka_server import Options
 from tests.support.certificates import Authority
 from tests.support.consume_world import changed, click, consume, make_topics, query, send, send_raw
 from tests.support.token_server import AUDIENCE, ISSUER, TokenServer

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.apache_kafka import HOME_VARIABLE, ApacheKafka, Node, Options, jars
 from deploy.local.ports import choose
 from deploy.local.process import Child
 from deploy.local.state import Secrets, StateDir
+from tests.support.apache_kafka_server import HOME_VARIABLE, ApacheKafka, Node, Options, jars
 
 HOME = Path(os.environ[HOME_VARIABLE]) if os.environ.get(HOME_VARIABLE) else None
 WITHOUT = f"Apache Kafka: {HOME_VARIABLE} names no folder of it"

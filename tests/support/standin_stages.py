@@ -14,18 +14,18 @@ from tokenizers.models import WordLevel
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.placement import Placement
 from generator.pigeon.presets import nano
-from generator.training.nano import scorer, tokenizer, vae
-from generator.training.nano.codes import CodeCache, fill
-from generator.training.nano.decoder import train_decoder
-from generator.training.nano.diffusion import train_diffusion
-from generator.training.nano.distil import TEACHER_GUIDANCE, TEACHER_STEPS, drawing_in, train_distilled
 from generator.training.nano.imputation.imputer import imagine, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
 from generator.training.nano.imputation.refiner import Refiner, refined, train_refiner
-from generator.training.nano.language import Prompts, train_alignment, train_language
-from generator.training.nano.preference import score_pairs_of
-from generator.training.nano.scorer import normalise
-from generator.training.nano.vae_finetune import train_vae_finetune
+from generator.training.nano.stages import scorer, tokenizer, vae
+from generator.training.nano.stages.codes import CodeCache, fill
+from generator.training.nano.stages.decoder import train_decoder
+from generator.training.nano.stages.diffusion import train_diffusion
+from generator.training.nano.stages.distil import TEACHER_GUIDANCE, TEACHER_STEPS, drawing_in, train_distilled
+from generator.training.nano.stages.language import Prompts, train_alignment, train_language
+from generator.training.nano.stages.preference import score_pairs_of
+from generator.training.nano.stages.scorer import normalise
+from generator.training.nano.stages.vae_finetune import train_vae_finetune
 from generator.training.trainer import TrainerConfig
 from tests.support.training_world import coded, small_world, to_look_at
 

@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "pigeon"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yml").read_text())
-OF_OTHER_PARTS = () if "web" in Settings.model_fields else ("PIGEON_WEB__",)
-"""Settings of `pigeon serve`, where this checkout has none."""
 
 
 def settings(model: type[BaseModel] = Settings, path: str = "PIGEON_") -> Iterator[tuple[str, bool]]:
@@ -40,8 +38,7 @@ NAMES = dict(settings())
 
 
 def named(text: str) -> set[str]:
-    found = set(re.findall(r"\bPIGEON_[A-Z0-9_]+[A-Z0-9]", text)) - {"PIGEON_VERSION"}
-    return {name for name in found if not name.startswith(OF_OTHER_PARTS)} if OF_OTHER_PARTS else found
+    return set(re.findall(r"\bPIGEON_[A-Z0-9_]+[A-Z0-9]", text)) - {"PIGEON_VERSION"}
 
 
 @pytest.mark.parametrize(

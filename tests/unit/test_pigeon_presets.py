@@ -21,7 +21,7 @@ from generator.pigeon.personalizer import new_llama
 from generator.pigeon.preprocessing import prepare_pixels
 from generator.pigeon.presets import preset
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
-from generator.training.nano.tokenizer import PALETTE_CODES, STYLE_CODES
+from generator.training.nano.stages.tokenizer import PALETTE_CODES, STYLE_CODES
 
 PACKAGE = Path(generator.pigeon.__file__).parent
 

@@ -14,8 +14,8 @@ from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.placement import Placement
 from generator.pigeon.presets import NANO_SCHEDULER, tiny
-from generator.training.nano.codes import CodeCache
-from generator.training.nano.distil import (
+from generator.training.nano.stages.codes import CodeCache
+from generator.training.nano.stages.distil import (
     GUIDANCE,
     STEPS,
     TEACHER_GUIDANCE,

@@ -15,8 +15,8 @@ from generator.pigeon import diffusion
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, TaskResult
 from generator.training.dpo.train import DpoConfig
-from generator.training.nano import preference
-from generator.training.nano.preference import ranked, score_pairs_of, train_preference
+from generator.training.nano.stages import preference
+from generator.training.nano.stages.preference import ranked, score_pairs_of, train_preference
 from schemas.errors import InputError
 from tests.support.tiny_training import checkpoint
 

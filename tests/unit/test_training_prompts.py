@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from generator.training.nano.language import NOISE_SHARE, Prompts
+from generator.training.nano.stages.language import NOISE_SHARE, Prompts
 from tests.support.training_world import small_world
 
 

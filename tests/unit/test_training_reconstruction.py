@@ -13,7 +13,7 @@ import torch
 
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.prompt import IGNORED_LABEL
-from generator.training.nano.language import train_alignment
+from generator.training.nano.stages.language import train_alignment
 from generator.training.trainer import TrainingDiverged
 from tests.support import tiny_training
 

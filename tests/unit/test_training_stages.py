@@ -20,11 +20,6 @@ from generator.pigeon.ddim import DdimSchedule
 from generator.pigeon.diffusion import cells, sketch
 from generator.pigeon.model import new_model
 from generator.pigeon.presets import NANO_SCHEDULER, nano, tiny
-from generator.training.nano import diffusion
-from generator.training.nano.assemble import TEXT_TOKENIZER, assemble_model
-from generator.training.nano.codes import CodeCache
-from generator.training.nano.decoder import build_decoder_task
-from generator.training.nano.diffusion import DiffusionTask, train_diffusion, training_alphas
 from generator.training.nano.imputation import imputer, refiner
 from generator.training.nano.imputation.imputer import train_imputer
 from generator.training.nano.imputation.latent_critic import (
@@ -36,10 +31,15 @@ from generator.training.nano.imputation.latent_critic import (
     train_critic,
 )
 from generator.training.nano.imputation.refiner import train_refiner
-from generator.training.nano.language import learning_language
-from generator.training.nano.tokenizer import Roles, another_with, kept_grid, plane_waves
-from generator.training.nano.vae import build_vae, unit_variance
-from generator.training.nano.vae_finetune import train_vae_finetune
+from generator.training.nano.stages import diffusion
+from generator.training.nano.stages.assemble import TEXT_TOKENIZER, assemble_model
+from generator.training.nano.stages.codes import CodeCache
+from generator.training.nano.stages.decoder import build_decoder_task
+from generator.training.nano.stages.diffusion import DiffusionTask, train_diffusion, training_alphas
+from generator.training.nano.stages.language import learning_language
+from generator.training.nano.stages.tokenizer import Roles, another_with, kept_grid, plane_waves
+from generator.training.nano.stages.vae import build_vae, unit_variance
+from generator.training.nano.stages.vae_finetune import train_vae_finetune
 from generator.training.nano.world import World
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Trainer, TrainerConfig

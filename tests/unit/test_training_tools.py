@@ -15,11 +15,11 @@ from tokenizers.models import WordLevel
 
 from generator.pigeon.checkpoint import load_model
 from generator.pigeon.presets import nano
-from generator.training.nano.assemble import TEXT_TOKENIZER
 from generator.training.nano.imputation.imputer import train_imputer
 from generator.training.nano.imputation.latent_critic import train_critic
 from generator.training.nano.imputation.refiner import train_refiner
-from generator.training.nano.recipe import GUESSES, STAGES, TOOLS, NanoRun, export, tool_path
+from generator.training.nano.stages.assemble import TEXT_TOKENIZER
+from generator.training.nano.stages.recipe import GUESSES, STAGES, TOOLS, NanoRun, export, tool_path
 from generator.training.trainer import TrainerConfig
 from schemas.errors import ModelError
 from tests.support.training_world import drawn, small_world, to_look_at

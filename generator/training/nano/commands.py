@@ -13,7 +13,7 @@ from generator.training.catalog.progress import progress_bars
 
 if TYPE_CHECKING:
     from generator.pigeon.placement import Placement
-    from generator.training.nano.recipe import NanoRun
+    from generator.training.nano.stages.recipe import NanoRun
 
 EXTRACTORS = ("own", "efficientnet", "pixels")
 """Names of all extractors, as `evaluation.extractors` has them; that module imports torch."""
@@ -69,7 +69,8 @@ def stage(
 
     import torch
 
-    from generator.training.nano.recipe import STAGES, run_stage
+    _require_stages()
+    from generator.training.nano.stages.recipe import STAGES, run_stage
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
@@ -85,11 +86,24 @@ def export(
     start: Start = None,
 ) -> None:
     """Write what is trained so far as a checkpoint (fp16 safetensors)."""
-    from generator.training.nano.recipe import export as write
+    _require_stages()
+    from generator.training.nano.stages.recipe import export as write
 
     write(_run(start), output)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     typer.echo(f"Wrote {output}: {size / 1e6:.1f} MB")
+
+
+def _require_stages() -> None:
+    """Raises InputError where nano's stages are not installed; wheels are without them."""
+    from importlib.util import find_spec
+
+    from schemas.errors import InputError
+
+    if find_spec("generator.training.nano.stages") is None:
+        raise InputError(
+            "nano's stages are in a checkout of the repository, not in the wheel: pip install -e '.[train]' there"
+        )
 
 
 def _placement(device: str | None, precision: str | None) -> Placement:
@@ -104,7 +118,7 @@ def _placement(device: str | None, precision: str | None) -> Placement:
 def _run(start: Path | None, placement: Placement | None = None) -> NanoRun:
     from generator.pigeon.placement import Placement
     from generator.pigeon.presets import preset
-    from generator.training.nano.recipe import NanoRun
+    from generator.training.nano.stages.recipe import NanoRun
     from schemas.settings import load_settings
 
     state = load_settings().state_dir

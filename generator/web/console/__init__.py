@@ -8,5 +8,6 @@
     registry             models, gate and canary numbers, and what changes them
     taken_back           withdrawals and erasures
 
-Every list is paged by a key, so that its last page costs what the first one does.
+Every list from Postgres is paged by a key, so that its last page costs what the first one does; of dead letters every page reads
+whole topics.
 """

@@ -188,7 +188,7 @@ class Console:
             try:
                 found = outside.find_letter(settings, place)
             except InputError as error:
-                raise _not_found(str(error)) from error
+                raise NotFound(str(error)) from error
             return render(request, "letter", letter=found, key=_readable(found.key), value=_readable(found.value))
 
     def _add_lists(self, router: APIRouter) -> None:
@@ -234,13 +234,9 @@ class Console:
             )
 
 
-def _not_found(words: str) -> NotFound:
-    return NotFound(words)
-
-
 def _found(value: T | None, words: str) -> T:
     if value is None:
-        raise _not_found(words)
+        raise NotFound(words)
     return value
 
 

@@ -7,6 +7,6 @@
 - `perceptual_loss`: how alike two posters are by EfficientNet's features
 - `latent_critic`: stage `critic`, how alike two drawings are by their latents
 
-Imports `training.nano.world`, `training.{trainer,processes,efficientnet}` and `generator.datasets`. Imported by the other modules of
-`training.nano`.
+Imports `training.nano.world`, `training.{trainer,processes}`, `training.evaluation.efficientnet` and `generator.datasets`.
+Imported by `training.nano.stages`.
 """

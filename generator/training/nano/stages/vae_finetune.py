@@ -21,9 +21,9 @@ from generator.pigeon.diffusion import Diffusion
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.placement import Placement
 from generator.pigeon.sampling import noise_image
-from generator.training.nano.codes import CodeCache
-from generator.training.nano.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
 from generator.training.nano.imputation.perceptual_loss import PerceptualFeatures, compared
+from generator.training.nano.stages.codes import CodeCache
+from generator.training.nano.stages.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
 from generator.training.nano.world import Indices, World
 from generator.training.trainer import Trainer, TrainerConfig
 

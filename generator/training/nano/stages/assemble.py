@@ -13,14 +13,21 @@ from generator.pigeon.checkpoint import load_adapter, load_model
 from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.placement import Placement
-from generator.training.nano.decoder import build_decoder_task
-from generator.training.nano.diffusion import DiffusionTask
-from generator.training.nano.distil import GUIDANCE, STEPS, TEACHER_GUIDANCE, TEACHER_STEPS, DistilledUnet, drawing_in
-from generator.training.nano.language import learning_language
-from generator.training.nano.scorer import build_scorer_task
-from generator.training.nano.tokenizer import build_task
-from generator.training.nano.vae import UNIT
-from generator.training.nano.vae_finetune import VaeDecoderTask
+from generator.training.nano.stages.decoder import build_decoder_task
+from generator.training.nano.stages.diffusion import DiffusionTask
+from generator.training.nano.stages.distil import (
+    GUIDANCE,
+    STEPS,
+    TEACHER_GUIDANCE,
+    TEACHER_STEPS,
+    DistilledUnet,
+    drawing_in,
+)
+from generator.training.nano.stages.language import learning_language
+from generator.training.nano.stages.scorer import build_scorer_task
+from generator.training.nano.stages.tokenizer import build_task
+from generator.training.nano.stages.vae import UNIT
+from generator.training.nano.stages.vae_finetune import VaeDecoderTask
 from generator.training.nano.world import World
 from generator.training.reconstruction import base_hash
 from generator.training.trainer import load_averaged

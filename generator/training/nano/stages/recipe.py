@@ -26,23 +26,23 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.placement import Placement
 from generator.pigeon.weights import fill as fill_weights
 from generator.pigeon.weights import read_weights, write_weights
-from generator.training.nano.assemble import TEXT_TOKENIZER, assemble_model
-from generator.training.nano.codes import CodeCache, fill
-from generator.training.nano.decoder import train_decoder
-from generator.training.nano.diffusion import train_diffusion
-from generator.training.nano.distil import train_distilled
 from generator.training.nano.imputation.auxiliary_art import load_auxiliary
 from generator.training.nano.imputation.imputer import Drawings, imagine, impute, train_imputer
 from generator.training.nano.imputation.latent_critic import build_critic, train_critic
 from generator.training.nano.imputation.neighbours import find_neighbours
 from generator.training.nano.imputation.refiner import Refiner, refined, train_refiner
-from generator.training.nano.language import Prompts, train_alignment, train_language
-from generator.training.nano.preference import train_preference
-from generator.training.nano.scorer import normalise, train_scorer
-from generator.training.nano.text import train_text_tokenizer
-from generator.training.nano.tokenizer import build_task, train_tokenizer
-from generator.training.nano.vae import UNIT, build_vae, train_vae, unit_variance
-from generator.training.nano.vae_finetune import train_vae_finetune
+from generator.training.nano.stages.assemble import TEXT_TOKENIZER, assemble_model
+from generator.training.nano.stages.codes import CodeCache, fill
+from generator.training.nano.stages.decoder import train_decoder
+from generator.training.nano.stages.diffusion import train_diffusion
+from generator.training.nano.stages.distil import train_distilled
+from generator.training.nano.stages.language import Prompts, train_alignment, train_language
+from generator.training.nano.stages.preference import train_preference
+from generator.training.nano.stages.scorer import normalise, train_scorer
+from generator.training.nano.stages.text import train_text_tokenizer
+from generator.training.nano.stages.tokenizer import build_task, train_tokenizer
+from generator.training.nano.stages.vae import UNIT, build_vae, train_vae, unit_variance
+from generator.training.nano.stages.vae_finetune import train_vae_finetune
 from generator.training.nano.world import World
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import TrainerConfig, load_averaged

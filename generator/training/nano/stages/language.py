@@ -22,7 +22,7 @@ from generator.pigeon.personalizer import Personalizer, TrainingBatch
 from generator.pigeon.placement import Placement
 from generator.pigeon.prompt import EMBEDDING, IGNORED_LABEL, assemble, mask_inputs, prompt_text_ids
 from generator.training.logprobs import Answers, label_logprobs
-from generator.training.nano.codes import CodeCache
+from generator.training.nano.stages.codes import CodeCache
 from generator.training.nano.world import Indices, World
 from generator.training.reconstruction import mask_draws, masked_logprobs, train_reconstruction
 from generator.training.trainer import Trainer, TrainerConfig

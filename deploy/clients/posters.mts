@@ -1,5 +1,5 @@
 // Show a user's posters and tell Pigeon about it; needs nothing but fetch.
-// PIGEON_URL=http://127.0.0.1:8080 PIGEON_TOKEN=... node posters.js u1 m50,m51
+// PIGEON_URL=http://127.0.0.1:8080 PIGEON_TOKEN=... node posters.mjs u1 m50,m51
 interface Poster {
   item: string;
   source: "tonight" | "last_good" | "item" | "control";

@@ -24,7 +24,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import HighresVQDecoder
 from generator.pigeon.placement import Placement
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
-from generator.training.nano.scorer import normalise
+from generator.training.nano.stages.scorer import normalise
 from generator.training.nano.world import Batch, Indices, World
 from generator.training.trainer import Trainer, TrainerConfig
 

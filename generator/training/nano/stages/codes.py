@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from generator.training.nano.tokenizer import PALETTE_CODES, STYLE_CODES
+from generator.training.nano.stages.tokenizer import PALETTE_CODES, STYLE_CODES
 from generator.training.nano.world import Triple, World
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.diffusion import Diffusion, cells
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.placement import Placement
-from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import Critic, Critique, Latents
+from generator.training.nano.stages.codes import CodeCache
 from generator.training.nano.world import World
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig

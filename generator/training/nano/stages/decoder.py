@@ -23,8 +23,8 @@ from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.diffusion import sketch
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.placement import Placement
-from generator.training.nano.codes import CodeCache
 from generator.training.nano.imputation.latent_critic import taken_for_another
+from generator.training.nano.stages.codes import CodeCache
 from generator.training.nano.world import World
 from generator.training.trainer import Trainer, TrainerConfig
 

@@ -23,8 +23,8 @@ from generator.pigeon.decoder import CodeDecoder
 from generator.pigeon.diffusion import Diffusion
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.placement import Placement
-from generator.training.nano.codes import CodeCache
-from generator.training.nano.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
+from generator.training.nano.stages.codes import CodeCache
+from generator.training.nano.stages.diffusion import OTHER_STYLE_SHARE, UNSEEN_SHARE
 from generator.training.nano.world import World
 from generator.training.processes import ProcessGroup
 from generator.training.trainer import Part, Trainer, TrainerConfig

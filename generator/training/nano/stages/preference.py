@@ -20,8 +20,8 @@ from generator.pigeon.pipeline import Candidate, Item, PigeonPipeline, Task, Tas
 from generator.pigeon.placement import Placement
 from generator.pigeon.sampling import noise_image
 from generator.training.dpo.train import DpoConfig, DpoResult, train_dpo
-from generator.training.nano.language import Prompts
 from generator.training.nano.samples import as_rgb
+from generator.training.nano.stages.language import Prompts
 from schemas.errors import InputError
 from schemas.preferences import PreferencePair, PromptSnapshot
 
