@@ -177,12 +177,15 @@ def nothing_is_visible(settings: Settings) -> bool:
 
 
 def once_at(point: str, work: Callable[[], object]) -> None:
-    """Do it when a thread of the night reaches the point for the first time; that thread waits for it."""
-    lock = threading.Lock()
+    """Do it when a thread of the night reaches the point for the first time; all that reach it wait until it is done."""
+    lock, waiting = threading.Lock(), [work]
 
     def handler(reached: str) -> None:
-        if reached == point and lock.acquire(blocking=False):
-            work()
+        if reached == point:
+            with lock:
+                for one in waiting[:1]:
+                    waiting.clear()
+                    one()
 
     faultpoints.handler = handler
 
@@ -211,6 +214,7 @@ def test_an_outage_costs_time_only(
     assert shown(planned) == unbroken
     assert sessions(planned)[-1]["model_retries"] > 0, "the night has met it"
     assert answered(planned) == 2, "what was answered is not asked again"
+    server.settle()
 
 
 def test_a_server_that_hangs_for_too_long_ends_the_night_and_resume_goes_on(
@@ -229,6 +233,7 @@ def test_a_server_that_hangs_for_too_long_ends_the_night_and_resume_goes_on(
     assert reasons(planned) == {}, "no task is to blame"
     server.go_on()
     resume(planned)
+    server.settle()
     assert shown(planned) == unbroken
 
 

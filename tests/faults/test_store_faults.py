@@ -351,7 +351,7 @@ def test_a_store_that_refuses_our_keys_mid_night_is_a_setting_and_named(
     far, proxy = proxied
     build(settings, tmp_path / "art", users=1, targets=1)
     proxy.script("create", status(403, "AccessDenied"), key="art/", times=10**6)
-    with pytest.raises(InputError, match="AccessDenied; check PIGEON_S3__ACCESS_KEY_ID"):
+    with pytest.raises(InputError, match=r"AccessDenied; may these keys do this\? Else check PIGEON_S3__ACCESS_KEY_ID"):
         night(far).run(Scope())
     assert Store(settings.s3).get(POINTER_KEY) is None
     proxy.clear()

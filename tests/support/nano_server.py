@@ -20,6 +20,8 @@ from schemas.settings import Settings
 
 CHECKOUT = Path(__file__).parents[2]
 CACHE = CHECKOUT / ".pigeon" / "cache" / "tests" / "nano-repository"
+QUIET_SECONDS = 4.0
+"""The supervisor looks each second, and mends what it has seen broken twice."""
 
 WRAPPED = """
 import time
@@ -73,6 +75,19 @@ class NanoServer:
     def go_on(self) -> None:
         """SIGCONT."""
         os.killpg(self.pid, signal.SIGCONT)
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Wait until all models stay ready: a server that was stopped may have lost stubs, and its supervisor loads those again.
+
+        A load in a test's midst would undo what the test has altered.
+        """
+        quiet_since, ends = time.monotonic(), time.monotonic() + seconds
+        while time.monotonic() - quiet_since < QUIET_SECONDS:
+            assert time.monotonic() < ends, self.control.index()
+            states = {(model.name, model.state) for model in self.control.index()}
+            if not {(name, "READY") for name in MODELS} <= states:
+                quiet_since = time.monotonic()
+            time.sleep(0.2)
 
     def kill_stubs(self, model: str) -> int:
         """SIGKILL the processes of a model, which Triton does not notice; how many there were."""

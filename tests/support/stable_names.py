@@ -312,7 +312,7 @@ def checkpoint() -> dict[str, list[str]]:
 
 def training_stages() -> dict[str, list[str]]:
     """`pigeon train stage NAME`, and the tools that lie beside a checkpoint."""
-    path = ROOT / "generator" / "training" / "nano" / "recipe.py"
+    path = ROOT / "generator" / "training" / "nano" / "stages" / "recipe.py"
     return {name: _dict_keys(path, name) for name in ("STAGES", "RECIPE", "TOOLS")}
 
 
