@@ -44,7 +44,7 @@ KAFKA_COMMIT_ERRORS = Counter(
 
 
 def begin(topics: Iterable[str], reasons: Iterable[str]) -> None:
-    """Show each series at zero: Prometheus sees no increase in one that first appears with its first count."""
+    """Show each series at zero: Prometheus sees no increase in one that appears with its first count."""
     for topic in topics:
         RECORDS.labels(topic)
         for reason in reasons:

@@ -117,7 +117,7 @@ class SchedulerHealth:
 
 
 def _begin() -> None:
-    """Show each counter at zero: Prometheus sees no increase in a series that first appears with its first count."""
+    """Show each counter at zero: Prometheus sees no increase in one that appears with its first count."""
     for job in JOBS:
         GAVE_UP.labels(job)
         for code in {-signal.SIGKILL, PigeonError.exit_code, *(one.exit_code for one in PigeonError.__subclasses__())}:

@@ -1,4 +1,4 @@
-"""Prometheus scrapes a running consumer and scheduler; three alerts are fired by their faults and end with them.
+"""Three alerts are fired by their faults, and end with them, on a Prometheus that scrapes running parts.
 
 The rules are those of deploy/observability with their windows shortened; promtool tests them whole (`make check-deploy`).
 """
