@@ -1,4 +1,4 @@
-"""Three alerts are fired by their faults, and end with them, on a Prometheus that scrapes a live stack.
+"""Three alerts fire, and end, with their faults on a Prometheus that scrapes a live stack.
 
 The rules are those of deploy/observability with their windows shortened; promtool tests them whole (`make check-deploy`).
 """
