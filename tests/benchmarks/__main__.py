@@ -18,6 +18,7 @@ ROWS = {
     "overhead": "tests.benchmarks.overhead",
     "plan": "tests.benchmarks.plan",
     "manifest": "tests.benchmarks.manifest",
+    "console": "tests.benchmarks.console",
     "ingest": "tests.benchmarks.ingest",
 }
 
