@@ -24,6 +24,8 @@ from generator.serving.agreement import Agreement, Example, Network, compare, pl
 from schemas.errors import ModelError
 
 OPSET = 20
+
+
 class Normalised(nn.Module):
     """RGB (B, S, S, 3) uint8 -> what a tower of the given vision takes: normalised (B, 3, S, S)."""
 

@@ -17,6 +17,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.prompt import EMBEDDING
 from generator.serving.agreement import FLOAT32, Bounds, Example, Network
 from generator.serving.export import PersonalizerGraph, UnetGraph, networks
+
 STEP = "personalizer_step"
 
 FLOAT16 = Bounds(difference=2e-2, flipped=2e-2)
@@ -115,9 +116,7 @@ def gpu_networks(half: PigeonModel, full: PigeonModel) -> list[Network]:
 
 def _for_gpu(network: Network, reference: nn.Module) -> Network:
     if isinstance(network.module, PersonalizerGraph):
-        return replace(
-            network, model=STEP, module=StepInHalf(network.module), reference=reference, bounds=FLOAT16
-        )
+        return replace(network, model=STEP, module=StepInHalf(network.module), reference=reference, bounds=FLOAT16)
     model = TOWERS.get(network.title, network.model)
     made = replace(
         network,

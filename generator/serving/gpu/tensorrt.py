@@ -1,68 +1,53 @@
-"""The exported graphs compiled ahead of time with TensorRT-RTX (extra `[tensorrt]`); uses no GPU.
+"""The graphs compiled ahead of time with TensorRT-RTX (extra `[tensorrt]`), as a check that needs no GPU; nothing is kept.
 
-What a run of this shows is that the graphs parse and compile. Their numbers were compared with PyTorch under ONNX Runtime,
-by the build; nothing here runs them under TensorRT.
+What a run of this shows is that the graphs parse and compile with their profiles. Their numbers were compared with PyTorch under
+ONNX Runtime, by the build. The server's own TensorRT builds the engines that are loaded, on its host.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from generator.serving.adapters import PERSONALIZER
-from generator.serving.repository import MODELS, file_hash, read_manifest
+from generator.pigeon.config import PigeonConfig
+from generator.serving.gpu.backends.rows import ROWS
+from generator.serving.gpu.profiles import Range, row_range, token_range
 from schemas.errors import InputError, ModelError
 
-REPORT = "report.json"
-MAX_GRID = 11
-"""α values of the paper's grid; guidance doubles the rows of the UNet."""
 
+@dataclass(frozen=True)
+class CompiledGraph:
+    """One graph of the check."""
 
-class CompiledGraph(BaseModel):
-    """One graph of the report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    graph: str
-    onnx_sha256: str
-    plan: str | None
-    """Path below the report's folder; none when it does not compile."""
-    plan_sha256: str | None
+    model: str
     plan_bytes: int
     seconds: float
     reason: str
     """Why it does not compile; empty when it does."""
 
 
-class CompileReport(BaseModel):
-    """report.json."""
+@dataclass(frozen=True)
+class CompileReport:
+    """What was tried, and what came of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = 1
-    build: str
     tensorrt_rtx: str
-    compute_capabilities: tuple[str, ...]
-    precision: str = "float32"
-    claim: str
+    compiled_for: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """GPU generations that TensorRT-RTX does not compile for ahead of time."""
     graphs: tuple[CompiledGraph, ...]
 
-
-def parse_compute_capabilities(text: str) -> tuple[str, ...]:
-    """`89` or `80,86,89` -> names as TensorRT has them, `SM89`.
-
-    Raises:
-        InputError: not numbers.
-    """
-    parts = tuple(part.strip() for part in text.split(","))
-    if not all(part.isdigit() for part in parts):
-        raise InputError(f"--compute-capability {text}: give numbers such as 89, or several as 80,86,89")
-    return tuple(f"SM{part}" for part in parts)
+    @property
+    def claim(self) -> str:
+        """What may be said of it."""
+        good = sum(not graph.reason for graph in self.graphs)
+        untried = f"; it does not compile for {', '.join(self.left_out)}" if self.left_out else ""
+        return (
+            f"{good} of {len(self.graphs)} graphs parse and compile under TensorRT-RTX {self.tensorrt_rtx} for "
+            f"{', '.join(self.compiled_for)}{untried}; not run on a GPU"
+        )
 
 
 def import_tensorrt() -> Any:
@@ -75,76 +60,53 @@ def import_tensorrt() -> Any:
         import tensorrt_rtx
     except ImportError as error:
         raise InputError(
-            f"--target tensorrt: TensorRT-RTX is not installed ({error}); pip install 'pigeon-posters[tensorrt]'"
+            f"--compile: TensorRT-RTX is not installed ({error}); pip install 'pigeon-posters[tensorrt]'"
         ) from None
     return tensorrt_rtx
 
 
 def compile_repository(
     repository: Path,
-    output: Path,
     capabilities: Sequence[str],
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> CompileReport:
-    """Compile every graph of a repository into `output`, and write report.json there.
+    """Compile every graph that the server gives to TensorRT, for the capabilities (`8.9`) that TensorRT-RTX knows.
 
     Raises:
-        InputError: TensorRT-RTX is not installed, or does not build for such a GPU.
+        InputError: TensorRT-RTX is not installed, or knows none of the capabilities.
         ModelError: the repository is not complete.
     """
     trt = import_tensorrt()
-    for name in capabilities:
-        if not hasattr(trt.ComputeCapability, name):
-            known = ", ".join(sorted(c for c in dir(trt.ComputeCapability) if c.startswith("SM")))
-            raise InputError(
-                f"--compute-capability: TensorRT-RTX {trt.__version__} does not build for {name}; it knows {known}"
-            )
-    manifest = read_manifest(repository)
-    output.mkdir(parents=True, exist_ok=True)
-    for old in (output / REPORT, *output.glob("*.plan")):
-        old.unlink(missing_ok=True)
+    names = {capability: "SM" + capability.replace(".", "") for capability in capabilities}
+    known = [name for name in names.values() if hasattr(trt.ComputeCapability, name)]
+    if not known:
+        all_known = ", ".join(sorted(c for c in dir(trt.ComputeCapability) if c.startswith("SM")))
+        raise InputError(f"--compile: TensorRT-RTX {trt.__version__} compiles ahead of time for {all_known} only")
+    path = repository / "pigeon" / "1" / "config.json"
+    if not path.is_file():
+        raise ModelError(f"model repository {repository}: {path} is missing; run `pigeon models build --target gpu`")
+    tokens = token_range(PigeonConfig.model_validate_json(path.read_bytes(), extra="ignore"))
     graphs = []
-    for path in _graph_files(repository):
-        compiled = _compile(trt, path, _title(path, repository), output, capabilities)
+    for model in ROWS:
+        compiled = compile_graph(trt, repository / model / "1" / "model.onnx", model, row_range(model), tokens, known)
         graphs.append(compiled)
         report(
-            f"{compiled.graph:<22} compiles, {compiled.plan_bytes / 2**20:.1f} MiB in {compiled.seconds:.0f} s"
-            if compiled.plan
-            else f"{compiled.graph:<22} does not compile: {compiled.reason}"
+            f"{model:<22} "
+            + (
+                f"does not compile: {compiled.reason}"
+                if compiled.reason
+                else f"compiles, {compiled.plan_bytes / 2**20:.1f} MiB in {compiled.seconds:.0f} s"
+            )
         )
-    good = sum(graph.plan is not None for graph in graphs)
-    claim = (
-        f"{good} of {len(graphs)} graphs parse and compile under TensorRT-RTX {trt.__version__} for "
-        f"{', '.join(capabilities)}; numerics checked with ONNX Runtime; not run under TensorRT"
-    )
-    result = CompileReport(
-        build=manifest.build,
-        tensorrt_rtx=trt.__version__,
-        compute_capabilities=tuple(capabilities),
-        claim=claim,
-        graphs=tuple(graphs),
-    )
-    (output / REPORT).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return result
+    left_out = tuple(name for name in names.values() if name not in known)
+    return CompileReport(trt.__version__, tuple(known), left_out, tuple(graphs))
 
 
-def _graph_files(repository: Path) -> list[Path]:
-    files: list[Path] = []
-    for model in MODELS:
-        folder = repository / model / ("graph" if model == PERSONALIZER else "1")
-        files += sorted(folder.glob("*.onnx"))
-    if not files:
-        raise ModelError(f"model repository {repository}: no ONNX graphs; run `pigeon models build`")
-    return files
-
-
-def _title(path: Path, repository: Path) -> str:
-    model = path.relative_to(repository).parts[0]
-    return model if path.stem == "model" else f"{model}/{path.stem}"
-
-
-def _compile(trt: Any, path: Path, title: str, output: Path, capabilities: Sequence[str]) -> CompiledGraph:
+def compile_graph(
+    trt: Any, path: Path, model: str, rows: Range, tokens: Range, capabilities: Sequence[str]
+) -> CompiledGraph:
+    """One graph with its profile, strongly typed as the server builds it; `trt` is `import_tensorrt()`."""
     started = time.monotonic()
     complaints: list[str] = []
 
@@ -159,7 +121,7 @@ def _compile(trt: Any, path: Path, title: str, output: Path, capabilities: Seque
                 complaints.append(" ".join(message.split()))
 
     builder = trt.Builder(Complaints())
-    network = builder.create_network(0)
+    network = builder.create_network(0)  # TensorRT-RTX knows strongly typed networks only
     parser = trt.OnnxParser(network, Complaints())
     plan = None
     if parser.parse_from_file(str(path)):
@@ -167,7 +129,7 @@ def _compile(trt: Any, path: Path, title: str, output: Path, capabilities: Seque
         config.num_compute_capabilities = len(capabilities)
         for index, name in enumerate(capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-        config.add_optimization_profile(_profile(builder, network, path))
+        config.add_optimization_profile(_profile(builder, network, {"batch": rows, "tokens": tokens}))
         plan = builder.build_serialized_network(network, config)
     else:
         complaints += [
@@ -175,28 +137,13 @@ def _compile(trt: Any, path: Path, title: str, output: Path, capabilities: Seque
             for error in (parser.get_error(index) for index in range(parser.num_errors))
         ]
     seconds = round(time.monotonic() - started, 1)
-    digest = file_hash(path)
     if plan is None:
-        reason = complaints[0] if complaints else "TensorRT gave no reason"
-        return CompiledGraph(
-            graph=title, onnx_sha256=digest, plan=None, plan_sha256=None, plan_bytes=0, seconds=seconds, reason=reason
-        )
-    target = output / f"{title.replace('/', '.')}.plan"
-    target.write_bytes(bytes(plan))
-    return CompiledGraph(
-        graph=title,
-        onnx_sha256=digest,
-        plan=target.name,
-        plan_sha256=file_hash(target),
-        plan_bytes=target.stat().st_size,
-        seconds=seconds,
-        reason="",
-    )
+        return CompiledGraph(model, 0, seconds, complaints[0] if complaints else "TensorRT gave no reason")
+    return CompiledGraph(model, len(bytes(plan)), seconds, "")
 
 
-def _profile(builder: Any, network: Any, path: Path) -> Any:
-    """The range of every dimension that varies: rows of a grid, prompt tokens, cached tokens."""
-    ranges = _ranges(path)
+def _profile(builder: Any, network: Any, ranges: Mapping[str, Range]) -> Any:
+    """The range of every dimension that varies."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -204,20 +151,11 @@ def _profile(builder: Any, network: Any, path: Path) -> Any:
         if all(size >= 0 for size in tensor.shape):
             continue
         shapes = [
-            tuple(size if size >= 0 else ranges[name][which] for size, name in zip(tensor.shape, names, strict=True))
-            for which in range(3)
+            tuple(
+                size if size >= 0 else getattr(ranges[name], end)
+                for size, name in zip(tensor.shape, names, strict=True)
+            )
+            for end in ("least", "usual", "most")
         ]
         profile.set_shape(tensor.name, *shapes)
     return profile
-
-
-def _ranges(path: Path) -> dict[str, tuple[int, int, int]]:
-    """Dimension name -> (least, usual, most)."""
-    config = json.loads((path.parents[2] / "pigeon" / "1" / "config.json").read_text(encoding="utf-8"))
-    positions = int(config["language"]["max_positions"])
-    rows = 2 * MAX_GRID
-    return {
-        "batch": (1, 6, rows),
-        "tokens": (1, positions // 4, positions),
-        "past": (0, positions // 4, positions),
-    }
