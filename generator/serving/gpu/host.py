@@ -206,7 +206,8 @@ def read_host(environment: Mapping[str, str]) -> Host:
         driver=driver,
         triton=environment.get("TRITON_SERVER_VERSION") or UNKNOWN,
         tensorrt=environment.get("TRT_VERSION") or library_version(TENSORRT_LIBRARIES, "libnvinfer.so."),
-        onnxruntime=library_version((ONNXRUNTIME_LIBRARY,), "libonnxruntime.so."),
+        onnxruntime=environment.get("ONNXRUNTIME_VERSION")
+        or library_version((ONNXRUNTIME_LIBRARY,), "libonnxruntime.so."),
     )
 
 

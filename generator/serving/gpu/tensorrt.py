@@ -1,6 +1,6 @@
-"""The graphs compiled ahead of time with TensorRT-RTX (extra `[tensorrt]`), as a check that needs no GPU; nothing is kept.
+"""Graphs compiled ahead of time with TensorRT-RTX, as a check that needs no GPU; nothing is kept.
 
-What a run of this shows is that the graphs parse and compile with their profiles. Their numbers were compared with PyTorch under
+Needs the extra `[tensorrt]`. What a run of this shows is that the graphs parse and compile with their profiles. Their numbers were compared with PyTorch under
 ONNX Runtime, by the build. The server's own TensorRT builds the engines that are loaded, on its host.
 """
 
@@ -71,7 +71,7 @@ def compile_repository(
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> CompileReport:
-    """Compile every graph that the server gives to TensorRT, for the capabilities (`8.9`) that TensorRT-RTX knows.
+    """Compile every graph that the server gives to TensorRT, for the capabilities (`8.9`) that are known.
 
     Raises:
         InputError: TensorRT-RTX is not installed, or knows none of the capabilities.
