@@ -1,7 +1,7 @@
 """Graphs compiled ahead of time with TensorRT-RTX, as a check that needs no GPU; nothing is kept.
 
-Needs the extra `[tensorrt]`. What a run of this shows is that the graphs parse and compile with their profiles. Their numbers were compared with PyTorch under
-ONNX Runtime, by the build. The server's own TensorRT builds the engines that are loaded, on its host.
+Needs the extra `[tensorrt]`. What a run of this shows is that the graphs parse and compile with their profiles. Their numbers were
+compared with PyTorch under ONNX Runtime, by the build. The server's own TensorRT builds the engines that are loaded, on its host.
 """
 
 from __future__ import annotations
