@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import generator
 from generator.pigeon.config import PigeonConfig
-from generator.serving import adapters
 from generator.serving.configs import TensorSpec, model_specs
 from generator.serving.repository import GpuHost
-from generator.serving.versions import Versions
 
 if TYPE_CHECKING:
     from generator.pigeon.placement import Placement
     from generator.serving.agreement import Network
+    from generator.serving.versions import Versions
 
 SOURCE = Path(generator.__file__).parent
 # What a backend may import; copied under the same names, so that one import line works here and there.
@@ -30,6 +29,10 @@ BACKEND_FILES = (
     "task.py",
     "triton.py",
 )
+
+
+SHARED_GRAPH = "personalizer"
+"""The model whose versions, one per adapter, have one graph beside them."""
 
 
 class Spec(Protocol):
@@ -146,5 +149,5 @@ _SHARED = {
 
 
 def graph_path(network: Network) -> Path:
-    """Where a graph lies in a repository; the personalizer's versions share theirs on CPUs."""
-    return Path(network.model, "graph" if network.model == adapters.PERSONALIZER else "1", network.file)
+    """Where a graph lies in a repository."""
+    return Path(network.model, "graph" if network.model == SHARED_GRAPH else "1", network.file)

@@ -12,11 +12,11 @@ from generator.serving.gpu.configs import PythonSpec, gpu_model_specs
 from generator.serving.gpu.release import DRIVER, IMAGE, ONNXRUNTIME, TENSORRT, TRITON
 from generator.serving.repository import GpuHost, combined_hash
 from generator.serving.targets import SOURCE, Spec, read, shared_files
-from generator.serving.versions import Versions
 
 if TYPE_CHECKING:
     from generator.pigeon.placement import Placement
     from generator.serving.agreement import Network
+    from generator.serving.versions import Versions
 
 HERE = "serving/gpu"
 PLAIN_CALLS = "from generator.serving.backends.triton import"
@@ -75,8 +75,8 @@ class GpuTarget:
         def ours(version: str) -> str:
             return combined_hash([version, self.precision])
 
-        return Versions(
-            adapter_base=versions.adapter_base,
+        return replace(
+            versions,
             tokenizer_version=ours(versions.tokenizer_version),
             drawing_version=ours(versions.drawing_version),
             base_weights=ours(versions.base_weights),
