@@ -112,7 +112,7 @@ def test_versions_are_read_from_what_the_image_holds(tmp_path: Path) -> None:
 
 SERVER = """#!/usr/bin/env python3
 import http.server, os, pathlib, sys
-options = dict(one.removeprefix("--").split("=", 1) for one in sys.argv[1:])
+options = dict(one.removeprefix("--").split("=", 1) for one in sys.argv[1:] if "=" in one)
 state = pathlib.Path(os.environ["STATE"])
 with (state / "starts").open("a") as file:
     print(options["http-address"], file=file)

@@ -253,7 +253,8 @@ def main(arguments: Sequence[str]) -> int:
         print("usage: host.py verify|record|forget REPOSITORY ENGINES", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        print(run(arguments[0], Path(arguments[1]), Path(arguments[2]), os.environ))  # noqa: T201 -- a program's answer
+        if state := run(arguments[0], Path(arguments[1]), Path(arguments[2]), os.environ):
+            print(state)  # noqa: T201 -- a program's answer
     except Refused as error:
         print(f"serve-gpu: {error}", file=sys.stderr)  # noqa: T201
         return REFUSED
