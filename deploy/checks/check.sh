@@ -13,8 +13,9 @@ promtool test rules observability/alerts_test.yml
 cp compose/prometheus.yml observability/alerts.yml "$scratch"
 promtool check config "$scratch/prometheus.yml"
 
-echo "images: hadolint"
-"$tools/venv/bin/hadolint" Dockerfile
+echo "images: hadolint, and shellcheck of what starts in them"
+"$tools/venv/bin/hadolint" Dockerfile triton/Dockerfile
+"$tools/venv/bin/shellcheck" triton/*.sh checks/*.sh
 
 echo "compose: the compose specification"
 "$tools/venv/bin/check-jsonschema" --builtin-schema vendor.compose-spec compose/compose.yml

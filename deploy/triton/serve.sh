@@ -18,7 +18,8 @@ mkdir -p "$runtime"
 cp -r "$server/backends" "$server/caches" "$runtime/"
 install -m 755 "$server/python_backend_stubs/$version/triton_python_backend_stub" "$runtime/backends/python/"
 guarded=model-repository,model-config,shared-memory,statistics,trace,logging
-export PATH=$env/bin:$PATH LD_LIBRARY_PATH=$library:$library/$(uname -m)-linux-gnu:$site/nvidia_pytriton.libs HOME=$runtime
+machine=$(uname -m)
+export PATH=$env/bin:$PATH LD_LIBRARY_PATH=$library:$library/$machine-linux-gnu:$site/nvidia_pytriton.libs HOME=$runtime
 # Each instance is one thread; instances, not threads, use the cores.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
 exec "$server/bin/tritonserver" --model-repository="$models" --backend-directory="$runtime/backends" \

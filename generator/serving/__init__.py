@@ -16,9 +16,11 @@
     configs     each model's config.pbtxt
     build       checkpoint -> a complete repository
     export      checkpoint -> ONNX graphs, each compared with PyTorch
-    tensorrt    the same graphs compiled ahead of time (extra `[tensorrt]`)
+    agreement   a network to export, and how far its graph is from PyTorch
+    targets     what a repository is built for: the cpu target
+    gpu         the gpu target: for NVIDIA's Triton image
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
-Imports generator.pigeon and schemas; torch in export, and in build when it builds. Imported by generator/cli.py (commands),
+Imports generator.pigeon and schemas; torch in export and agreement, and in build when it builds. Imported by generator/cli.py (commands),
 generator.nightly (api, client) and generator.feedback (api, client, adapters, repository): those modules need no torch.
 """

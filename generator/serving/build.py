@@ -6,17 +6,15 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import generator
 from generator.pigeon.config import PigeonConfig
 from generator.serving import adapters
-from generator.serving.configs import ModelSpec, model_specs
 from generator.serving.repository import (
     BUILD_PARAMETER,
     DRAWING_PARAMETER,
@@ -33,31 +31,18 @@ from generator.serving.repository import (
     read_manifest,
     tree_hashes,
 )
-from generator.serving.versions import checkpoint_versions
-from schemas.errors import LockHeld, ModelError
+from generator.serving.targets import SOURCE, CpuTarget, Spec, Target, graph_path
+from generator.serving.versions import Versions, checkpoint_versions
+from schemas.errors import InputError, LockHeld, ModelError
 
 if TYPE_CHECKING:
     from generator.pigeon.model import PigeonModel
     from generator.pigeon.placement import Placement
 
-Target = Literal["onnx", "tensorrt"]
 LIBRARIES = ("torch", "transformers", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime")
-# What a backend may import; copied under the same names, so that one import line works here and there.
-PIGEON_FILES = ("prompt.py", "sampling.py", "ddim.py", "lcm.py")
-BACKEND_FILES = (
-    "answers.py",
-    "generation.py",
-    "graph.py",
-    "masks.py",
-    "pictures.py",
-    "previews.py",
-    "task.py",
-    "triton.py",
-)
 # Models that read the checkpoint's configuration, and those of them that read texts.
 CONFIGURED = {"answers", "image_scorer", "pictures", "pigeon", adapters.PERSONALIZER}
 READING = {"answers", "image_scorer", "pigeon"}
-SOURCE = Path(generator.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -75,48 +60,75 @@ def build_repository(
     preset: str,
     repository: Path,
     *,
+    target: Target | None = None,
     report: Callable[[str], None] = lambda line: None,
     placement: Placement | None = None,
 ) -> Built:
     """Export, compare, write, and replace `repository`; nothing is done when no input has changed.
 
+    target: the cpu target by default.
     placement: where PyTorch traces and computes what graphs are compared with; in float32 everywhere.
 
     Raises:
+        InputError: `repository` is one of another target, which a server may be serving.
         ModelError: the checkpoint is not whole or not of this preset, or a graph disagrees with PyTorch.
         LockHeld: another build of this repository is under way.
     """
+    target = target or CpuTarget()
     repository.parent.mkdir(parents=True, exist_ok=True)
     with _lock(repository):
         _finish_replace(repository)
+        _refuse_other_target(repository, target)
         hashes = tree_hashes(checkpoint)
-        key = _build_key(hashes, preset)
+        key = _build_key(hashes, preset, target)
         if (current := _current(repository, preset, key)) is not None:
             return Built(current, rebuilt=False)
         staging = repository.with_name(f"{repository.name}.building")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            manifest = _write(checkpoint, preset, staging, hashes, key, report, placement)
+            manifest = _write(checkpoint, preset, staging, hashes, key, report, placement, target)
             kept, dropped = _carry_adapters(repository, staging, manifest.adapter_base)
-            (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            written = manifest.model_dump_json(indent=2, exclude_none=True)  # on CPUs no word of GPUs
+            (staging / MANIFEST).write_text(written + "\n", encoding="utf-8")
             _replace(repository, staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return Built(manifest, rebuilt=True, kept_adapters=kept, dropped_adapters=dropped)
 
 
-def _build_key(hashes: dict[str, str], preset: str) -> str:
+def _refuse_other_target(repository: Path, target: Target) -> None:
+    try:
+        found = read_manifest(repository).target
+    except ModelError:
+        return  # nothing that can be served
+    if found != target.name:
+        raise InputError(
+            f"model repository {repository}: is of target {found}, and would be replaced by one of target {target.name}; "
+            "give another folder with --output, or delete this one"
+        )
+
+
+def _build_key(hashes: dict[str, str], preset: str, target: Target) -> str:
     sources = [
         *sorted((SOURCE / "pigeon").glob("*.py")),
         *sorted((SOURCE / "serving" / "backends").glob("*.py")),
         *(
             SOURCE / "serving" / name
-            for name in ("build.py", "configs.py", "export.py", "repository.py", "versions.py")
+            for name in (
+                "agreement.py",
+                "build.py",
+                "configs.py",
+                "export.py",
+                "repository.py",
+                "targets.py",
+                "versions.py",
+            )
         ),
+        *target.sources(),
     ]
     code = {path.relative_to(SOURCE).as_posix(): file_hash(path) for path in sources}
-    return combined_hash([hashes, code, _libraries(), preset])
+    return combined_hash([hashes, code, _libraries(), preset, *target.key])
 
 
 def _libraries() -> dict[str, str]:
@@ -141,24 +153,25 @@ def _write(
     key: str,
     report: Callable[[str], None],
     placement: Placement | None,
+    target: Target,
 ) -> RepositoryManifest:
     from transformers.utils.logging import disable_progress_bar
 
     from generator.pigeon.checkpoint import load_model
-    from generator.serving.export import export, networks
+    from generator.serving.export import export
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    pigeon = load_model(checkpoint, placement=placement and placement.learning)
+    pigeon = load_model(checkpoint, placement=target.placement(placement))
     config = pigeon.config
     if config.name != preset:
         raise ModelError(
             f"checkpoint {checkpoint}: is a {config.name}, the settings say preset {preset}; change PIGEON_MODELS__PRESET"
         )
     agreement: dict[str, AgreementEntry] = {}
-    for network in networks(pigeon):
-        folder = staging / network.model / ("graph" if network.model == adapters.PERSONALIZER else "1")
-        folder.mkdir(parents=True, exist_ok=True)
-        found = export(network, folder / network.file)
+    for network in target.networks(pigeon, checkpoint, placement):
+        path = staging / graph_path(network)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = export(network, path)
         agreement[network.title] = AgreementEntry(
             max_abs_diff=found.max_abs_diff, scale=found.scale, flipped_share=found.flipped_share
         )
@@ -166,7 +179,7 @@ def _write(
             f"{network.title:<22} max |ONNX - PyTorch| = {found.max_abs_diff:.1e} at values up to {found.scale:.3g}"
             + (f", decisions differing {found.flipped_share:.2%}" if found.decisions else "")
         )
-    versions = checkpoint_versions(hashes, pigeon)
+    versions = target.versions(checkpoint_versions(hashes, pigeon))
     parameters = {
         BUILD_PARAMETER: key,
         TOKENIZER_PARAMETER: versions.tokenizer_version,
@@ -174,55 +187,51 @@ def _write(
         WEIGHTS_PARAMETER: versions.base_weights,
     }
     entries = {}
-    for spec in model_specs(config, pigeon.diffusion.latent_shape):
-        _write_model(staging / spec.name, spec, checkpoint, pigeon, parameters, versions.adapter_base)
+    for spec in target.specs(config, pigeon.diffusion.latent_shape):
+        _write_model(staging / spec.name, target.pbtxt(spec, parameters, key), target.python_files(spec))
+        _write_configuration(staging / spec.name / "1", spec.name, checkpoint, pigeon, versions)
         entries[spec.name] = _entry(staging / spec.name, spec)
     return RepositoryManifest(
         build=key,
         preset=preset,
-        target="onnx",
-        runtime="Triton's Python backend with ONNX Runtime, CPUExecutionProvider",
+        target=target.name,
+        precision=target.precision,
+        runtime=target.runtime,
         checkpoint_hash=combined_hash(hashes),
         adapter_base=versions.adapter_base,
         tokenizer_version=versions.tokenizer_version,
         drawing_version=versions.drawing_version,
         base_weights=versions.base_weights,
         libraries=_libraries(),
+        gpu=target.gpu,
         models=entries,
         agreement=agreement,
     )
 
 
-def _write_model(
-    folder: Path,
-    spec: ModelSpec,
-    checkpoint: Path,
-    pigeon: PigeonModel,
-    parameters: dict[str, str],
-    base: str,
-) -> None:
+def _write_model(folder: Path, pbtxt: str, files: Mapping[str, str]) -> None:
     """config.pbtxt and version 1's Python files beside the graphs that are there already."""
     one = folder / "1"
     one.mkdir(parents=True, exist_ok=True)
-    (folder / "config.pbtxt").write_text(spec.pbtxt(parameters), encoding="utf-8")
-    shutil.copyfile(SOURCE / "serving" / "backends" / spec.backend_file, one / "model.py")
-    for package, names in (("pigeon", PIGEON_FILES), ("serving/backends", BACKEND_FILES)):
-        target = one / "generator" / package
-        target.mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(SOURCE / package / name, target / name)
-    for package in ("", "pigeon", "serving", "serving/backends"):
-        shutil.copyfile(SOURCE / package / "__init__.py", one / "generator" / package / "__init__.py")
-    if spec.name in CONFIGURED:
+    (folder / "config.pbtxt").write_text(pbtxt, encoding="utf-8")
+    for name, text in files.items():
+        (one / name).parent.mkdir(parents=True, exist_ok=True)
+        (one / name).write_text(text, encoding="utf-8")
+
+
+def _write_configuration(one: Path, model: str, checkpoint: Path, pigeon: PigeonModel, versions: Versions) -> None:
+    """What a model reads of the checkpoint when it starts."""
+    if model in CONFIGURED:
         (one / "config.json").write_text(
             json.dumps(_backend_config(pigeon.config, pigeon, checkpoint), indent=2) + "\n", encoding="utf-8"
         )
-    if spec.name in READING:
+    if model in READING:
         shutil.copyfile(checkpoint / "language_model" / "tokenizer.json", one / "tokenizer.json")
-    if spec.name == adapters.PERSONALIZER:
+    if model == adapters.PERSONALIZER:
         lora = pigeon.personalizer.lora()
         matrices = {"lora_a": lora.a.detach().cpu().numpy(), "lora_b": lora.b.detach().cpu().numpy()}
-        adapters.write_adapter(one, matrices, {"base": base, "sha256": adapters.content_hash(matrices)})
+        info = {"base": versions.adapter_base, "sha256": adapters.content_hash(matrices)}
+        adapters.write_adapter(one, matrices, info)
 
 
 def _backend_config(config: PigeonConfig, pigeon: PigeonModel, checkpoint: Path) -> dict[str, Any]:
@@ -238,7 +247,7 @@ def _backend_config(config: PigeonConfig, pigeon: PigeonModel, checkpoint: Path)
     }
 
 
-def _entry(folder: Path, spec: ModelSpec) -> ModelEntry:
+def _entry(folder: Path, spec: Spec) -> ModelEntry:
     return ModelEntry(
         files=tree_hashes(folder),
         inputs=tuple(TensorShape(name=t.name, type=t.type, dims=t.dims) for t in spec.inputs),

@@ -23,53 +23,64 @@ def build(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="nano or lavit-7b; by default models.preset.")] = None,
     target: Annotated[
-        str, typer.Option(help="onnx (served on CPUs), or tensorrt: its graphs compiled ahead of time as well.")
-    ] = "onnx",
+        str, typer.Option(help="cpu, as `pigeon up` serves it; or gpu: float16, for NVIDIA's Triton image.")
+    ] = "cpu",
     output: Annotated[
-        Path | None, typer.Option(help="Repository folder; by default the one that Triton serves.")
+        Path | None,
+        typer.Option(help="Repository folder; by default the one that Triton serves, with -gpu behind it for gpu."),
     ] = None,
     compute_capability: Annotated[
-        str, typer.Option(help="GPU generations for --target tensorrt: 89, or several as 80,86,89.")
-    ] = "89",
+        str, typer.Option(help="For gpu: GPU generations that it is for, such as 90, or several as 80,86,89.")
+    ] = "80,86,89,90,100,120",
+    compile_graphs: Annotated[
+        bool, typer.Option("--compile", help="For gpu: compile each graph with TensorRT-RTX as a check; no GPU needed.")
+    ] = False,
 ) -> None:
     """Write a complete Triton model repository from a checkpoint; unchanged input builds nothing.
 
-    --target tensorrt compiles its graphs into the folder tensorrt beside it and names each that does not compile (exit code 7).
+    --compile names each graph that does not compile (exit code 7); a GPU host builds its own engines when it starts.
     """
     from generator.pigeon.placement import Placement
-    from generator.serving import tensorrt
     from generator.serving.build import build_repository
+    from generator.serving.gpu import tensorrt
+    from generator.serving.gpu.release import parse_compute_capabilities
+    from generator.serving.gpu.target import GpuTarget
     from generator.serving.repository import checkpoint_folder, repository_folder
+    from generator.serving.targets import CpuTarget
     from schemas.settings import load_settings
 
     settings = load_settings()
     chosen = {name: value for name, value in (("checkpoint", checkpoint), ("preset", preset)) if value is not None}
     if chosen:
         settings = load_settings(models={**settings.models.model_dump(), **chosen})
-    if target not in {"onnx", "tensorrt"}:
-        raise InputError(f"--target {target}: must be onnx or tensorrt")
-    if target == "tensorrt":  # before the export, so that a missing extra costs no minute
+    if target not in {"cpu", "gpu"}:
+        raise InputError(f"--target {target}: must be cpu or gpu")
+    if compile_graphs and target == "cpu":
+        raise InputError("--compile: only graphs of --target gpu are compiled")
+    if compile_graphs:  # before the export, so that a missing extra costs no minute
         tensorrt.import_tensorrt()
-    capabilities = tensorrt.parse_compute_capabilities(compute_capability)
-    folder = output or repository_folder(settings)
+    capabilities = parse_compute_capabilities(compute_capability)
+    served = repository_folder(settings)
+    folder = output or (served if target == "cpu" else served.with_name(f"{served.name}-gpu"))
     device = settings.compute.device
-    placement = None if device == "cpu" else Placement.of(device, "fp32")
     built = build_repository(
-        checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo, placement=placement
+        checkpoint_folder(settings),
+        settings.models.preset,
+        folder,
+        target=CpuTarget() if target == "cpu" else GpuTarget(capabilities),
+        report=typer.echo,
+        placement=None if device == "cpu" else Placement.of(device, "fp32"),
     )
     if built.dropped_adapters:
         numbers = ", ".join(str(number) for number in built.dropped_adapters)
         typer.echo(f"adapters {numbers} belong to another checkpoint and were left out")
     state = "built" if built.rebuilt else "unchanged"
     typer.echo(f"model repository {folder}: {state}, build {built.manifest.build}, {len(built.manifest.models)} models")
-    if target == "tensorrt":
-        plans = folder.with_name("tensorrt")
-        compiled = tensorrt.compile_repository(folder, plans, capabilities, report=typer.echo)
-        typer.echo(f"{plans}: {compiled.claim}")
-        if failed := [graph.graph for graph in compiled.graphs if graph.plan is None]:
-            raise PartialFailure(
-                f"--target tensorrt: {', '.join(failed)} did not compile; {plans}/report.json says why"
-            )
+    if compile_graphs:
+        compiled = tensorrt.compile_repository(folder, capabilities, report=typer.echo)
+        typer.echo(compiled.claim)
+        if failed := [graph.model for graph in compiled.graphs if graph.reason]:
+            raise PartialFailure(f"--compile: {', '.join(failed)} did not compile, for the reasons above")
 
 
 def check() -> None:
@@ -98,10 +109,10 @@ def check() -> None:
 def load() -> None:
     """Have a running Triton load the model repository."""
     from generator.serving.client import TritonPigeon
-    from generator.serving.repository import MODELS, checkpoint_folder
+    from generator.serving.repository import checkpoint_folder
     from schemas.settings import load_settings
 
     settings = load_settings()
     with TritonPigeon(settings) as model:
         manifest = model.load_repository(checkpoint_folder(settings))
-    typer.echo(f"Triton at {settings.triton.url}: {len(MODELS)} models of build {manifest.build} loaded")
+    typer.echo(f"Triton at {settings.triton.url}: {len(manifest.models)} models of build {manifest.build} loaded")

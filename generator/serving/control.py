@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from generator.serving.api import ServerState
+from generator.serving.gpu.release import check_release
 from generator.serving.pool import ServerPool
 from generator.serving.repository import (
     BUILD_PARAMETER,
     MANIFEST,
-    MODELS,
     RepositoryManifest,
     check_repository,
     read_manifest,
@@ -136,7 +136,8 @@ class ModelControl:
         manifest = check_repository(repository_folder(self._settings), self._settings.models.preset, checkpoint)
 
         def load_all(server: TritonServer) -> None:
-            for name in MODELS:
+            _check_host(manifest, server)
+            for name in manifest.models:
                 server.load(name)
 
         self._on_all(load_all)
@@ -147,12 +148,13 @@ class ModelControl:
         """Whether the servers serve this very build; of several, whether any does.
 
         Raises:
-            ModelError: a model is of another build, or not ours.
+            ModelError: a model is of another build, or not ours, or the repository is for GPU hosts of another version.
             ServerUnavailable: no server can be reached, or they refuse model control.
         """
 
         def check(server: TritonServer) -> None:
-            for name in MODELS:
+            _check_host(manifest, server)
+            for name in manifest.models:
                 build = server.parameter(name, BUILD_PARAMETER)
                 if build != manifest.build:
                     raise ModelError(
@@ -192,3 +194,9 @@ class ModelControl:
             return None
         manifest = read_manifest(folder)
         return ServedParts(manifest.tokenizer_version, manifest.drawing_version, manifest.base_weights)
+
+
+def _check_host(manifest: RepositoryManifest, server: TritonServer) -> None:
+    """A repository for GPUs is for one version of the server; its host's entrypoint compares the rest."""
+    if manifest.gpu is not None:
+        check_release(manifest.gpu, server.address, server.release())

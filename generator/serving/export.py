@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,16 +20,10 @@ from generator.pigeon.masking import MutualMaskGenerator
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.prompt import EMBEDDING
 from generator.pigeon.tokenizer import DynamicVisualTokenizer
-from generator.serving.backends.graph import Graph
+from generator.serving.agreement import Agreement, Example, Network, compare, placed_inputs
 from schemas.errors import ModelError
 
 OPSET = 20
-TOLERANCE = 1e-3
-"""Largest absolute difference to PyTorch, relative to the largest value where that exceeds 1."""
-MAX_FLIPPED = 1e-3
-"""Largest share of decisions (code ids, keep) that rounding may flip."""
-
-Example = Callable[[int, torch.Generator], dict[str, Tensor]]
 
 
 class Normalised(nn.Module):
@@ -137,41 +129,6 @@ class ImageTowerGraph(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.tower(self.pixels(images))
         return out
-
-
-@dataclass(frozen=True)
-class Network:
-    """One graph to export."""
-
-    model: str
-    file: str
-    module: nn.Module
-    example: Example
-    """(batch, generator) -> inputs by name."""
-    dynamic: Mapping[str, Mapping[int, str]]
-    """Per input the dimensions that vary, by name."""
-    outputs: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        return self.model if self.file == "model.onnx" else f"{self.model}/{self.file.removesuffix('.onnx')}"
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a graph is from PyTorch on random inputs."""
-
-    title: str
-    max_abs_diff: float
-    scale: float
-    """Largest absolute value of PyTorch's answers."""
-    flipped_share: float
-    """Share of integer and boolean outputs that differ."""
-    decisions: int
-
-    @property
-    def within(self) -> bool:
-        return self.max_abs_diff <= TOLERANCE * max(1.0, self.scale) and self.flipped_share <= MAX_FLIPPED
 
 
 def networks(pigeon: PigeonModel) -> list[Network]:
@@ -311,7 +268,7 @@ def export(network: Network, path: Path) -> Agreement:
     """Write the graph and compare it with PyTorch at two batch sizes other than the traced one.
 
     Raises:
-        ModelError: the graph cannot be exported, or is further from PyTorch than `TOLERANCE` or `MAX_FLIPPED`.
+        ModelError: the graph cannot be exported, or is further from PyTorch than its bounds allow.
     """
     module = network.module.eval()
     dims = {
@@ -345,36 +302,9 @@ def export(network: Network, path: Path) -> Agreement:
     if not agreement.within:
         raise ModelError(
             f"{network.title}: ONNX differs from PyTorch by {agreement.max_abs_diff:.2e} "
-            f"({agreement.flipped_share:.2%} of its decisions flipped); the limit is {TOLERANCE:g}"
+            f"({agreement.flipped_share:.2%} of its decisions flipped); the limit is {network.bounds.difference:g}"
         )
     return agreement
-
-
-@torch.no_grad()
-def compare(network: Network, path: Path) -> Agreement:
-    """ONNX Runtime and PyTorch on the same random inputs."""
-    graph = Graph(path)
-    difference, scale, flipped, decisions = 0.0, 0.0, 0, 0
-    for count, seed in ((1, 1), (3, 2)):
-        feeds = network.example(count, torch.Generator().manual_seed(seed))
-        answers = network.module(**placed_inputs(feeds, network.module))
-        answers = answers if isinstance(answers, tuple) else (answers,)
-        got = graph({name: value.numpy() for name, value in feeds.items()})
-        for name, answer in zip(network.outputs, answers, strict=True):
-            want = answer.cpu().numpy()
-            if want.dtype.kind == "f":
-                difference = max(difference, float(np.abs(got[name] - want).max()))
-                scale = max(scale, float(np.abs(want).max()))
-            else:
-                flipped += int((got[name] != want).sum())
-                decisions += want.size
-    return Agreement(network.title, difference, scale, flipped / max(decisions, 1), decisions)
-
-
-def placed_inputs(inputs: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The inputs where the module's weights are; they are drawn on the CPU, the same for every device."""
-    device = next(module.parameters()).device
-    return {name: value.to(device) for name, value in inputs.items()}
 
 
 @contextmanager

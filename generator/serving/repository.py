@@ -71,6 +71,17 @@ class AgreementEntry(_Frozen):
     flipped_share: float
 
 
+class GpuHost(_Frozen):
+    """The hosts that a repository of the gpu target is for; `gpu.host` says how each is compared."""
+
+    compute_capabilities: tuple[str, ...]
+    triton: str
+    tensorrt: str
+    onnxruntime: str
+    driver: str
+    image: str
+
+
 class RepositoryManifest(_Frozen):
     """manifest.json."""
 
@@ -78,8 +89,9 @@ class RepositoryManifest(_Frozen):
     build: str
     """Hash of all that went in: checkpoint, code, library versions, target."""
     preset: str
-    target: Literal["onnx", "tensorrt"]
-    precision: Literal["float32"] = "float32"
+    target: Literal["onnx", "gpu"]
+    """`onnx` is the cpu target."""
+    precision: Literal["float32", "float16"] = "float32"
     runtime: str
     """What runs the graphs, and on what."""
     checkpoint_hash: str
@@ -91,7 +103,10 @@ class RepositoryManifest(_Frozen):
     base_weights: str = ""
     """Hash of what decides over answers and their previews, without a retrained adapter. Empty likewise."""
     libraries: dict[str, str]
+    gpu: GpuHost | None = None
+    """None on CPUs."""
     models: dict[str, ModelEntry]
+    """In the order of loading."""
     agreement: dict[str, AgreementEntry]
 
 

@@ -103,6 +103,18 @@ class TritonServer:
             )
         return int(metadata.inputs[0].shape[1])
 
+    def release(self) -> str:
+        """The server's version.
+
+        Raises:
+            ServerUnavailable: the server cannot be reached.
+        """
+        try:
+            told = self.client.get_server_metadata(client_timeout=self._settings.network_timeout_seconds)
+        except InferenceServerException as error:
+            raise ServerUnavailable(f"Triton at {self.address}: {one_line(error)}") from error
+        return str(told.version)
+
     def unready(self) -> list[str]:
         """Models of ours that are not loaded.
 

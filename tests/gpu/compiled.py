@@ -26,7 +26,7 @@ def run(rig: Rig) -> None:
             compiled(rig, name, make(rig.half, rig.rehearse))
     reason = "TensorRT-RTX builds for SM75 to SM89 and SM120, SM121, not for SM90"
     if rig.device.type == "cuda" and torch.cuda.get_device_capability(rig.device) != (9, 0):
-        reason = "pigeon models build --target tensorrt makes the plans; their runtime is the server's"
+        reason = "pigeon models build --target gpu --compile compiles the graphs; engines are the server's"
     rig.row("TensorRT", not_run=reason)
 
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from generator.pigeon.model import PigeonModel
 from generator.serving import export
+from generator.serving.agreement import Network
 from generator.serving.backends.generation import AnswerGenerator
 from generator.serving.backends.graph import Arrays, Graph
 
 
-def graph_path(repository: Path, network: export.Network) -> Path:
+def graph_path(repository: Path, network: Network) -> Path:
     """Where a build puts a network's graph."""
     return repository / network.model / ("graph" if network.model == "personalizer" else "1") / network.file
 
@@ -27,7 +28,7 @@ def graph_path(repository: Path, network: export.Network) -> Path:
 class TorchGraph:
     """What `Graph` is for an exported network, for one that is not exported."""
 
-    def __init__(self, network: export.Network) -> None:
+    def __init__(self, network: Network) -> None:
         self._network = network
         example = network.example(1, torch.Generator().manual_seed(0))
         self.inputs = {name: (value.numpy().dtype, tuple(value.shape)) for name, value in example.items()}
@@ -42,7 +43,7 @@ class TorchGraph:
 class ServedNetworks:
     """A `Call` of the backends. `rows`: (model, rows) of each call; `versions`: the personalizer's."""
 
-    def __init__(self, model: PigeonModel, graph: Callable[[export.Network], Any] = TorchGraph) -> None:
+    def __init__(self, model: PigeonModel, graph: Callable[[Network], Any] = TorchGraph) -> None:
         lora = model.personalizer.lora()
         self._graphs = {network.title: graph(network) for network in export.networks(model)}
         self._width = model.config.generation.max_new_tokens

@@ -146,7 +146,8 @@ def stage_1_on_a_data_set_trains_and_is_evaluated(folder: Path, placement: Place
 
 @path
 def graphs_are_compared_for_export(folder: Path, placement: Placement) -> Any:
-    from generator.serving.export import networks, placed_inputs
+    from generator.serving.agreement import placed_inputs
+    from generator.serving.export import networks
 
     model = model_of(folder, placement)
     with torch.no_grad():

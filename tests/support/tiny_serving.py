@@ -21,9 +21,12 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.model import PigeonModel, new_model
 from generator.pigeon.presets import tiny
 from generator.serving.build import Built, build_repository
+from generator.serving.gpu.target import GpuTarget
+from generator.serving.targets import Target
 
 CHECKOUT = Path(__file__).parents[2]
 CACHE = CHECKOUT / ".pigeon" / "cache" / "tests" / "tiny-repository"
+GPU_CACHE = CACHE.with_name("tiny-gpu-repository")
 
 
 def tiny_config() -> PigeonConfig:
@@ -63,16 +66,17 @@ def tiny_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def copy_repository(checkpoint: Path, folder: Path) -> None:
+def copy_repository(checkpoint: Path, folder: Path, target: Target | None = None) -> None:
     """A copy of the tiny checkpoint's repository.
 
     Which is exported only when something that matters has changed.
     """
-    CACHE.parent.mkdir(parents=True, exist_ok=True)
-    with CACHE.with_name(f"{CACHE.name}.wait").open("w") as lock:
+    cache = GPU_CACHE if isinstance(target, GpuTarget) else CACHE
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.with_name(f"{cache.name}.wait").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may be exporting it; the product would refuse
-        build_repository(checkpoint, "nano", CACHE)
-        shutil.copytree(CACHE, folder, dirs_exist_ok=True)
+        build_repository(checkpoint, "nano", cache, target=target)
+        shutil.copytree(cache, folder, dirs_exist_ok=True)
 
 
 def tiny_build(folder: Path) -> tuple[Path, Built]:

@@ -17,6 +17,7 @@ from generator.pigeon.masking import type_probability
 from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.serving import adapters, export
+from generator.serving.agreement import compare
 from generator.serving.backends import graph as graphs
 from generator.serving.backends.generation import AnswerGenerator, merged, shared_prefix
 from generator.serving.backends.graph import BadAnswer, BadInput, Graph
@@ -43,7 +44,7 @@ def test_every_graph_agrees_with_pytorch(world) -> None:
     networks = export.networks(model)
     assert {network.title for network in networks} == set(built.manifest.agreement)
     for network in networks:
-        found = export.compare(network, graph_path(repository, network))
+        found = compare(network, graph_path(repository, network))
         assert found.max_abs_diff < 1e-4, network.title
         assert found.flipped_share == 0, network.title
         assert found.decisions > 0 or found.scale > 0.01, f"{network.title}: nothing was compared"
@@ -56,7 +57,7 @@ def test_a_graph_of_other_weights_is_noticed(world, tmp_path) -> None:
         bias = model.code_decoder.decoder.unet_proj_1.bias
         bias += 1
         try:
-            found = export.compare(network, graph_path(repository, network))
+            found = compare(network, graph_path(repository, network))
         finally:
             bias -= 1
     assert not found.within
