@@ -11,7 +11,6 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
-from consumers.kafka import quirks
 from consumers.outage import first_line
 from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
@@ -134,7 +133,7 @@ def consumer(
     }
     if assignors:
         membership["partition_assignment_strategy"] = assignors
-    made = _connect(
+    return _connect(
         KafkaConsumer,
         settings,
         **(membership if group else {}),
@@ -148,8 +147,6 @@ def consumer(
         fetch_max_bytes=max(limits.batch_max_bytes, 2**20),
         max_poll_records=limits.batch_max_records,
     )
-    quirks.turn_to_others_soon(made)
-    return made
 
 
 def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms: int = 20) -> Any:

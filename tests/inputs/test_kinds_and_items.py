@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
+
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from consumers.kafka import clients
 from consumers.loop.health import Health
 from generator.nightly.event_hints import event_hints
 from schemas.events import CATALOG, INTERACTIONS, CatalogItem
 from schemas.settings import Settings
-from tests.support.consume_world import click, consume, send
+from tests.support.consume_world import changed, click, consume, send
 
 pytestmark = pytest.mark.integration
 
@@ -47,3 +51,13 @@ def test_readiness_names_a_broker_that_is_silent_until_it_answers() -> None:
     assert health.alive()[0], "a restart would not help"
     health.note_silent_brokers({})
     assert health.ready() == (True, "ok")
+
+
+def test_clients_come_up_where_most_of_the_servers_are_silent(settings: Settings) -> None:
+    """INPUTS 5, FLAWS F36: each takes connections and says nothing, as one that was stopped does."""
+    with ExitStack() as open_sockets:
+        silent = [open_sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+        servers = [*(f"127.0.0.1:{port}" for port in silent), settings.kafka.bootstrap_servers]
+        there = changed(settings, "kafka", bootstrap_servers=",".join(servers))
+        for make in (clients.producer, clients.admin):
+            make(there.kafka).close()
