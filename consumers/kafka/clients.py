@@ -199,6 +199,12 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
 
 
+def ends(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offset after the last one of each partition; of a broker that errs there (`quirks`) none that is not above 0."""
+    found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
+    return {tp: int(at.offset) for tp, at in found.items() if at.offset > 0}
+
+
 def create_topics(settings: KafkaSettings, partitions: int, replication: int) -> tuple[list[str], list[str]]:
     """Make every topic that does not exist yet; returns the names made and those that were there.
 
