@@ -19,6 +19,6 @@ PyTorch modules under the published weight names, in the order of a task's path:
 
 `prompt`, `sampling`, `ddim`, `lcm` and `preprocessing` need numpy (and Pillow) only and import nothing of the project but each other:
 serving copies them.
-`checkpoint`, `one_codebook`, `pretrained`, `unet_lora` and `weights` alone read or write files. Imports nothing of the project but `schemas.errors`;
-imported by `generator.training` and `generator.serving`.
+`checkpoint`, `one_codebook`, `pretrained`, `unet_lora` and `weights` alone read or write files. Imports nothing of the project but
+`schemas.errors`; imported by `generator.training` and `generator.serving`.
 """
