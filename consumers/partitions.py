@@ -1,4 +1,4 @@
-"""The months of `interactions`, and the years of long ago: made on demand and ahead of time, dropped by retention.
+"""The months of `interactions`, and the years of long ago: made on demand, dropped by retention.
 
 There is no DEFAULT partition: one would forbid DETACH ... CONCURRENTLY. An event of a month that has no partition makes
 it, in the event's own transaction. New partitions are attached, which blocks neither readers nor writers. Events of long ago

@@ -1,4 +1,7 @@
-"""Ends of the logs while nothing is read of them: who fetches learns them, but fetching stands still in an outage."""
+"""Ends of the logs while nothing is read of them.
+
+Who fetches learns them, but in an outage nobody fetches.
+"""
 
 from __future__ import annotations
 

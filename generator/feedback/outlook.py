@@ -16,7 +16,7 @@ DAY_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class Outlook:
-    """The time in which what is there has come; `window_days` is the longest that counts (retrain.window_days)."""
+    """Time in which what is there has come, and the longest that counts: `retrain.window_days`."""
 
     days: float
     window_days: int

@@ -17,16 +17,19 @@ from schemas.errors import ModelError
 
 
 def codebook_mark(codebook: Tensor) -> str:
-    """The mark of a codebook (codes, width), the same for the same numbers in whatever precision they are stored."""
+    """The mark of a codebook (codes, width).
+
+    The same for the same numbers in whatever precision they are stored.
+    """
     return weights_hash({"codebook": codebook.to(torch.float16)})
 
 
 def check_codebook(
     folder: Path, codebook: Tensor, tokenizer: str, visual: Collection[str], others: Collection[str]
 ) -> None:
-    """Refuse a folder in which a part was made with another codebook than the one given, which `tokenizer` holds.
+    """Refuse a folder in which a part was made with another codebook than `tokenizer` holds.
 
-    visual: parts that `save_model` alone writes: where the tokenizer bears the mark, they do. `others`: parts that other tools
+    codebook: the tokenizer's, as it was loaded. visual: parts that `save_model` alone writes: where the tokenizer bears the mark, they do. `others`: parts that other tools
     write as well, without a mark.
 
     Raises:

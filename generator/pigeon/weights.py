@@ -164,7 +164,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def read_mark(path: Path) -> str | None:
-    """The mark that `write_weights` left in a file, or in the first of an index's shards; None where there is none.
+    """The mark that `write_weights` left in a file, or in the first shard; None where there is none.
 
     Raises:
         ModelError: as `read_weights`.

@@ -103,7 +103,7 @@ class Reading:
 
 
 def partitions(settings: Settings) -> list[dict[str, Any]]:
-    """What the cluster tells of the topic's partitions; asked again where a broker that stands still was asked."""
+    """What the cluster tells of the topic's partitions; asked again where the broker stands still."""
     impatient = settings.kafka.model_copy(update={"request_timeout_ms": 1_000})
     until = time.monotonic() + 120.0
     while True:

@@ -226,7 +226,7 @@ def test_reading_is_paused_in_an_outage_and_the_backlog_in_memory_is_bounded(ill
 def test_the_lag_grows_while_nothing_is_read(
     ill: Settings, own_postgres: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside fault 4, FLAWS F20: who fetches learns the ends of the logs, and in the outage nobody fetches."""
+    """Beside fault 4, FLAWS F20: who fetches learns the logs' ends, and in an outage nobody does."""
     monkeypatch.setattr("consumers.loop.log_ends.ASK_SECONDS", 0.1)
     chance = random.Random(f"{SEED} lag")
     ledger = Ledger(ill)

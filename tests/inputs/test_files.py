@@ -243,7 +243,7 @@ CASES = int(os.environ.get("FILE_CASES", "10"))
 
 @pytest.mark.parametrize("seed", range(200))
 def test_every_row_of_a_generated_file_is_sent_or_counted_once(tmp_path: Path, seed: int) -> None:
-    """INPUTS 6, 9 to 12: delimiters, encodings, quotes, times, ids and nulls mixed; errors by their true lines."""
+    """INPUTS 6, 9 to 12: delimiters, encodings, quotes, times, ids and nulls mixed; true lines."""
     made = generated(seed)
     looked, report = imports.look(INTERACTIONS, made.write(tmp_path), made.options), imports.Report()
     sent = [(event.user_id, event.item_id) for _, event in interactions(looked, report)]

@@ -1,4 +1,4 @@
-"""Files of interactions as people have them, by a seed: layouts, encodings, spellings and faults mixed."""
+"""Files of interactions as people have them, by a seed: layouts, spellings and faults mixed."""
 
 from __future__ import annotations
 

@@ -108,10 +108,10 @@ def test_whatever_hangs_a_fetch_is_given_up_at_its_deadline(
 ) -> None:
     """INPUTS 14: no step is trusted to end by itself; nothing here depends on how quick the machine is."""
     name, uri, words = STEPS[step]
-    begun, end = threading.Event(), threading.Event()
+    started, end = threading.Event(), threading.Event()
 
     def hang(*args: Any, **kwargs: Any) -> None:
-        begun.set()
+        started.set()
         end.wait()
         raise OSError("over")
 
@@ -119,7 +119,7 @@ def test_whatever_hangs_a_fetch_is_given_up_at_its_deadline(
     made = fetcher(files=True, seconds=0.5)
     with pytest.raises(HostUnavailable, match=words):
         made.fetch(uri.format(port=host.port))
-    assert begun.is_set()
+    assert started.is_set()
     assert not end.is_set(), "it hangs still"
     monkeypatch.undo()
     assert isinstance(made.fetch(host.url("/a.png")), Fetched), "and keeps nobody else"
@@ -128,7 +128,7 @@ def test_whatever_hangs_a_fetch_is_given_up_at_its_deadline(
 
 
 def test_every_wait_of_a_fetch_ends_before_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """INPUTS 14: on a clock that only waits move, each for all of its time, no wait reaches past the fetch's own end."""
+    """INPUTS 14: on a clock that only waits move, no wait reaches past the fetch's own end."""
     now, waits = [100.0], list[float]()
 
     def wait(self: Any, *args: Any, **kwargs: Any) -> None:
