@@ -29,8 +29,9 @@ def check_codebook(
 ) -> None:
     """Refuse a folder in which a part was made with another codebook than `tokenizer` holds.
 
-    codebook: the tokenizer's, as it was loaded. visual: parts that `save_model` alone writes: where the tokenizer bears the mark, they do. `others`: parts that other tools
-    write as well, without a mark.
+    codebook: the tokenizer's, as it was loaded.
+    visual: parts that `save_model` alone writes: where the tokenizer bears the mark, they do.
+    others: parts that other tools write as well, without a mark.
 
     Raises:
         ModelError: naming the part, and what to do.
