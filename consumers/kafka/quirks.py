@@ -5,7 +5,7 @@ on it.
 Apache Kafka 4.3:
 - it hangs up on who it refuses, and says why with the last bytes only: `schemas.kafka_access`;
 - it lists our rights only where it knows the group or topic: a missing group is told of at the join;
-- a broker that stands still (SIGSTOP) keeps its connections and its partitions until the others put it out.
+- a broker that stands still (SIGSTOP) keeps its connections, takes new ones, and has its partitions until the others put it out.
 Tansu (the embedded one):
 - its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch;
 - a position past the end is never refused, so loop/ownership.py compares it with `known_end` and also takes OffsetOutOfRange;
@@ -19,7 +19,7 @@ noida-db:
 kafka-python 3.0.12:
 - it drops what a broker says last before it hangs up, and so every refusal of a login: `schemas.kafka_access` asks itself;
 - it joins before it knows the topics' partitions, and then once more: `learn_topics`;
-- it waits long on a broker that stands still, and has no option for it: `schemas.kafka_network`;
+- it waits long on a broker that stands still, and at its start on one of several for all of its time: `schemas.kafka_network`;
 - it refuses to send a header without a value: `sendable_headers`;
 - it loses a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
 - it keeps the known end of a log over a seek: `clear_end`;

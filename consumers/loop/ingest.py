@@ -287,6 +287,7 @@ class Ingest:
             metrics.ROWS.labels(topic).inc(rows)
         metrics.DUPLICATES.inc(written.duplicates)
         metrics.STALE.inc(written.stale)
+        metrics.UNKNOWN_TOMBSTONES.inc(written.unknown_tombstones)
         metrics.FORGOTTEN.inc(written.forgotten)
         metrics.ERASED_ROWS.inc(written.erased)
         metrics.PARTITIONS_MADE.inc(written.partitions_made)
