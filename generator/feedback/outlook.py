@@ -31,7 +31,8 @@ class Outlook:
                 f"at this rate {needed:,} days of feedback are needed, more than retrain.window_days {self.window_days}: a longer "
                 "window or more showings would do"
             )
-        return f"at this rate it will suffice in about {max(1, math.ceil(needed - self.days))} more days"
+        more = max(1, math.ceil(needed - self.days))
+        return f"at this rate it will suffice in about {more} more {'day' if more == 1 else 'days'}"
 
 
 def read_outlook(session: Session, start: datetime, stop: datetime) -> Outlook:

@@ -205,7 +205,7 @@ WEEK = Outlook(days=7.0, window_days=28)
     ("have", "wanted", "words"),
     [
         (10, 20, "in about 7 more days"),
-        (14, 16, "in about 1 more days"),
+        (14, 16, "in about 1 more day"),
         (5, 20, "in about 21 more days"),
         (4, 20, "at this rate 35 days of feedback are needed, more than retrain.window_days 28"),
         (0, 20, "none in 7 days, so that nobody can tell when it will suffice"),
