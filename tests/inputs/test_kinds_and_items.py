@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import Engine
@@ -67,11 +66,10 @@ def test_readiness_names_a_broker_that_is_silent_until_it_answers() -> None:
     assert health.ready() == (True, "ok")
 
 
-def test_clients_come_up_where_most_of_the_servers_are_silent(settings: Settings) -> None:
-    """INPUTS 5, FLAWS F36: each takes connections and says nothing, as one that was stopped does."""
-    with ExitStack() as open_sockets:
-        silent = [open_sockets.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
-        servers = [*(f"127.0.0.1:{port}" for port in silent), settings.kafka.bootstrap_servers]
-        there = changed(settings, "kafka", bootstrap_servers=",".join(servers))
+def test_clients_come_up_where_the_first_of_the_servers_is_silent(settings: Settings) -> None:
+    """INPUTS 5, FLAWS F36: it takes connections and says nothing, as one that was stopped does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        servers = f"127.0.0.1:{silent.getsockname()[1]},{settings.kafka.bootstrap_servers}"
+        there = changed(settings, "kafka", bootstrap_servers=servers)
         for make in (clients.producer, clients.admin):
             make(there.kafka).close()
