@@ -12,6 +12,7 @@
     loop/ingest                  poll, decode, batch, hand to the writer; follow rebalances, back off, stop
     loop/assignment              the group's decisions, queued for the loop
     loop/ownership               the partitions that are ours: claimed, sought, given up, watched for recreated topics
+    loop/log_ends                how long the logs are while nothing is read of them
     loop/background              one job at a time in a thread beside the loop
     loop/summary, progress       a run in numbers, as one line and as a bar
     loop/health, probes          liveness and readiness; the stores' problems

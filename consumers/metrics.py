@@ -15,6 +15,9 @@ BYTES = Counter("pigeon_read_bytes", "Bytes of keys and values read.", ["topic"]
 ROWS = Counter("pigeon_rows", "Rows inserted or updated.", ["topic"], registry=REGISTRY)
 DUPLICATES = Counter("pigeon_duplicates", "Events that were stored already.", registry=REGISTRY)
 STALE = Counter("pigeon_stale", "Catalogue rows and recommendations older than what is stored.", registry=REGISTRY)
+UNKNOWN_TOMBSTONES = Counter(
+    "pigeon_unknown_tombstones", "Tombstones whose key is no item's id: not obeyed.", registry=REGISTRY
+)
 FORGOTTEN = Counter("pigeon_forgotten", "Events of erased users that were dropped.", registry=REGISTRY)
 ERASED_ROWS = Counter("pigeon_erased_rows", "Stored rows deleted by erasures.", registry=REGISTRY)
 CLAMPED = Counter("pigeon_clamped", "Events dated further ahead than allowed.", ["topic"], registry=REGISTRY)

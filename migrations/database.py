@@ -33,7 +33,7 @@ LOCK_WAIT_SECONDS = 120.0
 # Types of Alembic's `include_name` callback.
 Kind = Literal["schema", "table", "column", "index", "unique_constraint", "foreign_key_constraint", "check_constraint"]
 ParentKey = Literal["schema_name", "table_name", "schema_qualified_table_name"]
-PARTITION = re.compile(r"^interactions_\d{4}_\d{2}$")
+PARTITION = re.compile(r"^interactions_\d{4}(_\d{2})?$")
 
 
 def is_ours(
@@ -41,7 +41,7 @@ def is_ours(
     kind: Kind,
     parents: MutableMapping[ParentKey, str | None],
 ) -> bool:
-    """Whether the drift check looks at it: months of `interactions` come and go by themselves."""
+    """Whether the drift check looks at it: partitions of `interactions` come and go by themselves."""
     table = name if kind == "table" else parents.get("table_name")
     return not (isinstance(table, str) and PARTITION.match(table))
 

@@ -21,6 +21,7 @@
     s3_keys                    keys of S3 that files renew
     s3_prefix, s3_errors       keys in a shared bucket; what an error of the store means
     kafka_access               what a broker answers to our login, asked beforehand
+    kafka_network              connections of every Kafka client, given up soon where a broker is silent
     kafka_rights               which rights a login has at a broker
     kafka_token                tokens of an OIDC provider, for OAUTHBEARER
     preferences                a preference pair, and the prompt that it rests on
@@ -37,6 +38,7 @@
     click_model                a click model as it is stored and scored
     control                    who is in the control group, and the ids that it reports
     fetch, deadline_http       catalogue pictures fetched within one deadline
+    deadline_work              work that is waited for until a moment, whatever hangs
     fetched                    what comes out of that
     image_files                pictures that are files of this machine
     signed_objects             addresses of S3 objects with our signature

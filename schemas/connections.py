@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from schemas import kafka_token, s3_keys
+from schemas import kafka_network, kafka_token, s3_keys
 from schemas.runtime import kafka_login
 from schemas.s3_prefix import add_prefix
 
@@ -25,7 +25,7 @@ _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_coun
 
 
 def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Options of every kafka-python client: the brokers, the timeout of a request, the login.
+    """Options of every kafka-python client: the brokers, the timeout of a request, the network, the login.
 
     Raises:
         InputError: the login's settings do not fit together (schemas/runtime/kafka_login.py).
@@ -33,6 +33,7 @@ def kafka_options(settings: KafkaSettings) -> dict[str, Any]:
     options = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "request_timeout_ms": settings.request_timeout_ms,
+        "kafka_client": kafka_network.network,
         **kafka_login.options(settings),
     }
     if settings.security_protocol.startswith("SASL") and settings.sasl_mechanism == "OAUTHBEARER":

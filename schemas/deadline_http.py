@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import os
-import queue
 import socket
 import ssl
 import threading
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from schemas.deadline_work import DeadlinePassed, await_until
 from schemas.image_addresses import Ip
 from schemas.images import ImageProblem
 
@@ -36,10 +36,6 @@ SHORTEST_CONNECT_SECONDS = 1.0
 _clock = threading.local()
 
 
-class DeadlinePassed(TimeoutError):
-    """The time for this fetch is over."""
-
-
 class TryAgain(Exception):
     """Something that may be better at the next attempt: a busy or failing host, a broken connection."""
 
@@ -50,9 +46,9 @@ class TryAgain(Exception):
 
 
 @contextlib.contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Let everything that this thread waits for in the block end after `seconds`."""
-    _clock.end = time.monotonic() + seconds
+def deadline(end: float) -> Iterator[None]:
+    """Let everything that this thread waits for in the block end at `end` (time.monotonic)."""
+    _clock.end = end
     try:
         yield
     finally:
@@ -170,24 +166,16 @@ def _connect(host: str, port: int | None, check_ip: CheckIp) -> socket.socket:
 
 
 def _resolve(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
-    """(family, socket address) of a host, in a thread of its own, because a lookup has no timeout."""
-    answer: queue.SimpleQueue[list[tuple[int, tuple[Any, ...]]] | Exception] = queue.SimpleQueue()
+    """(family, socket address) of a host; a lookup has no timeout."""
 
-    def look_up() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answer.put([(int(family), address) for family, _, _, _, address in found])
-        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
-            answer.put(error)
+    def look_up() -> list[tuple[int, tuple[Any, ...]]]:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(int(family), address) for family, _, _, _, address in found]
 
-    threading.Thread(target=look_up, name="pigeon-lookup", daemon=True).start()
     try:
-        found = answer.get(timeout=remaining())
-    except queue.Empty:
+        return await_until(time.monotonic() + remaining(), look_up, "pigeon-lookup")
+    except DeadlinePassed:
         raise DeadlinePassed(f"looking up {host} took too long") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
 
 
 def judged(error: Exception) -> Exception:

@@ -15,7 +15,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from schemas.deadline_http import (
-    DeadlinePassed,
     TryAgain,
     deadline,
     judged,
@@ -24,8 +23,10 @@ from schemas.deadline_http import (
     remaining,
     retry_after,
 )
+from schemas.deadline_work import DeadlinePassed, await_until
 from schemas.fetched import Fetched, HostUnavailable, Known, NotModified
 from schemas.image_addresses import (
+    Address,
     AddressRules,
     BucketAddress,
     FileAddress,
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 5
 FIRST_WAIT_SECONDS = 0.2
-GIVING_UP_SHARE = 0.05
-"""Share of a fetch's time that is kept for giving up, so that it has ended when its time is over."""
+OWN_SHARE = 0.9
+"""Share of a fetch's time after which each of its own waits ends, so that it can still say which one it was."""
+WAITED_SHARE = 0.95
+"""Share of a fetch's time for which it is waited for, whatever it does; the rest is for giving up."""
 CHUNK_BYTES = 64 * 2**10
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be others a moment later."""
@@ -69,6 +72,7 @@ class Fetcher:
         self._slots: dict[str, threading.BoundedSemaphore] = {}
         self._pools: dict[str, PoolManager] = {}
         self._signer = Signer(settings.s3)
+        self._pool("web")  # its libraries and certificates take a while: not out of a picture's time
 
     def host(self, uri: str) -> str:
         """Return who is asked for a picture, as outages name it; the text itself where it is no address."""
@@ -91,7 +95,8 @@ class Fetcher:
     def fetch(self, uri: str, known: Known | None = None) -> Fetched | NotModified:
         """Fetch a picture's bytes, or learn that they are the known ones.
 
-        Everything together takes at most night.image_timeout_seconds, not counting the wait for other fetches from this host.
+        Takes at most night.image_timeout_seconds, whatever hangs: it is done in a thread of its own, which is waited for no
+        longer. Not counted is the wait for other fetches from this host.
 
         Raises:
             ImageProblem: there is no such picture, it is too large, empty or not allowed.
@@ -101,13 +106,20 @@ class Fetcher:
         try:
             address = parse_address(uri)
             self._rules.check(address)
-            if isinstance(address, FileAddress):
-                return read_file(address.path, self._limit, known)
-            self._prepare(address)
-            with self._slot(host), deadline((1 - GIVING_UP_SHARE) * self._seconds):
-                return self._patiently(address, host, known or Known())
+            with self._slot(host):
+                began = time.monotonic()
+                own_end = began + OWN_SHARE * self._seconds
+                return await_until(
+                    began + WAITED_SHARE * self._seconds,
+                    lambda: self._got(address, host, known or Known(), own_end),
+                    "pigeon-fetch",
+                )
         except (ImageProblem, HostUnavailable):
             raise
+        except DeadlinePassed as error:
+            raise HostUnavailable(
+                host, f"not answered in time (setting night.image_timeout_seconds): {error}"
+            ) from None
         except Exception as error:  # one address must never end a night
             raise ImageProblem(one_line(f"cannot be fetched: {type(error).__name__}: {error}")) from error
 
@@ -126,13 +138,11 @@ class Fetcher:
         with slot:
             yield
 
-    def _prepare(self, address: WebAddress | BucketAddress) -> None:
-        """Import and make what a first fetch needs, so that it does not come out of a picture's time."""
-        if isinstance(address, WebAddress):
-            self._pool("web")
-            return
-        self._pool("s3")
-        self._signer.prepare(self._s3.region)
+    def _got(self, address: Address, host: str, known: Known, end: float) -> Fetched | NotModified:
+        if isinstance(address, FileAddress):
+            return read_file(address.path, self._limit, known)
+        with deadline(end):
+            return self._patiently(address, host, known)
 
     def _patiently(self, address: WebAddress | BucketAddress, host: str, known: Known) -> Fetched | NotModified:
         wait = FIRST_WAIT_SECONDS

@@ -36,6 +36,7 @@ def check_login(settings: KafkaSettings, seconds: float = CONNECT_SECONDS, *, ag
         return
     if settings.sasl_mechanism == "AWS_MSK_IAM":
         _check_keys()
+    silent: list[tuple[int, tuple[str, int], Exception]] = []
     for number, address in enumerate(addresses(settings)):
         if not _accepts(address, seconds):
             continue
@@ -47,11 +48,24 @@ def check_login(settings: KafkaSettings, seconds: float = CONNECT_SECONDS, *, ag
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, `_explain` knows it or another broker is asked
+            if _is_silence(error):
+                silent.append((number, address, error))  # explaining takes long: only where nobody lets us in
+                continue
             if refused := _explain(settings, number, address, error, seconds):
                 raise refused from None
         else:
             _accepted.add(settings)
             return
+    for number, address, error in silent:
+        if refused := _explain(settings, number, address, error, seconds):
+            raise refused
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether a broker has not answered in time."""
+    from kafka import errors
+
+    return isinstance(error, (TimeoutError, errors.RequestTimedOutError, errors.KafkaTimeoutError))
 
 
 def _check_keys() -> None:

@@ -34,10 +34,6 @@ class Signer:
         self._lock = threading.Lock()
         self._clients: dict[str, S3Client] = {}
 
-    def prepare(self, region: str) -> None:
-        """Make what a first signature needs."""
-        self._client(region)
-
     def sign(self, bucket: str, key: str, region: str) -> str:
         """An http(s) address at which the object can be read for an hour.
 

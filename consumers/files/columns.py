@@ -130,11 +130,14 @@ class Columns:
         if isinstance(value, str) and re.fullmatch(r"\d{9,16}(\.\d+)?", value):
             value = float(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return _epoch(value)
+            return _epoch(name, value)
         iso = iso_time(str(value))
         if iso is None:
             return value  # said by the event's own check
-        moment = datetime.fromisoformat(iso)
+        try:
+            moment = datetime.fromisoformat(iso)
+        except ValueError as error:
+            raise BadRow(f"{name}: {value} is no time: {error}") from None
         return (moment if moment.tzinfo else moment.replace(tzinfo=self._zone or _no_zone(name))).isoformat()
 
     def _is_field(self, name: str) -> bool:
@@ -196,10 +199,15 @@ def _no_zone(name: str) -> ZoneInfo:
     raise BadRow(f"{name}: has no time zone; add --time-zone, such as --time-zone UTC")
 
 
-def _epoch(value: float) -> str:
+def _epoch(name: str, value: float) -> str:
     """ISO 8601 of seconds, milliseconds or microseconds since 1970, told by their size."""
-    seconds = value / (1 if value < 1e11 else 1_000 if value < 1e14 else 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    try:
+        seconds = value / (1 if value < 1e11 else 1_000 if value < 1e14 else 1_000_000)
+        return datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        raise BadRow(
+            f"{name}: {str(value)[:30]} is no time in seconds, milliseconds or microseconds since 1970"
+        ) from None
 
 
 def _condition(text: str) -> tuple[str, Callable[[Any, Any], bool], str] | None:

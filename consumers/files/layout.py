@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -132,8 +133,9 @@ def _encoding(path: Path, sample: bytes) -> str:
         return "utf-16"
     if b"\x00" in sample:
         raise InputError(f"{path}: neither text nor Parquet; a spreadsheet must be saved as CSV first")
-    bad = sum(1 for character in sample[:-4].decode("utf-8", "surrogateescape") if "\udc80" <= character <= "\udcff")
-    if bad:
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text = decoder.decode(sample, final=len(sample) < SAMPLE_BYTES)  # else the last character may be half of one
+    if any("\udc80" <= character <= "\udcff" for character in text):
         line = sample[: _first_bad(sample)].count(b"\n") + 1
         raise InputError(f"{path}: line {line} is not UTF-8; if it is Western European, add --encoding latin-1")
     return "utf-8-sig"

@@ -108,7 +108,8 @@ def _cells(lines: _Lines, layout: Layout) -> Iterator[tuple[int, list[str] | Bad
 
 def _next_row(lines: _Lines, delimiter: str) -> list[str]:
     if len(delimiter) > 1:
-        return next(lines).rstrip("\r\n").split(delimiter)
+        line = next(lines).rstrip("\r\n")
+        return line.split(delimiter) if line else []
     return next(csv.reader(lines, delimiter=delimiter, strict=True))
 
 

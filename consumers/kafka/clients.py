@@ -11,7 +11,6 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import OffsetSpec
 
-from consumers.kafka import quirks
 from consumers.outage import first_line
 from schemas.connections import kafka_options
 from schemas.errors import InputError, ServerUnavailable
@@ -134,7 +133,7 @@ def consumer(
     }
     if assignors:
         membership["partition_assignment_strategy"] = assignors
-    made = _connect(
+    return _connect(
         KafkaConsumer,
         settings,
         **(membership if group else {}),
@@ -148,8 +147,6 @@ def consumer(
         fetch_max_bytes=max(limits.batch_max_bytes, 2**20),
         max_poll_records=limits.batch_max_records,
     )
-    quirks.turn_to_others_soon(made)
-    return made
 
 
 def producer(settings: KafkaSettings, max_request_bytes: int = 2**20, linger_ms: int = 20) -> Any:
@@ -200,6 +197,12 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
     """The first offset that each partition still has."""
     found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
     return {tp: max(0, int(at.offset)) for tp, at in found.items()}
+
+
+def ends(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offset after each partition's last record; none of a partition that is told to be empty."""
+    found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
+    return {tp: int(at.offset) for tp, at in found.items() if at.offset > 0}
 
 
 def create_topics(settings: KafkaSettings, partitions: int, replication: int) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ on it.
 Apache Kafka 4.3:
 - it hangs up on who it refuses, and says why with the last bytes only: `schemas.kafka_access`;
 - it lists our rights only where it knows the group or topic: a missing group is told of at the join;
-- a broker that stands still (SIGSTOP) keeps its connections and its partitions until the others put it out.
+- a broker that stands still (SIGSTOP) keeps its connections, takes new ones, and has its partitions until the others put it out.
 Tansu (the embedded one):
 - its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch;
 - a position past the end is never refused, so loop/ownership.py compares it with `known_end` and also takes OffsetOutOfRange;
@@ -19,7 +19,7 @@ noida-db:
 kafka-python 3.0.12:
 - it drops what a broker says last before it hangs up, and so every refusal of a login: `schemas.kafka_access` asks itself;
 - it joins before it knows the topics' partitions, and then once more: `learn_topics`;
-- it waits long on a broker that stands still, and has no option for it: `turn_to_others_soon`;
+- it waits long on a broker that stands still, and at its start on one of several for all of its time: `schemas.kafka_network`;
 - it refuses to send a header without a value: `sendable_headers`;
 - it loses a join that a change of metadata began when a `poll` ends before it, and never assigns again: `keep_joining`;
 - it keeps the known end of a log over a seek: `clear_end`;
@@ -50,8 +50,6 @@ LEARN_MS = 5_000
 
 SILENT_SECONDS = 3.0
 """Seconds without an answer after which a broker counts as silent; a fetch without news takes 0.05."""
-CONNECT_MS = 3_000
-"""Milliseconds until a broker must have answered on a new connection; twice as many when it did not the last time."""
 
 
 class Joins(Protocol):
@@ -101,17 +99,6 @@ def learn_topics(client: Any, topics: Iterable[str]) -> None:
             client._net.run(client._manager.wait_for, client._cluster.request_update(), LEARN_MS)
     except kafka_errors.KafkaError:
         return  # no broker answers: the loop waits that out
-
-
-def turn_to_others_soon(client: Any) -> None:
-    """Have a client give up soon on connections that a broker accepts and then says nothing on.
-
-    A broker that stands still does that; kafka-python waits for 10 to 30 s for each, and has no option for it.
-    """
-    client._manager.config |= {
-        "socket_connection_setup_timeout_ms": CONNECT_MS,
-        "socket_connection_setup_timeout_max_ms": 2 * CONNECT_MS,
-    }
 
 
 def silent_brokers(client: Any, seconds: float = SILENT_SECONDS) -> dict[str, float]:

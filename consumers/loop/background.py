@@ -14,7 +14,9 @@ Job = tuple[Callable[[], Any], Callable[[Any], None]]
 class Background:
     """Runs jobs in daemon threads: one that hangs in a dead server does not keep the process from ending."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "pigeon-writer") -> None:
+        """`name`: of its threads."""
+        self._name = name
         self._future: Future[Any] | None = None
         self._finish: Callable[[Any], None] = lambda result: None
 
@@ -35,7 +37,7 @@ class Background:
                 future.set_exception(error)
 
         self._future = future
-        threading.Thread(target=run, name="pigeon-writer", daemon=True).start()
+        threading.Thread(target=run, name=self._name, daemon=True).start()
 
     def wait(self, seconds: float) -> None:
         """Wait until the job is done, at most so long."""

@@ -24,6 +24,7 @@ from consumers.kafka import clients, quirks
 from consumers.loop.assignment import Assignments
 from consumers.loop.background import Background
 from consumers.loop.health import Health
+from consumers.loop.log_ends import LogEnds
 from consumers.loop.ownership import Ownership
 from consumers.loop.summary import Summary
 from consumers.outage import Backoff, Outage, first_line
@@ -80,6 +81,7 @@ class Ingest:
         )
         self._writer = Writer(settings, owner=f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}")
         self._background = Background()
+        self._log_ends = LogEnds(settings.kafka)
         self._stop = threading.Event()
         self._batch = Batch(settings.consumer)
         self._writing: Batch | None = None  # handed to the writer, not durable yet
@@ -140,7 +142,7 @@ class Ingest:
         self._owned.verify()
         if records or self._background.busy:
             self.summary.seconds += time.monotonic() - started
-        lag, _ = self._owned.lag()
+        lag, _ = self._owned.lag(self._log_ends.look(self._owned.partitions, fetching=self._flowing))
         self._health.beat(lag)
         self._health.note_silent_brokers(quirks.silent_brokers(self._consumer))
         self._progress(self.summary, lag)
@@ -286,6 +288,7 @@ class Ingest:
             metrics.ROWS.labels(topic).inc(rows)
         metrics.DUPLICATES.inc(written.duplicates)
         metrics.STALE.inc(written.stale)
+        metrics.UNKNOWN_TOMBSTONES.inc(written.unknown_tombstones)
         metrics.FORGOTTEN.inc(written.forgotten)
         metrics.ERASED_ROWS.inc(written.erased)
         metrics.PARTITIONS_MADE.inc(written.partitions_made)
@@ -352,4 +355,5 @@ class Ingest:
         if not self._background.busy:  # else it hangs in a dead server, and closing the connection would hang, too
             self._writer.close()
         self._owned.close()
+        self._log_ends.close()
         self._consumer.close(autocommit=False, timeout_ms=CLOSE_TIMEOUT_MS)

@@ -270,15 +270,23 @@ class Ownership:
 
         return work, finish
 
-    def lag(self) -> tuple[int, bool]:
-        """Records of our partitions that are not durable yet, and whether every log's end is known."""
+    @property
+    def partitions(self) -> Collection[TopicPartition]:
+        """What is being read."""
+        return self._next.keys()
+
+    def lag(self, later_ends: Mapping[TopicPartition, int] | None = None) -> tuple[int, bool]:
+        """Records of our partitions that are not durable yet, and whether every log's end is known.
+
+        `later_ends`: ends that were asked for since the last fetch.
+        """
         total, complete = 0, True
         for tp in self._next:
-            end = quirks.known_end(self._consumer, tp)
-            if end is None:
+            known, later = quirks.known_end(self._consumer, tp), (later_ends or {}).get(tp)
+            if known is None and later is None:
                 complete = False
                 continue
-            lag = max(0, end - self._durable[tp])
+            lag = max(0, max(known or 0, later or 0) - self._durable[tp])
             metrics.LAG_RECORDS.labels(tp.topic, tp.partition).set(lag)
             total += lag
         return total, complete

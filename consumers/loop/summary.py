@@ -41,6 +41,7 @@ class Summary:
             "duplicates": w.duplicates,
             "poison": self.poison,
             "stale": w.stale,
+            "tombstones of no item": w.unknown_tombstones,
             "clamped": self.clamped,
             "erased rows": w.erased,
             "events of erased users": w.forgotten,

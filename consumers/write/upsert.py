@@ -1,4 +1,7 @@
-"""Set-based SQL from the staged rows to the tables, idempotent, independent of the order of arrival."""
+"""Set-based SQL from the staged rows to the tables, idempotent, independent of the order of arrival.
+
+But for a tombstone of an item that was never seen, which leaves nothing: its key is rather spelt wrongly.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,11 @@ from schemas.events import CATALOG, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, 
 
 ERASURE_LOCK = 7_046_003
 """Key of the lock that a transaction with erasures takes alone and others share: no event slips in beside it."""
+
+_UNKNOWN_TOMBSTONES = """
+DELETE FROM stage_items s WHERE s.deleted AND NOT EXISTS (SELECT FROM items i WHERE i.item_id = s.item_id)
+  AND NOT EXISTS (SELECT FROM stage_items other WHERE other.item_id = s.item_id AND NOT other.deleted)
+"""
 
 _ITEMS = """
 INSERT INTO items AS i (item_id, title, description, genres, image_uri, attributes, occurred_at, deleted_at)
@@ -123,6 +131,7 @@ class Written:
     rows: dict[str, int] = field(default_factory=dict)  # by topic: inserted or updated
     duplicates: int = 0  # events that were stored already
     stale: int = 0  # catalogue rows, recommendations and objections older than what is stored
+    unknown_tombstones: int = 0  # of items that are in no catalogue
     forgotten: int = 0  # events of users who had asked to be erased
     erased: int = 0  # stored rows deleted by erasures
     histories: int = 0
@@ -133,7 +142,15 @@ class Written:
         """Sum two transactions."""
         for topic, count in other.rows.items():
             self.rows[topic] = self.rows.get(topic, 0) + count
-        for name in ("duplicates", "stale", "forgotten", "erased", "histories", "partitions_made"):
+        for name in (
+            "duplicates",
+            "stale",
+            "unknown_tombstones",
+            "forgotten",
+            "erased",
+            "histories",
+            "partitions_made",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.other_kinds.update(other.other_kinds)
 
@@ -169,9 +186,11 @@ def apply(cursor: Any, staged: dict[str, int], positive_kinds: tuple[str, ...], 
         result.erased = _erase(cursor, positive_kinds)
         result.rows[ERASURE] = staged[ERASURE]
     if CATALOG in staged:
+        cursor.execute(_UNKNOWN_TOMBSTONES)
+        result.unknown_tombstones = cursor.rowcount
         cursor.execute(_ITEMS)
         result.rows[CATALOG] = cursor.rowcount
-        result.stale += staged[CATALOG] - cursor.rowcount
+        result.stale += staged[CATALOG] - result.unknown_tombstones - cursor.rowcount
     if INTERACTIONS in staged:
         forgotten = _erase_late(cursor, INTERACTIONS)
         result.partitions_made = _make_months(cursor)

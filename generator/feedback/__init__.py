@@ -9,6 +9,7 @@
     dated_pair       a pair with the time of its evidence
     queries          the SQL of pairs, showings and answered tasks
     split            pairs that train, pairs that judge, and checks that none does both
+    outlook          after how many days there will be enough to learn from
     snapshot         immutable sets of pairs in S3
     erasure          what erased users leave in snapshots and adapters
     gate             may a challenger serve: a pure function of metrics and thresholds

@@ -23,6 +23,7 @@ from generator.feedback.artifacts import fetch, upload
 from generator.feedback.gate_metrics import Beside
 from generator.feedback.intervals import Estimate, finite
 from generator.feedback.off_policy import OffPolicyValue
+from generator.feedback.outlook import read_outlook
 from generator.feedback.ports import RetrainContext, clear_errors
 from generator.feedback.reward_pairs import RewardRanking
 from generator.feedback.snapshot import Snapshot, find_unfinished, put, write
@@ -173,6 +174,7 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
             reward=reward,
             clicks=context.settings.clicks,
         )
+        outlook = read_outlook(session, *window.bounds)
     divided = split.divide(mined.pairs, settings.holdout_share)
     counts = {**mined.counts, **{f"{name}_pairs": len(getattr(divided, name)) for name in split.SPLITS}}
     context.echo(
@@ -187,7 +189,7 @@ def _mine(context: RetrainContext, window: Window, min_pairs: int) -> _Divided:
     if counts["unreadable"]:
         context.echo(f"{counts['unreadable']} pairs left out: the frozen prompts of their tasks cannot be read")
     split.check_leaks(divided)
-    split.check_enough(divided, min_pairs, settings.gate_min_pairs)
+    split.check_enough(divided, min_pairs, settings.gate_min_pairs, outlook)
     return _Divided(divided, counts, mined_at)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from generator.feedback.dated_pair import DatedPair
+from generator.feedback.outlook import Outlook
 from schemas.errors import Refused
 from schemas.hashing import unit_interval
 from schemas.preferences import PreferencePair
@@ -109,21 +110,24 @@ def check_leaks(pairs: SplitPairs) -> None:
                 raise Refused(f"leak: poster {poster} is both held out and trained on")
 
 
-def check_enough(pairs: SplitPairs, min_pairs: int, min_judged: int) -> None:
+def check_enough(pairs: SplitPairs, min_pairs: int, min_judged: int, outlook: Outlook) -> None:
     """Refuse to train on too little, on one user's taste, or what nothing could judge.
 
     Raises:
-        Refused: with the counts.
+        Refused: with the counts, and after how many days there will be enough.
     """
     train, judged = pairs.select("train"), pairs.select("holdout", "feedback")
     users = {pair.user_id for pair in train}
     found = f"{len(train)} training pairs of {len(users)} users, {len(judged)} held-out feedback pairs"
     if len(train) < min_pairs:
-        raise Refused(f"too little feedback: {found}; retrain.min_pairs is {min_pairs}; nothing was trained")
+        raise Refused(
+            f"too little feedback: {found}; retrain.min_pairs is {min_pairs}; {outlook.words(len(train), min_pairs)}; nothing was "
+            "trained"
+        )
     if len(users) < 2:
         raise Refused(f"feedback of one user only: {found}; nothing was trained")
     if len(judged) < min_judged:
         raise Refused(
             f"too little to judge by: {found}; retrain.gate_min_pairs is {min_judged}: more feedback or a larger "
-            "retrain.holdout_share is needed; nothing was trained"
+            f"retrain.holdout_share is needed; {outlook.words(len(judged), min_judged)}; nothing was trained"
         )

@@ -30,6 +30,7 @@ from generator.pigeon.config import PigeonConfig
 from generator.pigeon.decoder import CodeDecoder, HighresVQDecoder
 from generator.pigeon.memory import MemoryNeed, bytes_of, check_memory
 from generator.pigeon.model import PigeonModel
+from generator.pigeon.one_codebook import check_codebook, codebook_mark
 from generator.pigeon.personalizer import Personalizer
 from generator.pigeon.placement import Network, Placement
 from generator.pigeon.pretrained import load_diffusion, load_llama, load_text_tokenizer
@@ -141,7 +142,9 @@ def load_model(
     device = placement.device("language")
     decoder = _empty(lambda: HighresVQDecoder(config.decoder, config.tokenizer.code_dim), device).to(dtype)
     _fill_from(folder / DECODER, decoder)
-    code_decoder = CodeDecoder(decoder, tokenizer.quantize.embedding.weight.to(device))
+    codebook = tokenizer.quantize.embedding.weight
+    check_codebook(folder, codebook, TOKENIZER, (ENCODER, DECODER), (LANGUAGE, f"{PIXELS}/unet"))
+    code_decoder = CodeDecoder(decoder, codebook.to(device))
     personalizer = Personalizer(config, load_llama(folder / LANGUAGE, config, placement), code_decoder)
     for part in (personalizer.mask_generator, personalizer.adapter):
         part.to(device)
@@ -239,14 +242,16 @@ def save_model(model: PigeonModel, folder: Path, dtype: torch.dtype = torch.floa
     (folder / "config.json").write_text(model.config.to_json(), encoding="utf-8")
     state = model.tokenizer.state_dict()
     inner = {name: value for name, value in state.items() if not name.startswith("encoder.")}
-    write_weights(model.tokenizer.encoder.state_dict(), folder / f"{ENCODER}.safetensors", dtype)
-    write_weights(inner, folder / f"{TOKENIZER}.safetensors", dtype)
-    write_weights(model.code_decoder.decoder.state_dict(), folder / f"{DECODER}.safetensors", dtype)
-    _save_llama(model.personalizer.llama, folder / LANGUAGE, dtype)
+    mark = codebook_mark(state["quantize.embedding.weight"].to(dtype))
+    write_weights(model.tokenizer.encoder.state_dict(), folder / f"{ENCODER}.safetensors", dtype, mark)
+    write_weights(inner, folder / f"{TOKENIZER}.safetensors", dtype, mark)
+    write_weights(model.code_decoder.decoder.state_dict(), folder / f"{DECODER}.safetensors", dtype, mark)
+    _save_llama(model.personalizer.llama, folder / LANGUAGE, dtype, mark)
     model.text_tokenizer.save(str(folder / LANGUAGE / "tokenizer.json"))
     save_adapter(model.personalizer, folder / PIGEON, dtype)
     for name, network in (("unet", model.diffusion.unet), ("vae", model.diffusion.vae)):
-        write_weights(network.state_dict(), folder / PIXELS / name / "diffusion_pytorch_model.safetensors", dtype)
+        path = folder / PIXELS / name / "diffusion_pytorch_model.safetensors"
+        write_weights(network.state_dict(), path, dtype, mark if name == "unet" else None)
         config = json.loads(network.to_json_string())
         config.pop("_name_or_path", None)  # where this one was loaded from is nobody's business
         _write_json(folder / PIXELS / name / "config.json", config)
@@ -312,14 +317,14 @@ def _fill_from(stem: Path, module: torch.nn.Module, *, skip: tuple[str, ...] = (
     fill(module, read_weights(path), path, skip=skip)
 
 
-def _save_llama(llama: PeftModel, folder: Path, dtype: torch.dtype) -> None:
+def _save_llama(llama: PeftModel, folder: Path, dtype: torch.dtype, mark: str) -> None:
     base: Any = llama.get_base_model()
     state: dict[str, Tensor] = {
         name.replace(".base_layer.", "."): value for name, value in base.state_dict().items() if ".lora_" not in name
     }
     if base.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    write_weights(state, folder / "model.safetensors", dtype)
+    write_weights(state, folder / "model.safetensors", dtype, mark)
     base.config.save_pretrained(folder)
 
 

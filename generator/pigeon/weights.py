@@ -19,6 +19,8 @@ from schemas.errors import ModelError
 
 SUFFIXES = (".safetensors", ".bin")
 INDEX = ".index.json"
+MARK = "pigeon_codebook"
+"""Key of a .safetensors file's metadata: the codebook that its weights were trained with."""
 USUAL_NAMES = ("model", "adapter_model", "diffusion_pytorch_model", "pytorch_model")
 """What the libraries call the weights inside a folder; other files there (an optimizer's) are not weights."""
 
@@ -161,8 +163,27 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> None:
-    """Writes tensors to a .safetensors file, floats as `dtype`; the folder is made."""
+def read_mark(path: Path) -> str | None:
+    """The mark that `write_weights` left in a file, or in the first shard; None where there is none.
+
+    Raises:
+        ModelError: as `read_weights`.
+    """
+    file = weight_files(path)[0]
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get(MARK)
+    except SafetensorError as error:
+        raise _damaged(file, error) from error
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, mark: str | None = None) -> None:
+    """Writes tensors to a .safetensors file, floats as `dtype`; the folder is made.
+
+    mark: what the file belongs to, for `read_mark`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {
@@ -170,5 +191,5 @@ def write_weights(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -
             for name, value in state.items()
         },
         path,
-        metadata={"format": "pt"},
+        metadata={"format": "pt"} | ({MARK: mark} if mark else {}),
     )

@@ -137,6 +137,11 @@ def _ssl(settings: KafkaSettings) -> dict[str, Any]:
 
 def refused_login(settings: KafkaSettings, where: str) -> InputError:
     """What a broker means that refuses the login of the settings."""
+    if settings.sasl_mechanism == "AWS_MSK_IAM":
+        return refuse(
+            "sasl_mechanism",
+            f"is AWS_MSK_IAM, and {where} refuses the AWS keys: their right to kafka-cluster:Connect, AWS_DEFAULT_REGION, clock?",
+        )
     if settings.sasl_mechanism in TOKENS:
         return refuse(
             "sasl_mechanism",

@@ -20,6 +20,7 @@ from consumers.loop.health import Health
 from consumers.loop.ingest import Ingest
 from consumers.loop.summary import Summary
 from deploy.local.stack import Stack
+from schemas.errors import ServerUnavailable
 from schemas.events import INTERACTIONS
 from schemas.settings import Settings, load_settings
 from tests.support.apache_kafka import ApacheCluster, needs_apache
@@ -102,12 +103,17 @@ class Reading:
 
 
 def partitions(settings: Settings) -> list[dict[str, Any]]:
-    admin = clients.admin(settings.kafka)
-    try:
-        (topic,) = admin.describe_topics([settings.kafka.topic_prefix + INTERACTIONS])
-    finally:
-        admin.close()
-    return sorted(topic["partitions"], key=lambda one: one["partition_index"])
+    """What the cluster tells of the topic's partitions; asked again where the broker stands still."""
+    impatient = settings.kafka.model_copy(update={"request_timeout_ms": 1_000})
+    until = time.monotonic() + 120.0
+    while True:
+        try:
+            with clients.asked(impatient) as admin:
+                (topic,) = admin.describe_topics([settings.kafka.topic_prefix + INTERACTIONS])
+        except ServerUnavailable:
+            assert time.monotonic() < until, "no broker answers"
+        else:
+            return sorted(topic["partitions"], key=lambda one: one["partition_index"])
 
 
 def leader(settings: Settings, partition: int) -> int:

@@ -220,3 +220,40 @@ def test_reading_is_paused_in_an_outage_and_the_backlog_in_memory_is_bounded(ill
     assert len(tries) >= 4
     assert read[0] == read[3] <= 3 * ill.consumer.batch_max_records, "two batches and no more are held while it lasts"
     ledger.check_end()
+
+
+@pytest.mark.usefixtures("at_points")
+def test_the_lag_grows_while_nothing_is_read(
+    ill: Settings, own_postgres: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside fault 4, FLAWS F20: who fetches learns the logs' ends, and in an outage nobody does."""
+    monkeypatch.setattr("consumers.loop.log_ends.ASK_SECONDS", 0.1)
+    chance = random.Random(f"{SEED} lag")
+    ledger = Ledger(ill)
+    ledger.send(events(chance, 60))
+    lock = _Lock()
+    locked, more, ended = threading.Event(), threading.Event(), threading.Event()
+    failed = metrics.OUTAGES.labels("database")
+    before = failed._value.get()
+    lags: list[int] = []
+
+    def begin(reached: str) -> None:
+        if reached == "staged" and not locked.is_set():
+            locked.set()
+            lock.begin(ill, own_postgres)
+
+    def watch(summary: Summary, lag: int) -> None:
+        lags.append(lag)
+        if failed._value.get() > before and not more.is_set():
+            more.set()
+            ledger.send(events(chance, 100))
+        elif lag >= 100 and more.is_set() and not ended.is_set():
+            ended.set()
+            lock.end(ill, own_postgres)
+
+    faultpoints.handler = begin
+    consume(ill, progress=watch)
+    assert ended.is_set()
+    assert 100 <= max(lags) <= 160
+    assert lags[-1] == 0
+    ledger.check_end()

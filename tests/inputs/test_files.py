@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
-from collections import Counter
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from consumers import dead_letters
 from consumers.files import imports, verdict
 from consumers.files.layout import ReadOptions
 from schemas.errors import InputError, PartialFailure
 from schemas.events import CATALOG, INTERACTIONS, Event
 from schemas.settings import Settings
+from tests.support.consume_world import consume, query
+from tests.support.generated_files import generated
 
 CLICK = '{"user_id": "u1", "item_id": "i1", "kind": "click", "occurred_at": "2026-11-01T00:00:00Z"}'
 HEADER = "user_id,item_id,kind,occurred_at\n"
 GOOD = "u{0},i{0},click,2026-11-01T00:00:00Z\n"
+
+
+def interactions(looked: imports.Looked, report: imports.Report) -> Iterator[tuple[int, Any]]:
+    return imports._source(Settings(), INTERACTIONS, looked, None, report)
 
 
 def taken(path: Path, topic: str = INTERACTIONS, **options: Any) -> tuple[list[Any], imports.Report]:
@@ -230,50 +237,33 @@ def test_words_for_nothing_doubles_and_odd_lists_are_counted_and_told(tmp_path: 
         imports.look(CATALOG, file(tmp_path, "item_id,title,name,image_uri\n"), ReadOptions(names={"name": "title"}))
 
 
-def generated(seed: int) -> tuple[bytes, ReadOptions, Counter[str]]:
-    """A file of a random layout with known rows: good ones, and rows of each fault."""
-    dice = random.Random(seed)
-    delimiter = dice.choice([",", ";", "\t", "|", "::"])
-    encoding = dice.choice(["utf-8", "utf-8-sig", "latin-1", "utf-16"])
-    header = dice.random() < 0.7
-    ends = dice.choice(["\n", "\r\n"])
-    times = [
-        "2026-11-01T10:00:00Z",
-        "2026-11-01 10:00:00+00",
-        "2026-11-01 10:00:00.5 UTC",
-        "1777629600",
-        "1777629600123",
-    ]
-    expected: Counter[str] = Counter()
-    lines = [delimiter.join(["user_id", "item_id", "kind", "occurred_at"])] if header else []
-    for number in range(dice.randint(5, 60)):
-        cells = [f"ü{number}", f"i{dice.randint(1, 9)}", "click", dice.choice(times)]
-        fault = dice.choice(["", "", "", "", "time", "nothing", "short", "quote"])
-        if fault == "quote" and (delimiter == "::" or number == 0):
-            fault = ""
-        if fault == "time":
-            cells[3] = "soon"
-        elif fault == "nothing":
-            cells[dice.randrange(3)] = ""
-        elif fault == "short" and number:
-            cells.pop()
-        elif fault == "quote":
-            cells[1] = '"' + cells[1]
-        elif delimiter != "::" and dice.random() < 0.3:
-            cells[0] = f'"{cells[0]}{delimiter}x"'
-        expected["bad" if fault and (fault != "short" or number) else "good"] += 1
-        lines.append(delimiter.join(cells))
-    names = {str(place): name for place, name in enumerate(["user_id", "item_id", "kind", "occurred_at"], 1)}
-    options = ReadOptions(names={} if header else names, delimiter=delimiter, encoding=encoding, header=header)
-    return (ends.join(lines) + ends).encode(encoding), options, expected
+CASES = int(os.environ.get("FILE_CASES", "10"))
+"""Generated files that go all the way; `make faults` takes 200."""
 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_every_row_of_a_generated_file_is_sent_or_counted_once(tmp_path: Path, seed: int) -> None:
-    content, options, expected = generated(seed)
-    report = imports.Report()
-    source = imports._source(
-        Settings(), INTERACTIONS, imports.look(INTERACTIONS, file(tmp_path, content), options), None, report
-    )
-    sent = sum(1 for _ in source)
-    assert (sent, report.bad) == (expected["good"], expected["bad"]), report.first
+    """INPUTS 6, 9 to 12: delimiters, encodings, quotes, times, ids and nulls mixed; true lines."""
+    made = generated(seed)
+    looked, report = imports.look(INTERACTIONS, made.write(tmp_path), made.options), imports.Report()
+    sent = [(event.user_id, event.item_id) for _, event in interactions(looked, report)]
+    assert sent == made.good, report.first
+    assert report.bad == len(made.bad), report.first
+    assert [line for line, _ in report.first] == made.bad[: imports.SAMPLES]
+
+
+@pytest.mark.integration
+def test_every_row_of_generated_files_is_stored_or_counted(settings: Settings, tmp_path: Path) -> None:
+    """INPUTS 6, 9 to 12: the same files by way of Kafka to Postgres."""
+    made = [generated(seed) for seed in range(CASES)]
+    reports = [
+        imports.run(settings, INTERACTIONS, imports.look(INTERACTIONS, one.write(tmp_path), one.options))
+        for one in made
+    ]
+    assert [(one.sent, one.bad) for one in reports] == [(len(one.good), len(one.bad)) for one in made]
+    summary = consume(settings)
+    good = [pair for one in made for pair in one.good]
+    assert (summary.records, summary.poison) == (len(good), 0)
+    assert summary.written.duplicates == len(good) - len(set(good))
+    assert sorted(query(settings, "SELECT user_id, item_id FROM interactions")) == sorted(set(good))
+    assert dead_letters.read(settings) == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from kafka.admin import (
@@ -23,10 +24,11 @@ from kafka.admin import (
 from consumers import dead_letters
 from consumers.doctor import PROBES
 from consumers.kafka import clients, rights
+from consumers.kafka.acknowledged import AcknowledgedSender
 from generator.nightly.announce import KafkaAnnouncer
 from schemas import kafka_access, kafka_token
 from schemas.errors import InputError
-from schemas.events import DLQ_SUFFIX, INTERACTIONS, PUBLISHED
+from schemas.events import DLQ_SUFFIX, FEEDBACK, INTERACTIONS, PUBLISHED, PosterFeedback, PosterPublished, all_topics
 from schemas.kafka_rights import Right
 from schemas.runtime.checkup import look
 from schemas.settings import Settings, load_settings
@@ -301,22 +303,30 @@ def test_the_second_broker_is_asked_where_the_first_is_away(guarded: Guarded) ->
         kafka_access.check_login(good.model_copy(update={"bootstrap_servers": "broker"}))
 
 
-def test_iam_needs_tls_keys_and_a_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """INPUTS 31: what can be said without MSK."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    iam = KafkaSettings(bootstrap_servers="127.0.0.1:1", security_protocol="SASL_SSL", sasl_mechanism="AWS_MSK_IAM")
-    with pytest.raises(InputError, match="boto3 finds no keys"):
-        kafka_access.check_login(iam)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    with pytest.raises(InputError, match="AWS_DEFAULT_REGION"):
-        kafka_access.check_login(iam)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    kafka_access.check_login(iam)  # nobody answers there, and nothing is refused
-    plain = iam.model_copy(update={"security_protocol": "SASL_PLAINTEXT"})
-    with pytest.raises(InputError, match="SASL_SSL only"):
-        clients.admin(plain)
+def test_commands_of_people_and_nights_work_with_the_rights_that_the_page_lists(
+    guarded: Guarded, there: Settings
+) -> None:
+    """INPUTS 32: `pigeon dlq`, `night run`, `serve` and `topics create`, each with just those of deploy/kafka/README.md."""
+    prefix = there.kafka.topic_prefix
+    topic, user = prefix + INTERACTIONS, as_user(guarded, there)
+    send_raw(there, INTERACTIONS, [b"{"])
+    consume(there)
+    letters = [name for name in all_topics(prefix) if name.endswith(DLQ_SUFFIX)]
+    change_rights(there, [Right("topic", name, "READ") for name in letters])
+    (letter,) = dead_letters.read(user)
+    change_rights(there, rights.to_produce([topic]))
+    assert dead_letters.replay(user, [letter]) == 1
+    change_rights(there, rights.to_produce([prefix + PUBLISHED, prefix + FEEDBACK]))
+    poster = {"poster_id": "p", "user_id": "u", "item_id": "i", "occurred_at": datetime.now(UTC)}
+    announcer = KafkaAnnouncer(user.kafka)
+    more = {"variant": 0, "image_key": "k", "manifest_key": "m", "propensity": 0.5, "model_version": "nano-1"}
+    announcer.send([PosterPublished.model_validate(poster | more)])
+    announcer.close()
+    sender = AcknowledgedSender(user.kafka, in_flight=1)
+    shown = PosterFeedback.model_validate(poster | {"event_id": uuid4(), "action": "impression"})
+    assert sender.send(shown).result(60) is None
+    sender.close()
+    new = user.kafka.model_copy(update={"topic_prefix": f"{prefix}new."})
+    change_rights(there, [Right("topic", name, "CREATE") for name in all_topics(new.topic_prefix)])
+    made, _ = clients.create_topics(new, partitions=1, replication=1)
+    assert sorted(made) == sorted(all_topics(new.topic_prefix))

@@ -1,16 +1,19 @@
-"""INPUTS 8 and 11: events that are of no use are counted in words, by who reads them and by the night."""
+"""INPUTS 3, 8 and 11: events that are of no use are counted in words, by who reads them and by the night."""
 
 from __future__ import annotations
+
+import socket
 
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from consumers.kafka import clients
 from consumers.loop.health import Health
 from generator.nightly.event_hints import event_hints
 from schemas.events import CATALOG, INTERACTIONS, CatalogItem
 from schemas.settings import Settings
-from tests.support.consume_world import click, consume, send
+from tests.support.consume_world import changed, click, consume, query, send, send_raw
 
 pytestmark = pytest.mark.integration
 
@@ -26,6 +29,20 @@ def test_kinds_without_use_and_items_without_a_catalogue_are_told_of(settings: S
     assert "3 of kind 'view'" in kinds
     assert "click, play, like, purchase" in kinds
     assert items.startswith("2 clicked items are not in the catalogue, for example '108775015'")
+
+
+def test_a_tombstone_whose_key_is_no_items_id_is_counted_and_not_obeyed(settings: Settings, engine: Engine) -> None:
+    """INPUTS 3: such as an id in JSON's quotes; of an item that came in the same batch it is obeyed."""
+    send(settings, [CatalogItem(item_id=name, title="T") for name in ("kept", "gone")])
+    send_raw(settings, CATALOG, [None, None], key=b'"kept"')
+    send_raw(settings, CATALOG, [None], key=b"gone")
+    summary = consume(settings, [CATALOG])
+    assert "2 tombstones of no item" in summary.line()
+    assert (summary.poison, summary.written.stale) == (0, 0)
+    assert query(settings, "SELECT item_id, deleted_at IS NULL FROM items ORDER BY 1") == [
+        ("gone", False),
+        ("kept", True),
+    ]
 
 
 def test_where_all_is_of_use_nobody_says_a_word(settings: Settings, engine: Engine) -> None:
@@ -47,3 +64,12 @@ def test_readiness_names_a_broker_that_is_silent_until_it_answers() -> None:
     assert health.alive()[0], "a restart would not help"
     health.note_silent_brokers({})
     assert health.ready() == (True, "ok")
+
+
+def test_clients_come_up_where_the_first_of_the_servers_is_silent(settings: Settings) -> None:
+    """INPUTS 5, FLAWS F36: it takes connections and says nothing, as one that was stopped does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        servers = f"127.0.0.1:{silent.getsockname()[1]},{settings.kafka.bootstrap_servers}"
+        there = changed(settings, "kafka", bootstrap_servers=servers)
+        for make in (clients.producer, clients.admin):
+            make(there.kafka).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_retention_counts_from_when_events_came_in(database: DatabaseSettings, c
     aged(connection, since="2020-01-01")
     _, dropped = partitions.upkeep(database, 1, 24, TODAY)
     assert dropped == ["interactions_2023_05"]
-    assert months(connection) == {"interactions_1997_09": 1}
+    assert months(connection) == {"interactions_1997": 1}
     assert query(connection, "SELECT sum(jsonb_array_length(entries)) FROM user_histories") == [(2,)], "a history stays"
     assert partitions.upkeep(database, 1, 24, TODAY) == ([], [])
 
@@ -203,3 +204,33 @@ def test_two_members_that_need_the_same_month_make_it_once(database: DatabaseSet
             done.result(120)
     assert sorted(made) == [0, 1]
     assert months(connection) == {"interactions_2025_02": 2}
+
+
+def test_events_of_any_past_date_make_few_partitions(database: DatabaseSettings, connection: Any) -> None:
+    """FLAWS F26: each month of 56 years had one, and every question without a time locked them all."""
+    dice = random.Random(26)
+    now = datetime.now(UTC)
+    span = (now - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+    store(connection, [click(number, now - timedelta(seconds=dice.random() * span)) for number in range(400)])
+    made = months(connection)
+    assert sum(made.values()) == 400
+    recent = now.year - partitions.MONTHLY_YEARS
+    assert all((len(name) == len("interactions_1970")) == (int(name[13:17]) < recent) for name in made)
+    assert len(made) < 130
+    aged(connection)
+    _, dropped = partitions.upkeep(database, 0, 24)
+    assert {name for name in made if int(name[13:17]) < recent} < set(dropped), "years go as months do"
+
+
+def test_a_year_that_began_in_months_goes_on_in_months_and_a_whole_one_takes_all_of_its(
+    database: DatabaseSettings, connection: Any
+) -> None:
+    """FLAWS F26: as time passes, and where the partitions are from an earlier release."""
+    with connection, connection.cursor() as cursor:
+        then, later = date(1999, 6, 1), date(2026, 11, 1)
+        made = [
+            *partitions.make(cursor, [date(1998, 12, 1)], then),
+            *partitions.make(cursor, [date(1998, 11, 1), date(1997, 3, 1), date(1997, 4, 1)], later),
+            *partitions.make(cursor, [date(1997, 5, 1)], then),
+        ]
+    assert [span.name for span in made] == ["interactions_1998_12", "interactions_1997", "interactions_1998_11"]

@@ -251,6 +251,8 @@ def test_too_little_feedback_trains_nothing_and_a_dry_run_writes_nothing(
     with pytest.raises(Refused, match="too little feedback: 0 training pairs of 0 users"):
         run(context)
     filled(engine)
+    with pytest.raises(Refused, match=r"retrain.min_pairs is 10000; at this rate [\d,]+ days of feedback are needed"):
+        retrain(context, window(), min_pairs=10_000, promote="champion", dry_run=True)  # INPUTS 30
     outcome = retrain(context, window(), min_pairs=5, promote="champion", dry_run=True)
     assert outcome.counts["feedback_pairs"] == 40
     with Session(engine) as session:

@@ -16,6 +16,7 @@ from deploy.local.ports import choose
 from deploy.local.process import Child, Command
 from deploy.local.state import Secrets, StateDir
 from deploy.local.triton import Triton
+from generator.serving.channel import open_channel
 from generator.serving.doctor import PROBES
 from generator.serving.server import TritonServer
 from schemas.errors import InputError, ServerUnavailable
@@ -137,6 +138,17 @@ def test_files_that_are_not_what_they_should_be_are_named(served: Served, tmp_pa
 
 @pytest.mark.parametrize("url", ["http://triton:8001", "triton", "triton:grpc", "triton:8001/v2"])
 def test_an_address_that_is_no_host_and_port_is_refused(url: str) -> None:
-    """INPUTS 26."""
-    with pytest.raises(ValidationError, match="is not host:port"):
-        TritonSettings(url=url)
+    """INPUTS 26: at any command's start, which is exit code 2."""
+    with pytest.raises(InputError, match=r"^setting triton\.url \(PIGEON_TRITON__URL\): .* is not host:port"):
+        load_settings(triton={"url": url})
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed_and_not_annoyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INPUTS 26: keepalive; Triton ends connections that ask more often than once in five minutes."""
+    made: dict[str, Any] = {}
+    monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", lambda url, **options: made.update(options))
+    open_channel(TritonSettings(), "127.0.0.1:8001")
+    options = dict(made["channel_args"])
+    assert 300_000 < options["grpc.keepalive_time_ms"] < 600_000
+    assert options["grpc.keepalive_timeout_ms"] <= 20_000
+    assert options["grpc.max_reconnect_backoff_ms"] <= 5_000

@@ -152,4 +152,4 @@ def test_months_are_added_like_a_calendar(day, count):
     moved = partitions.add_months(day, count)
     assert moved.day == 1
     assert (moved.year * 12 + moved.month) - (day.year * 12 + day.month) == count
-    assert partitions.name_of(moved) == f"interactions_{moved.year}_{moved.month:02}"
+    assert partitions.Span.of_month(moved).name == f"interactions_{moved.year}_{moved.month:02}"

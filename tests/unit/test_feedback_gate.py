@@ -15,6 +15,7 @@ from generator.feedback import gate, gate_metrics, snapshot, split
 from generator.feedback.dated_pair import DatedPair, pair_id
 from generator.feedback.gate import NotJudged
 from generator.feedback.intervals import Estimate, UserBootstrap, t_quantile
+from generator.feedback.outlook import Outlook
 from generator.feedback.ports import PairScores
 from generator.feedback.split import SplitPairs
 from schemas.errors import Refused
@@ -197,20 +198,38 @@ def test_leaks_are_named() -> None:
         split.check_leaks(SplitPairs(train=(dated("u"),), holdout=(DatedPair(other, NOON),)))
 
 
+WEEK = Outlook(days=7.0, window_days=28)
+
+
+@pytest.mark.parametrize(
+    ("have", "wanted", "words"),
+    [
+        (10, 20, "in about 7 more days"),
+        (14, 16, "in about 1 more day"),
+        (5, 20, "in about 21 more days"),
+        (4, 20, "at this rate 35 days of feedback are needed, more than retrain.window_days 28"),
+        (0, 20, "none in 7 days, so that nobody can tell when it will suffice"),
+    ],
+)
+def test_what_is_missing_is_said_in_days(have: int, wanted: int, words: str) -> None:
+    """INPUTS 30: "too little feedback" for weeks, and nobody knew how many."""
+    assert words in WEEK.words(have, wanted)
+
+
 def test_too_little_one_user_and_nothing_to_judge_by_are_refused_with_counts() -> None:
     with pytest.raises(Refused, match="0 training pairs of 0 users"):
-        split.check_enough(SplitPairs(), 1, 1)
+        split.check_enough(SplitPairs(), 1, 1, WEEK)
     many = tuple(dated("u", n) for n in range(9))
     with pytest.raises(Refused, match=r"9 training pairs.*min_pairs is 10"):
-        split.check_enough(SplitPairs(many), 10, 1)
+        split.check_enough(SplitPairs(many), 10, 1, WEEK)
     with pytest.raises(Refused, match="one user"):
-        split.check_enough(SplitPairs(many), 5, 1)
+        split.check_enough(SplitPairs(many), 5, 1, WEEK)
     two = (*many, dated("w"))
     with pytest.raises(Refused, match="too little to judge by"):
-        split.check_enough(SplitPairs(two, holdout=(dated("x", source="score"),)), 5, 1)
-    split.check_enough(SplitPairs(two, holdout=(dated("x"),)), 5, 1)
+        split.check_enough(SplitPairs(two, holdout=(dated("x", source="score"),)), 5, 1, WEEK)
+    split.check_enough(SplitPairs(two, holdout=(dated("x"),)), 5, 1, WEEK)
     with pytest.raises(Refused, match="gate_min_pairs is 2"):
-        split.check_enough(SplitPairs(two, holdout=(dated("x"),)), 5, 2)
+        split.check_enough(SplitPairs(two, holdout=(dated("x"),)), 5, 2, WEEK)
 
 
 def test_a_snapshot_is_named_by_its_content_and_refused_when_altered() -> None:

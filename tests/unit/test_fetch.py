@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from schemas.fetch import Fetcher, agent
+from schemas.fetch import OWN_SHARE, Fetcher, agent
 from schemas.fetched import Fetched, HostUnavailable, Known, NotModified
 from schemas.image_files import read_file
 from schemas.images import ImageProblem
@@ -79,18 +80,74 @@ def test_we_say_who_we_are() -> None:
     assert agent().startswith("pigeon-posters")
 
 
-@pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
-def test_a_byte_now_and_then_does_not_pass_the_deadline(host: PictureHost, path: str) -> None:
-    began = time.monotonic()
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers", "/hang"])
+def test_a_host_that_sends_a_byte_now_and_then_or_nothing_is_given_up_while_it_does(
+    host: PictureHost, path: str
+) -> None:
     with pytest.raises(HostUnavailable, match="not answered in time"):
-        fetched(host.url(path), seconds=1.0)
-    assert time.monotonic() - began < 30  # it would last 200 s
+        fetched(host.url(path), seconds=0.5)
+    assert host.at_once == 1, "it is still at it"
 
 
-def test_a_name_that_nobody_resolves_in_time_does_not_pass_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(20))
-    with pytest.raises(HostUnavailable, match="took too long"):
-        fetched("http://img.example/a.png", seconds=0.3)
+STEPS = {
+    "the lookup": ("socket.getaddrinfo", "http://img.example/a.png", r"looking up img\.example took too long"),
+    "the connection": ("schemas.deadline_http._Socket.connect", "http://127.0.0.1:1/a.png", "not answered in time"),
+    "the handshake": ("ssl.SSLSocket.do_handshake", "https://127.0.0.1:{port}/a.png", "not answered in time"),
+    "the question": ("http.client.HTTPConnection.endheaders", "http://127.0.0.1:{port}/a.png", "not answered in time"),
+    "the answer": ("http.client.HTTPResponse.begin", "http://127.0.0.1:{port}/a.png", "not answered in time"),
+    "the body": ("urllib3.response.HTTPResponse.read", "http://127.0.0.1:{port}/a.png", "not answered in time"),
+    "the keys of S3": ("schemas.signed_objects.Signer.sign", "s3://pigeon/a.png", "not answered in time"),
+    "the disk": ("schemas.fetch.read_file", "file:///a.png", "not answered in time"),
+}
+"""What a fetch waits for: the function that does it, an address that needs it, and what is said."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_whatever_hangs_a_fetch_is_given_up_at_its_deadline(
+    host: PictureHost, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """INPUTS 14: no step is trusted to end by itself; nothing here depends on how quick the machine is."""
+    name, uri, words = STEPS[step]
+    started, end = threading.Event(), threading.Event()
+
+    def hang(*args: Any, **kwargs: Any) -> None:
+        started.set()
+        end.wait()
+        raise OSError("over")
+
+    monkeypatch.setattr(name, hang)
+    made = fetcher(files=True, seconds=0.5)
+    with pytest.raises(HostUnavailable, match=words):
+        made.fetch(uri.format(port=host.port))
+    assert started.is_set()
+    assert not end.is_set(), "it hangs still"
+    monkeypatch.undo()
+    assert isinstance(made.fetch(host.url("/a.png")), Fetched), "and keeps nobody else"
+    end.set()
+    made.close()
+
+
+def test_every_wait_of_a_fetch_ends_before_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """INPUTS 14: on a clock that only waits move, no wait reaches past the fetch's own end."""
+    now, waits = [100.0], list[float]()
+
+    def wait(self: Any, *args: Any, **kwargs: Any) -> None:
+        waits.append(self.gettimeout())
+        now[0] += self.gettimeout()
+        raise TimeoutError("timed out")
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    for module in ("fetch", "deadline_http"):
+        monkeypatch.setattr(f"schemas.{module}.time", clock)
+    monkeypatch.setattr("schemas.deadline_http._Socket.connect", wait)
+    monkeypatch.setattr(
+        "schemas.deadline_http._resolve", lambda host, port: [(2, (f"127.0.0.{n}", port)) for n in range(1, 9)]
+    )
+    monkeypatch.setattr("schemas.fetch.await_until", lambda end, work, name: work())
+    with pytest.raises(HostUnavailable, match="not answered in time"):
+        fetched("http://img.example/a.png", seconds=10.0, allowed_hosts=("img.example",))
+    assert len(waits) == 8
+    assert now[0] == pytest.approx(100.0 + OWN_SHARE * 10.0)
 
 
 def test_a_busy_host_is_asked_again_when_it_says(host: PictureHost) -> None:

@@ -80,6 +80,59 @@ def test_bin_files_load_too(model: PigeonModel, folder: Path) -> None:
     same(load_model(folder), model)
 
 
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the same shapes and other weights."""
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("another")
+    save_model(new_model(tiny(), Tokenizer(WordLevel({f"w{i}": i for i in range(40)}, unk_token="w3"))), folder)
+    return folder
+
+
+def unmark(folder: Path) -> None:
+    """As a checkpoint of before there were marks."""
+    for path in folder.rglob("*.safetensors"):
+        save_file(load_file(path), path)
+
+
+MIXED = {
+    "visual_tokenizer/highres_tokenizer_decoder": "visual_tokenizer/highres_tokenizer_decoder",
+    "visual_tokenizer/eva_vitg_psz14": "visual_tokenizer/eva_vitg_psz14",
+    "visual_tokenizer/tokenizer_encoder": "visual_tokenizer/eva_vitg_psz14, visual_tokenizer/highres_tokenizer_decoder",
+    "language_model/model": "language_model",
+    "highres_pixel_decoding/unet/diffusion_pytorch_model": "highres_pixel_decoding/unet",
+}
+
+
+@pytest.mark.parametrize("part", MIXED)
+def test_a_part_of_another_checkpoint_is_refused_by_name(folder: Path, another: Path, part: str) -> None:
+    """INPUTS 28 (LaVIT#6): alike in every shape, and what both draw together is noise."""
+    shutil.copyfile(another / f"{part}.safetensors", folder / f"{part}.safetensors")
+    with pytest.raises(
+        ModelError, match=f": {MIXED[part]}.*: not made with the codebook in visual_tokenizer/tokenizer_encoder"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("part", list(MIXED)[:3])
+@pytest.mark.parametrize("older", ["folder", "another"])
+def test_a_part_of_a_checkpoint_without_marks_is_refused_in_one_with_marks_and_the_other_way_round(
+    folder: Path, another: Path, tmp_path: Path, part: str, older: str
+) -> None:
+    """INPUTS 28: the committed nano is from before there were marks."""
+    another = shutil.copytree(another, tmp_path / "another")
+    unmark(folder if older == "folder" else another)
+    shutil.copyfile(another / f"{part}.safetensors", folder / f"{part}.safetensors")
+    with pytest.raises(ModelError, match="parts of another checkpoint"):
+        load_model(folder)
+
+
+def test_a_checkpoint_without_marks_is_one(folder: Path, model: PigeonModel) -> None:
+    """INPUTS 28: what others publish bears none."""
+    unmark(folder)
+    same(load_model(folder), model)
+
+
 def test_an_adapter_alone_can_be_swapped(model: PigeonModel, saved: Path, tmp_path: Path) -> None:
     other = load_model(saved)
     with torch.no_grad():
