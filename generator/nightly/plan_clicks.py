@@ -30,7 +30,7 @@ from schemas.settings_s3 import S3Settings
 FINGERPRINT = "CASE WHEN k.event_ids IS NULL THEN h.fingerprint ELSE md5(h.fingerprint || ' ' || k.event_ids) END"
 """SQL expression: fingerprint of the history `h` with the clicks `k`; without clicks it is the history's own."""
 
-_ROBOTS = text(f"{SHOWINGS} SELECT user_id FROM robots")
+_ROBOTS = text(f"{SHOWINGS} SELECT user_id FROM robots")  # noqa: S608 - constants
 # `<> 'impression'` names the partial index: a page reads the clicks of its users and none of what they were shown.
 _CLICKS = """
 clicks AS MATERIALIZED (

@@ -37,7 +37,7 @@ class UserTasks:
     unchanged: int = 0
     """Targets whose posters are there and current."""
     eligible: int = 0
-    history: HistoryCounts = HistoryCounts()
+    history: HistoryCounts = field(default_factory=HistoryCounts)
     """Of what the model is given."""
 
     def skip(self, reason: str, item_id: str = "") -> None:

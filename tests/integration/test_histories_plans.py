@@ -19,7 +19,8 @@ from consumers.write import upsert
 from generator.nightly.frozen_prompt import ServedVersions
 from generator.nightly.images import CatalogImages
 from generator.nightly.plan import Planner, Scope
-from generator.nightly.plan_users import _JUDGE, Criteria, PlanUsers
+from generator.nightly.plan_clicks import ClickRule
+from generator.nightly.plan_users import _JUDGES, Criteria, PlanUsers
 from generator.storage.postgres import connect as connect_night
 from schemas.events import Erasure, Interaction
 from schemas.settings import DatabaseSettings, Settings, load_settings
