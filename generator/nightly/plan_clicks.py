@@ -6,8 +6,9 @@ A click counts for `history.drawn_days`, while the poster and its picture are th
 - the poster, its picture, item, user or night was withdrawn, the picture was refused, or the item opted out of drawn posters,
 - the picture's codes are another tokenizer's.
 
-Of an item the newest click counts, of a user the newest few (`history.drawn_share`). Robots' clicks count for nothing; who is one
-is asked only about users who are planned again, for a robot that does nothing is left as it is.
+Of an item the newest click counts, of a user the newest few (`history.drawn_share`), looked for among some times as many.
+Robots' clicks count for nothing; who is one is asked only about users who are planned again, for a robot that does nothing is left
+as it is.
 """
 
 from __future__ import annotations
@@ -27,44 +28,40 @@ from schemas.settings import Settings
 from schemas.settings_loop import ClickSettings
 from schemas.settings_s3 import S3Settings
 
+CLICKS_PER_PICTURE = 4
+"""Clicks that are looked at for each drawn picture that a history may have."""
 FINGERPRINT = "CASE WHEN k.event_ids IS NULL THEN h.fingerprint ELSE md5(h.fingerprint || ' ' || k.event_ids) END"
 """SQL expression: fingerprint of the history `h` with the clicks `k`; without clicks it is the history's own."""
 
 _ROBOTS = text(f"{SHOWINGS} SELECT user_id FROM robots")  # noqa: S608 - constants
-# `<> 'impression'` names the partial index: a page reads the clicks of its users and none of what they were shown.
-_CLICKS = """
-clicks AS MATERIALIZED (
-  SELECT user_id, string_agg(event_id::text, ',' ORDER BY place) AS event_ids,
+# `<> 'impression'` names the partial index: of a user the newest clicks are read, and nothing of what was only shown.
+CLICKS = f"""
+LEFT JOIN LATERAL (
+  SELECT string_agg(event_id::text, ',' ORDER BY place) AS event_ids,
          jsonb_agg(jsonb_build_array(item_id, occurred_at, picture_key, art_key, art_sha256) ORDER BY place) AS posters
   FROM (
-    SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY occurred_at DESC, event_id DESC) AS place
+    SELECT *, row_number() OVER (ORDER BY occurred_at DESC, event_id DESC) AS place
     FROM (
-      SELECT DISTINCT ON (f.user_id, f.item_id)
-        f.user_id, f.item_id, f.event_id, f.occurred_at, x.picture_key, x.art_key, x.art_sha256
-      FROM poster_feedback f
+      SELECT DISTINCT ON (f.item_id) f.item_id, f.event_id, f.occurred_at, x.picture_key, x.art_key, x.art_sha256
+      FROM (
+        SELECT user_id, item_id, poster_id, event_id, occurred_at FROM poster_feedback
+        WHERE user_id = h.user_id AND action <> 'impression' AND action = 'click' AND occurred_at >= :clicked_since
+        ORDER BY occurred_at DESC, event_id DESC LIMIT :clicks_looked_at
+      ) AS f
       JOIN posters p ON p.poster_id = f.poster_id AND p.user_id = f.user_id AND p.item_id = f.item_id AND p.withheld IS NULL
       JOIN pictures x ON x.picture_key = p.picture_key AND x.status = 'drawn' AND x.embedding IS NOT NULL
       JOIN night_runs r ON r.run_id = p.run_id AND r.settings #>> '{{served,tokenizer}}' = :tokenizer
       JOIN items i ON i.item_id = f.item_id AND i.attributes -> 'drawn_posters' IS DISTINCT FROM 'false'
-      WHERE {users} AND f.action <> 'impression' AND f.action = 'click' AND f.occurred_at >= :clicked_since
-        AND NOT EXISTS (SELECT FROM poster_feedback d WHERE d.user_id = f.user_id AND d.item_id = f.item_id
+      WHERE NOT EXISTS (SELECT FROM poster_feedback d WHERE d.user_id = f.user_id AND d.item_id = f.item_id
                         AND d.poster_id = f.poster_id AND d.action = 'dismiss' AND d.occurred_at >= f.occurred_at)
-        AND {shown}
-      ORDER BY f.user_id, f.item_id, f.occurred_at DESC, f.event_id DESC
+        AND {not_taken_back("p", "p.run_id")}
+      ORDER BY f.item_id, f.occurred_at DESC, f.event_id DESC
     ) AS newest
   ) AS ranked
   WHERE place <= :most_drawn
-  GROUP BY user_id
-)
-"""
-
-
-def clicks_cte(users: str) -> str:
-    """SQL of the common table expression `clicks`, a row for each user with clicks that count.
-
-    `users`: a condition on the feedback's rows, `f`.
-    """
-    return _CLICKS.format(users=users, shown=not_taken_back("p", "p.run_id"))
+) AS k ON true
+"""  # noqa: S608 - made of our own names
+"""SQL join: the clicks `k` of the user of the history `h` that count, newest first; bound by `ClickRule.values`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +94,13 @@ class ClickRule:
         )
 
     def values(self) -> dict[str, Any]:
-        """Bindings of `clicks_cte`."""
-        return {"clicked_since": self.since, "tokenizer": self.tokenizer, "most_drawn": self.most_drawn}
+        """Bindings of `CLICKS`."""
+        return {
+            "clicked_since": self.since,
+            "tokenizer": self.tokenizer,
+            "most_drawn": self.most_drawn,
+            "clicks_looked_at": CLICKS_PER_PICTURE * self.most_drawn,
+        }
 
     def find_robots(self, session: Session, users: Sequence[str]) -> set[str]:
         """Those of these users who are robots, by the click model's rules."""

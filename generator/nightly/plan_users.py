@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.clicked_posters import DrawnPicture, with_clicks
 from generator.nightly.frozen_prompt import share_prefix
-from generator.nightly.plan_clicks import FINGERPRINT, ClickRule, clicks_cte, parse_history
+from generator.nightly.plan_clicks import CLICKS, FINGERPRINT, ClickRule, parse_history
 from schemas.tables import PlannedItem, UserHistory
 
 USERS_JUDGED_AT_ONCE = 5_000
@@ -46,7 +46,7 @@ _DRAWING = f"CASE WHEN :canary_share > 0 AND {_SHARE} < :canary_share THEN :cana
 _BOUNDS = "{0}.user_id > :after AND {0}.user_id <= :until"
 # Materialized, else Postgres works each state out for every place in which it is named.
 _JUDGE = f"""
-WITH {{clicks}}judged AS MATERIALIZED (
+WITH judged AS MATERIALIZED (
   SELECT h.user_id, p.user_id IS NOT NULL AS planned, p.targets, p.skipped,
     CASE
       WHEN e.user_id IS NOT NULL THEN :erased
@@ -77,7 +77,6 @@ FROM judged GROUP BY 1, 2
 # Of the histories only the items: fifty entries with their times and ids are ten times as much to decode.
 _USERS = "{0}.user_id = ANY (CAST(:users AS text[]))"
 _READ = f"""
-{{clicks}}
 SELECT h.user_id, jsonb_path_query_array(h.entries, '$[*].item_id') AS history, r.item_ids, {{fingerprint}} AS fingerprint,
        {_TARGETS} AS targets_fingerprint{{columns}}
 FROM user_histories h LEFT JOIN recommendations r ON r.user_id = h.user_id AND {_USERS.format("r")}
@@ -85,18 +84,16 @@ FROM user_histories h LEFT JOIN recommendations r ON r.user_id = h.user_id AND {
 WHERE {_USERS.format("h")} ORDER BY h.user_id
 """  # noqa: S608 - made of our own names
 # Where histories take in no clicks, the statements read nothing of them.
-_WITHOUT = {"clicks": "", "fingerprint": "h.fingerprint", "columns": "", "joined": ""}
+_WITHOUT = {"fingerprint": "h.fingerprint", "columns": "", "joined": ""}
 _WITH = {
     "fingerprint": FINGERPRINT,
     "columns": """, k.posters,
        CASE WHEN k.posters IS NOT NULL THEN jsonb_path_query_array(h.entries, '$[*].occurred_at') END AS moments""",
-    "joined": "LEFT JOIN clicks k ON k.user_id = h.user_id",
+    "joined": CLICKS,
 }
-_JUDGES = (
-    text(_JUDGE.format(**_WITHOUT)),
-    text(_JUDGE.format(**_WITH, clicks=f"{clicks_cte(_BOUNDS.format('f'))}, ")),
+_JUDGES, _READS = (
+    tuple(text(statement.format(**words)) for words in (_WITHOUT, _WITH)) for statement in (_JUDGE, _READ)
 )
-_READS = (text(_READ.format(**_WITHOUT)), text(_READ.format(**_WITH, clicks=f"WITH {clicks_cte(_USERS.format('f'))}")))
 """Statements without clicks and with them."""
 _PAGE = text("""
 SELECT max(user_id), count(*) FROM (

@@ -255,4 +255,4 @@ def test_a_page_of_users_reads_no_other_rows_wherever_it_is(filled: DatabaseSett
     if clicks:
         assert ("poster_feedback", "ix_poster_feedback_reactions") in scans(plan["Plan"])
         assert actual(plan["Plan"], "posters") == 1000, json.dumps(plan)
-        assert actual(plan["Plan"], "poster_feedback") <= 2000, "the clicks, and what else was done with their posters"
+        assert actual(plan["Plan"], "poster_feedback") <= 2000, "the clicks, and what else was done with their items"
