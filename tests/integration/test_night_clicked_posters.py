@@ -38,6 +38,7 @@ from schemas.tables import (
     Poster,
     PosterFeedback,
     UserHistory,
+    UserObjection,
     Withdrawal,
 )
 from tests.support.fake_pigeon import FakePigeon
@@ -216,6 +217,9 @@ AWAY: dict[str, Callable[[Session, Poster], Any]] = {
     ),
     "the click is too old": lambda session, poster: session.execute(
         update(PosterFeedback).values(occurred_at=CLICKED - timedelta(days=91))
+    ),
+    "the user objects to drawn posters": lambda session, poster: session.add(
+        UserObjection(user_id=poster.user_id, objects=True, occurred_at=CLICKED)
     ),
     "a robot clicked": _robot,
 }
