@@ -13,6 +13,7 @@
     settings_group             what a group of settings is made of
     settings_ray               those of nights that are drawn on a Ray cluster
     settings_retention         those of retention
+    settings_history           those of clicked posters in histories
     settings_s3                those of the object store
     settings_safety            those of the safety verdict
     settings_loop              those of readers and of the click model

@@ -35,6 +35,7 @@ from schemas.errors import InputError
 from schemas.settings_compute import ComputeSettings
 from schemas.settings_group import Group as _Group
 from schemas.settings_group import Seconds, Share
+from schemas.settings_history import HistorySettings
 from schemas.settings_kafka import KafkaSettings
 from schemas.settings_loop import ClickSettings, ReaderSettings
 from schemas.settings_ray import RaySettings
@@ -359,6 +360,7 @@ class Settings(BaseSettings):
     consumer: ConsumerSettings = ConsumerSettings()
     night: NightSettings = NightSettings()
     images: ImageSettings = ImageSettings()
+    history: HistorySettings = HistorySettings()
     ray: RaySettings = RaySettings()
     online: OnlineSettings = OnlineSettings()
     safety: SafetySettings = SafetySettings()

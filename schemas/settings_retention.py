@@ -17,12 +17,13 @@ class RetentionSettings(Group):
     replaced_days: Days = Field(
         45,
         description="Posters, with their tasks and answers, that a later night replaced this long ago. Kept at least as long as "
-        "retrain.window_days and as the oldest set in the bucket.",
+        "retrain.window_days and as the oldest set in the bucket; clicked ones as history.drawn_days says.",
     )
     skips_days: Days = Field(14, description="Rows of what a plan left out, with the reasons.")
     runs_days: Days = Field(400, description="Runs with their figures, once they have no tasks and posters any more.")
     feedback_days: Days = Field(
-        400, description="What users did with posters, by when it came in; at least retrain.window_days."
+        400,
+        description="What users did with posters, by when it came in; at least retrain.window_days and history.drawn_days.",
     )
     unused_days: Days = Field(
         14, description="Pictures and poster files that no poster has, counted from when they were last used."

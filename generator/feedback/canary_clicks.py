@@ -8,8 +8,9 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from generator.feedback.canary_test import UserClicks
-from generator.feedback.queries import USER_CLICKS, hygiene
+from generator.feedback.queries import USER_CLICKS
 from generator.nightly.frozen_prompt import share
+from generator.storage.showings import hygiene
 from schemas.settings_loop import ClickSettings
 
 Between = tuple[datetime, datetime]

@@ -20,9 +20,10 @@ from generator.feedback.dated_pair import prompt_of
 from generator.feedback.gate import NotJudged
 from generator.feedback.off_policy import LoggedShowings, OffPolicyValue, evaluate, shown_probabilities
 from generator.feedback.ports import RetrainContext
-from generator.feedback.queries import SHOWN_ANSWERS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS, hygiene
+from generator.feedback.queries import SHOWN_ANSWERS, WITH_NESTED_LOOPS, WITHOUT_NESTED_LOOPS
 from generator.feedback.reward_pairs import AnsweredTask, ClickModel, ExpectedClicks
 from generator.feedback.split import is_held_out
+from generator.storage.showings import hygiene
 from schemas.answers import AnswerSet, StoredAnswer
 from schemas.hashing import unit_interval
 from schemas.settings_loop import ClickSettings

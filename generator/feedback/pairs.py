@@ -38,9 +38,9 @@ from generator.feedback.queries import (
     SCORE_PAIRS,
     WITH_NESTED_LOOPS,
     WITHOUT_NESTED_LOOPS,
-    hygiene,
 )
 from generator.feedback.reward_pairs import RewardRanking, rank_answers
+from generator.storage.showings import hygiene
 from schemas.preferences import PreferencePair
 from schemas.settings_loop import ClickSettings
 

@@ -1,58 +1,13 @@
-"""The loop's set-based SQL: showings from feedback events, comparisons from showings.
+"""The loop's set-based SQL: comparisons from showings (generator/storage/showings.py).
 
-The reasons are in the docstring of generator/feedback/pairs.py. What robots did, and what is past one user's daily cap, is no showing.
+The reasons are in the docstring of generator/feedback/pairs.py.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import text
 
-from schemas.settings_loop import ClickSettings
-
-# Rows of users to be erased never enter, even before the consumers' and the night's deletions have run: while a request is open
-# nothing of its user does, for what a poster rests on may be older than the poster.
-_SHOWINGS = """
-WITH events AS (
-    SELECT f.event_id, f.user_id, f.poster_id, p.item_id, p.run_id, f.action, f.position, f.surface, f.occurred_at,
-           coalesce(f.propensity, p.propensity) AS propensity,
-           count(*) FILTER (WHERE f.action = 'impression') OVER (
-               PARTITION BY f.user_id, f.poster_id
-               ORDER BY f.occurred_at, f.action <> 'impression', f.event_id ROWS UNBOUNDED PRECEDING) AS showing
-    FROM poster_feedback f
-    JOIN posters p ON p.poster_id = f.poster_id AND p.user_id = f.user_id AND p.item_id = f.item_id
-    WHERE f.occurred_at >= :start AND f.occurred_at < :stop
-      AND NOT EXISTS (SELECT FROM erasures e WHERE e.user_id = f.user_id
-                      AND (e.completed_at IS NULL OR f.occurred_at <= e.requested_at OR p.created_at <= e.requested_at))
-), logged AS (
-    SELECT user_id, poster_id, item_id, run_id, showing,
-           coalesce(max(surface) FILTER (WHERE action = 'impression'), '') AS surface,
-           coalesce(max(position) FILTER (WHERE action = 'impression'), 0) AS position,
-           max(propensity) FILTER (WHERE action = 'impression') AS propensity,
-           min(occurred_at) FILTER (WHERE action = 'impression') AS shown_at,
-           (bool_or(action = 'click') AND NOT bool_or(action = 'dismiss'))::int AS clicked
-    FROM events WHERE showing > 0
-    GROUP BY user_id, poster_id, item_id, run_id, showing
-), robots AS (
-    SELECT user_id FROM logged GROUP BY user_id
-    HAVING count(*) >= :robot_min_showings AND sum(clicked) >= :robot_click_share * count(*)
-    UNION
-    SELECT user_id FROM logged GROUP BY user_id, (shown_at AT TIME ZONE 'UTC')::date
-    HAVING count(*) > :robot_daily_showings
-), showings AS (
-    SELECT user_id, poster_id, item_id, run_id, showing, surface, position, propensity, shown_at, clicked
-    FROM (SELECT *, row_number() OVER (PARTITION BY user_id, (shown_at AT TIME ZONE 'UTC')::date
-                                       ORDER BY shown_at, poster_id, showing) AS of_day
-          FROM logged WHERE user_id NOT IN (SELECT user_id FROM robots)) AS people
-    WHERE of_day <= :daily_cap
-)
-"""
-
-
-def hygiene(settings: ClickSettings) -> dict[str, float]:
-    """Bindings of every statement over showings: whose do not count, by the rules of clicks/hygiene.py."""
-    names = ("robot_min_showings", "robot_click_share", "robot_daily_showings", "daily_cap")
-    return {name: getattr(settings, name) for name in names}
-
+from generator.storage.showings import SHOWINGS
 
 # A task that can be trained on: it was drawn, its prompt was kept, and its codes are of the checkpoint that is trained now.
 # A version that the registry does not know is the checkpoint as shipped, before the first retraining.
@@ -65,7 +20,7 @@ WITHOUT_NESTED_LOOPS = text("SET LOCAL enable_nestloop = off")
 WITH_NESTED_LOOPS = text("SET LOCAL enable_nestloop = DEFAULT")
 
 FEEDBACK_PAIRS = text(
-    _SHOWINGS  # noqa: S608 - constants
+    SHOWINGS  # noqa: S608 - constants
     + """
 , rated AS (
     SELECT *, avg(clicked) OVER (PARTITION BY item_id) AS item_rate FROM showings
@@ -137,7 +92,7 @@ LIMIT :limit
 )
 
 COUNTS = text(
-    _SHOWINGS  # noqa: S608 - constants
+    SHOWINGS  # noqa: S608 - constants
     + """
 SELECT (SELECT count(*) FROM showings) AS showings,
        (SELECT coalesce(sum(clicked), 0) FROM showings) AS clicked,
@@ -173,7 +128,7 @@ ORDER BY t.user_id, t.item_id, r.logical_date DESC
 
 # Showings with all answers of their tasks, and with which propensities the reader shows the task's variants.
 SHOWN_ANSWERS = text(
-    _SHOWINGS  # noqa: S608 - constants
+    SHOWINGS  # noqa: S608 - constants
     + """
 SELECT s.run_id, s.user_id, s.item_id, p.variant, s.clicked, s.propensity, s.shown_at, t.seed,
        t.prompt -> 'snapshot' AS prompt, a.answers,
@@ -192,6 +147,6 @@ ORDER BY s.run_id, s.user_id, s.item_id, s.shown_at, s.poster_id, s.showing
 )
 
 USER_CLICKS = text(
-    _SHOWINGS  # noqa: S608 - constants
+    SHOWINGS  # noqa: S608 - constants
     + "SELECT user_id, count(*) AS showings, sum(clicked) AS clicks FROM showings GROUP BY user_id ORDER BY user_id"
 )

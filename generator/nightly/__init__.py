@@ -9,6 +9,8 @@
     figures           what the run came to, what a night to come will need
     plan              users with something new, their targets, and each task's frozen input
     plan_users        who is as an earlier plan left him, and what the others are planned from, page by page
+    plan_clicks       clicks on posters that histories take in, in SQL
+    clicked_posters   which entry of a history is a clicked poster: the rule
     plan_items        items as a plan sees them, and which have changed since earlier plans
     plan_tasks        one user's tasks, and why other targets are left out
     plan_rows         a plan's rows, and from when on later plans rely on them

@@ -25,6 +25,8 @@ def run_figures(ledger: Ledger, run_id: str, drawn: int, carried: int, withheld:
         "posters_withheld": withheld,
         "sessions": stored.get("sessions", []),
     }
+    if "history" in stored:
+        figures["history"] = stored["history"]
     if figures["sessions"]:
         figures["last_session"] = figures["sessions"][-1]
         figures["total"] = total_figures(stored)
@@ -36,6 +38,14 @@ def total_figures(figures: dict[str, Any]) -> dict[str, Any]:
     sessions = sessions_of(figures)
     total, seconds = total_of(sessions)
     return total.figures(seconds) if sessions else {}
+
+
+def history_words(figures: dict[str, Any]) -> str:
+    """How many pictures of the drawn tasks' histories were clicked posters; empty where a run does not tell."""
+    counts = figures.get("history")
+    if not counts:
+        return ""
+    return f"{counted(counts['pictures'], 'picture')}, {counts['drawn']} of them posters that the users had clicked"
 
 
 def session_words(figures: dict[str, Any], tally: Tally) -> str:

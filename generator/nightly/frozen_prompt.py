@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from schemas.errors import InputError
 from schemas.hashing import unit_interval
@@ -52,7 +52,7 @@ class Served(Protocol):
 
 
 class FrozenImage(BaseModel):
-    """An item's title and image as the plan saw them."""
+    """An item's title and image as the plan saw them; `sha256` is the hash of the image's bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,6 +60,14 @@ class FrozenImage(BaseModel):
     title: str
     uri: str
     sha256: str
+    picture_key: str | None = None
+    """Key of a drawn picture, in place of the item's own."""
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_key(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A catalogue picture as releases know it that have no drawn ones."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.picture_key else {name: fields[name] for name in fields if name != "picture_key"}
 
 
 class FrozenPrompt(BaseModel):

@@ -188,8 +188,7 @@ class Generator:
     def _jobs(self, tasks: list[NightTask]) -> list[Job]:
         """Tasks with the features of their images; a task whose images cannot be had fails alone."""
         prompts = [FrozenPrompt.model_validate(task.prompt) for task in tasks]
-        wanted = [(image.sha256, image.uri) for p in prompts for image in (*p.history, p.reference)]
-        known = self._features.get(wanted)
+        known = self._features.get(image for p in prompts for image in (*p.history, p.reference))
         jobs = []
         for task, prompt in zip(tasks, prompts, strict=True):
             history = [known[image.sha256] for image in prompt.history]

@@ -1,4 +1,7 @@
-"""Visual tokens and embeddings of catalogue images, once per (image, tokenizer, decoding rule)."""
+"""Visual tokens and embeddings of images, once per (image, tokenizer, decoding rule).
+
+A drawn picture has those that it was drawn from and scored by: no file is read.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from sqlalchemy import Engine, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from generator.nightly.frozen_prompt import FrozenImage
 from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage
 from generator.serving.api import ImageFeatures, InferenceError, InferenceUnavailable, ServedPigeon
 from generator.storage.outages import OutageRetry
 from generator.storage.postgres import plain_errors
 from schemas.images import features_version
-from schemas.tables import ImageFeature
+from schemas.tables import ImageFeature, Picture
 
 BATCH = 16
 
@@ -54,20 +58,22 @@ class ImageFeatureCache:
         self._lock = threading.Lock()
         self.computed = 0
 
-    def get(self, wanted: Iterable[tuple[str, str]]) -> dict[str, ImageFeatures | Missing]:
-        """Features by sha256 of images given as (sha256, uri); new ones are computed and stored.
+    def get(self, wanted: Iterable[FrozenImage]) -> dict[str, ImageFeatures | Missing]:
+        """Features of images by their sha256; new ones are computed and stored.
 
         Raises:
             ServerUnavailable: Postgres or the model server is away.
             Stopped: the night is being stopped.
         """
-        uris = dict(wanted)
+        images = {image.sha256: image for image in wanted}
         with self._lock:  # one filler at a time: two would compute the same images
-            self._outages.call(lambda: self._load(sorted(set(uris) - set(self._known))))
-            new = sorted(set(uris) - set(self._known))
+            self._outages.call(lambda: self._load(sorted(set(images) - set(self._known))))
+            unknown = [images[sha] for sha in sorted(set(images) - set(self._known))]
+            self._take_drawn({image.sha256: image.picture_key for image in unknown if image.picture_key})
+            new = [(image.sha256, image.uri) for image in unknown if not image.picture_key]
             for start in range(0, len(new), BATCH):
-                self._compute([(sha, uris[sha]) for sha in new[start : start + BATCH]])
-            found = {sha: self._known[sha] for sha in uris}
+                self._compute(new[start : start + BATCH])
+            found = {sha: self._known[sha] for sha in images}
             for sha, features in found.items():
                 if isinstance(features, Missing) and features.away:
                     del self._known[sha]
@@ -87,6 +93,27 @@ class ImageFeatureCache:
                 self._known[row.image_sha256] = ImageFeatures(
                     tuple(row.tokens), np.asarray(row.embedding, dtype=np.float32)
                 )
+
+    def _take_drawn(self, keys: dict[str, str]) -> None:
+        """What drawn pictures were drawn from; `keys`: their keys by sha256."""
+        if not keys:
+            return
+        rows = self._outages.call(lambda: self._pictures(list(keys.values())))
+        found = {sha: rows[key] for sha, key in keys.items() if key in rows}
+        self._keep(found)
+        self._known.update(
+            {sha: Missing("a drawn picture of the history is gone") for sha in keys.keys() - found.keys()}
+        )
+
+    def _pictures(self, keys: list[str]) -> dict[str, ImageFeatures]:
+        query = select(Picture.picture_key, Picture.tokens, Picture.embedding).where(
+            Picture.picture_key.in_(keys), Picture.status == "drawn", Picture.embedding.is_not(None)
+        )
+        with plain_errors(self._engine), Session(self._engine) as session:
+            return {
+                key: ImageFeatures(tuple(tokens), np.asarray(embedding, dtype=np.float32))
+                for key, tokens, embedding in session.execute(query)
+            }
 
     def _compute(self, batch: list[tuple[str, str]]) -> None:
         pixels = {}
@@ -112,6 +139,9 @@ class ImageFeatureCache:
                     self._compute([(sha, uri)])
             return
         self.computed += len(found)
+        self._keep(found)
+
+    def _keep(self, found: dict[str, ImageFeatures]) -> None:
         rows = [
             {
                 "image_sha256": sha,
@@ -121,7 +151,8 @@ class ImageFeatureCache:
             }
             for sha, features in found.items()
         ]
-        self._outages.call(lambda: self._store(rows))
+        if rows:
+            self._outages.call(lambda: self._store(rows))
         self._known.update(found)
 
     def _store(self, rows: list[dict[str, Any]]) -> None:

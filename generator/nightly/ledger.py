@@ -14,6 +14,7 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -163,7 +164,8 @@ class Ledger:
                 save_chunk(session, run_id, logical_date, number, chunk)
                 totals.add(chunk)
                 counted += Counter(chunk.counted)
-            session.execute(update(NightRun).where(NightRun.run_id == run_id).values(skipped=dict(counted)))
+            values = {"skipped": dict(counted), "figures": {"history": asdict(totals.history)}}
+            session.execute(update(NightRun).where(NightRun.run_id == run_id).values(values))
             tasks, skips = drop_erased(session, run_id, read_at)
             totals.tasks, totals.skipped = totals.tasks - tasks, totals.skipped - skips
             return totals

@@ -21,11 +21,12 @@ from generator.nightly.drawers import Drawer, Drawers
 from generator.nightly.frozen_prompt import ServedVersions, drawing_settings
 from generator.nightly.images import CatalogImages
 from generator.nightly.ledger import EVERYBODY, run_id_of
+from generator.nightly.plan_clicks import ClickRule
 from generator.nightly.plan_items import PlanItems
 from generator.nightly.plan_tasks import TaskPlanner, UserTasks
 from generator.nightly.plan_users import ERASED, UNCHANGED, Criteria, PlanUsers, UserInput
 from generator.nightly.prompt_texts import PromptTexts, plan_fingerprint
-from generator.nightly.rows import Chunk, Skip
+from generator.nightly.rows import Chunk, HistoryCounts, Skip
 from schemas.images import features_version
 from schemas.settings import Settings
 from schemas.tables import Erasure
@@ -64,6 +65,7 @@ class Planner:
     ) -> None:
         self._session = session
         self._night = settings.night
+        self._clicks = ClickRule.of(settings, served.tokenizer, logical_date)
         self._date = logical_date
         self._drawing = drawing_settings(settings.night, served.drawing)
         self._features = features_version(served.tokenizer)
@@ -80,7 +82,7 @@ class Planner:
         """
         limit = scope.limit if scope.limit is not None else self._night.max_users
         run_id = run_id_of(self._date, scope.name)
-        users = PlanUsers(self._session, scope.users)
+        users = PlanUsers(self._session, scope.users, self._clicks)
         changed = self._items.changed(scope.users)
         yield Chunk(changed=changed)
         if scope.users is not None:
@@ -148,6 +150,7 @@ class Planner:
             skips=tuple(skip for user in planned for skip in user.skips),
             counted={UNCHANGED: unchanged} if unchanged else {},
             users=tuple(user.plan() for user in planned),
+            history=sum((user.history for user in planned if user.tasks), HistoryCounts()),
             items=self._items.untold({item_id for user in planned for item_id in user.looked_at}),
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from generator.nightly.clicked_posters import DrawnPicture
 from generator.nightly.frozen_prompt import FrozenImage
 from generator.nightly.images import CatalogImages, Probe
 from generator.nightly.prompt_texts import ItemTexts, plan_fingerprint
@@ -49,10 +50,11 @@ class PlanItem:
     texts: ItemTexts | None = None
     """Once it was used."""
 
-    def problem(self, *, target: bool) -> str | None:
+    def problem(self, *, target: bool, drawn: bool = False) -> str | None:
         """Why it cannot be used, if so; a picture that was not looked at counts as readable.
 
-        What may not be drawn for may still tell of a user's taste, in a history.
+        What may not be drawn for may still tell of a user's taste, in a history; `drawn`: there by a drawn picture, so that its
+        own is not needed.
         """
         if target and self.deleted:
             return DELETED_ITEM
@@ -62,6 +64,8 @@ class PlanItem:
             return WITHDRAWN_ITEM
         if not self.title:
             return NO_TEXT
+        if drawn:
+            return None
         if not self.image_uri:
             return NO_IMAGE
         if self.probe is None or self.probe.sha256 is not None:
@@ -75,6 +79,17 @@ class PlanItem:
             image = FrozenImage(item_id=self.item_id, title=self.title, uri=self.image_uri, sha256=self.probe.sha256)
             self.texts = ItemTexts.of(image, self.description, self.year, synthetic=self.synthetic)
         return self.texts
+
+    def drawn_texts(self, picture: DrawnPicture) -> ItemTexts:
+        """Its part of a history with a drawn picture."""
+        image = FrozenImage(
+            item_id=self.item_id,
+            title=self.title,
+            uri=picture.uri,
+            sha256=picture.sha256,
+            picture_key=picture.picture_key,
+        )
+        return ItemTexts.of(image, self.description, self.year, synthetic=self.synthetic)
 
     def fingerprint(self) -> str:
         """Hash of all that plans depend on, once its picture was looked at."""
@@ -119,17 +134,17 @@ class PlanItems:
         """A loaded item; None where the catalogue has none."""
         return self._items[item_id]
 
-    def is_known(self, item_id: str, *, target: bool) -> bool:
+    def is_known(self, item_id: str, *, target: bool, drawn: bool = False) -> bool:
         """Whether it is loaded, and its picture was looked at if that matters."""
         if item_id not in self._items:
             return False
         item = self._items[item_id]
-        return item is None or item.probe is not None or item.problem(target=target) is not None
+        return drawn or item is None or item.probe is not None or item.problem(target=target) is not None
 
-    def problem(self, item_id: str, *, target: bool = False) -> str | None:
+    def problem(self, item_id: str, *, target: bool = False, drawn: bool = False) -> str | None:
         """Why a loaded item cannot be used, if so."""
         item = self._items[item_id]
-        return UNKNOWN_ITEM if item is None else item.problem(target=target)
+        return UNKNOWN_ITEM if item is None else item.problem(target=target, drawn=drawn)
 
     def look(self, item_ids: Iterable[str]) -> None:
         """Look at the pictures of loaded items, those that were not looked at yet."""

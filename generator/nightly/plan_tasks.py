@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from generator.nightly.clicked_posters import DrawnPicture
 from generator.nightly.drawers import Drawer
 from generator.nightly.frozen_prompt import task_seed
 from generator.nightly.plan_items import AWAY_IMAGE, PlanItems
 from generator.nightly.plan_users import UNCHANGED, UserInput
 from generator.nightly.prompt_texts import HistoryTexts, ItemTexts, PromptTexts
-from generator.nightly.rows import PlannedTask, Skip, UserPlan
+from generator.nightly.rows import HistoryCounts, PlannedTask, Skip, UserPlan
 from schemas.settings import NightSettings
 
 TOO_LITTLE_HISTORY = "too little history"
@@ -36,6 +37,8 @@ class UserTasks:
     unchanged: int = 0
     """Targets whose posters are there and current."""
     eligible: int = 0
+    history: HistoryCounts = field(default_factory=HistoryCounts)
+    """Of what the model is given."""
 
     def skip(self, reason: str, item_id: str = "") -> None:
         """Leave out a target, or the user."""
@@ -120,9 +123,11 @@ class TaskPlanner:
             if len(usable) == self._night.history_length:
                 break
             found.looked_at.append(item_id)
-            problem = self._items.problem(item_id)
+            picture = found.user.drawn.get(item_id)
+            problem = self._items.problem(item_id, drawn=picture is not None)
             if problem is None:
-                usable.append(self._texts(item_id))
+                usable.append(self._texts(item_id, picture))
+                found.history += HistoryCounts(1, int(picture is not None))
             elif (
                 problem == AWAY_IMAGE
             ):  # an older picture in its place would draw all again, tonight and when it is back
@@ -148,27 +153,27 @@ class TaskPlanner:
             prompt=texts.prompt,
         )
 
-    def _texts(self, item_id: str) -> ItemTexts:
+    def _texts(self, item_id: str, picture: DrawnPicture | None = None) -> ItemTexts:
         item = self._items.get(item_id)
         assert item is not None  # noqa: S101 - it has no problem
-        return item.prompt_texts()
+        return item.drawn_texts(picture) if picture else item.prompt_texts()
 
     # --- which items ---
 
     def _needed(self, user: UserInput, targets: Sequence[str]) -> list[str]:
         """Items to look at before it is known which are the first that can be used; those count as usable."""
-        history = self._unknown(user.history, self._night.history_length, target=False)
+        history = self._unknown(user.history, self._night.history_length, target=False, drawn=user.drawn)
         return history + self._unknown(targets, self._night.targets_per_user, target=True)
 
-    def _unknown(self, item_ids: Sequence[str], enough: int, *, target: bool) -> list[str]:
+    def _unknown(self, item_ids: Sequence[str], enough: int, *, target: bool, drawn: Container[str] = ()) -> list[str]:
         unknown: list[str] = []
         usable = 0
         for item_id in item_ids:
             if usable == enough:
                 break
-            if not self._items.is_known(item_id, target=target):
+            if not self._items.is_known(item_id, target=target, drawn=item_id in drawn):
                 unknown.append(item_id)
                 usable += 1
             else:
-                usable += self._items.problem(item_id, target=target) is None
+                usable += self._items.problem(item_id, target=target, drawn=item_id in drawn) is None
         return unknown

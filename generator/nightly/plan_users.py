@@ -7,7 +7,7 @@ merge join would read that table from its start.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from generator.nightly.clicked_posters import DrawnPicture, with_clicks
 from generator.nightly.frozen_prompt import share_prefix
+from generator.nightly.plan_clicks import CLICKS, FINGERPRINT, ClickRule, parse_history
 from schemas.tables import PlannedItem, UserHistory
 
 USERS_JUDGED_AT_ONCE = 5_000
@@ -43,7 +45,7 @@ _SHARE = """
 _DRAWING = f"CASE WHEN :canary_share > 0 AND {_SHARE} < :canary_share THEN :canary_drawing ELSE :drawing END"
 _BOUNDS = "{0}.user_id > :after AND {0}.user_id <= :until"
 # Materialized, else Postgres works each state out for every place in which it is named.
-_JUDGE = text(f"""
+_JUDGE = f"""
 WITH judged AS MATERIALIZED (
   SELECT h.user_id, p.user_id IS NOT NULL AS planned, p.targets, p.skipped,
     CASE
@@ -51,7 +53,7 @@ WITH judged AS MATERIALIZED (
       WHEN o.user_id IS NOT NULL THEN :objects
       WHEN EXISTS (SELECT 1 FROM withdrawals w WHERE w.kind = 'user' AND w.subject = h.user_id AND w.lifted_at IS NULL)
         THEN :withdrawn
-      WHEN p.run_id IS NULL AND p.history_fingerprint = h.fingerprint AND p.logical_date <= :date
+      WHEN p.run_id IS NULL AND p.history_fingerprint = {{fingerprint}} AND p.logical_date <= :date
         AND p.targets_fingerprint = {_TARGETS} AND p.drawing_fingerprint = {_DRAWING}
         AND (p.plan_number >= :newest_change
              OR NOT EXISTS (SELECT 1 FROM planned_items c WHERE c.item_id = ANY (p.items) AND c.changed_in > p.plan_number))
@@ -64,20 +66,35 @@ WITH judged AS MATERIALIZED (
   LEFT JOIN planned_users p ON p.user_id = h.user_id AND {_BOUNDS.format("p")}
   LEFT JOIN erasures e ON e.user_id = h.user_id AND e.completed_at IS NULL AND {_BOUNDS.format("e")}
   LEFT JOIN user_objections o ON o.user_id = h.user_id AND o.objects AND {_BOUNDS.format("o")}
+  {{joined}}
   WHERE {_BOUNDS.format("h")} AND (CAST(:only AS text[]) IS NULL OR h.user_id = ANY (CAST(:only AS text[])))
 )
 SELECT state, CASE WHEN state = :unchanged THEN skipped END AS skipped, count(*) AS users,
        CASE WHEN state = :unchanged THEN sum(targets) ELSE 0 END AS targets,
        array_agg(user_id ORDER BY user_id) FILTER (WHERE state IS NULL OR (state <> :unchanged AND planned)) AS user_ids
 FROM judged GROUP BY 1, 2
-""")  # noqa: S608 - made of our own names
+"""  # noqa: S608 - made of our own names
 # Of the histories only the items: fifty entries with their times and ids are ten times as much to decode.
-_READ = text(f"""
-SELECT h.user_id, jsonb_path_query_array(h.entries, '$[*].item_id') AS history, r.item_ids, h.fingerprint,
-       {_TARGETS} AS targets_fingerprint
-FROM user_histories h LEFT JOIN recommendations r ON r.user_id = h.user_id AND r.user_id = ANY (CAST(:users AS text[]))
-WHERE h.user_id = ANY (CAST(:users AS text[])) ORDER BY h.user_id
-""")  # noqa: S608 - made of our own names
+_USERS = "{0}.user_id = ANY (CAST(:users AS text[]))"
+_READ = f"""
+SELECT h.user_id, jsonb_path_query_array(h.entries, '$[*].item_id') AS history, r.item_ids, {{fingerprint}} AS fingerprint,
+       {_TARGETS} AS targets_fingerprint{{columns}}
+FROM user_histories h LEFT JOIN recommendations r ON r.user_id = h.user_id AND {_USERS.format("r")}
+{{joined}}
+WHERE {_USERS.format("h")} ORDER BY h.user_id
+"""  # noqa: S608 - made of our own names
+# Where histories take in no clicks, the statements read nothing of them.
+_WITHOUT = {"fingerprint": "h.fingerprint", "columns": "", "joined": ""}
+_WITH = {
+    "fingerprint": FINGERPRINT,
+    "columns": """, k.posters,
+       CASE WHEN k.posters IS NOT NULL THEN jsonb_path_query_array(h.entries, '$[*].occurred_at') END AS moments""",
+    "joined": CLICKS,
+}
+_JUDGES, _READS = (
+    tuple(text(statement.format(**words)) for words in (_WITHOUT, _WITH)) for statement in (_JUDGE, _READ)
+)
+"""Statements without clicks and with them."""
 _PAGE = text("""
 SELECT max(user_id), count(*) FROM (
   SELECT user_id FROM user_histories
@@ -111,11 +128,13 @@ class UserInput:
 
     user_id: str
     history: tuple[str, ...]
-    """Item ids, newest first, each once."""
+    """Item ids, newest first, each once; those of clicked posters among them."""
     recommended: tuple[str, ...]
     """Empty where there are no recommendations."""
     history_fingerprint: str
     targets_fingerprint: str
+    drawn: Mapping[str, DrawnPicture] = field(default_factory=dict)
+    """Items of the history that the user saw as a drawn picture."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +183,15 @@ class Criteria:
 class PlanUsers:
     """Reads users in one session, a snapshot.
 
-    `only`: these users, instead of all.
+    `only`: these users, instead of all; `clicks`: which clicks on posters histories take in, None: none.
     """
 
-    def __init__(self, session: Session, only: Sequence[str] | None = None) -> None:
+    def __init__(self, session: Session, only: Sequence[str] | None = None, clicks: ClickRule | None = None) -> None:
         self._session = session
         self._only = list(only) if only is not None else None
+        self._clicks = clicks
+        self._judge, self._read = (pair[clicks is not None] for pair in (_JUDGES, _READS))
+        self._rule = clicks.values() if clicks else {}
 
     def judge(self, criteria: Criteria, limit: int | None) -> Iterator[Judged]:
         """All users, page by page in the order of their ids.
@@ -183,13 +205,12 @@ class PlanUsers:
 
     def read(self, user_ids: Sequence[str], logical_date: date) -> list[UserInput]:
         """What is planned of these users is planned from."""
-        values = {"users": list(user_ids), "day": logical_date.toordinal()}
-        return [
-            UserInput(
-                row.user_id, _once(row.history), _once(row.item_ids or ()), row.fingerprint, row.targets_fingerprint
-            )
-            for row in self._session.execute(_READ, values)
-        ]
+        values = {"users": list(user_ids), "day": logical_date.toordinal(), **self._rule}
+        rows = self._session.execute(self._read, values).all()
+        if self._clicks is None:
+            return [_input(row, _once(row.history)) for row in rows]
+        robots = self._clicks.find_robots(self._session, [row.user_id for row in rows if row.posters])
+        return [_with_clicks(row, self._clicks, robots) for row in rows]
 
     def drawn_before(
         self, user_ids: Sequence[str], weights: Sequence[str], run_id: str, logical_date: date
@@ -219,9 +240,9 @@ class PlanUsers:
 
     def _pages(self, criteria: Criteria, start: str, stop: str | None) -> Iterator[Judged]:
         newest = self._session.scalar(select(func.max(PlannedItem.changed_in))) or 0
-        values = {**criteria.values(), "only": self._only, "newest_change": newest}
+        values = {**criteria.values(), **self._rule, "only": self._only, "newest_change": newest}
         for after, until in self._bounds(start, stop, USERS_JUDGED_AT_ONCE, only=self._only):
-            yield _judged(self._session.execute(_JUDGE, {**values, "after": after, "until": until}))
+            yield _judged(self._session.execute(self._judge, {**values, "after": after, "until": until}))
 
     def _bounds(self, start: str, stop: str | None, size: int, *, only: list[str] | None) -> Iterator[tuple[str, str]]:
         """Bounds of consecutive pages of users: above the first, up to the second."""
@@ -259,6 +280,20 @@ def _judged(groups: Any) -> Judged:
             counted[group.state] += group.users
             forgotten += group.user_ids or ()
     return Judged(tuple(users), +counted, tuple(forgotten))
+
+
+def _input(row: Any, history: tuple[str, ...], drawn: Mapping[str, DrawnPicture] | None = None) -> UserInput:
+    recommended = _once(row.item_ids or ())
+    return UserInput(row.user_id, history, recommended, row.fingerprint, row.targets_fingerprint, drawn or {})
+
+
+def _with_clicks(row: Any, rule: ClickRule, robots: Collection[str]) -> UserInput:
+    """A user whose clicks on posters are part of the history, unless a robot made them."""
+    if row.posters is None or row.user_id in robots:
+        return _input(row, _once(row.history))
+    merged = with_clicks(parse_history(row.history, row.moments), rule.parse(row.posters))
+    drawn = {entry.item_id: entry.picture for entry in merged if entry.picture}
+    return _input(row, tuple(entry.item_id for entry in merged), drawn)
 
 
 def _once(item_ids: Any) -> tuple[str, ...]:

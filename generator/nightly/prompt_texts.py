@@ -30,8 +30,9 @@ class ItemTexts:
     def of(cls, image: FrozenImage, description: str, year: str | None, *, synthetic: bool) -> ItemTexts:
         """The texts of an item with its image."""
         content = {"item_id": image.item_id, "sha256": image.sha256, "title": image.title}
+        drawn = {"picture_key": image.picture_key} if image.picture_key else {}
         return cls(
-            json.dumps({**content, "uri": image.uri}),
+            json.dumps({**content, "uri": image.uri, **drawn}),
             json.dumps(content),
             json.dumps(description),
             json.dumps(year),

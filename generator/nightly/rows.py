@@ -65,6 +65,18 @@ class UserPlan:
     """Users and targets left out, by reason; unchanged ones are among `targets`."""
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryCounts:
+    """Pictures of the histories of users with tasks."""
+
+    pictures: int = 0
+    drawn: int = 0
+    """Drawn ones, whose posters the users clicked."""
+
+    def __add__(self, other: HistoryCounts) -> HistoryCounts:
+        return HistoryCounts(self.pictures + other.pictures, self.drawn + other.drawn)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """What is planned of some users."""
@@ -81,6 +93,7 @@ class Chunk:
     """Items that became others since an earlier plan, with what they are now."""
     forgotten: tuple[str, ...] = ()
     """Users whose earlier plan no longer counts: nobody draws for them now."""
+    history: HistoryCounts = HistoryCounts()
 
     def reasons(self) -> Counter[str]:
         """All that is left out, by reason."""
@@ -96,12 +109,14 @@ class PlanTotals:
     """Users and targets that are left out."""
     returning: int = 0
     """Users' items whose earlier posters are right again, though others are current."""
+    history: HistoryCounts = HistoryCounts()
 
     def add(self, chunk: Chunk) -> None:
         """Count some users' plan."""
         self.tasks += len(chunk.tasks)
         self.skipped += chunk.reasons().total()
         self.returning += sum(skip.input_fingerprint is not None for skip in chunk.skips)
+        self.history += chunk.history
 
 
 @dataclass(frozen=True)

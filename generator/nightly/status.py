@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any
 
 from generator.nightly import click_models, runs
-from generator.nightly.figures import total_figures
+from generator.nightly.figures import history_words, total_figures
 from generator.nightly.ledger import EVERYBODY, Ledger
 from generator.nightly.wording import counted
 from generator.storage.postgres import connect
@@ -80,6 +80,8 @@ def words(found: dict[str, Any]) -> str:
             f"  posters  {figures['posters_drawn']} drawn, {figures['posters_carried']} carried over, "
             f"{figures['posters_withheld']} withheld"
         )
+    if histories := history_words(figures):
+        lines.append(f"  history  {histories}")
     session = total_figures(figures)
     if session:
         lines.append(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from generator.upkeep.batches import Upkeep
+from schemas.manifest_files import art_key
 
 PAGE_USERS = 10_000
 
-# Features are asked for by hash and tokenizer. They stay while an address has the picture, or a task may still be drawn of it,
-# and were made for a tokenizer of a night that is still known.
+# Features are asked for by hash and tokenizer. They stay while an address has the picture, or it is a drawn one (of which a
+# history may be), or a task may still be drawn of it, and were made for a tokenizer of a night that is still known.
 _FEATURES = """
 x.created_at < :before AND (
-  NOT EXISTS (SELECT FROM catalog_images c WHERE c.sha256 = x.image_sha256)
+  (NOT EXISTS (SELECT FROM catalog_images c WHERE c.sha256 = x.image_sha256)
+   AND NOT EXISTS (SELECT FROM pictures p WHERE p.art_key = :art_folder || x.image_sha256 || :art_ending))
   OR NOT EXISTS (
     SELECT FROM night_runs r
     WHERE x.tokenizer_version = r.settings #>> '{served,tokenizer}'
@@ -26,7 +28,7 @@ _USERS_END = text("SELECT user_id FROM planned_users WHERE user_id > :after ORDE
 def drop_feedback(upkeep: Upkeep) -> None:
     """Delete old feedback, by when it came in: history that was imported yesterday is not old."""
     settings = upkeep.settings
-    days = max(settings.retention.feedback_days, settings.retrain.window_days)
+    days = max(settings.retention.feedback_days, settings.retrain.window_days, settings.history.drawn_days + 1)
     where = "x.occurred_at < :before AND x.ingested_at < :before"
     upkeep.delete_rows("feedback", "poster_feedback", where, {"before": upkeep.before(days)})
 
@@ -48,7 +50,9 @@ def drop_catalog(upkeep: Upkeep) -> None:
         "AND (i.deleted_at IS NULL OR i.deleted_at >= :before))",
         {"before": before},
     )
-    upkeep.delete_rows("image_features", "image_features", _FEATURES, {"before": before})
+    folder, _, ending = art_key("|").partition("|")
+    drawn = {"art_folder": folder, "art_ending": ending}
+    upkeep.delete_rows("image_features", "image_features", _FEATURES, {"before": before, **drawn})
     for after, until in _user_ranges(upkeep):
         upkeep.delete_rows(
             "planned_users",

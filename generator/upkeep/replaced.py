@@ -4,12 +4,15 @@ Rows are found by the night that replaced them, not by their own age: a poster t
 run is looked through once, when it is as old as retention says and no set in the bucket was written before it: what earlier
 runs had for its users' items is in no set any more. What is current stays, and whatever was replaced later. So the work grows
 with the tasks of the nights that become old, not with the tables (deploy/decisions/0021-what-is-kept-and-for-how-long.md).
+
+A poster that its user clicked stays as long as histories take the click in (`history.drawn_days`). What a run's look leaves for
+that reason is looked at again when the clicks become too old.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Date, cast, func, select, text, update
@@ -21,6 +24,8 @@ from schemas.tables import NightRun, NightTask
 
 PAIRS_AT_ONCE = 500
 """Users' items of a run that one transaction looks at."""
+CLICKED = "clicked"
+"""Kind of `upkeep_progress`: how far clicks were looked through that had become too old."""
 
 _NOT_CURRENT = """
   NOT EXISTS (
@@ -31,7 +36,10 @@ _NOT_CURRENT = """
 # `x` is a poster of one of the pairs. It may go when it is not what its pair is shown, and either a night that is itself old
 # enough replaced it (since it was last made current again), or its run was never published and nothing newer can lead back to it.
 _REPLACED = f"""
-  {_NOT_CURRENT} AND (
+  {_NOT_CURRENT} AND NOT EXISTS (
+    SELECT FROM poster_feedback f WHERE f.user_id = x.user_id AND f.item_id = x.item_id AND f.poster_id = x.poster_id
+      AND f.action = 'click' AND f.occurred_at >= :clicked_since
+  ) AND (
     EXISTS (
       SELECT FROM night_tasks s JOIN night_runs sr ON sr.run_id = s.run_id
       WHERE s.user_id = x.user_id AND s.item_id = x.item_id AND s.status = 'done' AND sr.status = 'published'
@@ -67,6 +75,12 @@ WHERE {_OF_PAIR} AND NOT EXISTS (
     AND t.answers_fingerprint = x.answers_fingerprint AND t.weights = x.weights
 ) RETURNING 1
 """)  # noqa: S608
+# Posters that their runs' look left because they had been clicked.
+_CLICKED_BEFORE = text("""
+SELECT DISTINCT f.user_id, f.item_id
+FROM poster_feedback f JOIN posters p ON p.poster_id = f.poster_id JOIN night_runs r ON r.run_id = p.run_id
+WHERE f.action = 'click' AND f.occurred_at >= :since AND f.occurred_at < :until AND r.retired_at IS NOT NULL
+""")
 # Their files are looked at again when nobody has used them for a while (generator/upkeep/unused.py).
 _LOOK_AGAIN = (
     text("UPDATE pictures SET last_used_at = now() WHERE picture_key = ANY(:keys)"),
@@ -76,13 +90,8 @@ _LOOK_AGAIN = (
 
 def retire_replaced(upkeep: Upkeep) -> None:
     """Delete what runs that are old enough had replaced, and what they left unfinished."""
-    settings = upkeep.settings
-    days = max(settings.retention.replaced_days, settings.retrain.window_days)
+    until = _replaced_until(upkeep)
     with upkeep.ledger.reading() as session:
-        oldest = session.scalar(
-            select(func.min(NightRun.finished_at)).where(NightRun.run_id.in_(upkeep.runs_with_sets))
-        )
-        until = min(upkeep.before(days), oldest or upkeep.now)
         runs = session.scalars(
             select(NightRun.run_id)
             .where(
@@ -92,19 +101,40 @@ def retire_replaced(upkeep: Upkeep) -> None:
             .order_by(NightRun.logical_date, NightRun.run_id)
         ).all()
     if upkeep.dry_run:
-        # All in one transaction that comes to nothing: what one run would delete, the next must not count again.
-        with upkeep.ledger.writing() as session:
-            for given in _pages(upkeep, runs, until):
-                _retire_pairs(upkeep, session, given)
-            session.rollback()
+        _retire(upkeep, _pages(upkeep, runs, until))
         return
     for run_id in runs:
-        for given in _pages(upkeep, [run_id], until):
-            with upkeep.ledger.writing() as session:
-                _retire_pairs(upkeep, session, given)
-            reach("rows retired")
+        _retire(upkeep, _pages(upkeep, [run_id], until))
         with upkeep.ledger.writing() as session:
             session.execute(update(NightRun).where(NightRun.run_id == run_id).values(retired_at=func.now()))
+
+
+def retire_clicked(upkeep: Upkeep) -> None:
+    """Delete replaced posters whose clicks histories take in no longer, and that only waited for that."""
+    since, until = upkeep.get_progress(CLICKED).until, _clicked_until(upkeep)
+    if since is not None:
+        with upkeep.ledger.reading() as session:
+            pairs = session.execute(_CLICKED_BEFORE, {"since": since, "until": until}).all()
+        pages = (pairs[start : start + PAIRS_AT_ONCE] for start in range(0, len(pairs), PAIRS_AT_ONCE))
+        replaced_until = _replaced_until(upkeep)
+        _retire(upkeep, (_values(upkeep, "", replaced_until, [(user, item) for user, item in page]) for page in pages))
+    upkeep.save_progress(CLICKED, until=until)
+
+
+def _replaced_until(upkeep: Upkeep) -> datetime:
+    """Time until which a night must have replaced what goes: old enough, and older than the oldest set in the bucket."""
+    settings = upkeep.settings
+    days = max(settings.retention.replaced_days, settings.retrain.window_days)
+    with upkeep.ledger.reading() as session:
+        oldest = session.scalar(
+            select(func.min(NightRun.finished_at)).where(NightRun.run_id.in_(upkeep.runs_with_sets))
+        )
+    return min(upkeep.before(days), oldest or upkeep.now)
+
+
+def _clicked_until(upkeep: Upkeep) -> datetime:
+    """Time until which clicks are too old for histories; a day more, for nights count from their date's beginning."""
+    return upkeep.before(upkeep.settings.history.drawn_days + 1)
 
 
 def _pages(upkeep: Upkeep, runs: Sequence[str], until: datetime) -> Iterator[dict[str, Any]]:
@@ -113,8 +143,30 @@ def _pages(upkeep: Upkeep, runs: Sequence[str], until: datetime) -> Iterator[dic
         after = ("", "")
         while pairs := _pairs(upkeep, run_id, after):
             after = pairs[-1]
-            users, items = ([pair[place] for pair in pairs] for place in (0, 1))
-            yield {"run_id": run_id, "until": until, "users": users, "items": items}
+            yield _values(upkeep, run_id, until, pairs)
+
+
+def _values(upkeep: Upkeep, run_id: str, until: datetime, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What the statements are bound to, for some users' items."""
+    users, items = ([pair[place] for pair in pairs] for place in (0, 1))
+    taken_in = upkeep.settings.history.drawn_share > 0
+    clicked = {"clicked_since": _clicked_until(upkeep) if taken_in else datetime.max.replace(tzinfo=UTC)}
+    return {"run_id": run_id, "until": until, "users": users, "items": items, **clicked}
+
+
+def _retire(upkeep: Upkeep, pages: Iterable[dict[str, Any]]) -> None:
+    """Delete what has been replaced of each page, in a transaction of its own."""
+    if upkeep.dry_run:
+        # All in one transaction that comes to nothing: what one page would delete, the next must not count again.
+        with upkeep.ledger.writing() as session:
+            for given in pages:
+                _retire_pairs(upkeep, session, given)
+            session.rollback()
+        return
+    for given in pages:
+        with upkeep.ledger.writing() as session:
+            _retire_pairs(upkeep, session, given)
+        reach("rows retired")
 
 
 def _pairs(upkeep: Upkeep, run_id: str, after: tuple[str, str]) -> list[tuple[str, str]]:

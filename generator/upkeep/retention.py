@@ -13,7 +13,7 @@ from generator.upkeep.batches import Upkeep
 from generator.upkeep.kept_rows import drop_catalog, drop_feedback, drop_moments
 from generator.upkeep.leading import leading
 from generator.upkeep.manifests import drop_old_manifests
-from generator.upkeep.replaced import drop_runs, drop_skips, retire_replaced
+from generator.upkeep.replaced import drop_runs, drop_skips, retire_clicked, retire_replaced
 from generator.upkeep.unused import drop_orphans, drop_unused
 from schemas.settings import Settings
 
@@ -43,6 +43,7 @@ def upkeep(
         yield drop_old_manifests(one)
         steps: tuple[Callable[[Upkeep], None], ...] = (
             retire_replaced,
+            retire_clicked,
             drop_skips,
             drop_runs,
             lambda upkeep: drop_unused(upkeep, "compositions"),

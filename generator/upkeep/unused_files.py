@@ -12,7 +12,7 @@ from generator.nightly.ledger import Ledger
 from generator.storage.objects import Store
 from schemas.errors import PigeonError
 from schemas.faultpoints import reach
-from schemas.tables import Composition, Picture, Poster
+from schemas.tables import Composition, ImageFeature, Picture, Poster
 
 
 def delete_file(
@@ -47,7 +47,9 @@ def delete_file(
             return False
         if is_used(session, key, but_by=user_id):
             return False
-        session.execute(delete(Picture).where(Picture.art_key == key))
+        hashes = session.scalars(delete(Picture).where(Picture.art_key == key).returning(Picture.art_sha256)).all()
+        if user_id is not None:  # what histories that name it would need may stay, of a user who is erased it may not
+            session.execute(delete(ImageFeature).where(ImageFeature.image_sha256.in_(hashes)))
         session.execute(delete(Composition).where(Composition.image_key == key))
         store.delete(key)
         reach("file deleted")

@@ -103,6 +103,9 @@ class PosterFeedback(Base):
     __table_args__ = (
         Index("ix_poster_feedback_occurred_at", "occurred_at"),
         Index("ix_poster_feedback_user_id_item_id", "user_id", "item_id"),
+        Index(
+            "ix_poster_feedback_reactions", "user_id", "occurred_at", postgresql_where=text("action <> 'impression'")
+        ),
     )
 
     event_id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -59,7 +59,7 @@ class PerPosterNight:
         """Finish every pending task; returns how many posters were made."""
         for page in self._ledger.read_pending(run_id, page=PAGE):
             prompts = [FrozenPrompt.model_validate(task.prompt) for task in page]
-            wanted = [(image.sha256, image.uri) for one in prompts for image in (*one.history, one.reference)]
+            wanted = [image for one in prompts for image in (*one.history, one.reference)]
             known = {sha: one for sha, one in self._features.get(wanted).items() if isinstance(one, ImageFeatures)}
             for task, prompt in zip(page, prompts, strict=True):
                 self._finish(task, prompt, known)

@@ -19,7 +19,8 @@ from consumers.write import upsert
 from generator.nightly.frozen_prompt import ServedVersions
 from generator.nightly.images import CatalogImages
 from generator.nightly.plan import Planner, Scope
-from generator.nightly.plan_users import _JUDGE, Criteria, PlanUsers
+from generator.nightly.plan_clicks import ClickRule
+from generator.nightly.plan_users import _JUDGES, Criteria, PlanUsers
 from generator.storage.postgres import connect as connect_night
 from schemas.events import Erasure, Interaction
 from schemas.settings import DatabaseSettings, Settings, load_settings
@@ -47,6 +48,15 @@ FILL = (
        SELECT 'r' || n, date '2026-01-01' + n, 'published', 'nano-1', 1 FROM generate_series(0, 2) n""",
     """INSERT INTO night_tasks (run_id, user_id, item_id, status, input_fingerprint, model_version, adapter_version, seed)
        SELECT 'r' || n % 3, 'u' || n / 3, 'i', 'done', '', 'nano-1', 1, 1 FROM generate_series(0, 299999) n""",
+    "INSERT INTO items (item_id, title) VALUES ('i', 't')",
+    """UPDATE night_runs SET settings = '{"served": {"tokenizer": "t"}}'""",
+    """INSERT INTO pictures (picture_key, drawing_version, tokens, status, art_key, art_sha256, embedding)
+       VALUES ('k', 'd', '{1}', 'drawn', 'art/s.png', 's', '{1}')""",
+    """INSERT INTO posters (poster_id, run_id, user_id, item_id, variant, input_fingerprint, model_version, alpha, seed, tokens,
+                            picture_key, art_key, art_sha256, image_key, image_sha256, width, height, look, cs, cis_reference,
+                            cis_history, score, propensity, safety)
+       SELECT 'p' || n, 'r0', 'u' || n, 'i', 0, '', 'nano-1', 0, 1, '{1}', 'k', 'art/s.png', 's', 'posters/s.webp', 's', 1, 1, '',
+              0, 0, 0, 0, 1, 'unchecked' FROM generate_series(0, 99999) n""",
     """INSERT INTO planned_users (user_id, history_fingerprint, targets_fingerprint, drawing_fingerprint, planned_at)
        SELECT 'u' || n, 'of before', '', '', now() FROM generate_series(0, 99999) n""",
 )
@@ -221,21 +231,28 @@ def actual(plan: dict[str, Any], table: str) -> float:
     return here + sum(actual(child, table) for child in plan.get("Plans", []))
 
 
-def test_a_page_of_users_reads_no_other_rows_wherever_it_is(filled: DatabaseSettings) -> None:
+@pytest.mark.parametrize("clicks", [False, True], ids=["catalogue", "clicked"])
+def test_a_page_of_users_reads_no_other_rows_wherever_it_is(filled: DatabaseSettings, clicks: bool) -> None:
     """A merge join used to read each joined table from its start, more for every page."""
+    rule = ClickRule.of(load_settings(), "t", date(2026, 8, 1)) if clicks else None
     engine = connect_night(filled)
     with Session(engine) as session:
         pages = PlanUsers(session)._bounds("", None, 1000, only=None)
         after, until = list(islice(pages, 80))[-1]
         values = {
             **Criteria(date(2026, 12, 1), "drawing").values(),
+            **(rule.values() if rule else {}),
             "only": None,
             "newest_change": 1,
             "after": after,
             "until": until,
         }
-        explained = text(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {_JUDGE.text}")
+        explained = text(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {_JUDGES[clicks].text}")
         (plan,) = session.execute(explained, values).scalar_one()
     engine.dispose()
     for table in ("user_histories", "recommendations", "planned_users"):
         assert actual(plan["Plan"], table) == 1000, json.dumps(plan)
+    if clicks:
+        assert ("poster_feedback", "ix_poster_feedback_reactions") in scans(plan["Plan"])
+        assert actual(plan["Plan"], "posters") == 1000, json.dumps(plan)
+        assert actual(plan["Plan"], "poster_feedback") <= 2000, "the clicks, and what else was done with their items"

@@ -153,6 +153,59 @@ def test_a_dry_run_says_the_same_and_deletes_nothing(four_nights: Settings, engi
     assert skips
 
 
+def test_a_clicked_poster_stays_as_long_as_histories_take_the_click_in_and_no_longer(
+    four_nights: Settings, engine: Engine
+) -> None:
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        run_id = run_id_of(DAYS[0])
+        first = select(Poster).where(Poster.run_id == run_id, Poster.user_id == "u0")
+        poster, other = session.scalars(first.order_by(Poster.variant)).all()
+        click = {"poster_id": poster.poster_id, "user_id": "u0", "item_id": "item8", "action": "click"}
+        session.add(PosterFeedback(event_id=uuid4(), occurred_at=NOW, **click))
+        features = {"image_sha256": poster.art_sha256, "tokenizer_version": "t", "tokens": [], "embedding": []}
+        session.add(ImageFeature(**features, created_at=NOW - timedelta(days=200)))
+        session.add(ImageFeature(**{**features, "image_sha256": "0"}, created_at=NOW - timedelta(days=200)))
+        session.execute(text("""UPDATE night_runs SET settings = '{"served": {"tokenizer": "t"}}'"""))
+
+    def left() -> tuple[set[str], set[str]]:
+        with Session(engine) as session:
+            posters = set(
+                session.scalars(select(Poster.poster_id).where(Poster.run_id == run_id, Poster.user_id == "u0"))
+            )
+            return posters, set(session.scalars(select(ImageFeature.image_sha256)))
+
+    assert left()[0] == {poster.poster_id, other.poster_id}
+    assert left()[1] >= {poster.art_sha256, "0"}
+    for days in (LATER, 90):
+        list(upkeep(four_nights, now=after(days)))
+        assert left()[0] == {poster.poster_id}, "the other variant was replaced and nobody clicked it"
+        assert poster.art_sha256 in left()[1]
+        assert "0" not in left()[1], "of no picture at all"
+        assert Store(four_nights.s3).exists(poster.art_key)
+        assert "01" in runs_of(engine, NightTask, "u0")
+    said = list(upkeep(four_nights, now=after(92), dry_run=True))
+    assert any(line.endswith("1 posters, 1 tasks, 1 answers would go") for line in said), said
+    assert left()[0] == {poster.poster_id}
+    said = list(upkeep(four_nights, now=after(92)))
+    assert any(line.endswith("1 posters, 1 tasks, 1 answers deleted") for line in said), said
+    assert left()[0] == set()
+    list(upkeep(four_nights, now=after(120)))
+    assert not Store(four_nights.s3).exists(poster.art_key)
+    assert unnamed(four_nights) == set()
+
+
+def test_where_histories_take_in_no_clicks_a_clicked_poster_goes_as_any_other(
+    four_nights: Settings, engine: Engine
+) -> None:
+    with Session(engine) as session, session.begin():
+        for poster in session.scalars(select(Poster).where(Poster.user_id == "u0")):
+            click = {"poster_id": poster.poster_id, "user_id": "u0", "item_id": "item8", "action": "click"}
+            session.add(PosterFeedback(event_id=uuid4(), occurred_at=NOW, **click))
+    off = four_nights.model_copy(update={"history": four_nights.history.model_copy(update={"drawn_share": 0.0})})
+    list(upkeep(off, now=after(LATER)))
+    assert runs_of(engine, Poster, "u0") == {"03", "04"}
+
+
 def test_files_have_a_grace_after_their_posters_went(four_nights: Settings, engine: Engine) -> None:
     store = Store(four_nights.s3)
     before = set(store.keys("posters/"))

@@ -126,7 +126,7 @@ def test_readers_explore_as_rarely_as_the_settings_say(draws: Draws) -> None:
 
 
 def test_the_model_answers_what_it_reads_and_what_it_learned(draws: Draws) -> None:
-    histories = Histories(draws)
+    histories = Histories(draws, 0)
     plain = answer(draws, 0, histories, Shift.none())
     assert plain.looks.shape == (60, 4, 8)
     palettes = histories.looks // STYLES
@@ -142,14 +142,30 @@ def test_the_model_answers_what_it_reads_and_what_it_learned(draws: Draws) -> No
 
 
 def test_an_item_is_in_a_history_once_as_it_was_seen_last(draws: Draws) -> None:
-    histories = Histories(draws)
+    histories = Histories(draws, 5)
     before = histories.items[0].tolist()
-    histories.add_poster(0, before[1], 17)
+    assert len(set(before)) == 5
+    histories.add_poster(0, before[1], 17, 0)
     assert histories.items[0].tolist() == [before[0], *before[2:], before[1]]
     assert histories.looks[0, -1] == 17
     unseen = next(item for item in range(200) if item not in before)
-    histories.add_poster(0, unseen, 3)
+    histories.add_poster(0, unseen, 3, 1)
     assert histories.items[0].tolist() == [*before[2:], before[1], unseen]
+    histories.add_catalogue_clicks(0)
+    clicked = int(draws.catalogue[5, 0])
+    assert histories.items[0, -1] == clicked
+    assert histories.looks[0, -1] == draws.official[clicked], "seen in the catalogue after that, by its own picture"
+
+
+def test_the_newest_clicked_posters_are_in_a_history_up_to_the_cap(draws: Draws) -> None:
+    histories, none = Histories(draws, 2), Histories(draws, 0)
+    before = histories.items[0].tolist()
+    unseen = [item for item in range(200) if item not in before]
+    for place, item in enumerate(unseen[:3]):
+        histories.add_poster(0, item, 17, place)
+        none.add_poster(0, item, 17, place)
+    assert histories.items[0].tolist() == [*before[2:], *unseen[1:3]]
+    assert none.items[0].tolist() == before
 
 
 def test_dpo_goes_its_share_of_the_way_to_the_losss_minimum() -> None:

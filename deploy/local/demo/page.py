@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from deploy.local.demo.data import DemoData
 from deploy.local.demo.steps import Step
+from generator.nightly.figures import history_words
 from schemas.connections import postgres_options, s3_client, s3_options
 from schemas.settings import Settings
 from schemas.tables import (
@@ -276,4 +277,6 @@ def _before_after(session: Session, nights: Sequence[date], images: _Thumbnails)
         "The best variant of the same user and film, in the first night and in the one after the retrain; "
         f"{len(pairs)} such pairs, {min(len(pairs), SHOWN_PAIRS)} shown."
     )
+    if histories := history_words(session.get_one(NightRun, after).figures):
+        note += f" Histories of the second night: {histories}."
     return {"pairs": pairs[:SHOWN_PAIRS], "pairs_note": note}

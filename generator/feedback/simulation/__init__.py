@@ -13,6 +13,6 @@
     tables      the figures as Markdown
     plot        the figures as SVG
 
-Imports schemas, the click model, pairs, gate and off-policy value of generator.feedback, and of generator.nightly the policies:
-it runs them as nights do. No torch.
+Imports schemas, the click model, pairs, gate and off-policy value of generator.feedback, and of generator.nightly the policies and
+the rule of clicked posters: it runs them as nights do. No torch.
 """

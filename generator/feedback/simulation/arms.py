@@ -1,6 +1,7 @@
 """Arms: what is shown to the same users in the same showings, night after night.
 
-All arms get the same catalogue clicks. Where an arm takes clicked posters into the history, they come after the catalogue's.
+All arms get the same catalogue clicks. Where an arm takes clicked posters into the history, it does as nights do
+(generator/nightly/clicked_posters.py, history.drawn_share).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def run_arm(name: str, draws: Draws, retrains: tuple[int, ...], settings: Settin
     elif name == "oracle":
         result = _shown_to_all(draws, draws.truth.argmax(axis=-1))
     elif name in {"frozen", "frozen_history"}:
-        result = _frozen(draws, seen=name == "frozen_history")
+        result = _frozen(draws, _most_drawn(settings) if name == "frozen_history" else 0)
     else:
         result = _Loop(draws, _never_exploring(settings) if name == "loop_unexplored" else settings).run(retrains)
     result.cpu_seconds = round(time.process_time() - begin, 2)
@@ -89,8 +90,12 @@ def _shown_to_all(draws: Draws, looks: Ints) -> ArmResult:
     return result
 
 
-def _frozen(draws: Draws, *, seen: bool) -> ArmResult:
-    result, histories = ArmResult(), Histories(draws)
+def _most_drawn(settings: Settings) -> int:
+    return settings.history.most_drawn(settings.night.history_length)
+
+
+def _frozen(draws: Draws, most_drawn: int) -> ArmResult:
+    result, histories = ArmResult(), Histories(draws, most_drawn)
     distinct_counts = []
     for night in range(draws.world.nights):
         histories.add_catalogue_clicks(night)
@@ -98,8 +103,7 @@ def _frozen(draws: Draws, *, seen: bool) -> ArmResult:
         looks = answers.looks[..., 0]
         clicked = _note(result, _chances(draws, night, looks), draws.dice[night, ..., 1])
         distinct_counts.append(_distinct(answers.looks))
-        if seen:
-            _remember(histories, answers, looks, clicked)
+        _remember(histories, answers, looks, clicked)
     result.distinct_answers = float(np.mean(distinct_counts))
     return result
 
@@ -109,7 +113,7 @@ class _Loop:
 
     def __init__(self, draws: Draws, settings: Settings) -> None:
         self._draws, self._settings = draws, settings
-        self._histories, self._log, self._shift = Histories(draws), Log(), Shift.none()
+        self._histories, self._log, self._shift = Histories(draws, _most_drawn(settings)), Log(), Shift.none()
         self._reader: Reader = PolicyReader.of_the_model(settings.night)
         self._result = ArmResult()
 
@@ -183,7 +187,7 @@ def _note(result: ArmResult, chances: Floats, dice: Floats) -> Ints:
 
 def _remember(histories: Histories, answers: NightAnswers, looks: Ints, clicked: Ints) -> None:
     for user, place in zip(*np.nonzero(clicked), strict=True):
-        histories.add_poster(int(user), int(answers.items[user, place]), int(looks[user, place]))
+        histories.add_poster(int(user), int(answers.items[user, place]), int(looks[user, place]), int(place))
 
 
 def _distinct(looks: Ints) -> float:

@@ -35,8 +35,8 @@ def simulate(
     """Simulate the loop on users whose taste is known: what it gains, by night and arm, with intervals.
 
     The product's own: policies and reader's shares, click model with its judgement, ranking of pairs, off-policy value,
-    diversity, gate, and their settings. Simulated: users, clicks, a model that answers with palettes and styles, a DPO that
-    shifts them, and clicked posters that enter histories. No pictures, no servers.
+    diversity, gate, the rule by which clicked posters enter histories, and their settings. Simulated: users, clicks, a model that
+    answers with palettes and styles, and a DPO that shifts them. No pictures, no servers.
 
     Arms, on the same random numbers: official, frozen, frozen_history (what lifts are over), loop, loop_unexplored, oracle.
     Strengths are 0.4, 0.2 and 0 by default. A killed run continues with the same command.

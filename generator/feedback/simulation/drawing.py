@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from generator.feedback.simulation.world import LOOKS, PALETTES, STYLES, Draws, Floats, Ints
+from generator.nightly.clicked_posters import Seen, with_clicks
 from schemas.answers import StoredAnswer
 
 CODES = 8
@@ -40,31 +42,46 @@ class Shift:
 
 
 class Histories:
-    """The last pictures of every user, oldest first.
+    """The last pictures of every user, oldest first: of the catalogue, and clicked posters by the rule of nights.
 
-    They are of the catalogue, and clicked posters where an arm takes them.
+    `most_drawn`: clicked posters in a history at most.
     """
 
-    def __init__(self, draws: Draws) -> None:
-        self._draws = draws
-        length = draws.world.history
-        self.items: Ints = draws.catalogue[:length].T.copy()
+    def __init__(self, draws: Draws, most_drawn: int) -> None:
+        self._draws, self._most_drawn = draws, most_drawn
+        self._clicks: list[list[Seen[int, int]]] = [[] for _ in range(draws.world.users)]
+        self._days = draws.world.history
+        self.items: Ints = draws.catalogue[: self._days].T.copy()
         """(U, H)"""
         self.looks: Ints = draws.official[self.items]
 
     def add_catalogue_clicks(self, night: int) -> None:
         """The clicks of the day before a night."""
-        clicked = self._draws.catalogue[self._draws.world.history + night]
-        self.items = np.column_stack([self.items[:, 1:], clicked])
-        self.looks = np.column_stack([self.looks[:, 1:], self._draws.official[clicked]])
+        self._days = self._draws.world.history + night + 1
+        self.items = self._draws.catalogue[self._days - self._draws.world.history : self._days].T.copy()
+        self.looks = self._draws.official[self.items]
+        for user, clicks in enumerate(self._clicks):
+            if clicks:
+                self._merge(user)
 
-    def add_poster(self, user: int, item: int, look: int) -> None:
-        """A poster that was clicked; the item is in the history once, as it was seen last."""
-        known = np.flatnonzero(self.items[user] == item)
-        place = int(known[0]) if len(known) else 0
-        for row, value in ((self.items[user], item), (self.looks[user], look)):
-            row[place:-1] = row[place + 1 :].copy()
-            row[-1] = value
+    def add_poster(self, user: int, item: int, look: int, place: int) -> None:
+        """A poster that was clicked in the night after the last clicks of the catalogue, at a position."""
+        if not self._most_drawn:
+            return
+        moment = _day(self._days - 1) + timedelta(hours=12 + place)
+        others = [click for click in self._clicks[user] if click.item_id != item]
+        self._clicks[user] = [Seen(item, moment, look), *others][: self._most_drawn]
+        self._merge(user)
+
+    def _merge(self, user: int) -> None:
+        clicked: dict[int, Seen[int, int]] = {}
+        for day in reversed(range(self._days)):
+            item = int(self._draws.catalogue[day, user])
+            clicked.setdefault(item, Seen(item, _day(day)))
+        merged = with_clicks(list(clicked.values()), self._clicks[user])[: self._draws.world.history]
+        for place, entry in zip(range(self.items.shape[1] - 1, -1, -1), merged, strict=False):
+            self.items[user, place] = entry.item_id
+            self.looks[user, place] = self._draws.official[entry.item_id] if entry.picture is None else entry.picture
 
     @property
     def embeddings(self) -> Floats:
@@ -105,6 +122,10 @@ class NightAnswers:
             )
             for number, preview, score in zip(numbers, previews.astype(np.float32), likeness.tolist(), strict=True)
         ]
+
+
+def _day(number: int) -> datetime:
+    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number)
 
 
 def answer(draws: Draws, night: int, histories: Histories, shift: Shift) -> NightAnswers:

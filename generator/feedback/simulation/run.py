@@ -124,6 +124,7 @@ def deciding(settings: Settings) -> dict[str, Any]:
     gates = {name for name in type(settings.retrain).model_fields if name.startswith("gate_")}
     return {
         "night": settings.night.model_dump(mode="json", include=night),
+        "history": settings.history.model_dump(mode="json", include={"drawn_share"}),
         "clicks": settings.clicks.model_dump(mode="json", include={"max_weight"}),
         "retrain": settings.retrain.model_dump(
             mode="json", include=retrain | gates | {"off_policy_min_samples", "off_policy_min_clicks"}

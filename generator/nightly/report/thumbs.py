@@ -8,8 +8,10 @@ import logging
 
 from PIL import Image
 
+from generator.nightly.frozen_prompt import FrozenImage
 from generator.nightly.images import CatalogImages
 from generator.storage.objects import Store
+from schemas.manifest_files import art_key
 
 log = logging.getLogger("pigeon.night")
 
@@ -37,6 +39,10 @@ class Thumbs:
             found = self._store.get(key)
             self._made[key] = _small(found.body, width, key) if found else None
         return self._made[key]
+
+    def of(self, image: FrozenImage) -> str | None:
+        """A picture of a prompt: one of the catalogue, or a drawn one that its user clicked."""
+        return self.stored(art_key(image.sha256), SMALL_WIDTH) if image.picture_key else self.catalog(image.sha256)
 
     def catalog(self, sha256: str) -> str | None:
         """A catalogue picture that is on this machine's disk."""

@@ -185,6 +185,8 @@ def _facts(
         ("tasks per second", f"{total.finished / seconds:.2f}" if seconds else "–"),
         ("MiB uploaded", f"{total.uploaded_bytes / 2**20:.1f}"),
     ]
+    if history := figures.get("history"):
+        facts.append(("clicked posters in histories", f"{history['drawn']:,} of {history['pictures']:,}"))
     if total.model_retries:
         facts.append(("model calls repeated", f"{total.model_retries:,}"))
     if price_per_hour is not None:
@@ -201,7 +203,7 @@ def _cards(posters: Iterable[ReportPoster], thumbs: Thumbs, *, with_inputs: bool
         if not with_inputs:
             found.append(_Card(poster, image))
             continue
-        history = tuple((one.title, thumbs.catalog(one.sha256)) for one in poster.history)
+        history = tuple((one.title, thumbs.of(one)) for one in poster.history)
         found.append(_Card(poster, image, thumbs.catalog(poster.reference.sha256), history))
     return found
 

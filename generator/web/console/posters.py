@@ -14,12 +14,13 @@ from generator.web.console.sessions import reading
 from generator.web.signed_urls import ImageAddresses
 from schemas.answers import AnswerSet as Answers
 from schemas.answers import StoredAnswer
+from schemas.manifest_files import art_key
 from schemas.tables import AnswerSet, CurrentPosters, Item, NightTask, Poster, Withdrawal
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A catalogue picture with the address that a browser can open, if any."""
+    """A picture of a prompt with the address that a browser can open, if any."""
 
     item_id: str
     title: str
@@ -142,6 +143,8 @@ class Posters:
         return cards
 
     def _shown(self, image: FrozenImage) -> Shown:
+        if image.picture_key:
+            return Shown(image.item_id, image.title, self._addresses.of_key(art_key(image.sha256)))
         return Shown(image.item_id, image.title, self._addresses.of_uri(image.uri))
 
     def _tasks(self, session: Session, posters: Sequence[Poster]) -> dict[tuple[str, str, str], dict[str, object]]:
