@@ -27,7 +27,7 @@
     write/rebuild                histories made again from the log, by today's rule
     write/offsets                where each partition goes on, and the epoch that fences its former owner
     write/dead_letter_sender     dead letters written, and the limit of poison
-    write/letter_index           a dead letter's row in the index: where it is, why, and whom it names
+    write/letter_index           a dead letter's row in the index: place, reason, and the users that it names
 
     files/imports, verdict       files of events checked row by row and sent; whether that was a success
     files/layout, rows           what a file is taken for; its rows, by their true lines

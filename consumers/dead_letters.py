@@ -86,7 +86,7 @@ def topics(settings: Settings, topic: str | None) -> list[str]:
     return [prefix + name + DLQ_SUFFIX]
 
 
-# The first copy of each record, unless one of them was dealt with or a user whom it names has asked to be erased since.
+# The first copy of each record, unless one of them was dealt with or a user that it names has asked to be erased since.
 # Erased is what happened before the request by the record's own time or by ours, whichever is earlier, as with rows.
 _HIDDEN = """EXISTS (
     SELECT FROM erasures e WHERE e.user_id = ANY(d.user_ids) AND e.requested_at >= CASE WHEN d.source_timestamp >= 0
@@ -122,7 +122,7 @@ def _select(cursor: Any, after: str | None, **values: Any) -> list[OpenLetter]:
 
 
 def _key(cursor: Any, place: str | None) -> dict[str, Any]:
-    """What the list is ordered by, of a letter; nothing, so that the list begins again, where it has left its topic."""
+    """A letter's place in the list's order; nothing, so that the list begins again, where it has gone."""
     if place is None:
         return {}
     topic, partition, offset = parse_place(place)
@@ -141,7 +141,7 @@ def open_letters(
     limit: int | None = None,
     place: str | None = None,
 ) -> list[OpenLetter]:
-    """The open dead letters that people may deal with, oldest first, once per source record; none is left out.
+    """The open dead letters, none left out, oldest first, once per source record.
 
     Args:
         topic: only those of this source topic.
@@ -253,7 +253,7 @@ def find(settings: Settings, place: str) -> DeadLetter:
 
     Raises:
         InputError: there is none.
-        Refused: a user whom it names has asked to be erased.
+        Refused: a user that it names has asked to be erased.
     """
     name, partition, offset = parse_place(place)
     (topic,) = topics(settings, name)
@@ -262,7 +262,7 @@ def find(settings: Settings, place: str) -> DeadLetter:
         raise InputError(f"{place}: no such dead letter")
     if _is_hidden(settings, found[0]):
         raise Refused(
-            f"{place} is hidden: a user whom it names has asked to be erased; it leaves its topic by retention"
+            f"{place} is hidden: a user that it names has asked to be erased; it leaves its topic by retention"
         )
     return found[0]
 

@@ -142,7 +142,7 @@ class DeadLetters:
         )
 
     def _identify(self, topics: set[str]) -> None:
-        """Learn the topics' ids, before anything is sent: a row may then be out of date, never of another topic."""
+        """Learn the topics' ids before anything is sent: a row's may be out of date, never another topic's."""
         now = time.monotonic()
         if now < self._identify_at and topics <= self._topic_ids.keys():
             return

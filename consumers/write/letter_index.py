@@ -1,6 +1,6 @@
 """One record of a dead-letter topic, and its row in the index of dead letters (table `dead_letters`).
 
-The index says where each dead letter is and whom it names; the record itself stays in its topic, which decides: a row may be
+The index says where each dead letter is and which users it names; the record itself stays in its topic, which decides: a row may be
 written twice, by the consumer that sent the record and by who reads the topic, and is the same both times.
 """
 
@@ -118,7 +118,7 @@ def _written_at(letter: DeadLetter) -> datetime:
 
 
 def users_of(letter: DeadLetter) -> tuple[str, ...]:
-    """The users that a record names: in each `user_id` of its value, and by its key where the topic is keyed by user."""
+    """The users in a record's value, as `user_id`, and in its key where the topic is keyed by user."""
     found = dict.fromkeys(_id(*match.groups()) for match in _USER_ID.finditer(letter.value or b""))
     if not letter.topic.endswith(CATALOG + DLQ_SUFFIX) and letter.key:
         found[letter.key.decode("utf-8", "replace")] = None

@@ -1,4 +1,4 @@
-"""One batch, one transaction: dead letters first, then rows and the dead letters' index, then the next offsets.
+"""One batch, one transaction: dead letters first, then rows, their index, and the next offsets.
 
 Runs in the writer's own thread.
 """

@@ -1,4 +1,4 @@
-"""What an erasure's proof tells of dead letters: they wait, hidden, until their topic's retention takes them."""
+"""What an erasure's proof tells of dead letters: how many wait, hidden, for their topic's retention."""
 
 from __future__ import annotations
 

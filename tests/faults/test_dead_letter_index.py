@@ -1,4 +1,4 @@
-"""The index of dead letters follows the topics, whoever dies in between; erased users' letters are hidden."""
+"""The index of dead letters follows their topics; letters of erased users are hidden."""
 
 from __future__ import annotations
 

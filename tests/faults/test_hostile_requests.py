@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes of our OpenAPI document, good and hostile ones, against a running server."""
+"""Requests made by schemathesis of our OpenAPI document, good and hostile ones, to a running server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The newest migrations beside the previous release: it goes on writing while they run, and works on their schema."""
+"""The previous release writes while the newest migrations run, and works on their schema."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WRITES = (
 
 
 class Writer(threading.Thread):
-    """Commits one row of each table at a time, as a member of the previous release does, until it is stopped."""
+    """Commits a row of each table at a time, as a member of the previous release, until it is stopped."""
 
     def __init__(self, settings: DatabaseSettings, name: str) -> None:
         super().__init__(name=name)
@@ -101,7 +101,10 @@ def rows(settings: DatabaseSettings, statement: str) -> Any:
 def test_fault_15_two_migrators_while_the_previous_release_writes(
     landed: DatabaseSettings, writers: list[Writer]
 ) -> None:
-    """Fault 15: under load, two at once; a writer that met a lock for longer than its lock timeout (1 s) would fail."""
+    """Fault 15: under load, two at once.
+
+    A writer that waited for a lock for longer than its lock timeout, 1 s, would fail.
+    """
     wait_for(writers, 5)
     outcomes: list[tuple[str, str]] = []
     migrators = [threading.Thread(target=lambda: outcomes.append(database.upgrade(landed))) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The SQL that a release sends, recorded from its tests, so that the next one's schema can be tried with it.
+"""The SQL that a release sends, recorded from its tests, to be tried on the next one's schema.
 
 To record the present release, before the first change of its schema:
 
