@@ -16,7 +16,7 @@ from schemas.errors import Refused
 from schemas.events import DLQ_SUFFIX, INTERACTIONS, Erasure
 from schemas.settings import Settings
 from tests.support.apache_kafka import BROKERS
-from tests.support.consume_world import Victim, click, connected, consume, query, send, send_raw
+from tests.support.consume_world import Victim, click, consume, query, send, send_raw
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults, pytest.mark.timeout(300)]
 ROWS = 'SELECT partition, "offset", source, source_timestamp, reason, detail, user_ids, written_at FROM dead_letters ORDER BY 1, 2'
@@ -125,32 +125,3 @@ def test_fault_18_letters_of_an_erased_user_are_hidden_and_never_sent_again(quic
                 dead_letters.find(quick, letter.place)
     assert [one.count for one in dead_letters.stats(quick)] == [2]
     assert dead_letters.listed(quick).count == 2
-
-
-def test_a_page_is_found_by_the_index_and_the_list_goes_on_behind_it(settings: Settings) -> None:
-    now = datetime(2026, 11, 29, 3, tzinfo=UTC)
-    query(
-        settings,
-        """INSERT INTO dead_letters (topic, topic_id, partition, "offset", source, source_timestamp, reason, detail, written_at)
-           SELECT %s, '', 0, n, 'x/0/' || n, n, 'invalid', '', %s::timestamptz + n * interval '1 second'
-           FROM generate_series(1, 30000) AS n""",
-        dlq(settings),
-        now,
-    )
-    query(settings, "INSERT INTO dead_letter_marks VALUES ('t', '', 0, 0, now())")
-    query(settings, "ANALYZE dead_letters")
-    first = dead_letters.listed(settings, limit=50)
-    assert [letter.offset for letter in first.letters] == list(range(1, 51))
-    assert first.count == dead_letters.COUNTED + 1
-    second = dead_letters.listed(settings, after=first.letters[-1].place, limit=50)
-    assert [letter.offset for letter in second.letters] == list(range(51, 101))
-    gone = dead_letters.listed(settings, after=f"{dlq(settings)}/0/99999", limit=1)
-    assert gone.letters == first.letters[:1], "behind what has gone the list begins again"
-    values = {"topics": [dlq(settings)], "reason": None, "place": None, "limit": 50}
-    query_text = (
-        f"EXPLAIN SELECT {dead_letters._COLUMNS} {dead_letters._OPEN}{dead_letters._AFTER}{dead_letters._ORDER}"
-    )
-    with connected(settings) as cursor:
-        cursor.execute(query_text, values | {"at": now, "topic": dlq(settings), "partition": 0, "offset": 9})
-        plan = "\n".join(line for (line,) in cursor)
-    assert "ix_dead_letters_written_at" in plan
