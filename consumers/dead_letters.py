@@ -96,7 +96,7 @@ _OPEN = f"""
 FROM dead_letters d
 WHERE d.closed_at IS NULL AND d.topic = ANY(%(topics)s)
   AND (%(reason)s::text IS NULL OR d.reason = %(reason)s)
-  AND (%(place)s::text IS NULL OR (d.topic || '/' || d.partition || '/' || d."offset") = %(place)s)
+  AND (%(partition)s::bigint IS NULL OR (d.partition = %(partition)s AND d."offset" = %(offset)s))
   AND NOT EXISTS (
     SELECT FROM dead_letters c WHERE c.source = d.source AND c.source_timestamp = d.source_timestamp
       AND (c.closed_at IS NOT NULL
@@ -106,7 +106,7 @@ WHERE d.closed_at IS NULL AND d.topic = ANY(%(topics)s)
       AND a.partition = d.partition AND a."offset" = d."offset")
   AND NOT {_HIDDEN}
 """  # noqa: S608 - our own text
-_AFTER = ' AND (d.written_at, d.topic, d.partition, d."offset") > (%(at)s, %(topic)s, %(partition)s, %(offset)s)'
+_AFTER = ' AND (d.written_at, d.topic, d.partition, d."offset") > (%(at)s, %(after_topic)s, %(after_partition)s, %(after_offset)s)'
 _COLUMNS = (
     'd.topic, d.topic_id, d.partition, d."offset", d.source, d.source_timestamp, d.reason, d.detail, d.written_at'
 )
@@ -131,7 +131,7 @@ def _key(cursor: Any, place: str | None) -> dict[str, Any]:
         (topic, partition, offset),
     )
     ((at,),) = cursor.fetchall()
-    return {} if at is None else {"at": at, "topic": topic, "partition": partition, "offset": offset}
+    return {} if at is None else {"at": at, "after_topic": topic, "after_partition": partition, "after_offset": offset}
 
 
 def open_letters(
@@ -153,10 +153,18 @@ def open_letters(
         InputError, ServerUnavailable: as the settings and servers make them.
     """
     postgres.require_tables(settings.database)
-    names = topics(settings, topic)
+    wanted = _wanted(settings, topic, reason, place)
     catch_up(settings)
     with postgres.connected(settings.database, "pigeon-dlq") as connection, connection.cursor() as cursor:
-        return _select(cursor, None, topics=names, reason=reason, place=place, limit=limit)
+        return _select(cursor, None, **wanted, limit=limit)
+
+
+def _wanted(settings: Settings, topic: str | None, reason: str | None, place: str | None = None) -> dict[str, Any]:
+    """Values of `_OPEN`."""
+    partition, offset = None, None
+    if place is not None:
+        topic, partition, offset = parse_place(place)
+    return {"topics": topics(settings, topic), "reason": reason or None, "partition": partition, "offset": offset}
 
 
 def listed(
@@ -168,10 +176,9 @@ def listed(
         InputError: there is no such topic, or `after` is no place.
         ServerUnavailable: Postgres does not answer.
     """
-    names = topics(settings, topic)
+    values = _wanted(settings, topic, reason)
     behind = _refresh(settings)
     with postgres.connected(settings.database, "pigeon-dlq") as connection, connection.cursor() as cursor:
-        values = {"topics": names, "reason": reason or None, "place": None}
         letters = _select(cursor, after or None, **values, limit=limit)
         counted = f"SELECT count(*) FROM (SELECT {_OPEN} LIMIT %(limit)s) AS counted"  # noqa: S608 - our own text
         cursor.execute(counted, values | {"limit": COUNTED + 1})
@@ -200,12 +207,12 @@ def stats(settings: Settings, topic: str | None = None) -> list[ReasonCount]:
     Raises: as `open_letters`.
     """
     postgres.require_tables(settings.database)
-    names = topics(settings, topic)
+    wanted = _wanted(settings, topic, None)
     catch_up(settings)
     with postgres.connected(settings.database, "pigeon-dlq") as connection, connection.cursor() as cursor:
         cursor.execute(
             f"SELECT d.topic, d.reason, count(*), min(d.written_at) {_OPEN} GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2",
-            {"topics": names, "reason": None, "place": None},
+            wanted,
         )
         return [ReasonCount(*row) for row in cursor]
 

@@ -37,11 +37,14 @@ def test_a_page_is_found_by_the_index_and_the_list_goes_on_behind_it(settings: S
     assert [letter.offset for letter in second.letters] == list(range(51, 101))
     gone = dead_letters.listed(settings, after=f"{dlq(settings)}/0/99999", limit=1)
     assert gone.letters == first.letters[:1], "behind what has gone the list begins again"
-    values = {"topics": [dlq(settings)], "reason": None, "place": None, "limit": 50}
+    values = dead_letters._wanted(settings, INTERACTIONS, None)
     query_text = (
         f"EXPLAIN SELECT {dead_letters._COLUMNS} {dead_letters._OPEN}{dead_letters._AFTER}{dead_letters._ORDER}"
     )
     with connected(settings) as cursor:
-        cursor.execute(query_text, values | {"at": now, "topic": dlq(settings), "partition": 0, "offset": 9})
+        cursor.execute(
+            query_text,
+            values | {"limit": 50, "at": now, "after_topic": dlq(settings), "after_partition": 0, "after_offset": 9},
+        )
         plan = "\n".join(line for (line,) in cursor)
     assert "ix_dead_letters_written_at" in plan
