@@ -39,6 +39,7 @@ def in_topic(settings: Settings) -> int:
         return sum(len(found) for _, found, _ in dead_letter_topics._pages(consumer, topics, set(topics.beginnings)))
 
 
+@pytest.mark.parametrize("quick", [BROKERS[0], BROKERS[2]], indirect=True)
 def test_fault_1_killed_between_the_topics_write_and_the_indexs(quick: Settings, at_points: None):
     """Fault 1: a dead letter is in its topic, and its row is not; nothing is lost, nothing is there twice."""
     send_raw(quick, INTERACTIONS, [b"{", b'{"user_id": "u7"'])
@@ -79,6 +80,7 @@ def test_fault_1_killed_between_the_topics_write_and_the_indexs(quick: Settings,
     assert len(dead_letters.open_letters(quick)) == 1, "what was dealt with stays so when the index is made again"
 
 
+@pytest.mark.parametrize("quick", BROKERS[1:], indirect=True)  # without topic ids, and with them
 def test_rows_go_with_the_records_and_a_recreated_topic_is_indexed_anew(quick: Settings):
     """Fault 19: a dead-letter topic that was recreated, and one that retention has shortened."""
     send_raw(quick, INTERACTIONS, [b"{"] * 3)
