@@ -96,7 +96,7 @@ class Outside:
     most_counted: int
     """Dead letters that a page counts; one more stands for any number above."""
     open_letters: Callable[[Settings, str | None, str | None, int | None, str | None], Sequence[Any]]
-    """Of a topic, with a reason, at most so many, at one place only: to set aside."""
+    """Open ones of a topic, with a reason, at most so many, at one place only: to set aside."""
     read_letters: Callable[[Settings, str | None, str | None, int | None, str | None], Sequence[Any]]
     """The same with their records, to send again."""
     find_letter: Callable[[Settings, str], DeadLetter]

@@ -25,6 +25,8 @@ LONGEST = 12_000
 _ENTRY = re.compile(r"^@@([^|]*)\|(?:LOG:  (?:statement|execute [^:]*): )?(.*)$", re.DOTALL)
 _TEXT = re.compile(r"E?'(?:[^'\\]|''|\\.)*'", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w$])-?\d+(?:\.\d+)?(?:e-?\d+)?\b")
+_FOLDER = re.compile(r"/tmp/[^'\"\s]*/")  # noqa: S108 - what it looks for
+"""Folder of a test run."""
 _KEPT = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "CREATE TEMPORARY")
 _OTHERS = ("pigeon-tests", "pigeon-migrations")
 
@@ -36,6 +38,7 @@ def record(log: Path) -> dict[str, list[str]]:
         known = sender.startswith("pigeon") and not sender.startswith(_OTHERS)
         if not known or not statement.startswith(_KEPT) or len(statement) > LONGEST:
             continue
+        statement = _FOLDER.sub("/art/", statement)
         shape = sender, _shape(statement)
         if len(statement) < len(shortest.get(shape, statement + " ")):
             shortest[shape] = statement
