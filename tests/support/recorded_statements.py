@@ -34,11 +34,10 @@ _OTHERS = ("pigeon-tests", "pigeon-migrations")
 def record(log: Path) -> dict[str, list[str]]:
     """Statements of each part, by the name that it connects with."""
     shortest: dict[tuple[str, str], str] = {}
-    for sender, statement in _entries(log.read_text(errors="replace").splitlines()):
+    for sender, statement in _entries(_FOLDER.sub("/art/", log.read_text(errors="replace")).splitlines()):
         known = sender.startswith("pigeon") and not sender.startswith(_OTHERS)
         if not known or not statement.startswith(_KEPT) or len(statement) > LONGEST:
             continue
-        statement = _FOLDER.sub("/art/", statement)
         shape = sender, _shape(statement)
         if len(statement) < len(shortest.get(shape, statement + " ")):
             shortest[shape] = statement
