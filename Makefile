@@ -64,10 +64,11 @@ audit: $(TOOLS)/.installed ## Known vulnerabilities of the pinned packages; asks
 release: $(TOOLS)/.installed ## Wheel, sdist, chart, image context and SBOM of the committed state, into dist/; pushes nothing
 	@bash deploy/checks/release.sh $(TOOLS)
 
-faults: $(TEST) ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records, 2,000 generated pictures, 200 generated files; hours
+faults: $(TEST) $(TOOLS)/.installed ## Faults of ingest and night in long form: 200 kills at each point on three brokers, 50,000 generated records, 2,000 generated pictures, 200 generated files, 100 hostile requests of each operation; hours
 	@FAULT_ROUNDS=$${FAULT_ROUNDS:-200} FUZZ_CASES=$${FUZZ_CASES:-50000} PICTURE_CASES=$${PICTURE_CASES:-2000} FILE_CASES=$${FILE_CASES:-200} \
 		$(BIN)/python -m pytest -v -n 4 --dist worksteal tests/unit/test_consumers_decode.py tests/faults/test_consume_*.py \
 		tests/faults/test_night_processes.py tests/faults/test_store_faults.py tests/inputs/test_pictures.py tests/inputs/test_files.py
+	@SCHEMATHESIS=$(TOOLS)/venv/bin/schemathesis $(BIN)/python -m pytest -v tests/faults/hostile_requests.py
 
 # Not through the environment above: a CUDA machine has its own torch.
 gpu: ## Figures of a CUDA machine, in eight minutes (MINUTES=8), written to gpu-results; nothing without one

@@ -3,7 +3,8 @@
     commands                     `pigeon consume | topics | dlq | histories | catalog | clicks | recommendations | feedback |
                                  events`
     doctor                       what is asked of Kafka for `pigeon doctor`
-    dead_letters                 dead letters read, replayed and dropped by people
+    dead_letters                 dead letters listed, replayed and dropped by people
+    dead_letter_topics           their topics read: what the index lacks, and the records themselves
     partitions                   months of `interactions`: made on demand and ahead, dropped by retention
     postgres                     connections with the settings' timeouts, and the check for our tables
     outage                       which database errors are outages, which are the data's fault; delays between tries
@@ -27,6 +28,7 @@
     write/rebuild                histories made again from the log, by today's rule
     write/offsets                where each partition goes on, and the epoch that fences its former owner
     write/dead_letter_sender     dead letters written, and the limit of poison
+    write/letter_index           a dead letter's row in the index: place, reason, and the users that it names
 
     files/imports, verdict       files of events checked row by row and sent; whether that was a success
     files/layout, rows           what a file is taken for; its rows, by their true lines

@@ -201,11 +201,37 @@ def dlq_list(topic: Topic = None, reason: Reason = None, limit: Limit = None) ->
     from consumers import dead_letters
     from schemas.settings import load_settings
 
-    letters = dead_letters.read(load_settings(), topic, reason, limit)
+    letters = dead_letters.open_letters(load_settings(), topic, reason, limit)
     for letter in letters:
-        source = "/".join(letter.source)
-        typer.echo(f"{letter.place}  {letter.note('reason')}  from {source}  {letter.note('detail')}")
+        typer.echo(f"{letter.place}  {letter.reason}  from {letter.source}  {letter.detail}")
     typer.echo(f"dead letters: {len(letters)} open")
+
+
+@dlq_app.command("stats")
+def dlq_stats(topic: Topic = None) -> None:
+    """Count open dead letters by topic and reason."""
+    from consumers import dead_letters
+    from schemas.settings import load_settings
+
+    counts = dead_letters.stats(load_settings(), topic)
+    for one in counts:
+        typer.echo(f"{one.count:>8}  {one.topic}  {one.reason}  oldest {one.oldest:%Y-%m-%d %H:%M} UTC")
+    typer.echo(f"dead letters: {sum(one.count for one in counts)} open")
+
+
+@dlq_app.command("index")
+def dlq_index() -> None:
+    """Compare the index of dead letters with the topics: add what it lacks, remove what has left them.
+
+    Every other command of `dlq` does it first, and the scheduler's upkeep does it daily.
+    """
+    from consumers import dead_letters, postgres
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    postgres.require_tables(settings.database)
+    done = dead_letters.catch_up(settings)
+    typer.echo(f"dead letters: {done.added} indexed, {done.removed} gone from their topics")
 
 
 @dlq_app.command("show")
@@ -249,7 +275,7 @@ def dlq_drop(
     if not (topic or reason or everything):
         raise InputError("say which: --topic, --reason or --all")
     settings = load_settings()
-    count = dead_letters.drop(settings, dead_letters.read(settings, topic, reason, limit))
+    count = dead_letters.drop(settings, dead_letters.open_letters(settings, topic, reason, limit))
     typer.echo(f"dead letters: {count} dropped")
 
 

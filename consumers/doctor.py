@@ -107,6 +107,13 @@ def _config(settings: Settings, name: str, values: dict[str, str]) -> Iterator[F
         yield warn(
             AREA, "topics", f"{name} takes {largest} bytes: a dead letter of 1 MiB and its headers do not fit", mend
         )
+    kept = values.get("retention.ms", "")
+    longest = settings.kafka.dlq_retention_days * clients.DAY_MS
+    if plain.endswith(DLQ_SUFFIX) and kept.lstrip("-").isdigit() and not 0 <= int(kept) <= longest:
+        mend = f"kafka-configs --alter --add-config retention.ms={longest},segment.ms={clients.DAY_MS}"
+        days = "for ever" if int(kept) < 0 else f"for {int(kept) / clients.DAY_MS:.0f} days"
+        text = f"{name} keeps dead letters {days}: longer than kafka.dlq_retention_days, which erasures count on"
+        yield warn(AREA, "topics", text, mend)
 
 
 def _rights(settings: Settings) -> Iterator[Finding]:

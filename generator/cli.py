@@ -126,6 +126,9 @@ def consumers_for_the_web() -> Outside:
     return Outside(
         open_sender=AcknowledgedSender,
         kafka_problem=probes.kafka,
+        list_letters=dead_letters.listed,
+        most_counted=dead_letters.COUNTED,
+        open_letters=dead_letters.open_letters,
         read_letters=dead_letters.read,
         find_letter=dead_letters.find,
         replay_letters=dead_letters.replay,

@@ -17,6 +17,8 @@ ConsumePoint = Literal[
     "after_kafka_commit",
 ]
 """Points of the consumers' write path."""
+LetterPoint = Literal["letters indexed"]
+"""Point of reading a dead-letter topic into its index: rows are written, the place to go on at is not yet."""
 NightPoint = Literal[
     "planned",
     "answered",
@@ -58,7 +60,7 @@ A state is written beside the last one, then takes its place.
 """
 RolloutPoint = Literal["before install", "installed", "probed", "before change", "changed"]
 """Points of a promotion or rollback, in order: the adapter is installed in Triton and probed, then the registry changes."""
-Point = ConsumePoint | NightPoint | UpkeepPoint | TrainPoint | RolloutPoint
+Point = ConsumePoint | LetterPoint | NightPoint | UpkeepPoint | TrainPoint | RolloutPoint
 
 handler: Callable[[Point], None] | None = None
 """Called with the point's name, in the thread that reached it; set by tests only."""

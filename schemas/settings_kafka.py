@@ -46,3 +46,10 @@ class KafkaSettings(Group):
     session_timeout_ms: int = Field(45_000, ge=1_000, description="The embedded broker wants 2000-6000.")
     max_poll_interval_ms: int = Field(300_000, ge=1_000)
     request_timeout_ms: int = Field(30_000, ge=1_000)
+    dlq_retention_days: int = Field(
+        7,
+        ge=1,
+        le=3_650,
+        description="`pigeon topics create` has dead-letter topics keep records for this long, and for up to a day more, and an "
+        "erasure's proof counts on it; `pigeon doctor` names topics that keep them for longer.",
+    )

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -32,9 +33,12 @@ from migrations import database
 from schemas.connections import kafka_options, s3_client, s3_options
 from schemas.events import all_topics
 from schemas.settings import DatabaseSettings, Settings, load_settings
+from tests.support import recorded_statements
 
 CHECKOUT = Path(__file__).parents[1]
 TEMPLATE = "pigeon_template"
+STATEMENTS = "PIGEON_TEST_STATEMENTS"
+"""Variable that names a file for Postgres' log, with every statement: tests/support/recorded_statements.py."""
 IMAGE_SCHEMES = ("http", "https", "s3", "file")  # the catalogues of the tests are files of this machine
 _numbers = itertools.count(1)
 
@@ -84,6 +88,8 @@ def stack(own_environment: None, tmp_path_factory: pytest.TempPathFactory) -> It
     try:
         yield servers
     finally:
+        if STATEMENTS in os.environ:
+            shutil.copy(servers.state.logs / "postgres.log", os.environ[STATEMENTS])
         servers.down(purge=True)
 
 
@@ -124,6 +130,10 @@ def template_database(shared_settings: Settings) -> str:
     connection = _connect(shared_settings.database)  # not as a context manager: that would begin a transaction
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {TEMPLATE}")
+        if STATEMENTS in os.environ:
+            cursor.execute("ALTER SYSTEM SET log_statement = 'all'")
+            cursor.execute("ALTER SYSTEM SET log_line_prefix = %s", (recorded_statements.PREFIX,))
+            cursor.execute("SELECT pg_reload_conf()")
     connection.close()
     database.upgrade(DatabaseSettings.model_validate({"url": f"{server}/{TEMPLATE}"}))
     return server
@@ -137,6 +147,20 @@ def database_url(shared_settings: Settings, template_database: str) -> Iterator[
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield f"{template_database}/{name}"
+    with connection.cursor() as cursor:
+        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    connection.close()
+
+
+@pytest.fixture
+def empty(shared_settings: Settings) -> Iterator[DatabaseSettings]:
+    """A database without any table, whose statements wait for a lock for 1 s at most."""
+    url = shared_settings.database.url.get_secret_value()
+    name = f"empty_{next(_numbers)}"
+    connection = _connect(shared_settings.database)
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    yield DatabaseSettings.model_validate({"url": f"{url.rpartition('/')[0]}/{name}", "lock_timeout_seconds": 1})
     with connection.cursor() as cursor:
         cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
     connection.close()

@@ -50,6 +50,8 @@ ANSWER_TIMEOUT_MS = 10_000
 """Milliseconds that a reader waits for one answer: a broker that stands still must not hold its partitions for longer."""
 DEAD_LETTER_BYTES = 2 * 2**20
 """Bytes of the largest dead letter: what a source topic takes by default (1 MiB), and room for our headers."""
+DAY_MS = 86_400_000
+"""Milliseconds of the longest segment of a dead-letter topic: a broker deletes whole segments only."""
 CLIENT = f"pigeon-{socket.gethostname()}"
 
 
@@ -205,6 +207,19 @@ def ends(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartiti
     return {tp: int(at.offset) for tp, at in found.items() if at.offset > 0}
 
 
+def _configs(settings: KafkaSettings, topic: str) -> dict[str, str]:
+    """The configuration of a topic that we make; what is left out is the broker's default."""
+    if topic.removeprefix(settings.topic_prefix) in COMPACTED:
+        return {"cleanup.policy": "compact"}
+    if not topic.endswith(DLQ_SUFFIX):
+        return {}
+    return {
+        "max.message.bytes": str(DEAD_LETTER_BYTES),
+        "retention.ms": str(settings.dlq_retention_days * DAY_MS),
+        "segment.ms": str(DAY_MS),
+    }
+
+
 def create_topics(settings: KafkaSettings, partitions: int, replication: int) -> tuple[list[str], list[str]]:
     """Make every topic that does not exist yet; returns the names made and those that were there.
 
@@ -218,17 +233,12 @@ def create_topics(settings: KafkaSettings, partitions: int, replication: int) ->
         made = [topic for topic in wanted if topic not in existing]
         if not made:
             return [], wanted
-        compacted = {settings.topic_prefix + topic for topic in COMPACTED}
         answer = client.create_topics(
             {
                 topic: {
                     "num_partitions": 1 if topic.endswith(DLQ_SUFFIX) else partitions,
                     "replication_factor": replication,
-                    "configs": {"cleanup.policy": "compact"}
-                    if topic in compacted
-                    else {"max.message.bytes": str(DEAD_LETTER_BYTES)}
-                    if topic.endswith(DLQ_SUFFIX)
-                    else {},
+                    "configs": _configs(settings, topic),
                 }
                 for topic in made
             },

@@ -1,4 +1,5 @@
 """From records to rows: decoded, batched, and written with the next offsets in one transaction.
 
-Imports `kafka` and the modules beside the folders; imported by `loop` and `consumers.dead_letters`.
+Imports `kafka` and the modules beside the folders; imported by `loop`, `consumers.dead_letters` and
+`consumers.dead_letter_topics`.
 """

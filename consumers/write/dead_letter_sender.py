@@ -10,6 +10,7 @@ from typing import Any
 from consumers.kafka import clients, quirks, rights
 from consumers.outage import Outage, first_line
 from consumers.write.decode import Decoded
+from consumers.write.letter_index import PREFIX, DeadLetter, IndexRow
 from schemas.errors import InputError, PoisonLimitExceeded, ServerUnavailable
 from schemas.events import DLQ_SUFFIX
 from schemas.kafka_rights import missing_rights
@@ -20,7 +21,11 @@ SHARE_NEEDS_RECORDS = 100
 """Records in the window below which `dlq_max_share` does not count: 1 bad of 1 is no epidemic."""
 MAX_REQUEST_BYTES = 32 * 2**20
 """Bytes of the largest request: any record that the source topic can contain, plus our headers."""
-PREFIX = "pigeon-"
+IDENTIFY_SECONDS = 60.0
+"""Seconds between two questions for the ids of dead-letter topics.
+
+A row with the id that a topic had before it was recreated is found out and deleted when the topic is read.
+"""
 
 
 class PoisonLimit:
@@ -86,9 +91,13 @@ class DeadLetters:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producer: Any = None
+        self._topic_ids: dict[str, str] = {}
+        self._identify_at = 0.0
 
-    def send(self, poison: list[Decoded]) -> None:
-        """Send and wait for every acknowledgement.
+    def send(self, poison: list[Decoded]) -> list[IndexRow]:
+        """Send and wait for every acknowledgement; returns what the index should have of them.
+
+        That is less than all where the topics' ids cannot be asked for: who reads the topic adds the rest.
 
         Raises:
             Outage: the broker did not acknowledge in time; sending all of them again is safe (replay dedupes by source offset).
@@ -96,7 +105,9 @@ class DeadLetters:
             InputError: we lack the right to write it.
         """
         if not poison:
-            return
+            return []
+        self._identify({d.record.topic + DLQ_SUFFIX for d in poison})
+        headers = [headers_of(d) for d in poison]
         try:
             if self._producer is None:
                 self._producer = clients.producer(self._settings, MAX_REQUEST_BYTES)
@@ -108,19 +119,46 @@ class DeadLetters:
                     d.record.topic + DLQ_SUFFIX,
                     value=d.record.value,
                     key=d.record.key,
-                    headers=headers_of(
-                        d
-                    ),  # its time as well: the dead letter's own is now, from which retention counts
+                    headers=own,  # its time as well: the dead letter's own is now, from which retention counts
                 )
-                for d in poison
+                for d, own in zip(poison, headers, strict=True)
             ]
-            for future in sent:
-                future.get(timeout=self._settings.request_timeout_ms / 1000)
+            at = [future.get(timeout=self._settings.request_timeout_ms / 1000) for future in sent]
         except clients.KafkaError as error:
             self._refuse({d.record.topic + DLQ_SUFFIX for d in poison})
             if isinstance(error, clients.Unrecoverable):
                 raise ServerUnavailable(f"the dead-letter topic cannot be written: {first_line(error)}") from error
             raise Outage(f"dead-letter topic: {type(error).__name__}: {first_line(error)}") from error
+        return [
+            IndexRow.of(self._letter(d, own, where))
+            for d, own, where in zip(poison, headers, at, strict=True)
+            if where.topic in self._topic_ids and where.offset >= 0  # a broker that knew a retry tells no offset
+        ]
+
+    def _letter(self, decoded: Decoded, headers: list[tuple[str, bytes]], at: Any) -> DeadLetter:
+        record, identity = decoded.record, self._topic_ids[at.topic]
+        return DeadLetter(
+            *(at.topic, identity, at.partition, at.offset, record.key, record.value), tuple(headers), at.timestamp
+        )
+
+    def _identify(self, topics: set[str]) -> None:
+        """Learn the topics' ids before anything is sent: a row's may be out of date, never another topic's."""
+        now = time.monotonic()
+        if now < self._identify_at and topics <= self._topic_ids.keys():
+            return
+        wanted = topics | self._topic_ids.keys()
+        self._topic_ids = {}
+        try:
+            client = clients.admin(self._settings)
+        except (ServerUnavailable, InputError):
+            return
+        try:
+            self._topic_ids = {topic: identity or "" for topic, identity in clients.topic_ids(client, wanted).items()}
+            self._identify_at = now + IDENTIFY_SECONDS
+        except clients.KafkaError:
+            return
+        finally:
+            client.close()
 
     def _refuse(self, topics: set[str]) -> None:
         """Raise what waiting would not mend: topics that are not there, rights that we lack."""

@@ -1,4 +1,4 @@
-"""One batch, one transaction: dead letters first, then rows, then the next offsets.
+"""One batch, one transaction: dead letters first, then rows, their index, and the next offsets.
 
 Runs in the writer's own thread.
 """
@@ -16,10 +16,11 @@ from kafka import TopicPartition
 
 from consumers import metrics, outage, postgres
 from consumers.outage import Outage, first_line
-from consumers.write import offsets, staging, upsert
+from consumers.write import letter_index, offsets, staging, upsert
 from consumers.write.batch import Batch
 from consumers.write.dead_letter_sender import DeadLetters, PoisonLimit
 from consumers.write.decode import Decoded, refused_by_database
+from consumers.write.letter_index import IndexRow
 from consumers.write.offsets import Claim
 from consumers.write.upsert import Written
 from schemas.errors import PigeonError
@@ -41,6 +42,7 @@ class Writer:
         self._epochs: dict[TopicPartition, int] = {}
         self._dead_letters = DeadLetters(settings.kafka)
         self._limit = PoisonLimit(settings.consumer)
+        self._unindexed: list[IndexRow] = []  # of dead letters that are in their topics
         self._untold = 0  # poison since the last line about it
         self._first_untold: Decoded
         self._tell_poison_at = 0.0
@@ -121,7 +123,7 @@ class Writer:
     def _send_dead_letters(self, poison: list[Decoded]) -> None:
         if not poison:
             return
-        self._dead_letters.send(poison)
+        self._unindexed += self._dead_letters.send(poison)
         for d in poison:
             metrics.POISON.labels(d.topic, d.poison.reason if d.poison else "").inc()
         self._tell_poison(poison)
@@ -152,6 +154,7 @@ class Writer:
             written = self._transaction(lambda cursor: self._apply(cursor, batch))
         except psycopg2.Error as error:
             return self._isolate(batch, error)
+        self._unindexed.clear()
         reach("after_commit")
         return written
 
@@ -161,6 +164,7 @@ class Writer:
         settings = self._settings.consumer
         counts = {topic: len(lines) for topic, lines in batch.lines.items()}
         written = upsert.apply(cursor, counts, settings.positive_kinds, settings.history_size)
+        letter_index.insert(cursor, self._unindexed)
         reach("staged")
         offsets.advance(cursor, self._group, self._epochs, batch.spans)
         return written

@@ -38,7 +38,7 @@ REVOKE USAGE ON ALL SEQUENCES IN SCHEMA public FROM pigeon_read;
 -- What events change. Feedback is matched with posters.
 GRANT SELECT, INSERT, UPDATE, DELETE ON
     items, interactions, user_histories, recommendations, poster_feedback, erasures, user_objections, consumer_offsets,
-    dead_letter_actions
+    dead_letter_actions, dead_letters, dead_letter_marks
     TO pigeon_ingest;
 GRANT SELECT ON posters, alembic_version TO pigeon_ingest;
 
@@ -51,9 +51,9 @@ GRANT INSERT, UPDATE, DELETE ON
     preference_snapshots, preference_snapshot_users, click_models, model_versions, model_events, model_overrides
     TO pigeon_night;
 GRANT UPDATE ON erasures TO pigeon_night;
--- The console's audit log, and dead letters that somebody dealt with there.
+-- The console's audit log, dead letters that somebody dealt with there, and their index.
 GRANT INSERT, UPDATE ON audit_entries TO pigeon_night;
-GRANT INSERT, UPDATE ON dead_letter_actions TO pigeon_night;
+GRANT INSERT, UPDATE, DELETE ON dead_letter_actions, dead_letters, dead_letter_marks TO pigeon_night;
 GRANT INSERT, UPDATE, DELETE ON user_objections TO pigeon_night;
 -- Rows are locked before they are deleted, which asks for UPDATE.
 GRANT UPDATE, DELETE ON poster_feedback TO pigeon_night;

@@ -81,7 +81,7 @@ def commands(job: str, moment: datetime) -> list[list[str]]:
         return [["models", "judge", "--until", moment.astimezone(UTC).isoformat()], ["models", "unload"]]
     if job == "erasure":
         return [["night", "forget"]]
-    return [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"]]
+    return [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"], ["dlq", "index"]]
 
 
 def run_pigeon(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:

@@ -4,6 +4,7 @@
     leading        the lease, the bucket and the tables of one call
     erase          erasure of users from what nights made, also while a night runs
     manifest_edit  sets without erased users
+    dead_letters   what waits in dead-letter topics, for the proof
     retention      upkeep as a whole
     batches        deletion in short transactions, or only counted
     manifests      old sets and reports

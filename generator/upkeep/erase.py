@@ -11,7 +11,7 @@ It leads a lease of its own. A request (table `erasures`) goes through these ste
 
 A request is completed when the user is in no manifest that readers or we could open, in no image that is not another user's
 as well, in no report and in no row of ours; its `proof` says what was done, checked and, where the bucket keeps versions that
-we may not delete, left.
+we may not delete, left, and which dead letters wait in Kafka until when.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from generator.nightly.pictures import picture_key
 from generator.nightly.withdraw import tell_readers
 from generator.nightly.wording import counted
 from generator.storage.objects import Store
+from generator.upkeep.dead_letters import waiting_letters
 from generator.upkeep.leading import leading
 from generator.upkeep.manifest_edit import remove_users, users_left
 from generator.upkeep.unused_files import delete_file
@@ -244,6 +245,7 @@ class _Pass:
         proof.bucket_versions = self._store.versioning
         proof.versions_left = sorted({*proof.versions_left, *self._store.versions_left})
         with self._ledger.writing() as session:
+            letters = waiting_letters(session, user, self._settings.kafka.dlq_retention_days)
             theirs = select(Poster.poster_id).where(Poster.user_id == user)
             session.execute(
                 delete(Withdrawal).where(
@@ -265,7 +267,9 @@ class _Pass:
                 .where(Erasure.user_id == user, Erasure.requested_at == request.requested_at)
                 .values(
                     completed_at=func.now(),
-                    proof=Erasure.proof.op("||")({"night": {**asdict(proof), "at": datetime.now(UTC).isoformat()}}),
+                    proof=Erasure.proof.op("||")(
+                        {"night": {**asdict(proof), "at": datetime.now(UTC).isoformat()}, "dead_letters": letters}
+                    ),
                 )
             )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from schemas.events import Event
@@ -35,6 +36,39 @@ class DeadLetter(Protocol):
         """One of the headers that the consumer added, as text."""
 
 
+class ListedLetter(Protocol):
+    """An open dead letter, as the index of dead letters knows it."""
+
+    @property
+    def place(self) -> str:
+        """TOPIC/PARTITION/OFFSET."""
+
+    @property
+    def source(self) -> str:
+        """TOPIC/PARTITION/OFFSET that the record was read at."""
+
+    @property
+    def reason(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def written_at(self) -> datetime: ...
+
+
+class LettersPage(Protocol):
+    """A page of open dead letters, oldest first."""
+
+    @property
+    def letters(self) -> Sequence[ListedLetter]: ...
+    @property
+    def count(self) -> int:
+        """Number of those open on all pages, counted up to a bound."""
+
+    @property
+    def behind(self) -> str:
+        """Why the list may lack some; empty when it does not."""
+
+
 class EventSender(Protocol):
     """Sends events to their topics."""
 
@@ -57,8 +91,14 @@ class Outside:
     """The number is of events that may wait at a time."""
     kafka_problem: Callable[[KafkaSettings], str | None]
     """None when a broker takes connections."""
-    read_letters: Callable[[Settings, str | None, str | None, int | None], list[Any]]
-    """Open dead letters of a topic (all: None) with a reason (any: None), oldest first, at most so many."""
+    list_letters: Callable[[Settings, str | None, str | None, str | None, int], LettersPage]
+    """Those of a topic (all: None) with a reason (any: None), behind a place (the first: None), at most so many."""
+    most_counted: int
+    """Dead letters that a page counts; one more stands for any number above."""
+    open_letters: Callable[[Settings, str | None, str | None, int | None, str | None], Sequence[Any]]
+    """Open ones of a topic, with a reason, at most so many, at one place only: to set aside."""
+    read_letters: Callable[[Settings, str | None, str | None, int | None, str | None], Sequence[Any]]
+    """The same with their records, to send again."""
     find_letter: Callable[[Settings, str], DeadLetter]
-    replay_letters: Callable[[Settings, list[Any]], int]
-    drop_letters: Callable[[Settings, list[Any]], int]
+    replay_letters: Callable[[Settings, Sequence[Any]], int]
+    drop_letters: Callable[[Settings, Sequence[Any]], int]

@@ -152,3 +152,50 @@ class DeadLetterAction(Base):
     offset: Mapped[int] = mapped_column(primary_key=True)
     action: Mapped[str]
     at: Mapped[Now]
+
+
+class IndexedDeadLetter(Base):
+    """What is known of a record of a dead-letter topic; the topic keeps the record itself.
+
+    Written in the transaction of the consumer that sent it, and read from the topic where that consumer died in between.
+    A row goes when its record has left the topic. `topic_id` distinguishes a recreated topic.
+    """
+
+    __tablename__ = "dead_letters"
+    __table_args__ = (
+        Index(
+            "ix_dead_letters_written_at",
+            *("written_at", "topic", "partition", "offset"),
+            postgresql_where=text("closed_at IS NULL"),
+        ),
+        Index("ix_dead_letters_source_source_timestamp", "source", "source_timestamp"),
+        Index("ix_dead_letters_user_ids", "user_ids", postgresql_using="gin"),
+    )
+
+    topic: Mapped[Key]
+    topic_id: Mapped[Key]
+    partition: Mapped[int] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column(primary_key=True)
+    source: Mapped[str]
+    """TOPIC/PARTITION/OFFSET that the record was read at; with `source_timestamp` what all copies have in common."""
+    source_timestamp: Mapped[int]
+    """Milliseconds; -1 where none is known."""
+    reason: Mapped[str]
+    detail: Mapped[str]
+    user_ids: Mapped[Texts]
+    """Users that key and value name, as far as they can be read."""
+    written_at: Mapped[Timestamp]
+    closed_at: Mapped[datetime | None]
+    """Set by those who write `dead_letter_actions`, which decides."""
+
+
+class DeadLetterMark(Base):
+    """How far a partition of a dead-letter topic was read into `dead_letters`."""
+
+    __tablename__ = "dead_letter_marks"
+
+    topic: Mapped[Key]
+    topic_id: Mapped[Key]
+    partition: Mapped[int] = mapped_column(primary_key=True)
+    next_offset: Mapped[int]
+    checked_at: Mapped[Now]

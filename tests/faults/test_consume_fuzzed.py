@@ -23,8 +23,9 @@ from kafka.consumer.fetcher import ConsumerRecord
 from consumers.write.batch import Batch
 from consumers.write.dead_letter_sender import headers_of
 from consumers.write.decode import Decoded, Limits, decode
+from consumers.write.letter_index import DeadLetter, IndexRow
 from consumers.write.writer import Writer
-from schemas.events import CATALOG, CONSUMED, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, RECOMMENDATIONS
+from schemas.events import CATALOG, CONSUMED, DLQ_SUFFIX, ERASURE, FEEDBACK, INTERACTIONS, OBJECTION, RECOMMENDATIONS
 from schemas.settings import Settings
 from tests.support.consume_world import CASES, REPORT, SEED, query
 
@@ -108,10 +109,18 @@ class Sink:
 
     def __init__(self) -> None:
         self.taken: list[Decoded] = []
+        self.offset = -1
 
-    def send(self, poison: list[Decoded]) -> None:
-        assert all(headers_of(d) for d in poison)
+    def send(self, poison: list[Decoded]) -> list[IndexRow]:
         self.taken += poison
+        return [IndexRow.of(self._letter(d)) for d in poison]
+
+    def _letter(self, decoded: Decoded) -> DeadLetter:
+        self.offset += 1
+        record = decoded.record
+        return DeadLetter(
+            decoded.topic + DLQ_SUFFIX, "", 0, self.offset, record.key, record.value, (*headers_of(decoded),)
+        )
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -172,6 +181,7 @@ def test_everything_is_stored_or_a_dead_letter_or_a_counted_skip(mill: Mill):
     assert mill.records >= min(CASES, 320)
     offsets = dict(query(mill.settings, "SELECT topic, next_offset FROM consumer_offsets"))
     assert offsets == {tp.topic: offset for tp, offset in mill.next.items()}
+    assert query(mill.settings, "SELECT count(*) FROM dead_letters") == [(len(mill.sink.taken),)], "each is indexed"
     poison = {d.poison.reason for d in mill.sink.taken if d.poison}
     assert {"bad_json", "invalid", "null_value", "too_large"} <= poison
     # Erasures among them may have emptied the table again, so what must be found in it is a click of somebody else.

@@ -297,6 +297,7 @@ def test_upkeep_gives_way_to_a_night_that_is_due_soon(settings: Settings) -> Non
         ["db", "upkeep"],
         ["night", "upkeep"],
         ["retrain", "forget"],
+        ["dlq", "index"],
     ]
 
 
@@ -447,7 +448,7 @@ def test_a_replaced_leader_takes_nothing_up_and_stands_by(settings: Settings) ->
 
 def test_once_runs_a_job_now_and_gives_its_exit_code(settings: Settings) -> None:
     """Fault 9: no scheduler, and an operator runs its job by hand."""
-    codes = iter([0, 5, 0])
+    codes = iter([0, 5, 0, 0])
     seen: list[list[str]] = []
 
     def runner(arguments: list[str], started: Callable[[subprocess.Popen[bytes]], None]) -> int:
@@ -455,7 +456,7 @@ def test_once_runs_a_job_now_and_gives_its_exit_code(settings: Settings) -> None
         return next(codes)
 
     assert Scheduler(settings, lambda line: None, runner).run_now("upkeep") == 5
-    assert seen == [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"]]
+    assert seen == [["db", "upkeep"], ["night", "upkeep"], ["retrain", "forget"], ["dlq", "index"]]
 
 
 def test_postgres_away_at_the_start_is_told(settings: Settings) -> None:

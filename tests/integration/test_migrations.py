@@ -6,8 +6,6 @@ From empty to head and back, no drift, one migrator at a time, bounded waits.
 from __future__ import annotations
 
 import threading
-import uuid
-from collections.abc import Iterator
 from datetime import date
 from typing import Any
 
@@ -18,23 +16,9 @@ from consumers import partitions
 from consumers.postgres import postgres_connection
 from migrations import database
 from schemas.errors import InputError, Refused, ServerUnavailable
-from schemas.settings import DatabaseSettings, Settings
+from schemas.settings import DatabaseSettings
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def empty(shared_settings: Settings) -> Iterator[DatabaseSettings]:
-    """A database without any table."""
-    url = shared_settings.database.url.get_secret_value()
-    name = f"empty_{uuid.uuid4().hex[:8]}"
-    connection = connect(shared_settings.database)
-    with connection.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-    yield DatabaseSettings.model_validate({"url": f"{url.rpartition('/')[0]}/{name}", "lock_timeout_seconds": 1})
-    with connection.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    connection.close()
 
 
 def connect(settings: DatabaseSettings) -> Any:

@@ -23,6 +23,7 @@ from schemas.tables import (
     Composition,
     CurrentPosters,
     Erasure,
+    IndexedDeadLetter,
     NightRun,
     NightSkip,
     NightTask,
@@ -37,6 +38,20 @@ pytestmark = pytest.mark.integration
 TOMORROW = date(2026, 3, 2)
 
 
+def dead_letter(number: int, *users: str) -> IndexedDeadLetter:
+    return IndexedDeadLetter(
+        **{
+            "topic": "user.interactions.v1.dlq",
+            "topic_id": "",
+            "partition": 0,
+            "offset": number,
+            "source": f"t/0/{number}",
+        },
+        **{"source_timestamp": -1, "reason": "invalid", "detail": "", "user_ids": list(users)},
+        written_at=datetime(2026, 3, number, tzinfo=UTC),
+    )
+
+
 def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings: Settings, tmp_path: Path) -> None:
     build(settings, tmp_path / "art", users=3, targets=1)
     trial = Scope(users=("u0", "u1"))
@@ -49,6 +64,7 @@ def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings:
     engine = connect(settings.database)
     with Session(engine) as session, session.begin():
         session.add(Erasure(user_id="u1", requested_at=datetime(2026, 3, 2, tzinfo=UTC)))
+        session.add_all([dead_letter(1, "u1"), dead_letter(2), dead_letter(3, "u2")])
     assert "1 user erased" in erase_users(settings)
 
     store = Store(settings.s3)
@@ -73,6 +89,13 @@ def test_an_erased_user_is_gone_from_rows_images_manifests_and_reports(settings:
         erasure = session.get(Erasure, "u1")
         assert erasure
         assert erasure.completed_at
+        assert erasure.proof["dead_letters"] == {
+            "of_user": 1,
+            "of_user_gone_by": "2026-03-09T00:00:00+00:00",
+            "of_nobody": 1,
+            "of_nobody_gone_by": "2026-03-10T00:00:00+00:00",
+            "index_compared_at": None,
+        }
         assert erasure.proof["night"]["pictures_deleted"] == 4  # two posters, two pieces of art
         assert len(erasure.proof["night"]["manifests_rewritten"]) == 2
         run = session.get(NightRun, run_id_of(NIGHT, trial.name))

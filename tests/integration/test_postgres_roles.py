@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
-from consumers import partitions
+from consumers import dead_letters, partitions
 from consumers.outage import Outage
 from consumers.postgres import postgres_connection
 from generator.feedback import registry
@@ -28,6 +28,7 @@ from generator.upkeep.retention import upkeep
 from schemas.errors import ServerUnavailable
 from schemas.events import (
     CONSUMED,
+    INTERACTIONS,
     CatalogItem,
     Erasure,
     Event,
@@ -37,7 +38,7 @@ from schemas.events import (
 )
 from schemas.settings import Settings
 from schemas.tables import Base
-from tests.support.consume_world import click, consume, query, send
+from tests.support.consume_world import click, consume, query, send, send_raw
 from tests.support.night_world import build, night, reader
 from tests.support.schedule_world import DAY, Clock, Commands, moments, running, scheduled, until
 
@@ -101,8 +102,12 @@ def test_a_consumer_stores_every_kind_of_event_and_erases(settings: Settings, lo
     mine = login("pigeon_ingest")
     partitions.upkeep(settings.database, 1, 24)
     send(settings, happened())
+    send_raw(settings, INTERACTIONS, [b"{"])
     summary = consume(mine, CONSUMED)
-    assert (summary.records, summary.poison) == (7, 0)
+    assert (summary.records, summary.poison) == (8, 1)
+    assert query(settings, "SELECT count(*) FROM dead_letters") == [(1,)]
+    console = login("pigeon_night")
+    assert dead_letters.drop(console, dead_letters.open_letters(console)) == 1
     assert query(settings, "SELECT user_id FROM user_histories") == [("u1",)]
     assert query(settings, "SELECT user_id FROM erasures") == [("u2",)]
     assert query(settings, "SELECT count(*) FROM consumer_offsets")[0][0] > 0

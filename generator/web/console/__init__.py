@@ -8,6 +8,6 @@
     registry             models, gate and canary numbers, and what changes them
     taken_back           withdrawals and erasures
 
-Every list from Postgres is paged by a key, so that its last page costs what the first one does; of dead letters every page reads
-whole topics.
+Every list from Postgres is paged by a key, so that its last page costs what the first one does; dead letters come from
+their index, which is compared with the topics every few minutes.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, get_args
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -152,11 +152,13 @@ class ChangeDesk:
 
     def replay(self, form: Form, caller: Caller) -> tuple[str, str, Callable[[], str]]:
         """Send dead letters to their topics again."""
-        return self._letters(form, "replayed", self._context.outside.replay_letters)
+        outside = self._context.outside
+        return self._letters(form, "replayed", outside.read_letters, outside.replay_letters)
 
     def drop(self, form: Form, caller: Caller) -> tuple[str, str, Callable[[], str]]:
         """Set dead letters aside for good."""
-        return self._letters(form, "dropped", self._context.outside.drop_letters)
+        outside = self._context.outside
+        return self._letters(form, "dropped", outside.open_letters, outside.drop_letters)
 
     def erase(self, form: Form, caller: Caller) -> tuple[str, str, Callable[[], str]]:
         """Send the event that erases a user."""
@@ -177,22 +179,16 @@ class ChangeDesk:
         return f"user {user}", f"/erasures?user={quote(user, safe='')}", work
 
     def _letters(
-        self, form: Form, done: str, work: Callable[[Any, list[Any]], int]
+        self, form: Form, done: str, take: Callable[..., Sequence[Any]], work: Callable[[Any, Sequence[Any]], int]
     ) -> tuple[str, str, Callable[[], str]]:
         topic, reason_code, place = form.get("topic", ""), form.get("code", ""), form.get("place", "")
 
         def run() -> str:
-            if place:
-                letters = [self._context.outside.find_letter(self._settings, place)]
-                open_letters = self._context.outside.read_letters(self._settings, letters[0].topic, None, None)
-                if all(letter.place != place for letter in open_letters):
-                    raise Refused(f"{place} is dealt with already, or is a copy of one that is listed")
-            else:
-                if not (topic or reason_code):
-                    raise InputError("choose a topic or a reason: nothing was changed")
-                letters = self._context.outside.read_letters(
-                    self._settings, topic or None, reason_code or None, MOST_LETTERS
-                )
+            if not (topic or reason_code or place):
+                raise InputError("choose a topic or a reason: nothing was changed")
+            letters = take(self._settings, topic or None, reason_code or None, MOST_LETTERS, place or None)
+            if place and not letters:
+                raise Refused(f"{place} is dealt with already, is a copy of one that is listed, is hidden or has gone")
             count = work(self._settings, letters)
             return f"{count} dead letter{'' if count == 1 else 's'} {done}"
 

@@ -20,7 +20,6 @@ from generator.web.console.render import Renderer
 from generator.web.context import WebContext
 from generator.web.guard import CONSOLE
 from generator.web.health import WebHealth
-from generator.web.outside import DeadLetter
 from generator.web.problems import NotFound
 from schemas.errors import InputError
 from schemas.events import CONSUMED
@@ -169,14 +168,15 @@ class Console:
 
         @router.get("/dead-letters")
         def letters(request: Request, topic: Identity = "", reason: Identity = "", after: After = None) -> Response:
-            found = outside.read_letters(settings, topic or None, reason or None, None)
-            rows = _behind(found, after)
-            last = rows[LETTERS_PAGE - 1] if len(rows) > LETTERS_PAGE else None
+            found = outside.list_letters(settings, topic or None, reason or None, after or None, LETTERS_PAGE + 1)
+            last = found.letters[LETTERS_PAGE - 1] if len(found.letters) > LETTERS_PAGE else None
             return render(
                 request,
                 "letters",
-                letters=rows[:LETTERS_PAGE],
-                count=len(found),
+                letters=found.letters[:LETTERS_PAGE],
+                count=min(found.count, outside.most_counted),
+                more_than=found.count > outside.most_counted,
+                behind=found.behind,
                 topics=list(CONSUMED),
                 topic=topic,
                 reason=reason,
@@ -261,15 +261,6 @@ def _date_place(after: str | None) -> tuple[date, str] | None:
         return date.fromisoformat(day), run_id
     except ValueError:
         raise InputError("after: is no place in this list") from None
-
-
-def _behind(letters: list[DeadLetter], after: str | None) -> list[DeadLetter]:
-    """The letters behind a place.
-
-    Once that is dealt with the list begins again.
-    """
-    places = [letter.place for letter in letters]
-    return letters[places.index(after) + 1 :] if after in places else letters
 
 
 def _readable(content: bytes | None) -> str:
