@@ -127,7 +127,9 @@ class ModelControl:
         self._on_all(lambda server: server.unload(model))
 
     def load_repository(self, checkpoint: Path | None = None) -> RepositoryManifest:
-        """Check the repository that the settings name, then load all of it into the servers, `pigeon` last.
+        """Check the repository that the settings name, then load it into one server after the other, `pigeon` last.
+
+        After a server that refuses it, those that serve are left as they are.
 
         Raises:
             ModelError: the repository does not fit (nothing was loaded), or the servers serve another one.
@@ -135,9 +137,17 @@ class ModelControl:
         """
         manifest = check_repository(repository_folder(self._settings), self._settings.models.preset, checkpoint)
 
+        refused: list[TritonServer] = []
+
         def load_all(server: TritonServer) -> None:
-            for name in MODELS:
-                server.load(name)
+            if refused and not server.unready():
+                raise ModelError(f"Triton at {server.address}: left as it was, because {refused[0].address} refused")
+            try:
+                for name in MODELS:
+                    server.load(name)
+            except ModelError:
+                refused.append(server)
+                raise
 
         self._on_all(load_all)
         self.check_served(manifest)
