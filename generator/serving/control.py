@@ -138,9 +138,11 @@ class ModelControl:
         manifest = check_repository(repository_folder(self._settings), self._settings.models.preset, checkpoint)
 
         refused: list[TritonServer] = []
+        left: list[str] = []
 
         def load_all(server: TritonServer) -> None:
             if refused and not server.unready():
+                left.append(server.address)
                 raise ModelError(f"Triton at {server.address}: left as it was, because {refused[0].address} refused")
             try:
                 for name in MODELS:
@@ -149,7 +151,12 @@ class ModelControl:
                 refused.append(server)
                 raise
 
-        self._on_all(load_all)
+        try:
+            self._on_all(load_all)
+        except ModelError as error:
+            if not left:
+                raise
+            raise ModelError(f"{error}; left as they were: {', '.join(left)}") from error
         self.check_served(manifest)
         return manifest
 

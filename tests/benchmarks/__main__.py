@@ -19,6 +19,7 @@ ROWS = {
     "plan": "tests.benchmarks.plan",
     "manifest": "tests.benchmarks.manifest",
     "ingest": "tests.benchmarks.ingest",
+    "shared-memory": "tests.benchmarks.shared_memory",
 }
 
 
