@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 from generator.serving.api import ServerState
 from generator.serving.pool import ServerPool
 from generator.serving.repository import (
+    BATCH_PARAMETER,
     BUILD_PARAMETER,
     MANIFEST,
     MODELS,
@@ -85,6 +86,16 @@ class ModelControl:
             ServerUnavailable, ModelError: as `tokenizer_version`.
         """
         return self._part("base_weights")
+
+    @cached_property
+    def pictures_at_once(self) -> int:
+        """How many pictures the servers draw at once; 1 where each is drawn alone, as on CPUs.
+
+        Raises:
+            ServerUnavailable, ModelError: as `tokenizer_version`.
+        """
+        members = self._pool.members if self._pool.is_single else self._pool.look()
+        return int(members[0].server.parameter("pictures", BATCH_PARAMETER, "1"))
 
     def ready(self) -> bool:
         """Whether a server answers, and every one that does has all of our models."""

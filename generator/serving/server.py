@@ -102,9 +102,10 @@ class TritonServer:
                 name: region.read(answer, name) if region and name in sizes else answer.as_numpy(name)
                 for name in outputs
             }
-        if missing := [name for name, value in out.items() if value is None]:
+        found = {name: value for name, value in out.items() if value is not None}
+        if missing := [name for name in outputs if name not in found]:
             raise InferenceCorrupt(f"{model}: answered without {', '.join(missing)}")
-        return out
+        return found
 
     def _region(self, size: int) -> AbstractContextManager[Region | None]:
         return nullcontext() if self._shared is None else self._shared.lend(size)
@@ -193,8 +194,8 @@ class TritonServer:
             ),
         )
 
-    def parameter(self, model: str, name: str) -> str:
-        """A parameter of a model's configuration.
+    def parameter(self, model: str, name: str, default: str = "") -> str:
+        """A parameter of a model's configuration; `default` where the model has none of this name.
 
         Raises:
             ServerUnavailable: the server cannot be reached, or refuses model control.
@@ -206,7 +207,7 @@ class TritonServer:
                 model, headers=self._admin, client_timeout=self._settings.network_timeout_seconds
             ),
         )
-        value: str = answer.config.parameters[name].string_value
+        value: str = answer.config.parameters[name].string_value or default
         if not value:
             raise ModelError(
                 f"Triton at {self.address}: model {model} has no parameter {name}, so it is not ours; "

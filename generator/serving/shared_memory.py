@@ -20,7 +20,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from generator.serving.api import InferenceCorrupt, InferenceRejected, InferenceUnavailable
+from generator.serving.api import InferenceCorrupt, InferenceError, InferenceRejected, InferenceUnavailable
 from generator.serving.channel import is_loopback
 from generator.serving.tensors import TRITON_TYPES, one_line
 from schemas.errors import InputError
@@ -31,6 +31,8 @@ SHARED_FROM_BYTES = 64 * 2**10
 SMALLEST_BYTES = 2**20
 LOST_REGIONS = 16
 """Regions of failed requests after which a server is asked by gRPC alone: nobody gets their memory back until we end."""
+PATIENCE_SECONDS = 1.0
+"""Seconds in which a server is to say after a failure which regions it knows."""
 PREFIX = "pigeon-pictures-"
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where the kernel keeps named shared memory
 _PIDS = Path("/proc/self/ns/pid")  # containers may share memory and have pids of their own
@@ -139,20 +141,21 @@ class SharedRegions:
             InputError: the server cannot see our memory, or we may not tell it.
             InferenceUnavailable: it was restarted and knows no regions, or cannot be reached; ask again.
         """
-        if not size or len(self._lost) >= LOST_REGIONS:
+        if not size or (len(self._lost) >= LOST_REGIONS and not self._was_restarted()):
             yield None
             return
         region = self._take(size)
         try:
             yield region
-        except InferenceRejected as error:
-            if self._is_known(region):
-                self._give_back(region)  # refused as it came: nothing is under way
-                raise
-            self._forget(region)
-            raise InferenceUnavailable(
-                f"Triton at {self._address}: was restarted, its shared memory is made again"
-            ) from error
+        except InferenceError as error:
+            if not self._is_known(region):
+                self._forget(region)
+                raise InferenceUnavailable(
+                    f"Triton at {self._address}: was restarted, its shared memory is made again"
+                ) from error
+            # What was refused as it came is not under way; of anything else that is not known.
+            (self._give_back if isinstance(error, InferenceRejected) else self._lose)(region)
+            raise
         except BaseException:
             self._lose(region)
             raise
@@ -201,16 +204,24 @@ class SharedRegions:
         with self._lock:
             self._lost.append(region)
 
-    def _forget(self, region: Region) -> None:
-        """After a restart of the server: it knows none of ours."""
+    def _forget(self, *regions: Region) -> None:
+        """After a restart of the server, which knows none of ours and writes to none."""
         with self._lock:
-            gone, self._free = [region, *self._free], []
+            gone, self._free, self._lost = [*regions, *self._free, *self._lost], [], []
         for one in gone:
             one.close()
 
-    def _is_known(self, region: Region) -> bool:
+    def _was_restarted(self) -> bool:
+        """Whether it knows none of the regions that were lost; then there is room for others."""
+        if self._is_known(*self._lost):
+            return False
+        self._forget()
+        return True
+
+    def _is_known(self, *regions: Region) -> bool:
+        """Whether the server has one of these regions; also where it does not tell."""
         try:
-            return region.name in self._registered()
+            return not self._registered(PATIENCE_SECONDS).isdisjoint(region.name for region in regions)
         except InferenceServerException:
             return True
 
@@ -220,8 +231,9 @@ class SharedRegions:
         except InferenceServerException:
             return False
 
-    def _registered(self) -> set[str]:
-        return set(self._client.get_system_shared_memory_status(**self._options).regions)
+    def _registered(self, patience_seconds: float | None = None) -> set[str]:
+        options = {**self._options, **({"client_timeout": patience_seconds} if patience_seconds else {})}
+        return set(self._client.get_system_shared_memory_status(**options).regions)
 
     def _sweep(self) -> None:
         """Have the server let go of what processes of this host have left that are dead; take their names away."""

@@ -98,6 +98,26 @@ def test_a_server_that_forgot_its_regions_is_given_others(sharing: TritonPigeon)
     assert names() == registered(sharing)
 
 
+def test_memory_of_a_failed_request_is_not_lent_again_until_the_server_forgot_it(
+    sharing: TritonPigeon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "LOST_REGIONS", 1)
+    (wanted,) = sharing.draw_pictures(REQUESTS[:1])
+    (lost,) = registered(sharing)
+    with pytest.raises(InferenceUnavailable):  # the server may go on writing
+        sharing.draw_pictures(REQUESTS * 20, deadline_seconds=0.05)
+    assert registered(sharing) == {lost}
+    (plain,) = sharing.draw_pictures(REQUESTS[:1])
+    assert np.array_equal(plain.image, wanted.image)
+    assert registered(sharing) == {lost}, "too many are lost, so it went by gRPC"
+    server = sharing._pool.members[0].server
+    server.client.unregister_system_shared_memory(headers=server._admin)
+    (again,) = sharing.draw_pictures(REQUESTS[:1])
+    assert np.array_equal(again.image, wanted.image)
+    assert len(registered(sharing) - {lost}) == 1
+    assert names() == registered(sharing)
+
+
 KILLED = """
 import os, signal, sys
 from generator.serving.api import PictureRequest

@@ -9,16 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from generator.serving.api import Picture, PictureRequest
+from generator.serving.backends.pictures import BATCH_EMBEDDING, BATCH_LEVELS
 from tests.support.fake_pigeon import FakePigeon
-
-NOISE_LEVELS = 2
-"""Grey levels of 255 by which a pixel differs from the picture's own at most."""
-NOISE_EMBEDDING = 1e-3
-"""Distance of an embedding's values from its own at most, before it is of unit length again."""
 
 
 class NoisyPigeon(FakePigeon):
-    """`FakePigeon`, and noise that differs from call to call and from one `seed` to another."""
+    """`FakePigeon`, and noise of the bound for pictures that are drawn among others, another at each call and `seed`."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -34,8 +30,8 @@ class NoisyPigeon(FakePigeon):
 
     def _noisy(self, picture: Picture) -> Picture:
         rng = np.random.default_rng([self._seed, next(self._calls)])
-        levels = rng.integers(-NOISE_LEVELS, NOISE_LEVELS + 1, picture.image.shape)
+        levels = rng.integers(-BATCH_LEVELS, BATCH_LEVELS + 1, picture.image.shape)
         image = np.clip(picture.image + levels, 0, 255).astype(np.uint8)
-        embedding = picture.embedding + rng.uniform(-NOISE_EMBEDDING, NOISE_EMBEDDING, picture.embedding.shape)
+        embedding = picture.embedding + rng.uniform(-BATCH_EMBEDDING, BATCH_EMBEDDING, picture.embedding.shape)
         unit = (embedding / np.linalg.norm(embedding)).astype(np.float32)
         return replace(picture, image=image, embedding=unit)
