@@ -1,8 +1,8 @@
 """A release: a model repository with its adapters as S3 holds it, published once under its hash.
 
-    models/parts/<sha256>           bytes of a file, at most 64 MiB; what several releases have alike is one object
-    models/releases/<sha256>.json   the files of a release and the hashes of their parts; its name is its own hash
-    models/release.json             which release servers should have, replaced with If-Match
+    releases/parts/<sha256>   bytes of a file, at most 64 MiB; what several releases have alike is one object
+    releases/<sha256>.json    the files of a release and the hashes of their parts; its name is its own hash
+    releases/latest.json      which release servers should have, replaced with If-Match
 
 `push` writes in this order, so that whoever finds a release finds its parts.
 """
@@ -22,9 +22,9 @@ from generator.storage.objects import Store
 from schemas.errors import LockHeld, ModelError
 
 PART_BYTES = 64 * 2**20
-PARTS = "models/parts/"
-RELEASES = "models/releases/"
-POINTER = "models/release.json"
+PARTS = "releases/parts/"
+RELEASES = "releases/"
+POINTER = "releases/latest.json"
 BYTES, JSON = "application/octet-stream", "application/json"
 
 T = TypeVar("T", bound=BaseModel)
@@ -54,7 +54,7 @@ class ReleaseFile(_Frozen):
 
 
 class Release(_Frozen):
-    """models/releases/<sha256>.json."""
+    """releases/<sha256>.json."""
 
     format_version: Literal[1] = 1
     build: str
@@ -69,6 +69,8 @@ class Release(_Frozen):
             parts = PurePosixPath(path)
             if parts.is_absolute() or ".." in parts.parts or str(parts) != path:
                 raise ValueError(f"{path!r} leads out of the repository")
+        if MANIFEST not in files:
+            raise ValueError(f"{MANIFEST} is not among its files")
         return files
 
     def body(self) -> bytes:
@@ -88,7 +90,7 @@ class Release(_Frozen):
 
 
 class ReleasePointer(_Frozen):
-    """models/release.json."""
+    """releases/latest.json."""
 
     format_version: Literal[1] = 1
     release: str
