@@ -227,9 +227,10 @@ def test_servers_are_given_another_release_one_after_the_other_and_no_request_fa
     settings: Settings, hosts: list[Settings], built: Path, original: Path, tmp_path: Path
 ) -> None:
     store = Store(settings.s3)
+    rename_build(built, "a build of before")
     release.push(store, built, "nano")
-    for host in hosts:
-        take(store, host)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda host: take(store, host), hosts))
     url = ",".join(host.triton.url for host in hosts)
     both = hosts[0].triton.model_copy(update={"url": url, "model_repository": tmp_path / "none"})
     night = settings.model_copy(update={"triton": both})

@@ -23,14 +23,14 @@ def add_adapter(repository: Path, checkpoint: Path, number: int, work: Path) -> 
 
 
 def rename_build(repository: Path, build: str) -> None:
-    """The same networks under another build's name, as after an upgrade of our code."""
+    """The same networks under another build's name, as after an upgrade of our code; one process for each model."""
     path = repository / MANIFEST
     manifest = json.loads(path.read_text())
     for model, entry in manifest["models"].items():
         config = repository / model / "config.pbtxt"
-        body = config.read_text().replace(manifest["build"], build).encode()
+        text = config.read_text().replace(manifest["build"], build).replace("count: 2", "count: 1")
         config.unlink()  # it may be a link to another repository's
-        config.write_bytes(body)
-        entry["files"]["config.pbtxt"] = hashlib.sha256(body).hexdigest()
+        config.write_text(text)
+        entry["files"]["config.pbtxt"] = hashlib.sha256(text.encode()).hexdigest()
     path.unlink()
     path.write_text(json.dumps({**manifest, "build": build}))
