@@ -8,6 +8,7 @@ so that Triton's `load` leaves the other versions serving.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -21,7 +22,7 @@ from generator.serving.release import Part, Release, ReleaseFile, read_parts, re
 from generator.serving.replacement import finish_replace, locked, replace
 from generator.serving.repository import MANIFEST, check_repository, file_hash
 from generator.storage.objects import Store
-from schemas.errors import ModelError
+from schemas.errors import InputError, ModelError
 
 THREADS = 4
 """Files that are fetched at the same time, each with one part in memory."""
@@ -45,7 +46,7 @@ def pull(store: Store, repository: Path, preset: str, sha256: str | None = None)
         ModelError: there is no such release, it is of another preset, or a part is missing or damaged; the repository is
             as it was.
         LockHeld: a build or another pull of this repository is under way.
-        InputError, ServerUnavailable: as S3 answers.
+        InputError: the disk is full; what was fetched is kept. InputError, ServerUnavailable: as S3 answers.
     """
     release = read_release(store, sha256)
     if release.preset != preset:
@@ -60,7 +61,12 @@ def pull(store: Store, repository: Path, preset: str, sha256: str | None = None)
         if not extra and all(_is(repository / path, file) for path, file in release.files.items()):
             return Pulled(release, changed=False, fetched_bytes=0)
         staging = repository.with_name(f"{repository.name}.pulling")
-        fetched = _stage(store, release, repository, staging)
+        try:
+            fetched = _stage(store, release, repository, staging)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise InputError(f"{staging}: no space left; make room and pull again, which goes on from here") from error
         check_repository(staging, preset)
         if _is(repository / MANIFEST, release.files[MANIFEST]) and _is_whole(repository, release):
             _replace_adapters(repository, staging)
@@ -87,16 +93,24 @@ def _is_whole(repository: Path, release: Release) -> bool:
 
 def _stage(store: Store, release: Release, repository: Path, staging: Path) -> int:
     """Fetch or link all files of a release; returns how many bytes were fetched."""
-    for path in sorted(staging.rglob("*")) if staging.is_dir() else []:
-        name = path.relative_to(staging).as_posix()
-        if path.is_file() and name.removesuffix(".part") not in release.files:
-            path.unlink()
+    _drop_others(staging, release)
     with ThreadPoolExecutor(THREADS) as threads:
         return sum(
             threads.map(
                 lambda one: _take(store, one[0], one[1], repository / one[0], staging / one[0]), release.files.items()
             )
         )
+
+
+def _drop_others(staging: Path, release: Release) -> None:
+    """Delete what a pull of another release has left, empty folders too: Triton takes a numbered one for a version."""
+    for path in sorted(staging.rglob("*"), reverse=True) if staging.is_dir() else []:
+        name = path.relative_to(staging).as_posix()
+        if path.is_dir():
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+        elif name.removesuffix(".part") not in release.files:
+            path.unlink()
 
 
 def _take(store: Store, path: str, file: ReleaseFile, old: Path, target: Path) -> int:

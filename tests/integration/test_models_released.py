@@ -122,6 +122,10 @@ def test_a_pull_that_broke_off_goes_on_and_what_is_damaged_is_refused(
     with pytest.raises(ConnectionError):
         pull(store, host, "nano")
     assert not host.exists()
+    # What a pull of another release has left would be a version of a model for Triton.
+    stale = host.with_name("models.pulling") / "personalizer" / "7"
+    stale.mkdir(parents=True)
+    (stale / "adapter.npz").write_bytes(b"of another release")
     # A part that was half written counts as not there.
     torn = next(iter(sorted(host.with_name("models.pulling").rglob("*.part"))), None)
     if torn is not None:
@@ -142,6 +146,7 @@ def test_a_pull_that_broke_off_goes_on_and_what_is_damaged_is_refused(
     pull(store, host, "nano")
     assert len(store.parts) < every // 4, "what was there was not fetched again"
     assert files(host) == files(built)
+    assert not (host / "personalizer" / "7").exists()
     check_repository(host, "nano")
 
 
