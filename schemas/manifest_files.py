@@ -13,6 +13,7 @@ bucket/
   manifests/withdrawn.json            what was taken back (schemas/manifest_withdrawn.py), replaced with If-Match only
   snapshots/<snapshot_id>.jsonl       preference pairs
   models/<version>/...                adapters
+  releases/...                        model repositories for the hosts of Triton (generator/serving/release.py)
 
 Version 1 had one Parquet file per set, `manifests/<date>/<run_id>.parquet`, and `<run_id>.items.parquet`; they stay readable.
 """

@@ -42,6 +42,11 @@ class TritonSettings(Group):
     network_timeout_seconds: Seconds = 10.0
     inference_timeout_seconds: Seconds = 60.0
     start_timeout_seconds: Seconds = 120.0
+    shared_memory: bool = Field(
+        False,
+        description="Give pictures to and take them from servers on this host through shared memory (/dev/shm), which saves "
+        "gRPC's copies; needs admin_key where the server guards it. Servers elsewhere are refused.",
+    )
     max_in_flight: int = Field(
         2,
         ge=1,

@@ -35,6 +35,7 @@
     reward_policy     the policy that chooses by a click model
     click_models      the click model that a night chooses by
     pictures          each distinct picture drawn once, whoever asks for it
+    picture_batches   pictures of several tasks in one request, where the model draws several at once
     picture_rows      the table `pictures`, and the claim of the one process that draws
     verdicts          stored safety verdicts; what is unsafe is withdrawn
     recheck           stored pictures judged again, by another model or threshold

@@ -29,6 +29,7 @@ from generator.nightly.image_features import ImageFeatureCache, Missing
 from generator.nightly.images import CatalogImages, ImageAway, UnreadableImage
 from generator.nightly.jobs import Job
 from generator.nightly.ledger import Ledger
+from generator.nightly.picture_batches import PictureBatches
 from generator.nightly.picture_rows import PictureTable
 from generator.nightly.pictures import Order, PictureGone, Pictures
 from generator.nightly.policies import ChoicePolicy, ModelPolicy
@@ -86,11 +87,12 @@ class Generator:
         self._drawing_version = model.drawing_version
         self._policy = policy or ModelPolicy()
         in_flight = settings.triton.max_in_flight
+        self._batches = PictureBatches(self._draw_pictures, model.pictures_at_once)
         self._slots = threading.BoundedSemaphore(in_flight)
         self._pictures = Pictures(
             PictureTable(ledger, self._drawing_version, self._night.claim_seconds, safety),
             store,
-            self._draw_picture,
+            self._batches.draw,
             self._drawing_version,
             blank_stddev=self._night.blank_stddev,
             claim_seconds=self._night.claim_seconds,
@@ -101,10 +103,10 @@ class Generator:
             [
                 Stage("tokens", self._prepare),
                 Stage("answer", self._own(self._answer), in_flight),
-                Stage("draw", self._draw, in_flight),
+                Stage("draw", self._draw, in_flight * self._batches.size),
                 Stage("finish", self._own(self._finish), FINISHERS, keeps=True),
             ],
-            limit=max(TASKS_AT_ONCE, 8 * in_flight),
+            limit=max(TASKS_AT_ONCE, 8 * in_flight * self._batches.size),
             parked=lambda: self._pictures.parked,
         )
         images.stop_waiting_on(self.pipeline.stopping)
@@ -281,9 +283,10 @@ class Generator:
             self._tally.model_seconds += time.monotonic() - start
         return [("finish", job) for job in released]
 
-    def _draw_picture(self, request: PictureRequest) -> Picture:
+    def _draw_pictures(self, taken: Callable[[], list[PictureRequest]]) -> list[Picture]:
         with self._turn("draw"):
-            return self._retry.call(lambda: self._model.draw_pictures([request], deadline_seconds=self._deadline))[0]
+            requests = taken()
+            return self._retry.call(lambda: self._model.draw_pictures(requests, deadline_seconds=self._deadline))
 
     @contextlib.contextmanager
     def _turn(self, stage: str) -> Iterator[None]:

@@ -3,6 +3,8 @@
 A picture is known by what draws it and by its codes; no user and no item is in its key. `Pictures.want` says which pictures
 are there and which must be drawn first; tasks that wait are parked here and hold no thread. `draw` claims a picture, draws,
 judges and stores it; one that another process is drawing is looked after by `poll`.
+
+The first bytes that are stored for a key are the picture, whoever draws it again: a GPU may give others each time.
 """
 
 from __future__ import annotations
@@ -112,6 +114,7 @@ class Pictures:
         self._safety = safety
         self._settled: OrderedDict[str, PictureRow] = OrderedDict()
         self._pixels: OrderedDict[str, Pixels] = OrderedDict()
+        """By the hash of their file."""
         self._waiters: dict[str, list[Waiting]] = {}
         self._elsewhere: dict[str, Order] = {}
         self._claims: dict[str, tuple[Claim, float]] = {}
@@ -186,7 +189,6 @@ class Pictures:
         with self._lock:
             for key in keys:
                 self._settled.pop(key, None)
-                self._pixels.pop(key, None)
 
     def pixels(self, picture: PictureRow) -> Pixels:
         """(H, W, 3) RGB pixels of a drawn picture.
@@ -195,14 +197,14 @@ class Pictures:
             PictureGone: its file is gone, or is not what the row says.
         """
         with self._lock:
-            known = self._pixels.get(picture.picture_key)
+            known = self._pixels.get(picture.art_sha256)
         if known is not None:
             return known
         stored = self._store.get(picture.art_key)
         if stored is None or hashlib.sha256(stored.body).hexdigest() != picture.art_sha256:
             raise PictureGone(picture.art_key)
         pixels = decoded(stored.body)
-        self._keep_pixels(picture.picture_key, pixels)
+        self._keep_pixels(picture.art_sha256, pixels)
         return pixels
 
     # --- drawing ---
@@ -245,7 +247,7 @@ class Pictures:
         return self._settle(drawn, time.monotonic() - start)
 
     def _finished(self, claim: Claim) -> PictureRow | None:
-        """What a dead claimant had stored without saying so."""
+        """What an earlier claimant has stored without saying so."""
         intended = claim.intended
         if intended is None or not self._store.exists(intended.art_key):
             return None
@@ -275,6 +277,8 @@ class Pictures:
         if reason is None:
             row = self._judged(replace(row, status="drawn"), lambda: picture.image)
         if row.status == "drawn":  # nothing unsafe comes into the bucket
+            if first := self._finished(claim):  # an earlier claimant was slow, not dead
+                return first
             row = self._keep(claim, row, picture.image)
         self._table.settle(claim, row)
         reach("stored")
@@ -304,7 +308,7 @@ class Pictures:
         new = self._store.create_content(row.art_key, body, "image/png")
         with self._lock:
             self.uploaded_bytes += len(body) if new else 0
-        self._keep_pixels(row.picture_key, image)
+        self._keep_pixels(sha, image)
         return row
 
     def _settle(self, row: PictureRow, seconds: float = 0.0) -> list[Waiting]:
@@ -374,9 +378,9 @@ class Pictures:
         while len(self._settled) > REMEMBERED:
             self._settled.popitem(last=False)
 
-    def _keep_pixels(self, key: str, pixels: Pixels) -> None:
+    def _keep_pixels(self, sha256: str, pixels: Pixels) -> None:
         with self._lock:
-            self._pixels[key] = pixels
+            self._pixels[sha256] = pixels
             while len(self._pixels) > OPEN_IMAGES:
                 self._pixels.popitem(last=False)
 

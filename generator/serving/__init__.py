@@ -1,6 +1,6 @@
 """Pigeon behind Triton: export to ONNX, the model repository, its backends, and their client.
 
-    commands    `pigeon models build`, `check` and `load`
+    commands    `pigeon models build`, `check`, `load`, `push` and `pull`
     api         what night and loop ask of the served model, as plain types
     client      `TritonPigeon`, that contract over gRPC
     control     what the servers serve; loading and unloading
@@ -12,6 +12,9 @@
     tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves
     repository  the Triton repository on disk: its manifest, and whether it fits
+    replacement  one repository put in the place of another
+    release     a repository with its adapters in S3, under its hash
+    pull        a release from S3 into this host's repository, verified
     versions    what a checkpoint's parts are known by
     configs     each model's config.pbtxt
     build       checkpoint -> a complete repository
@@ -21,6 +24,7 @@
     gpu         the gpu target: for NVIDIA's Triton image
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
-Imports generator.pigeon and schemas; torch in export and agreement, and in build when it builds. Imported by generator/cli.py (commands),
-generator.nightly (api, client) and generator.feedback (api, client, adapters, repository): those modules need no torch.
+Imports generator.pigeon, generator.storage (release, pull) and schemas; torch in export and agreement, and in build when it builds.
+Imported by generator/cli.py (commands), generator.nightly (api, client) and generator.feedback (api, client, adapters,
+repository): those modules need no torch.
 """

@@ -190,3 +190,7 @@ class ServedPigeon(Protocol):
     @property
     def base_weights(self) -> str:
         """Hash of the checkpoint that answers, without a retrained adapter."""
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures a request should have; of more than one they differ from those drawn alone, by rounding."""

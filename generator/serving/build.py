@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from generator.pigeon.config import PigeonConfig
 from generator.serving import adapters
+from generator.serving.replacement import finish_replace, locked, replace
 from generator.serving.repository import (
     BUILD_PARAMETER,
     DRAWING_PARAMETER,
@@ -33,7 +31,7 @@ from generator.serving.repository import (
 )
 from generator.serving.targets import SOURCE, CpuTarget, Spec, Target, graph_path
 from generator.serving.versions import Versions, checkpoint_versions
-from schemas.errors import InputError, LockHeld, ModelError
+from schemas.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from generator.pigeon.model import PigeonModel
@@ -76,8 +74,8 @@ def build_repository(
     """
     target = target or CpuTarget()
     repository.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(repository):
-        _finish_replace(repository)
+    with locked(repository):
+        finish_replace(repository)
         _refuse_other_target(repository, target)
         hashes = tree_hashes(checkpoint)
         key = _build_key(hashes, preset, target)
@@ -91,7 +89,7 @@ def build_repository(
             kept, dropped = _carry_adapters(repository, staging, manifest.adapter_base)
             written = manifest.model_dump_json(indent=2, exclude_none=True)  # on CPUs no word of GPUs
             (staging / MANIFEST).write_text(written + "\n", encoding="utf-8")
-            _replace(repository, staging)
+            replace(repository, staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return Built(manifest, rebuilt=True, kept_adapters=kept, dropped_adapters=dropped)
@@ -271,38 +269,3 @@ def _carry_adapters(old: Path, new: Path, base: str) -> tuple[tuple[int, ...], t
             shutil.copyfile(folder / name, target / folder.name / name)
         kept.append(int(folder.name))
     return tuple(kept), tuple(dropped)
-
-
-def _replace(repository: Path, staging: Path) -> None:
-    """Put the new repository under the old one's name; `_finish_replace` mends a crash in between."""
-    old = _old(repository)
-    if repository.exists():
-        repository.rename(old)
-    staging.rename(repository)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _finish_replace(repository: Path) -> None:
-    """Bring back or remove the old repository, with its adapters, after a crash inside `_replace`."""
-    old = _old(repository)
-    if old.exists() and not (repository / MANIFEST).is_file():
-        shutil.rmtree(repository, ignore_errors=True)
-        old.rename(repository)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(repository: Path) -> Path:
-    return repository.with_name(f"{repository.name}.old")
-
-
-@contextmanager
-def _lock(repository: Path) -> Iterator[None]:
-    path = repository.with_name(f"{repository.name}.lock")
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockHeld(f"model repository {repository}: another build is under way ({path})") from None
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def open_channel(settings: TritonSettings, address: str) -> triton.InferenceServ
             ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_MS),
         ],
     )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a server is on this very machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _tls(settings: TritonSettings) -> dict[str, Any]:

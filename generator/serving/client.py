@@ -170,6 +170,7 @@ class TritonPigeon(ModelControl):
             partial(_pictures, len(requests)),
             weights=DRAWING_PARAMETER,
             timeout_seconds=deadline_seconds,
+            images=len(requests),
         )
 
     def _image_size(self) -> int:
@@ -187,14 +188,18 @@ class TritonPigeon(ModelControl):
         timeout_seconds: float | None = None,
         request_id: str = "",
         adapter: int | None = None,
+        images: int = 0,
     ) -> T:
         """What `checked` makes of an answer; one that it finds corrupt is asked of another server.
 
-        `weights` is the parameter that names what the answer must come from.
+        `weights` is the parameter that names what the answer must come from. `images`: how many drawn ones it holds.
         """
 
         def ask(server: TritonServer, left: float) -> T:
-            answer = checked(server.infer(model, inputs, outputs, timeout_seconds=left, request_id=request_id))
+            shares = images and self._settings.triton.shared_memory
+            sizes = {"images": images * server.picture_bytes} if shares else {}
+            found = server.infer(model, inputs, outputs, timeout_seconds=left, request_id=request_id, sizes=sizes)
+            answer = checked(found)
             if weights:
                 self._check_weights(server, weights)
             return answer

@@ -1,4 +1,4 @@
-"""Commands `pigeon models build`, `check` and `load`; registered by generator/cli.py."""
+"""Commands `pigeon models build`, `check`, `load`, `push` and `pull`; registered by generator/cli.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def register(app: typer.Typer, models: typer.Typer) -> None:
     models.command()(build)
     models.command()(check)
     models.command()(load)
+    models.command()(push)
+    models.command()(pull)
 
 
 def build(
@@ -116,3 +118,60 @@ def load() -> None:
     with TritonPigeon(settings) as model:
         manifest = model.load_repository(checkpoint_folder(settings))
     typer.echo(f"Triton at {settings.triton.url}: {len(manifest.models)} models of build {manifest.build} loaded")
+
+
+def push(
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Send every file, also those that are there: for a bucket with damaged ones."),
+    ] = False,
+) -> None:
+    """Publish the model repository with its adapters in S3, under its hash, as the release that servers should have.
+
+    What is there already is not sent again. On each server's host `pigeon models pull` fetches it.
+    """
+    from generator.serving import release
+    from generator.serving.repository import repository_folder
+    from generator.storage.objects import Store
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    store = Store(settings.s3)
+    store.check(writes=True)
+    folder, preset = repository_folder(settings), settings.models.preset
+    made, sent = release.push(store, folder, preset, again=again, report=typer.echo)
+    typer.echo(
+        f"{store.uri(release.release_key(made.sha256))}: build {made.build}, {len(made.files)} files, "
+        f"adapters {', '.join(map(str, made.adapters))}; {sent} bytes sent"
+    )
+
+
+def pull(
+    release: Annotated[
+        str | None, typer.Option(help="Hash of a release; by default the one that was pushed last.")
+    ] = None,
+    then_load: Annotated[
+        bool, typer.Option("--load", help="Then have the servers of triton.url load it, one after the other.")
+    ] = False,
+) -> None:
+    """Fetch a release from S3 into this host's model repository, whole and verified; a pull that broke off goes on."""
+    from generator.serving.client import TritonPigeon
+    from generator.serving.pull import pull as pull_release
+    from generator.serving.repository import repository_folder
+    from generator.storage.objects import Store
+    from schemas.settings import load_settings
+
+    settings = load_settings()
+    store = Store(settings.s3)
+    store.check()
+    folder = repository_folder(settings)
+    pulled = pull_release(store, folder, settings.models.preset, release)
+    if pulled.dropped_adapters:
+        numbers = ", ".join(map(str, pulled.dropped_adapters))
+        typer.echo(f"adapters {numbers} are not in the release and were taken out")
+    state = f"{pulled.fetched_bytes} bytes fetched" if pulled.changed else "unchanged"
+    typer.echo(f"model repository {folder}: release {pulled.release.sha256}, build {pulled.release.build}, {state}")
+    if then_load:
+        with TritonPigeon(settings) as model:
+            model.load_repository()
+        typer.echo(f"Triton at {settings.triton.url}: build {pulled.release.build} loaded")

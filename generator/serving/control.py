@@ -16,6 +16,7 @@ from generator.serving.api import ServerState
 from generator.serving.gpu.release import check_release
 from generator.serving.pool import ServerPool
 from generator.serving.repository import (
+    BATCH_PARAMETER,
     BUILD_PARAMETER,
     MANIFEST,
     RepositoryManifest,
@@ -86,6 +87,16 @@ class ModelControl:
         """
         return self._part("base_weights")
 
+    @cached_property
+    def pictures_at_once(self) -> int:
+        """How many pictures the servers draw at once; 1 where each is drawn alone, as on CPUs.
+
+        Raises:
+            ServerUnavailable, ModelError: as `tokenizer_version`.
+        """
+        members = self._pool.members if self._pool.is_single else self._pool.look()
+        return int(members[0].server.parameter("pictures", BATCH_PARAMETER, "1"))
+
     def ready(self) -> bool:
         """Whether a server answers, and every one that does has all of our models."""
         answers = []
@@ -127,7 +138,9 @@ class ModelControl:
         self._on_all(lambda server: server.unload(model))
 
     def load_repository(self, checkpoint: Path | None = None) -> RepositoryManifest:
-        """Check the repository that the settings name, then load all of it into the servers, `pigeon` last.
+        """Check the repository that the settings name, then load it into one server after the other, `pigeon` last.
+
+        After a server that refuses it, those that serve are left as they are.
 
         Raises:
             ModelError: the repository does not fit (nothing was loaded), or the servers serve another one.
@@ -135,12 +148,27 @@ class ModelControl:
         """
         manifest = check_repository(repository_folder(self._settings), self._settings.models.preset, checkpoint)
 
-        def load_all(server: TritonServer) -> None:
-            _check_host(manifest, server)
-            for name in manifest.models:
-                server.load(name)
+        refused: list[TritonServer] = []
+        left: list[str] = []
 
-        self._on_all(load_all)
+        def load_all(server: TritonServer) -> None:
+            if refused and not server.unready():
+                left.append(server.address)
+                raise ModelError(f"Triton at {server.address}: left as it was, because {refused[0].address} refused")
+            try:
+                _check_host(manifest, server)
+                for name in manifest.models:
+                    server.load(name)
+            except ModelError:
+                refused.append(server)
+                raise
+
+        try:
+            self._on_all(load_all)
+        except ModelError as error:
+            if not left:
+                raise
+            raise ModelError(f"{error}; left as they were: {', '.join(left)}") from error
         self.check_served(manifest)
         return manifest
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import ip_address
 
-from generator.serving.channel import open_channel
+from generator.serving.channel import is_loopback, open_channel
 from generator.serving.repository import (
     BUILD_PARAMETER,
     MANIFEST,
@@ -62,15 +61,6 @@ def _secrecy(settings: TritonSettings, address: str) -> Iterator[Finding]:
         return
     text = f"{address}: triton.admin_key, which lets run code there, goes in clear text"
     yield warn(AREA, "TLS", text, "serve gRPC with TLS and set PIGEON_TRITON__TLS=true")
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a server is on this very machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

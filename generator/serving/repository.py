@@ -27,6 +27,8 @@ BUILD_PARAMETER = "build"
 TOKENIZER_PARAMETER = "tokenizer_version"
 DRAWING_PARAMETER = "drawing_version"
 WEIGHTS_PARAMETER = "base_weights"
+BATCH_PARAMETER = "picture_batch"
+"""Parameter of the model `pictures`: how many it draws in one UNet call. Without it 1, as on CPUs, where bytes are promised."""
 MODELS = (
     "visual_tokenizer",
     "image_scorer",

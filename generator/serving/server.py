@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 from generator.serving.api import InferenceCorrupt
 from generator.serving.channel import open_channel
 from generator.serving.repository import DRAWING_PARAMETER, MODELS, TOKENIZER_PARAMETER, WEIGHTS_PARAMETER
+from generator.serving.shared_memory import Region, SharedRegions, is_large, needed
 from generator.serving.tensors import TRITON_TYPES, Arrays, as_inference_error, one_line
 from schemas.errors import ModelError, ServerUnavailable
 from schemas.runtime import trace
@@ -58,37 +62,53 @@ class TritonServer:
         self.client = open_channel(settings, address)
         key = settings.admin_key
         self._admin = {ADMIN_HEADER: key.get_secret_value()} if key else {}
+        shares = settings.shared_memory
+        self._shared = SharedRegions(settings, address, self.client, self._admin) if shares else None
 
     def close(self) -> None:
         """Close the connection; the object cannot be used after it."""
+        if self._shared is not None:
+            self._shared.close()
         self.client.close()
 
     def infer(
-        self, model: str, inputs: Arrays, outputs: Sequence[str], *, timeout_seconds: float, request_id: str = ""
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str],
+        *,
+        timeout_seconds: float,
+        request_id: str = "",
+        sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, NDArray[Any]]:
         """All of `outputs`, unchecked; the server's work is cancelled after `timeout_seconds`.
 
+        sizes: bytes of large outputs, which come through shared memory where the settings say so, as large inputs go.
+
         Raises:
             InferenceError: by the status that the server answers with; Corrupt when an output is missing.
+            InputError: the server cannot see our shared memory.
         """
-        tensors = []
-        for name, value in inputs.items():
-            tensor = triton.InferInput(name, list(value.shape), TRITON_TYPES[value.dtype])
-            tensor.set_data_from_numpy(np.ascontiguousarray(value))
-            tensors.append(tensor)
-        with as_inference_error(model):
+        with self._region(needed(inputs, sizes)) as region, as_inference_error(model):
             answer = self.client.infer(
                 model,
-                tensors,
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                [_input(name, value, region) for name, value in inputs.items()],
+                outputs=[_output(name, sizes, region) for name in outputs],
                 request_id=request_id,
                 headers=trace.headers(),
                 client_timeout=timeout_seconds,
             )
-        out = {name: answer.as_numpy(name) for name in outputs}
-        if missing := [name for name, value in out.items() if value is None]:
+            out = {
+                name: region.read(answer, name) if region and name in sizes else answer.as_numpy(name)
+                for name in outputs
+            }
+        found = {name: value for name, value in out.items() if value is not None}
+        if missing := [name for name in outputs if name not in found]:
             raise InferenceCorrupt(f"{model}: answered without {', '.join(missing)}")
-        return out
+        return found
+
+    def _region(self, size: int) -> AbstractContextManager[Region | None]:
+        return nullcontext() if self._shared is None else self._shared.lend(size)
 
     @cached_property
     def image_size(self) -> int:
@@ -97,11 +117,21 @@ class TritonServer:
         Raises:
             InferenceError: the server does not answer.
         """
-        with as_inference_error("visual_tokenizer"):
-            metadata = self.client.get_model_metadata(
-                "visual_tokenizer", client_timeout=self._settings.network_timeout_seconds
-            )
-        return int(metadata.inputs[0].shape[1])
+        return int(self._metadata("visual_tokenizer").inputs[0].shape[1])
+
+    @cached_property
+    def picture_bytes(self) -> int:
+        """Bytes of a picture that is drawn, (S, S, 3).
+
+        Raises:
+            InferenceError: the server does not answer.
+        """
+        (images,) = [one for one in self._metadata("pictures").outputs if one.name == "images"]
+        return math.prod(images.shape[1:])
+
+    def _metadata(self, model: str) -> Any:
+        with as_inference_error(model):
+            return self.client.get_model_metadata(model, client_timeout=self._settings.network_timeout_seconds)
 
     def release(self) -> str:
         """The server's version.
@@ -176,8 +206,8 @@ class TritonServer:
             ),
         )
 
-    def parameter(self, model: str, name: str) -> str:
-        """A parameter of a model's configuration.
+    def parameter(self, model: str, name: str, default: str = "") -> str:
+        """A parameter of a model's configuration; `default` where the model has none of this name.
 
         Raises:
             ServerUnavailable: the server cannot be reached, or refuses model control.
@@ -189,7 +219,7 @@ class TritonServer:
                 model, headers=self._admin, client_timeout=self._settings.network_timeout_seconds
             ),
         )
-        value: str = answer.config.parameters[name].string_value
+        value: str = answer.config.parameters[name].string_value or default
         if not value:
             raise ModelError(
                 f"Triton at {self.address}: model {model} has no parameter {name}, so it is not ours; "
@@ -208,3 +238,19 @@ class TritonServer:
                 f"Triton at {self.address}: cannot {what}: {reason}; is it running, and are PIGEON_TRITON__URL and "
                 "PIGEON_TRITON__ADMIN_KEY right?"
             ) from error
+
+
+def _input(name: str, value: NDArray[Any], region: Region | None) -> triton.InferInput:
+    tensor = triton.InferInput(name, list(value.shape), TRITON_TYPES[value.dtype])
+    if region is not None and is_large(value):
+        region.put(tensor, value)
+    else:
+        tensor.set_data_from_numpy(np.ascontiguousarray(value))
+    return tensor
+
+
+def _output(name: str, sizes: Mapping[str, int], region: Region | None) -> triton.InferRequestedOutput:
+    output = triton.InferRequestedOutput(name)
+    if region is not None and name in sizes:
+        region.expect(output, sizes[name])
+    return output

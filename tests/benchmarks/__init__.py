@@ -14,4 +14,5 @@
     plan        planning at scale, and nights with nothing new
     manifest    writing and reading manifests
     ingest      the ingest path against its own parts and against plain loops
+    shared_memory  pictures by shared memory against gRPC
 """

@@ -20,6 +20,7 @@ ROWS = {
     "manifest": "tests.benchmarks.manifest",
     "console": "tests.benchmarks.console",
     "ingest": "tests.benchmarks.ingest",
+    "shared-memory": "tests.benchmarks.shared_memory",
 }
 
 

@@ -29,6 +29,7 @@ from generator.serving.backends.task import (
     TaskServer,
     answered_codes,
     condition,
+    noise_rows,
     paint,
     personalizer_inputs,
 )
@@ -92,7 +93,7 @@ class PublishedWay:
         answers = []
         for variant, alpha in enumerate(alphas):
             codes = self.codes(task, alpha, seed, variant)
-            image = paint(self._config, [list(codes)], seed, self._call)
+            image = paint(self._config, [list(codes)], noise_rows(self._config, seed, 1), self._call)
             self._score(task, image)
             answers.append(codes)
         return answers

@@ -36,6 +36,7 @@ class RecordedPigeon:
         self.tokenizer_version = model.tokenizer_version
         self.drawing_version = model.drawing_version
         self.base_weights = model.base_weights
+        self.pictures_at_once = model.pictures_at_once
 
     def _once(self, key: Hashable, ask: Callable[[], Value]) -> Value:
         with self._lock:

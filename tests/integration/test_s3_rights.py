@@ -1,4 +1,4 @@
-"""What nights, erasure, upkeep and readers ask of S3 is what deploy/s3/*.json allows."""
+"""What nights, erasure, upkeep, hosts of Triton and readers ask of S3 is what deploy/s3/*.json allows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from sqlalchemy.orm import Session
 
 from generator.nightly.plan import Scope
 from generator.nightly.withdraw import withdraw
+from generator.serving.pull import pull
+from generator.serving.release import push
+from generator.storage.objects import Store
 from generator.storage.postgres import connect
 from generator.upkeep.erase import erase_users
 from generator.upkeep.retention import upkeep
 from schemas.settings import Settings
 from schemas.tables import Erasure
 from tests.support.night_world import NIGHT, build, night, reader
+from tests.support.tiny_serving import tiny_build
 
 pytestmark = pytest.mark.integration
 
@@ -107,7 +111,25 @@ def test_readers_only_read(settings: Settings, tmp_path: Path, calls: list[Call]
     assert beyond(calls, "reader", settings.s3.bucket) == []
 
 
-@pytest.mark.parametrize("policy", ["night", "reader"])
+@pytest.mark.timeout(1200)  # the first run exports the tiny model
+def test_a_host_of_triton_reads_releases_and_nothing_else(
+    settings: Settings, tmp_path: Path, calls: list[Call]
+) -> None:
+    tiny_build(tmp_path)
+    store = Store(settings.s3)
+    store.check(writes=True)
+    push(store, tmp_path / "models", "nano")
+    assert beyond(calls, "night", settings.s3.bucket) == [], "it is pushed by whoever may retrain"
+    calls.clear()
+    store.check()
+    assert pull(store, tmp_path / "host" / "models", "nano").changed
+    assert beyond(calls, "server", settings.s3.bucket) == []
+    calls.clear()
+    assert not push(store, tmp_path / "models", "nano")[1]
+    assert beyond(calls, "reader", settings.s3.bucket)
+
+
+@pytest.mark.parametrize("policy", ["night", "reader", "server"])
 def test_no_policy_reaches_beyond_the_bucket_or_beyond_objects(policy: str) -> None:
     for action, resource in allowed(policy, "posters"):
         assert action != "s3:*"

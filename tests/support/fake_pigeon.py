@@ -56,6 +56,7 @@ class FakePigeon:
     tokenizer_version = "fake-tokenizer-1"
     drawing_version = "fake-drawing-1"
     base_weights = "fake-weights-1"
+    pictures_at_once = 1
     looks = 6
     """Distinct answers of an item, over all users."""
 

@@ -23,7 +23,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer, add
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, triton_to_np_dtype
 
 from generator.serving.api import AnswerRequest, PictureRequest
-from generator.serving.repository import DRAWING_PARAMETER, TOKENIZER_PARAMETER, WEIGHTS_PARAMETER
+from generator.serving.repository import BUILD_PARAMETER, DRAWING_PARAMETER, TOKENIZER_PARAMETER, WEIGHTS_PARAMETER
 from generator.serving.tensors import TRITON_TYPES
 from schemas.preferences import PromptSnapshot
 from tests.support.fake_pigeon import FakePigeon
@@ -47,6 +47,9 @@ class FakeTriton(GRPCInferenceServiceServicer):
         """What every request for a model ends in."""
         self.corrupt = False
         """Whether pictures come without a valid embedding."""
+        self.build = "fake-build-1"
+        self.refused = ""
+        """A model that it does not load."""
         self.asked: list[str] = []
         self.loads: list[str] = []
 
@@ -65,6 +68,7 @@ class FakeTriton(GRPCInferenceServiceServicer):
             (TOKENIZER_PARAMETER, FakePigeon.tokenizer_version),
             (DRAWING_PARAMETER, FakePigeon.drawing_version),
             (WEIGHTS_PARAMETER, self.base_weights),
+            (BUILD_PARAMETER, self.build),
         ):
             answer.config.parameters[name].string_value = value
         return answer
@@ -76,6 +80,8 @@ class FakeTriton(GRPCInferenceServiceServicer):
         )
 
     def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.model_name == self.refused:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "its file is damaged")
         self.loads.append(request.model_name)
         return pb.RepositoryModelLoadResponse()
 

@@ -1,6 +1,8 @@
 """A small catalogue with users for the night's tests, and a process that runs a night and may die.
 
-python -m tests.support.night_world KILL_POINT COUNT   # SIGKILLs itself when it reaches the point for the COUNT-th time
+python -m tests.support.night_world KILL_POINT COUNT [NOISE]   # SIGKILLs itself when it reaches the point for the COUNT-th time
+
+With NOISE, a seed, its pictures come out otherwise than those of other processes (`NoisyPigeon`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from schemas.manifest import PosterManifest
 from schemas.settings import Settings, load_settings
 from schemas.tables import Item, Recommendation, UserHistory
 from tests.support.fake_pigeon import FakePigeon
+from tests.support.noisy_pigeon import NoisyPigeon
 
 NIGHT = date(2026, 3, 1)
 START = datetime(2026, 2, 1, tzinfo=UTC)
@@ -138,7 +141,7 @@ def night(
     return Night(NightContext(settings, lambda: fake, lambda: announcer, echo, safety=safety), on)
 
 
-def run_and_die(settings: Settings, point: str, count: int) -> bool:
+def run_and_die(settings: Settings, point: str, count: int, *noise: int) -> bool:
     """Run a night in its own process that dies at the COUNT-th passage of the point; whether it died."""
     secret = settings.s3.secret_access_key
     environment = {
@@ -149,7 +152,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
     }
     assert secret
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.night_world", point, str(count)],
+        [sys.executable, "-m", "tests.support.night_world", point, str(count), *map(str, noise)],
         env={**os.environ, **environment},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -163,7 +166,7 @@ def run_and_die(settings: Settings, point: str, count: int) -> bool:
 
 def main() -> None:
     """Run a night that kills itself; see the module's docstring."""
-    point, count = sys.argv[1:]
+    point, count, *noise = sys.argv[1:]
     passages = itertools.count(1)
 
     def die(reached: str) -> None:
@@ -171,7 +174,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     faultpoints.handler = die
-    night(load_settings()).run(Scope())
+    night(load_settings(), NoisyPigeon(int(noise[0])) if noise else None).run(Scope())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from generator.pigeon.presets import tiny
 from generator.pigeon.sampling import noise_image
 from generator.serving.backends.answers import answer
 from generator.serving.backends.graph import BadInput
-from generator.serving.backends.pictures import draw_pictures
+from generator.serving.backends.pictures import BATCH_EMBEDDING, BATCH_LEVELS, draw_pictures
 from generator.serving.backends.previews import PreviewMemory, preview_rows, sketch
 from generator.serving.backends.task import Prompt, TaskConfig
 from generator.serving.build import _backend_config
@@ -133,6 +133,18 @@ def test_a_picture_is_one_unet_call_and_depends_on_its_own_request_alone(world: 
         noise = noise_image(5, 0, config.latent_shape)[None]
         image = model.diffusion.draw(*wanted.decode([codes[0]]), noise)[0]
     assert np.abs(together.images[0].astype(int) - image).max() <= 1
+
+
+def test_pictures_drawn_at_once_are_those_drawn_alone_within_the_bounds(world: TinyWorld) -> None:
+    served, config = world.served, world.config()
+    codes, seeds = [[1, 2, 3], [4, 5], [], list(range(16)), [7]], [5, 6, 7, 8, 9]
+    alone = draw_pictures(config, codes, seeds, served)
+    served.rows.clear()
+    together = draw_pictures(config, codes, seeds, served, batch=4)
+    assert {count for name, count in served.rows if name == "unet"} == {8, 2}, "four and one, each with its twin"
+    assert np.abs(together.images.astype(int) - alone.images).max() <= BATCH_LEVELS
+    assert np.abs(together.embeddings - alone.embeddings).max() <= BATCH_EMBEDDING
+    assert (alone.images[0] != alone.images[1]).any()
 
 
 def test_steps_and_guidance_are_the_checkpoints_settings(world: TinyWorld) -> None:

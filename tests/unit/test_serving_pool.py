@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from generator.serving import control
 from generator.serving import pool as pool_module
 from generator.serving.api import AnswerRequest, InferenceCorrupt, InferenceUnavailable, PictureRequest
 from generator.serving.client import TritonPigeon
+from generator.serving.repository import MODELS, RepositoryManifest
 from schemas.errors import ModelError, ServerUnavailable
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
@@ -207,6 +209,22 @@ def test_models_are_loaded_on_every_server_that_is_there(cluster: Cluster, model
     with pytest.raises(ServerUnavailable, match="cannot load unet"):
         model.load("unet")
     assert not model.ready()
+
+
+def test_a_repository_that_one_server_refuses_is_kept_from_those_that_serve(
+    cluster: Cluster, model: TritonPigeon, monkeypatch, caplog
+) -> None:
+    first, second = cluster.fakes
+    manifest = RepositoryManifest.model_construct(build=first.build)
+    monkeypatch.setattr(control, "check_repository", lambda *given: manifest)
+    first.refused = "token_decoder"
+    with pytest.raises(ModelError, match=rf"its file is damaged; left as they were: {cluster.addresses[1]}"):
+        model.load_repository()
+    assert second.loads == []
+    second.unready.add("unet")  # it has nothing to lose
+    assert model.load_repository() is manifest
+    assert second.loads == list(MODELS)
+    assert "its file is damaged; the other servers go on without it" in caplog.text
 
 
 def test_without_a_server_that_fits_the_error_names_them_all(cluster: Cluster, model: TritonPigeon) -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from generator.pigeon.checkpoint import load_model
-from generator.serving import adapters, build
+from generator.serving import adapters, build, replacement
 from generator.serving.repository import (
     MODELS,
     check_repository,
@@ -226,7 +226,7 @@ def test_a_crash_between_the_two_renames_is_mended(world, monkeypatch) -> None:
 
 def test_two_builds_at_once(world) -> None:
     checkpoint, repository = world
-    with build._lock(repository), pytest.raises(LockHeld, match="another build is under way"):
+    with replacement.locked(repository), pytest.raises(LockHeld, match="another build or pull is under way"):
         build.build_repository(checkpoint, "nano", repository)
 
 

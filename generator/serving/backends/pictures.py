@@ -1,6 +1,8 @@
 """Codes and seeds -> pictures.
 
-Each is computed alone, so that its bytes depend on its own request and nothing else.
+On CPUs each is computed alone, so that its bytes depend on its own request and nothing else. A target that gains by it, a GPU,
+computes several at once (`picture_batch` of its repository); then rounding depends on the neighbours, within `BATCH_LEVELS`
+and `BATCH_EMBEDDING`.
 """
 
 from __future__ import annotations
@@ -9,12 +11,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from generator.pigeon.sampling import noise_image
 from generator.serving.backends.graph import BadInput
 from generator.serving.backends.task import Call, Drawn, TaskConfig, paint
 
+BATCH_PARAMETER = "picture_batch"
+"""Parameter of the model `pictures`: pictures in one UNet call, 1 to `MOST_PICTURES`. Without it 1."""
+MOST_PICTURES = 31
+"""Twice as many rows, with and without condition, are what the graphs were traced for."""
+BATCH_LEVELS = 2
+"""Grey levels of 255 by which a pixel of a picture that was drawn among others may differ from that drawn alone."""
+BATCH_EMBEDDING = 5e-3
+"""Largest difference of an embedding's values, likewise."""
 
-def draw_pictures(config: TaskConfig, codes: Sequence[Sequence[int]], seeds: Sequence[int], call: Call) -> Drawn:
-    """One picture per row of codes 0..K-1, from the noise of its (seed, 0).
+
+def draw_pictures(
+    config: TaskConfig, codes: Sequence[Sequence[int]], seeds: Sequence[int], call: Call, batch: int = 1
+) -> Drawn:
+    """One picture per row of codes 0..K-1, from the noise of its (seed, 0); `batch`: how many in one UNet call.
 
     Raises:
         BadInput: no picture, another number of seeds than of rows, or a code outside the codebook.
@@ -28,7 +42,13 @@ def draw_pictures(config: TaskConfig, codes: Sequence[Sequence[int]], seeds: Seq
                 f"0..{config.ids.codebook_size - 1}"
             )
     rows = [list(row) for row in codes]
-    # A UNet call holds one picture (and its unconditional twin): rounding depends on the number of rows in a call.
-    images = np.concatenate([paint(config, [row], seed, call) for row, seed in zip(rows, seeds, strict=True)])
+    noise = [noise_image(seed, 0, config.latent_shape) for seed in seeds]
+    # Of one picture a call holds it and its unconditional twin: rounding depends on the number of rows in a call.
+    images = np.concatenate(
+        [
+            paint(config, rows[first : first + batch], np.stack(noise[first : first + batch]), call)
+            for first in range(0, len(rows), batch)
+        ]
+    )
     embeddings = call("image_scorer", {"images": images}, ["image_embeddings"])["image_embeddings"]
     return Drawn(rows, images, embeddings)

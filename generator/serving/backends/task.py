@@ -179,7 +179,7 @@ def draw(
     check_grid(alphas, seed)
     prompts, references = condition(config, prompt, alphas, seed, encode, call)
     codes = personalize(config, prompts, references, seed, adapter_version, call)
-    images = paint(config, codes, seed, call)
+    images = paint(config, codes, noise_rows(config, seed, len(codes)), call)
     embeddings = call("image_scorer", {"images": images}, ["image_embeddings"])["image_embeddings"]
     return Drawn(codes, images, embeddings)
 
@@ -253,8 +253,15 @@ def answered_codes(config: TaskConfig, answers: Arrays) -> list[list[int]]:
     ]
 
 
-def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> NDArray[np.uint8]:
-    """Codes per row -> images (N, S, S, 3); the negative prompt is zeros.
+def noise_rows(config: TaskConfig, seed: int, rows: int) -> NDArray[np.float32]:
+    """(rows, C, H, W): row i is the noise of (seed, i)."""
+    return np.stack([noise_image(seed, variant, config.latent_shape) for variant in range(rows)])
+
+
+def paint(
+    config: TaskConfig, codes: Sequence[Sequence[int]], noise: NDArray[np.float32], call: Call
+) -> NDArray[np.uint8]:
+    """Codes per row, and the noise (N, C, H, W) to start from -> images (N, S, S, 3); the negative prompt is zeros.
 
     Sampler, steps and guidance are the checkpoint's.
     """
@@ -263,7 +270,7 @@ def paint(config: TaskConfig, codes: list[list[int]], seed: int, call: Call) -> 
     guided = config.guidance != 1.0
     if guided:
         decoded = {name: np.concatenate([np.zeros_like(value), value]) for name, value in decoded.items()}
-    start = latents = np.stack([noise_image(seed, variant, config.latent_shape) for variant in range(rows)])
+    start = latents = noise
     for index, timestep in enumerate(config.schedule.timesteps):
         batch = np.concatenate([latents, latents]) if guided else latents
         predicted = call(
