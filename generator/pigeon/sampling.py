@@ -123,7 +123,10 @@ class DrawnTokens:
 
 
 class SamplingRule:
-    """One step of sampling: allowed ids, temperature by place, top-k, and a uniform per row; rows may be at different places."""
+    """One step of sampling: allowed ids, temperature by place, top-k, and a uniform per row.
+
+    Rows may be at different places of their answers.
+    """
 
     def __init__(self, config: GenerationConfig, end_id: int, vocab_size: int) -> None:
         self.config = config
@@ -139,7 +142,9 @@ class SamplingRule:
     def draw(
         self, logits: Floats, places: Sequence[int], uniforms: NDArray[np.float64], asked: Sequence[float]
     ) -> DrawnTokens:
-        """Draw the token of `places[row]` for each row: logits (B, V), uniforms (B,), the temperatures asked for (B).
+        """Draw each row's token at its place.
+
+        logits (B, V), places (B), uniforms (B,), the temperatures asked for (B).
 
         Raises:
             ValueError: logits that are not finite.

@@ -16,7 +16,10 @@
     configs     each model's config.pbtxt
     build       checkpoint -> a complete repository
     export      checkpoint -> ONNX graphs, each compared with PyTorch
+    engine_folder  what a build writes for an engine
+    tensor_hash  what arrays are known by
     tensorrt    the same graphs compiled ahead of time (extra `[tensorrt]`)
+    engine      the personalizer's LLaMA on vLLM, in a process of its own
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
 Imports generator.pigeon and schemas; torch in export, and in build when it builds. Imported by generator/cli.py (commands),

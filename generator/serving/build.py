@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import generator
 from generator.pigeon.config import PigeonConfig
 from generator.serving import adapters
-from generator.serving.configs import ModelSpec, model_specs
+from generator.serving.configs import ModelSpec, forwarded, model_specs
+from generator.serving.engine_folder import FOLDER, EngineChoice, write_engine_folder
 from generator.serving.repository import (
     BUILD_PARAMETER,
     DRAWING_PARAMETER,
@@ -33,6 +34,7 @@ from generator.serving.repository import (
     read_manifest,
     tree_hashes,
 )
+from generator.serving.tensor_hash import content_hash
 from generator.serving.versions import checkpoint_versions
 from schemas.errors import LockHeld, ModelError
 
@@ -77,10 +79,12 @@ def build_repository(
     *,
     report: Callable[[str], None] = lambda line: None,
     placement: Placement | None = None,
+    engine: EngineChoice | None = None,
 ) -> Built:
     """Export, compare, write, and replace `repository`; nothing is done when no input has changed.
 
     placement: where PyTorch traces and computes what graphs are compared with; in float32 everywhere.
+    engine: what runs LLaMA in the place of a graph of its own.
 
     Raises:
         ModelError: the checkpoint is not whole or not of this preset, or a graph disagrees with PyTorch.
@@ -90,14 +94,14 @@ def build_repository(
     with _lock(repository):
         _finish_replace(repository)
         hashes = tree_hashes(checkpoint)
-        key = _build_key(hashes, preset)
+        key = _build_key(hashes, preset, engine)
         if (current := _current(repository, preset, key)) is not None:
             return Built(current, rebuilt=False)
         staging = repository.with_name(f"{repository.name}.building")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            manifest = _write(checkpoint, preset, staging, hashes, key, report, placement)
+            manifest = _write(checkpoint, preset, staging, hashes, key, report, placement, engine)
             kept, dropped = _carry_adapters(repository, staging, manifest.adapter_base)
             (staging / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             _replace(repository, staging)
@@ -106,7 +110,7 @@ def build_repository(
     return Built(manifest, rebuilt=True, kept_adapters=kept, dropped_adapters=dropped)
 
 
-def _build_key(hashes: dict[str, str], preset: str) -> str:
+def _build_key(hashes: dict[str, str], preset: str, engine: EngineChoice | None) -> str:
     sources = [
         *sorted((SOURCE / "pigeon").glob("*.py")),
         *sorted((SOURCE / "serving" / "backends").glob("*.py")),
@@ -115,8 +119,10 @@ def _build_key(hashes: dict[str, str], preset: str) -> str:
             for name in ("build.py", "configs.py", "export.py", "repository.py", "versions.py")
         ),
     ]
+    if engine is not None:
+        sources += [SOURCE / "serving" / "engine_folder.py", *sorted((SOURCE / "serving" / "engine").glob("*.py"))]
     code = {path.relative_to(SOURCE).as_posix(): file_hash(path) for path in sources}
-    return combined_hash([hashes, code, _libraries(), preset])
+    return combined_hash([hashes, code, _libraries(), preset, *([] if engine is None else [engine.parameters])])
 
 
 def _libraries() -> dict[str, str]:
@@ -141,6 +147,7 @@ def _write(
     key: str,
     report: Callable[[str], None],
     placement: Placement | None,
+    engine: EngineChoice | None,
 ) -> RepositoryManifest:
     from transformers.utils.logging import disable_progress_bar
 
@@ -156,6 +163,8 @@ def _write(
         )
     agreement: dict[str, AgreementEntry] = {}
     for network in networks(pigeon):
+        if engine is not None and network.model == adapters.PERSONALIZER:
+            continue
         folder = staging / network.model / ("graph" if network.model == adapters.PERSONALIZER else "1")
         folder.mkdir(parents=True, exist_ok=True)
         found = export(network, folder / network.file)
@@ -175,13 +184,17 @@ def _write(
     }
     entries = {}
     for spec in model_specs(config, pigeon.diffusion.latent_shape):
+        if engine is not None and spec.name == adapters.PERSONALIZER:
+            spec = forwarded(spec, engine.parameters)  # noqa: PLW2901 -- the same model, answered by the engine
+            write_engine_folder(staging / spec.name / FOLDER, checkpoint, pigeon, versions.adapter_base)
         _write_model(staging / spec.name, spec, checkpoint, pigeon, parameters, versions.adapter_base)
         entries[spec.name] = _entry(staging / spec.name, spec)
     return RepositoryManifest(
         build=key,
         preset=preset,
         target="onnx",
-        runtime="Triton's Python backend with ONNX Runtime, CPUExecutionProvider",
+        runtime="Triton's Python backend with ONNX Runtime, CPUExecutionProvider"
+        + (f"; {engine.runtime}" if engine else ""),
         checkpoint_hash=combined_hash(hashes),
         adapter_base=versions.adapter_base,
         tokenizer_version=versions.tokenizer_version,
@@ -206,7 +219,7 @@ def _write_model(
     one.mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(spec.pbtxt(parameters), encoding="utf-8")
     shutil.copyfile(SOURCE / "serving" / "backends" / spec.backend_file, one / "model.py")
-    for package, names in (("pigeon", PIGEON_FILES), ("serving/backends", BACKEND_FILES)):
+    for package, names in (("pigeon", PIGEON_FILES), ("serving/backends", (*BACKEND_FILES, *spec.further_files))):
         target = one / "generator" / package
         target.mkdir(parents=True)
         for name in names:
@@ -222,7 +235,7 @@ def _write_model(
     if spec.name == adapters.PERSONALIZER:
         lora = pigeon.personalizer.lora()
         matrices = {"lora_a": lora.a.detach().cpu().numpy(), "lora_b": lora.b.detach().cpu().numpy()}
-        adapters.write_adapter(one, matrices, {"base": base, "sha256": adapters.content_hash(matrices)})
+        adapters.write_adapter(one, matrices, {"base": base, "sha256": content_hash(matrices)})
 
 
 def _backend_config(config: PigeonConfig, pigeon: PigeonModel, checkpoint: Path) -> dict[str, Any]:

@@ -28,17 +28,22 @@ def build(
     output: Annotated[
         Path | None, typer.Option(help="Repository folder; by default the one that Triton serves.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs LLaMA: onnxruntime, a graph like the others, or vllm, a process of its own.")
+    ] = "onnxruntime",
     compute_capability: Annotated[
         str, typer.Option(help="GPU generations for --target tensorrt: 89, or several as 80,86,89.")
     ] = "89",
 ) -> None:
     """Write a complete Triton model repository from a checkpoint; unchanged input builds nothing.
 
+    --engine vllm writes personalizer/engine, which `python -m generator.serving.engine` serves to Triton at triton.engine_socket.
     --target tensorrt compiles its graphs into the folder tensorrt beside it and names each that does not compile (exit code 7).
     """
     from generator.pigeon.placement import Placement
     from generator.serving import tensorrt
     from generator.serving.build import build_repository
+    from generator.serving.engine_folder import EngineChoice, engine_socket
     from generator.serving.repository import checkpoint_folder, repository_folder
     from schemas.settings import load_settings
 
@@ -46,6 +51,8 @@ def build(
     chosen = {name: value for name, value in (("checkpoint", checkpoint), ("preset", preset)) if value is not None}
     if chosen:
         settings = load_settings(models={**settings.models.model_dump(), **chosen})
+    if engine not in {"onnxruntime", "vllm"}:
+        raise InputError(f"--engine {engine}: must be onnxruntime or vllm")
     if target not in {"onnx", "tensorrt"}:
         raise InputError(f"--target {target}: must be onnx or tensorrt")
     if target == "tensorrt":  # before the export, so that a missing extra costs no minute
@@ -55,7 +62,12 @@ def build(
     device = settings.compute.device
     placement = None if device == "cpu" else Placement.of(device, "fp32")
     built = build_repository(
-        checkpoint_folder(settings), settings.models.preset, folder, report=typer.echo, placement=placement
+        checkpoint_folder(settings),
+        settings.models.preset,
+        folder,
+        report=typer.echo,
+        placement=placement,
+        engine=EngineChoice(engine_socket(settings)) if engine == "vllm" else None,
     )
     if built.dropped_adapters:
         numbers = ", ".join(str(number) for number in built.dropped_adapters)

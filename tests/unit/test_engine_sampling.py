@@ -1,4 +1,7 @@
-"""Our sampler inside an engine's batch: requests come, go and change rows, and answers are those of `AnswerSampler`."""
+"""Our sampler inside an engine's batch, whose requests come, go and change rows.
+
+The answers are those of `AnswerSampler`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class Wanted:
 
 @dataclass
 class Engine:
-    """An engine's batch as vLLM keeps it: rows without gaps, filled from the lowest free one, and thinned out from the end."""
+    """An engine's batch as vLLM keeps it: filled from the lowest free row, its gaps closed from the end."""
 
     rows: AnswerRows
     wanted: Wanted
@@ -81,7 +84,7 @@ class Engine:
         self.rows.update(removed, added, moved)
 
     def step(self) -> list[int]:
-        """One step of all rows; some of them are only part of their prompt, whose draw is thrown away. -> what has ended."""
+        """Draw for all rows and return which have ended; what a part of a prompt drew is thrown away."""
         numbers = [number for number in self.batch if number is not None]
         logits = np.stack([self.wanted.logits[number, len(self.outputs[number])] for number in numbers])
         partial = self.rng.random(len(numbers)) < 0.2
@@ -97,7 +100,7 @@ class Engine:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_answers_in_rows_that_come_go_and_move_are_those_of_the_cpu_sampler(seed: int) -> None:
-    """Ids and both log-probabilities to the last bit, whichever rows the engine gives and however often it computes a step."""
+    """Ids and both log-probabilities to the last bit, however often the engine computes a step."""
     wanted = Wanted(40, seed)
     rows = AnswerRows(SamplingRule(CONFIG, END, VOCABULARY))
     engine = Engine(rows, wanted, np.random.default_rng(seed))

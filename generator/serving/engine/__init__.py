@@ -1,4 +1,6 @@
-"""The personalizer's LLaMA on vLLM, in a process of its own; `pigeon models build --engine vllm` writes what it serves.
+"""The personalizer's LLaMA on vLLM, in a process of its own.
+
+`pigeon models build --engine vllm` writes what it serves.
 
     answers      which answer each row of vLLM's batch is, and what was drawn for it
     processor    vLLM's interface to our sampler

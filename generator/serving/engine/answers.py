@@ -34,13 +34,9 @@ class SampledAnswer:
 
     def put(self, place: int, token: int, logprob: float, sampling_logprob: float) -> None:
         """Note what was drawn at `place`; what was noted there and behind it does not count any more."""
-        for values, value in (
-            (self.drawn, token),
-            (self.logprobs, logprob),
-            (self.sampling_logprobs, sampling_logprob),
-        ):
-            del values[place:]  # type: ignore[attr-defined]
-            values.append(value)  # type: ignore[attr-defined]
+        self.drawn[place:] = [token]
+        self.logprobs[place:] = [logprob]
+        self.sampling_logprobs[place:] = [sampling_logprob]
 
     def tokens(self, end_id: int) -> list[int]:
         """What was drawn, the end token left out."""
@@ -59,7 +55,7 @@ class SampledAnswer:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the batch: its answer, and the engine's own list of the answer's tokens, which it lengthens."""
+    """A row of the batch: its answer, and the engine's own list of its tokens, which grows."""
 
     answer: SampledAnswer
     output: Sequence[int]
@@ -73,8 +69,8 @@ class AnswerRows:
         self._answers: dict[str, SampledAnswer] = {}
         self._rows: dict[int, Row] = {}
 
-    def open(self, key: str, seed: int, variant: int, temperature: float | None) -> None:
-        """An answer that will be asked for as `key`; temperature None is the checkpoint's own, 0 is greedy.
+    def open(self, key: str, seed: int, variant: int, temperature: float | None) -> SampledAnswer:
+        """Make the answer that will be asked for as `key`; temperature None is the checkpoint's own, 0 is greedy.
 
         Raises:
             ValueError: a temperature out of range.
@@ -82,7 +78,8 @@ class AnswerRows:
         if temperature is not None:
             check_temperatures([temperature])
         asked = self._rule.config.temperature if temperature is None else temperature
-        self._answers[key] = SampledAnswer(self._rule.uniforms(seed, variant), asked)
+        answer = self._answers[key] = SampledAnswer(self._rule.uniforms(seed, variant), asked)
+        return answer
 
     def close(self, key: str) -> SampledAnswer:
         """The answer as far as it was drawn; the engine may not ask for it any more."""
@@ -114,9 +111,10 @@ class AnswerRows:
                 self._rows[first] = theirs
 
     def draw(self, logits: Floats) -> NDArray[np.int64]:
-        """Draw each row's next token: logits (B, V) -> ids (B,), UNTOUCHED where the row is none of our answers.
+        """Draw each row's next token: logits (B, V) -> ids (B,).
 
-        An answer whose logits are not finite gets a `problem` and its end token: the other answers go on.
+        The id is UNTOUCHED where the row is none of our answers. An answer whose logits are not finite gets a `problem` and its
+        end token: the other answers go on.
         """
         ids = np.full(len(logits), UNTOUCHED, dtype=np.int64)
         rows = sorted(row for row in self._rows if row < len(logits))
