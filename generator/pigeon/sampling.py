@@ -139,6 +139,12 @@ class SamplingRule:
         """The numbers in [0, 1) that an answer is drawn with, one per place (max_new_tokens,)."""
         return row_stream(seed, variant).random(self.config.max_new_tokens)
 
+    def allowed(self, logits: Floats, places: Sequence[int]) -> Floats:
+        """Logits (B, V), -inf where an id may not stand at a row's place: suppressed ids, and an end that is too early."""
+        out: Floats = np.where(self._forbidden, -np.inf, logits).astype(np.float32)
+        out[np.array(places) < self.config.min_new_tokens, self.end_id] = -np.inf
+        return out
+
     def draw(
         self, logits: Floats, places: Sequence[int], uniforms: NDArray[np.float64], asked: Sequence[float]
     ) -> DrawnTokens:
@@ -153,9 +159,7 @@ class SamplingRule:
             raise ValueError(
                 f"language model: logits of step {min(places)} are not finite; check its weights and precision"
             )
-        allowed = np.where(self._forbidden, -np.inf, logits).astype(np.float32)
-        early = np.array(places) < self.config.min_new_tokens
-        allowed[early, self.end_id] = -np.inf
+        allowed = self.allowed(logits, places)
         temperatures = np.array([self.config.temperature_at(*row) for row in zip(places, asked, strict=True)])
         ids, rule = sample_tokens(allowed, uniforms, self.config.top_k, temperatures)
         return DrawnTokens(ids, token_logprobs(allowed, ids), rule)
