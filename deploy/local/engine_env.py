@@ -25,7 +25,7 @@ def engine_environment(state_dir: Path) -> Path:
 
 
 def open_engine_environment(folder: Path, say: Callable[[str], None]) -> Path:
-    """Its interpreter; the environment is made first when it is missing or was made for other requirements.
+    """Its interpreter; the environment is made first when it is missing or of other requirements.
 
     Raises:
         ServerUnavailable: it cannot be installed (the installer's last words are in the message).

@@ -65,7 +65,7 @@ def _tensor(kind: str, tensor: TensorSpec) -> str:
 
 
 def forwarded(personalizer: ModelSpec, parameters: Mapping[str, str]) -> ModelSpec:
-    """The personalizer where an engine runs LLaMA: more instances, which only wait, one for each task under way."""
+    """The personalizer where an engine runs LLaMA; its instances only wait."""
     return replace(
         personalizer,
         backend_file="personalizer_engine_model.py",

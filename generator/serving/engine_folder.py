@@ -1,4 +1,4 @@
-"""What a build writes for an engine: LLaMA, the reference's layers, the engine's code, and hashes of them."""
+"""What a build writes for an engine: LLaMA, the reference's layers, their hashes, and code."""
 
 from __future__ import annotations
 

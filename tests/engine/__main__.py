@@ -1,4 +1,7 @@
-"""`python -m tests.engine`: nano's answers on vLLM and on ONNX Runtime, counted; exits with 1 where they differ unexplained."""
+"""`python -m tests.engine`: nano's answers on vLLM and on ONNX Runtime, counted.
+
+Exits with 1 where they differ and no rounding explains it.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ def compared(ours: Ours, tasks: Sequence[PersonalizerTask], replies: Sequence[Me
 
 
 def prefill(tasks: Sequence[PersonalizerTask], replies: Sequence[Message]) -> str:
-    """Tokens that prompts cost, against what one prefill up to the reference's place would cost, in whole blocks and at best."""
+    """Prompt tokens that were computed, and what one prefill up to the reference's place costs."""
     asked = sum(task.prompts.size for task in tasks)
     done = sum(int(reply.fields["prefilled"]) for reply in replies)
     count = len(ALPHAS)

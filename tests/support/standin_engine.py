@@ -1,11 +1,13 @@
-"""What vLLM is for the engine's service: a batch of requests over LLaMA's step in PyTorch, computed anew at each step."""
+"""A stand-in for vLLM under the engine's service: a batch of requests over LLaMA's step in PyTorch."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
@@ -13,8 +15,12 @@ from torch import Tensor
 
 from generator.pigeon.llama_step import LoraMatrices
 from generator.pigeon.model import PigeonModel
+from generator.serving import export
+from generator.serving.build import Built, build_repository
 from generator.serving.engine.answers import AnswerRows
 from generator.serving.engine.service import Finished
+from generator.serving.engine_folder import EngineChoice
+from tests.support.served_networks import graph_path
 
 
 @dataclass
@@ -93,3 +99,16 @@ class StandinCore:
             self._rows.update([row], [], moved)
             self._batch[row] = self._batch[last]
             self._batch.pop()
+
+
+def engine_build(checkpoint: Path, plain: Path, repository: Path, socket: Path) -> tuple[Built, list[str]]:
+    """A build for an engine, its graphs copied from a plain build, and their names."""
+    exported: list[str] = []
+
+    def copied(network: export.Network, path: Path) -> export.Agreement:
+        exported.append(network.title)
+        shutil.copyfile(graph_path(plain, network), path)
+        return export.Agreement(network.title, 0.0, 1.0, 0.0, 0)
+
+    with patch.object(export, "export", copied):
+        return build_repository(checkpoint, "nano", repository, engine=EngineChoice(socket)), exported

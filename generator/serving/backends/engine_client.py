@@ -16,7 +16,7 @@ POLL_SECONDS = 0.05
 """Seconds between two looks at whether somebody still waits for the answer."""
 CONNECT_SECONDS = 5.0
 TRANSFER_SECONDS = 60.0
-"""Seconds that the rest of a message may take once it has begun."""
+"""Seconds that the rest of a message may take after its first byte."""
 
 T = TypeVar("T")
 Tensors = Mapping[str, NDArray[Any]]

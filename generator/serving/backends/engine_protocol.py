@@ -1,4 +1,4 @@
-"""Messages between the Triton model `personalizer` and its engine: a JSON header and tensors, over a Unix socket.
+"""Messages between the Triton model `personalizer` and its engine, over a Unix socket.
 
 A message is the size of its JSON (4 bytes, big-endian), the JSON {"fields": {...}, "tensors": [[name, dtype, shape], ...]}, and
 the tensors' bytes in that order, little-endian. One side asks, the other answers; one question at a time per connection.

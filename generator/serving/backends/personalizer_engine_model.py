@@ -1,4 +1,7 @@
-"""The Triton model `personalizer` where an engine runs LLaMA: one version per adapter, all forwarded to the same process."""
+"""The Triton model `personalizer` where an engine runs LLaMA.
+
+One version per adapter, all forwarded to the same process.
+"""
 
 from __future__ import annotations
 

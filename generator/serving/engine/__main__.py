@@ -1,4 +1,4 @@
-"""`python -m generator.serving.engine FOLDER --socket PATH`: LLaMA on vLLM for Triton's `personalizer`."""
+"""`python -m generator.serving.engine FOLDER --socket PATH`: LLaMA on vLLM, for Triton."""
 
 from __future__ import annotations
 

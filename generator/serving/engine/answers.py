@@ -70,7 +70,9 @@ class AnswerRows:
         self._rows: dict[int, Row] = {}
 
     def open(self, key: str, seed: int, variant: int, temperature: float | None) -> SampledAnswer:
-        """Make the answer that will be asked for as `key`; temperature None is the checkpoint's own, 0 is greedy.
+        """Make the answer that will be asked for as `key`.
+
+        Temperature None is the checkpoint's own, 0 is greedy.
 
         Raises:
             ValueError: a temperature out of range.

@@ -1,4 +1,4 @@
-"""Questions over a Unix socket: a thread per connection, which waits for its answer and notices who has gone."""
+"""Questions over a Unix socket: a thread per connection, which notices who has gone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class SocketTaken(Exception):
 
 
 class EngineServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Listens as soon as it is made, for this user alone: whoever reaches the socket can ask and bring adapters."""
+    """Listens as soon as it is made, for this user alone.
+
+    Whoever reaches the socket can ask and bring adapters.
+    """
 
     daemon_threads = True
     request_queue_size = 64

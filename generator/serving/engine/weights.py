@@ -92,7 +92,9 @@ class EngineWeights:
         return SamplingRule(self.generation, self.ids.image_end, self.ids.vocab_size)
 
     def prompt_embeddings(self, prompts: NDArray[np.int64], condition: NDArray[np.float32]) -> Tensor:
-        """Prompts (N, T) of ids, -1 masked, -2 the reference; condition (N, E) -> LLaMA's inputs (N, T, C) float32.
+        """Prompts (N, T) and conditions (N, E) -> LLaMA's inputs (N, T, C) float32.
+
+        Ids, -1 masked, -2 the reference.
 
         Raises:
             BadRequest: a prompt is empty, too long or holds another id, or the condition is not one.
