@@ -116,7 +116,7 @@ def _build_key(hashes: dict[str, str], preset: str, engine: EngineChoice | None)
         *sorted((SOURCE / "serving" / "backends").glob("*.py")),
         *(
             SOURCE / "serving" / name
-            for name in ("build.py", "configs.py", "export.py", "repository.py", "versions.py")
+            for name in ("build.py", "configs.py", "export.py", "repository.py", "tensor_hash.py", "versions.py")
         ),
     ]
     if engine is not None:

@@ -47,7 +47,10 @@ def parted(
     asked: float,
     logits: Logits,
 ) -> str:
-    """ "equal", or what explains that two answers with the same uniforms differ: "boundary", "k-th logit", or "unexplained"."""
+    """Compare two answers with the same uniforms: "equal", "boundary", "k-th logit" or "unexplained".
+
+    The middle ones name what a rounding may have decided where the answers part.
+    """
     if list(ours) == list(theirs):
         return "equal"
     place = next(

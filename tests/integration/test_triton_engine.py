@@ -55,7 +55,7 @@ def engine(checkpoint: Path, repository: Path, folder: Path) -> Iterator[None]:
 
 
 def test_triton_forwards_to_an_engine_that_comes_and_goes(own_triton: Settings, tmp_path: Path) -> None:
-    """Answers are PyTorch's, a second adapter serves beside the first, and without an engine nothing loads."""
+    """Answers are PyTorch's, adapters serve side by side, and without an engine nothing loads."""
     checkpoint, _ = tiny_build(tmp_path)
     settings = load_settings(state_dir=own_triton.state_dir, models={"checkpoint": checkpoint})
     repository = repository_folder(settings)
