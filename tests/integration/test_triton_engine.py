@@ -58,7 +58,7 @@ def test_triton_forwards_to_an_engine_that_comes_and_goes(own_triton: Settings, 
     """Answers are PyTorch's, adapters serve side by side, and without an engine nothing loads."""
     checkpoint, _ = tiny_build(tmp_path)
     settings = load_settings(state_dir=own_triton.state_dir, models={"checkpoint": checkpoint})
-    repository = repository_folder(settings)
+    repository = repository_folder(own_triton)
     shutil.rmtree(repository, ignore_errors=True)
     engine_build(checkpoint, tmp_path / "models", repository, tmp_path / "engine.sock")
     with TritonPigeon(settings) as model:

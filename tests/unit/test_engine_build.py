@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from generator.cli import app
+from generator.cli import build_app
 from generator.serving.engine.weights import EngineWeights
 from generator.serving.repository import check_repository, read_manifest, tree_hashes
 from tests.support.standin_engine import engine_build
@@ -69,7 +69,8 @@ def test_the_engine_runs_from_its_folder_alone(built: Path) -> None:
     folder = built / "engine" / "personalizer" / "engine"
     weights = EngineWeights.read(folder)
     assert weights.base == read_manifest(built / "engine").adapter_base
-    assert weights.prompt_embeddings(np.array([[1, -1, -2]]), np.zeros((1, 128), dtype=np.float32)).shape[:2] == (1, 3)
+    condition = np.zeros((1, weights.reference["encoder.weight"].shape[1]), dtype=np.float32)
+    assert weights.prompt_embeddings(np.array([[1, -1, -2]]), condition).shape[:2] == (1, 3)
     code = (
         "import sys, generator.serving.engine.__main__ as main, generator; "
         "print(generator.__file__); print(any(name.startswith(('schemas', 'pydantic', 'vllm')) for name in sys.modules))"
@@ -86,5 +87,5 @@ def test_the_engine_runs_from_its_folder_alone(built: Path) -> None:
 
 
 def test_an_engine_that_we_do_not_know_is_refused_before_anything_is_built() -> None:
-    found = CliRunner().invoke(app, ["models", "build", "--engine", "trt"])
+    found = CliRunner().invoke(build_app(), ["models", "build", "--engine", "trt"])
     assert "--engine trt: must be onnxruntime or vllm" in f"{found.output}{found.exception}"

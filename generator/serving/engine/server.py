@@ -66,7 +66,7 @@ class _Connection(socketserver.BaseRequestHandler):
         try:
             while True:
                 question = service.put(receive(take))
-                reply = _waited_for(question, self.request)
+                reply = _waited_for(question, self.request, service.stopped)
                 if reply is None:
                     return
                 self.request.sendall(reply)
@@ -76,9 +76,11 @@ class _Connection(socketserver.BaseRequestHandler):
             log.warning("a connection was closed: %s", error)
 
 
-def _waited_for(question: Question, connection: socket.socket) -> bytes | None:
-    """The reply as bytes; None when the asker has closed the connection meanwhile."""
+def _waited_for(question: Question, connection: socket.socket, stopped: threading.Event) -> bytes | None:
+    """The reply as bytes; None when the asker has closed the connection meanwhile, or nobody will answer."""
     while not question.done.wait(0.05):
+        if stopped.is_set():
+            return None
         if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
             question.given_up = True
             return None

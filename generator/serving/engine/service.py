@@ -85,6 +85,8 @@ class EngineService:
         self._core = core
         self._rows = rows
         self._adapters = adapters
+        self.stopped = threading.Event()
+        """Set when nothing that is put in will be answered any more."""
         self._new: SimpleQueue[Question] = SimpleQueue()
         self._open: list[Question] = []
         self._count = 0
@@ -104,6 +106,7 @@ class EngineService:
             while not stop.is_set():
                 self.turn(IDLE_SECONDS)
         finally:
+            self.stopped.set()
             for question in self._open:
                 question.end(failure("failed", "the engine is stopping; try again later"))
 
