@@ -22,6 +22,7 @@ ADAPTERS = 4
 """Adapters that one batch may hold; more of them wait."""
 IN_THIS_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the sampler and its answers are objects of this process
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # vLLM's choice on GPUs, whose logits processors have another interface
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
