@@ -19,7 +19,7 @@ define install
 		-e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p'
 endef
 
-.PHONY: help demo test check check-deploy audit release faults gpu bench format clean
+.PHONY: help demo test check check-deploy audit release faults gpu engine bench format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,9 @@ faults: $(TEST) $(TOOLS)/.installed ## Faults of ingest and night in long form: 
 # Not through the environment above: a CUDA machine has its own torch.
 gpu: ## Figures of a CUDA machine, in eight minutes (MINUTES=8), written to gpu-results; nothing without one
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.gpu --minutes $${MINUTES:-8}
+
+engine: $(TEST) ## nano's answers on vLLM against ONNX Runtime's, in an environment of vLLM's own (3.4 GB); half an hour, ENGINE="--tasks 4"
+	@$(BIN)/python -m tests.engine $(ENGINE)
 
 bench: $(TEST) ## Ratios of things measured in one run on this machine, with their goals; BENCH="--only ROW", BENCH=--full
 	@$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -52,6 +52,7 @@ NOT_SETTINGS = frozenset(
     {
         "PIGEON_CONFIG_FILE",
         "PIGEON_TRITON_VENV",
+        "PIGEON_ENGINE_VENV",
         "PIGEON_TEST_KAFKA",
         "PIGEON_TEST_KAFKA_HOME",
         "PIGEON_CI_WITHOUT_KAFKA",

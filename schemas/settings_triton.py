@@ -39,6 +39,11 @@ class TritonSettings(Group):
     )
     key_file: Path | None = Field(None, description="The PEM key of cert_file, without a passphrase.")
     model_repository: Path | None = Field(None, description="The folder the server reads models from.")
+    engine_socket: Path | None = Field(
+        None,
+        description="Unix socket of the process that runs LLaMA for models built with --engine vllm, as the server sees it; empty = "
+        "engine.sock in the state folder.",
+    )
     network_timeout_seconds: Seconds = 10.0
     inference_timeout_seconds: Seconds = 60.0
     start_timeout_seconds: Seconds = 120.0

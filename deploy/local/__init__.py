@@ -6,6 +6,7 @@
     watchdog     restart limits, and Triton's dead stubs
     server       what every embedded server has in common
     postgres, seaweedfs, tansu, triton (triton_env, triton_control)   one module per server
+    engine_env   the Python environment of vLLM, for `make engine`
     process      children, their identities, and leaving none behind
     state        folders, ports, secrets and the run record of one state folder
     environment  the PIGEON_* addresses, given or written

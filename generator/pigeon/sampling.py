@@ -110,6 +110,71 @@ def token_logprobs(logits: Floats, ids: NDArray[np.int64]) -> NDArray[np.float64
     return out
 
 
+@dataclass(frozen=True)
+class DrawnTokens:
+    """What one step drew: ids (B,) and their natural log-probabilities (B,).
+
+    `logprobs` are the model's at temperature 1 over the allowed ids, `sampling_logprobs` those under the rule that drew.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
+    sampling_logprobs: NDArray[np.float64]
+
+
+class SamplingRule:
+    """One step of sampling: allowed ids, temperature by place, top-k, and a uniform per row.
+
+    Rows may be at different places of their answers.
+    """
+
+    def __init__(self, config: GenerationConfig, end_id: int, vocab_size: int) -> None:
+        self.config = config
+        self.end_id = end_id
+        self._forbidden = np.zeros(vocab_size, dtype=bool)
+        for first, stop in config.suppressed:
+            self._forbidden[first:stop] = True
+
+    def uniforms(self, seed: int, variant: int) -> NDArray[np.float64]:
+        """The numbers in [0, 1) that an answer is drawn with, one per place (max_new_tokens,)."""
+        return row_stream(seed, variant).random(self.config.max_new_tokens)
+
+    def allowed(self, logits: Floats, places: Sequence[int]) -> Floats:
+        """Logits (B, V), -inf where an id may not stand at a row's place: suppressed ids, and an end that is too early."""
+        out: Floats = np.where(self._forbidden, -np.inf, logits).astype(np.float32)
+        out[np.array(places) < self.config.min_new_tokens, self.end_id] = -np.inf
+        return out
+
+    def draw(
+        self, logits: Floats, places: Sequence[int], uniforms: NDArray[np.float64], asked: Sequence[float]
+    ) -> DrawnTokens:
+        """Draw each row's token at its place.
+
+        logits (B, V), places (B), uniforms (B,), the temperatures asked for (B).
+
+        Raises:
+            ValueError: logits that are not finite.
+        """
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                f"language model: logits of step {min(places)} are not finite; check its weights and precision"
+            )
+        allowed = self.allowed(logits, places)
+        temperatures = np.array([self.config.temperature_at(*row) for row in zip(places, asked, strict=True)])
+        ids, rule = sample_tokens(allowed, uniforms, self.config.top_k, temperatures)
+        return DrawnTokens(ids, token_logprobs(allowed, ids), rule)
+
+
+def check_temperatures(temperatures: Sequence[float]) -> None:
+    """Raises:
+    ValueError: one that is neither 0 nor in 0.01..100.
+    """
+    if not all(t == 0 or LEAST_TEMPERATURE <= t <= MOST_TEMPERATURE for t in temperatures):
+        raise ValueError(
+            f"temperatures: {list(temperatures)} must each be 0 (greedy) or lie in {LEAST_TEMPERATURE}..{MOST_TEMPERATURE}"
+        )
+
+
 class AnswerSampler:
     """Draws the answers of a batch step by step until each has met its end token or its limit.
 
@@ -134,17 +199,13 @@ class AnswerSampler:
         asked = [config.temperature] * len(streams) if temperatures is None else list(temperatures)
         if len(asked) != len(streams):
             raise ValueError(f"temperatures: {len(asked)} for {len(streams)} answers; give one per answer")
-        if temperatures is not None and not all(t == 0 or LEAST_TEMPERATURE <= t <= MOST_TEMPERATURE for t in asked):
-            raise ValueError(
-                f"temperatures: {asked} must each be 0 (greedy) or lie in {LEAST_TEMPERATURE}..{MOST_TEMPERATURE}"
-            )
+        if temperatures is not None:
+            check_temperatures(asked)
         self._config = config
+        self._rule = SamplingRule(config, end_id, vocab_size)
         self._asked = asked
         self._end_id = end_id
-        self._uniforms = np.stack([row_stream(*stream).random(config.max_new_tokens) for stream in streams])
-        self._forbidden = np.zeros(vocab_size, dtype=bool)
-        for first, stop in config.suppressed:
-            self._forbidden[first:stop] = True
+        self._uniforms = np.stack([self._rule.uniforms(*stream) for stream in streams])
         self._rows: list[list[int]] = [[] for _ in streams]
         self._finished = np.zeros(len(streams), dtype=bool)
         self._logprobs = np.zeros(len(streams))
@@ -186,17 +247,10 @@ class AnswerSampler:
         Raises:
             ValueError: logits that are not finite.
         """
-        if not np.isfinite(logits).all():
-            raise ValueError(
-                f"language model: logits of step {self._steps} are not finite; check its weights and precision"
-            )
-        allowed = np.where(self._forbidden, -np.inf, logits).astype(np.float32)
-        if self._steps < self._config.min_new_tokens:
-            allowed[:, self._end_id] = -np.inf
-        temperatures = np.array([self._config.temperature_at(self._steps, asked) for asked in self._asked])
-        drawn, rule = sample_tokens(allowed, self._uniforms[:, self._steps], self._config.top_k, temperatures)
-        self._logprobs += np.where(self._finished, 0.0, token_logprobs(allowed, drawn))
-        self._sampling_logprobs += np.where(self._finished, 0.0, rule)
+        found = self._rule.draw(logits, [self._steps] * len(self._asked), self._uniforms[:, self._steps], self._asked)
+        self._logprobs += np.where(self._finished, 0.0, found.logprobs)
+        self._sampling_logprobs += np.where(self._finished, 0.0, found.sampling_logprobs)
+        drawn = found.ids
         drawn[self._finished] = self._end_id
         self._finished |= drawn == self._end_id
         for row, token, finished in zip(self._rows, drawn, self._finished, strict=True):

@@ -22,6 +22,9 @@
     agreement   a network to export, and how far its graph is from PyTorch
     targets     what a repository is built for: the cpu target
     gpu         the gpu target: for NVIDIA's Triton image
+    engine_folder  the cpu target with LLaMA on an engine, and what a build writes for it
+    tensor_hash  what arrays are known by
+    engine      the personalizer's LLaMA on vLLM, in a process of its own
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
 Imports generator.pigeon, generator.storage (release, pull) and schemas; torch in export and agreement, and in build when it builds.

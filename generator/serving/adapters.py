@@ -5,7 +5,6 @@ Torch-free, so that the feedback loop may use it. Number 1 is the checkpoint's o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.numpy import load_file
 from generator.serving.api import DrawnImage, DrawRequest
 from generator.serving.client import TritonPigeon
 from generator.serving.repository import read_manifest, repository_folder
+from generator.serving.tensor_hash import content_hash
 from schemas.errors import InputError, ModelError
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings
@@ -158,14 +158,6 @@ def write_adapter(folder: Path, matrices: dict[str, Floats], info: dict[str, str
     """The two files that make a version folder an adapter."""
     np.savez(folder / ADAPTER_FILE, **matrices)  # type: ignore[arg-type]  # numpy's stub takes the names for its options
     (folder / ADAPTER_INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-
-
-def content_hash(matrices: dict[str, Floats]) -> str:
-    """Of the matrices themselves, whatever file they came in."""
-    digest = hashlib.sha256()
-    for name in sorted(matrices):
-        digest.update(name.encode() + str(matrices[name].shape).encode() + matrices[name].tobytes())
-    return digest.hexdigest()
 
 
 def part_hash(folder: Path) -> str | None:

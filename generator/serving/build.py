@@ -30,6 +30,7 @@ from generator.serving.repository import (
     tree_hashes,
 )
 from generator.serving.targets import SOURCE, CpuTarget, Spec, Target, graph_path
+from generator.serving.tensor_hash import content_hash
 from generator.serving.versions import Versions, checkpoint_versions
 from schemas.errors import InputError, ModelError
 
@@ -120,6 +121,7 @@ def _build_key(hashes: dict[str, str], preset: str, target: Target) -> str:
                 "export.py",
                 "repository.py",
                 "targets.py",
+                "tensor_hash.py",
                 "versions.py",
             )
         ),
@@ -188,6 +190,7 @@ def _write(
     for spec in target.specs(config, pigeon.diffusion.latent_shape):
         _write_model(staging / spec.name, target.pbtxt(spec, parameters, key), target.python_files(spec))
         _write_configuration(staging / spec.name / "1", spec.name, checkpoint, pigeon, versions)
+        target.write_further(spec, staging / spec.name, checkpoint, pigeon, versions)
         entries[spec.name] = _entry(staging / spec.name, spec)
     return RepositoryManifest(
         build=key,
@@ -228,7 +231,7 @@ def _write_configuration(one: Path, model: str, checkpoint: Path, pigeon: Pigeon
     if model == adapters.PERSONALIZER:
         lora = pigeon.personalizer.lora()
         matrices = {"lora_a": lora.a.detach().cpu().numpy(), "lora_b": lora.b.detach().cpu().numpy()}
-        info = {"base": versions.adapter_base, "sha256": adapters.content_hash(matrices)}
+        info = {"base": versions.adapter_base, "sha256": content_hash(matrices)}
         adapters.write_adapter(one, matrices, info)
 
 

@@ -31,6 +31,9 @@ def build(
         Path | None,
         typer.Option(help="Repository folder; by default the one that Triton serves, with -gpu behind it for gpu."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs LLaMA: onnxruntime, a graph like the others, or vllm, a process of its own.")
+    ] = "onnxruntime",
     compute_capability: Annotated[
         str, typer.Option(help="For gpu: GPU generations that it is for, such as 90, or several as 80,86,89.")
     ] = "80,86,89,90,100,120",
@@ -41,9 +44,11 @@ def build(
     """Write a complete Triton model repository from a checkpoint; unchanged input builds nothing.
 
     --compile names each graph that does not compile (exit code 7); a GPU host builds its own engines when it starts.
+    --engine vllm writes personalizer/engine, which `python -m generator.serving.engine` serves to Triton at triton.engine_socket.
     """
     from generator.pigeon.placement import Placement
     from generator.serving.build import build_repository
+    from generator.serving.engine_folder import EngineTarget, engine_socket
     from generator.serving.gpu import tensorrt
     from generator.serving.gpu.release import parse_compute_capabilities
     from generator.serving.gpu.target import GpuTarget
@@ -57,6 +62,10 @@ def build(
         settings = load_settings(models={**settings.models.model_dump(), **chosen})
     if target not in {"cpu", "gpu"}:
         raise InputError(f"--target {target}: must be cpu or gpu")
+    if engine not in {"onnxruntime", "vllm"}:
+        raise InputError(f"--engine {engine}: must be onnxruntime or vllm")
+    if engine == "vllm" and target == "gpu":
+        raise InputError("--engine vllm: is built with --target cpu only; the gpu target runs LLaMA as a graph")
     if compile_graphs and target == "cpu":
         raise InputError("--compile: only graphs of --target gpu are compiled")
     if compile_graphs:  # before the export, so that a missing extra costs no minute
@@ -65,11 +74,12 @@ def build(
     served = repository_folder(settings)
     folder = output or (served if target == "cpu" else served.with_name(f"{served.name}-gpu"))
     device = settings.compute.device
+    on_cpus = EngineTarget(engine_socket(settings)) if engine == "vllm" else CpuTarget()
     built = build_repository(
         checkpoint_folder(settings),
         settings.models.preset,
         folder,
-        target=CpuTarget() if target == "cpu" else GpuTarget(capabilities),
+        target=on_cpus if target == "cpu" else GpuTarget(capabilities),
         report=typer.echo,
         placement=None if device == "cpu" else Placement.of(device, "fp32"),
     )

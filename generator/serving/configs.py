@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from generator.pigeon.config import PigeonConfig
 
+FORWARDERS = 4
+"""Instances that forward to an engine: `answers` and `pigeon`, which ask, have two each."""
 Type = Literal["TYPE_FP32", "TYPE_FP64", "TYPE_INT64", "TYPE_UINT64", "TYPE_UINT8", "TYPE_BOOL", "TYPE_STRING"]
 
 
@@ -32,6 +34,8 @@ class ModelSpec:
     backend_file: str
     """The file of `backends` that becomes model.py."""
     instances: int = 1
+    further_files: tuple[str, ...] = ()
+    """Files of `backends` beyond those that every model has."""
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     def pbtxt(self, parameters: Mapping[str, str]) -> str:
@@ -58,6 +62,17 @@ def _tensor(kind: str, tensor: TensorSpec) -> str:
     optional = " optional: true" if tensor.optional else ""
     dims = ", ".join(str(dim) for dim in tensor.dims)
     return f"{kind} [{{ name: {json.dumps(tensor.name)} data_type: {tensor.type} dims: [{dims}]{optional} }}]"
+
+
+def forwarded(personalizer: ModelSpec, parameters: Mapping[str, str]) -> ModelSpec:
+    """The personalizer where an engine runs LLaMA; its instances only wait."""
+    return replace(
+        personalizer,
+        backend_file="personalizer_engine_model.py",
+        further_files=("engine_client.py", "engine_protocol.py"),
+        instances=FORWARDERS,
+        parameters={**personalizer.parameters, **parameters},
+    )
 
 
 def model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tuple[ModelSpec, ...]:

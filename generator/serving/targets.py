@@ -12,6 +12,7 @@ from generator.serving.configs import TensorSpec, model_specs
 from generator.serving.repository import GpuHost
 
 if TYPE_CHECKING:
+    from generator.pigeon.model import PigeonModel
     from generator.pigeon.placement import Placement
     from generator.serving.agreement import Network
     from generator.serving.versions import Versions
@@ -81,6 +82,15 @@ class Target(Protocol):
     def python_files(self, spec: Any) -> Mapping[str, str]:
         """Path in a model's version folder -> text; empty where no Python runs."""
 
+    def write_further(
+        self, spec: Spec, folder: Path, checkpoint: Path, pigeon: PigeonModel, versions: Versions
+    ) -> None:
+        """What else lies in a model's folder.
+
+        Raises:
+            ModelError: the checkpoint lacks it.
+        """
+
 
 class CpuTarget:
     """ONNX Runtime in Triton's Python backend, each request alone, the same bytes everywhere.
@@ -127,7 +137,15 @@ class CpuTarget:
 
     def python_files(self, spec: Any) -> Mapping[str, str]:
         """The backend and the files of ours that it imports."""
-        return {"model.py": read(f"serving/backends/{spec.backend_file}"), **shared_files()}
+        further = {
+            f"generator/serving/backends/{name}": read(f"serving/backends/{name}") for name in spec.further_files
+        }
+        return {"model.py": read(f"serving/backends/{spec.backend_file}"), **shared_files(), **further}
+
+    def write_further(
+        self, spec: Spec, folder: Path, checkpoint: Path, pigeon: PigeonModel, versions: Versions
+    ) -> None:
+        """Nothing."""
 
 
 def read(path: str) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from generator.pigeon.config import PigeonConfig
-from generator.serving import adapters
 from generator.serving.repository import below, combined_hash
+from generator.serving.tensor_hash import content_hash
 
 if TYPE_CHECKING:
     from generator.pigeon.model import PigeonModel
@@ -56,7 +56,7 @@ class Versions:
 def checkpoint_versions(hashes: dict[str, str], pigeon: PigeonModel) -> Versions:
     """hashes: `repository.tree_hashes` of the checkpoint that `pigeon` was loaded from."""
     config = pigeon.config
-    codebook = adapters.content_hash({"codebook": pigeon.code_decoder.codebook.detach().float().cpu().numpy()})
+    codebook = content_hash({"codebook": pigeon.code_decoder.codebook.detach().float().cpu().numpy()})
     return Versions(
         adapter_base=combined_hash([below(hashes, ADAPTER_BASE_FILES), config.language.model_dump()]),
         tokenizer_version=combined_hash(

@@ -14,6 +14,7 @@ from generator.serving.repository import GpuHost, combined_hash
 from generator.serving.targets import SOURCE, Spec, read, shared_files
 
 if TYPE_CHECKING:
+    from generator.pigeon.model import PigeonModel
     from generator.pigeon.placement import Placement
     from generator.serving.agreement import Network
     from generator.serving.versions import Versions
@@ -105,3 +106,8 @@ class GpuTarget:
             **shared_files(),
             **{f"generator/{HERE}/{name}": read(f"{HERE}/{name}") for name in SHARED_FILES},
         }
+
+    def write_further(
+        self, spec: Spec, folder: Path, checkpoint: Path, pigeon: PigeonModel, versions: Versions
+    ) -> None:
+        """Nothing."""
