@@ -174,9 +174,10 @@ def read_mark(path: Path) -> str | None:
         return None
     try:
         with safe_open(file, "pt") as opened:
-            return (opened.metadata() or {}).get(MARK)
+            mark: str | None = (opened.metadata() or {}).get(MARK)
     except SafetensorError as error:
         raise _damaged(file, error) from error
+    return mark
 
 
 def write_weights(state: Mapping[str, Tensor], path: Path, dtype: torch.dtype, mark: str | None = None) -> None:

@@ -324,7 +324,7 @@ def test_commands_of_people_and_nights_work_with_the_rights_that_the_page_lists(
     announcer.close()
     sender = AcknowledgedSender(user.kafka, in_flight=1)
     shown = PosterFeedback.model_validate(poster | {"event_id": uuid4(), "action": "impression"})
-    assert sender.send(shown).result(60) is None
+    sender.send(shown).result(60)
     sender.close()
     new = user.kafka.model_copy(update={"topic_prefix": f"{prefix}new."})
     change_rights(there, [Right("topic", name, "CREATE") for name in all_topics(new.topic_prefix)])

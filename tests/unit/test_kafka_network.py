@@ -31,7 +31,7 @@ def test_servers_that_failed_wait_until_the_others_had_their_turn(manager: Any) 
 def test_one_silent_server_gets_no_more_than_its_share_of_the_time(
     manager: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[float] = []
+    given: list[Any] = []
     monkeypatch.setattr(
         type(manager).__base__, "get_connection", lambda *args, timeout_ms, **more: given.append(timeout_ms)
     )
