@@ -1,6 +1,7 @@
 """SQL of showings of posters, from feedback events.
 
-What robots did, and what is past one user's daily cap, is none. Nights and the feedback loop count by it; the reasons are in the docstring of generator/feedback/pairs.py.
+What robots did, and what is past one user's daily cap, is none.
+Nights and the feedback loop count by it; the reasons are in the docstring of generator/feedback/pairs.py.
 """
 
 from __future__ import annotations
