@@ -41,7 +41,7 @@ def total_figures(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def history_words(figures: dict[str, Any]) -> str:
-    """How many pictures of the drawn tasks' histories were clicked posters; empty where a run does not tell."""
+    """How many pictures of histories were clicked posters; empty where a run does not tell."""
     counts = figures.get("history")
     if not counts:
         return ""

@@ -38,7 +38,7 @@ class UserTasks:
     """Targets whose posters are there and current."""
     eligible: int = 0
     history: HistoryCounts = field(default_factory=HistoryCounts)
-    """Of what the model is given."""
+    """Pictures that the model is given."""
 
     def skip(self, reason: str, item_id: str = "") -> None:
         """Leave out a target, or the user."""

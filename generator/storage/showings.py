@@ -1,5 +1,6 @@
-"""SQL of showings of posters, from feedback events: what robots did, and what is past one user's daily cap, is none.
+"""SQL of showings of posters, from feedback events.
 
+What robots did, and what is past one user's daily cap, is none.
 Nights and the feedback loop count by it; the reasons are in the docstring of generator/feedback/pairs.py.
 """
 
@@ -52,9 +53,9 @@ WITH events AS (
 
 
 def hygiene(settings: ClickSettings, users: Sequence[str] | None = None) -> dict[str, Any]:
-    """Bindings of every statement over showings: whose do not count, by the rules of feedback/clicks/hygiene.py.
+    """Bindings of every statement over showings: whose do not count.
 
-    `users`: these alone are looked at.
+    The rules are those of feedback/clicks/hygiene.py. `users`: these alone are looked at.
     """
     names = ("robot_min_showings", "robot_click_share", "robot_daily_showings", "daily_cap")
     return {**{name: getattr(settings, name) for name in names}, "users": None if users is None else list(users)}

@@ -122,7 +122,10 @@ def retire_clicked(upkeep: Upkeep) -> None:
 
 
 def _replaced_until(upkeep: Upkeep) -> datetime:
-    """Time until which a night must have replaced what goes: old enough, and older than the oldest set in the bucket."""
+    """Time until which a night must have replaced what goes.
+
+    It is old enough, and older than the oldest set in the bucket.
+    """
     settings = upkeep.settings
     days = max(settings.retention.replaced_days, settings.retrain.window_days)
     with upkeep.ledger.reading() as session:
@@ -133,7 +136,10 @@ def _replaced_until(upkeep: Upkeep) -> datetime:
 
 
 def _clicked_until(upkeep: Upkeep) -> datetime:
-    """Time until which clicks are too old for histories; a day more, for nights count from their date's beginning."""
+    """Time until which clicks are too old for histories.
+
+    It is a day more than the setting, for nights count from their date's beginning.
+    """
     return upkeep.before(upkeep.settings.history.drawn_days + 1)
 
 

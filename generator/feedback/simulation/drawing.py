@@ -42,7 +42,9 @@ class Shift:
 
 
 class Histories:
-    """The last pictures of every user, oldest first: of the catalogue, and clicked posters by the rule of nights.
+    """The last pictures of every user, oldest first.
+
+    They are of the catalogue, and clicked posters by the rule of nights.
 
     `most_drawn`: clicked posters in a history at most.
     """
