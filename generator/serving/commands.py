@@ -117,7 +117,8 @@ def push(
 ) -> None:
     """Publish the model repository with its adapters in S3, under its hash.
 
-    It becomes the release that servers should have. What is there already is not sent again. On each server's host `pigeon models pull` fetches it.
+    It becomes the release that servers should have: `pigeon models pull` on each server's host fetches it.
+    What is there already is not sent again.
     """
     from generator.serving import release
     from generator.serving.repository import repository_folder
