@@ -193,4 +193,7 @@ class ServedPigeon(Protocol):
 
     @property
     def pictures_at_once(self) -> int:
-        """How many pictures a request should have; of more than one they differ from those drawn alone, by rounding."""
+        """How many pictures a request should have.
+
+        With more than one they differ from those drawn alone, by rounding.
+        """

@@ -136,9 +136,10 @@ def push(
         typer.Option("--again", help="Send every file, also those that are there: for a bucket with damaged ones."),
     ] = False,
 ) -> None:
-    """Publish the model repository with its adapters in S3, under its hash, as the release that servers should have.
+    """Publish the model repository with its adapters in S3, under its hash.
 
-    What is there already is not sent again. On each server's host `pigeon models pull` fetches it.
+    It becomes the release that servers should have: `pigeon models pull` on each server's host fetches it.
+    What is there already is not sent again.
     """
     from generator.serving import release
     from generator.serving.repository import repository_folder
@@ -164,7 +165,10 @@ def pull(
         bool, typer.Option("--load", help="Then have the servers of triton.url load it, one after the other.")
     ] = False,
 ) -> None:
-    """Fetch a release from S3 into this host's model repository, whole and verified; a pull that broke off goes on."""
+    """Fetch a release from S3 into this host's model repository, whole and verified.
+
+    A pull that broke off goes on.
+    """
     from generator.serving.client import TritonPigeon
     from generator.serving.pull import pull as pull_release
     from generator.serving.repository import repository_folder

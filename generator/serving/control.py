@@ -138,7 +138,9 @@ class ModelControl:
         self._on_all(lambda server: server.unload(model))
 
     def load_repository(self, checkpoint: Path | None = None) -> RepositoryManifest:
-        """Check the repository that the settings name, then load it into one server after the other, `pigeon` last.
+        """Check the repository, then load it into one server after the other.
+
+        It is the one that the settings name; `pigeon` is loaded last.
 
         After a server that refuses it, those that serve are left as they are.
 

@@ -1,4 +1,4 @@
-"""A release from S3 into the model repository of this host, verified before it takes the old one's place.
+"""A release from S3 into this host's model repository, verified before it takes the old one's place.
 
 What was fetched stays beside the repository (`<repository>.pulling`) until all of it is there, so that a pull that broke off
 goes on; files that the repository has already are not fetched. Where only adapters differ, only their folders are replaced,
@@ -103,7 +103,10 @@ def _stage(store: Store, release: Release, repository: Path, staging: Path) -> i
 
 
 def _drop_others(staging: Path, release: Release) -> None:
-    """Delete what a pull of another release has left, empty folders too: Triton takes a numbered one for a version."""
+    """Delete what a pull of another release has left, empty folders too.
+
+    Triton takes a numbered one for a version.
+    """
     for path in sorted(staging.rglob("*"), reverse=True) if staging.is_dir() else []:
         name = path.relative_to(staging).as_posix()
         if path.is_dir():

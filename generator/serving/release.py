@@ -102,7 +102,9 @@ def release_key(sha256: str) -> str:
 
 
 def described(repository: Path, preset: str) -> Release:
-    """The release that a repository on disk would be: the build's files, the manifest, the installed adapters.
+    """The release that a repository on disk would be.
+
+    In it are the build's files, the manifest and the installed adapters.
 
     Raises:
         ModelError: the repository is not complete, was changed, or is not of this preset.
@@ -138,7 +140,9 @@ def push(
     again: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Release, int]:
-    """Publish a repository and lead servers to it; parts that are there are not sent, so a push that broke off goes on.
+    """Publish a repository and lead servers to it.
+
+    Parts that are there are not sent, so a push that broke off goes on.
 
     again: send every part, for a bucket whose objects are damaged.
 

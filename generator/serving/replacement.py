@@ -1,4 +1,7 @@
-"""Replacement of a model repository as a whole, by one process at a time; a crash in between is mended by the next one."""
+"""Replacement of a model repository as a whole, by one process at a time.
+
+A crash in between is mended by the next one.
+"""
 
 from __future__ import annotations
 

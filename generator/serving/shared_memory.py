@@ -1,4 +1,4 @@
-"""Pictures between this process and a Triton on this host through memory that both see, in place of gRPC's copies.
+"""Pictures between this process and a Triton on this host through memory that both see.
 
 A region is lent to one request at a time. One whose request failed is not lent again, because the server may still write into
 it; it is left to the sweep of a later process. So are the regions of a process that was killed: their names bear its pid.
@@ -236,7 +236,7 @@ class SharedRegions:
         return set(self._client.get_system_shared_memory_status(**options).regions)
 
     def _sweep(self) -> None:
-        """Have the server let go of what processes of this host have left that are dead; take their names away."""
+        """Have the server let go of what dead processes of this host have left; take their names away."""
         with self._lock:
             if self._swept:
                 return

@@ -1,4 +1,4 @@
-"""Pictures through shared memory against gRPC: requests answered in the same time, on a Triton of its own.
+"""Pictures through shared memory against gRPC, on a Triton of its own.
 
 Its one model gives back what it is given, so that what is measured is the way there and back.
 """

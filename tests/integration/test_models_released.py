@@ -1,4 +1,4 @@
-"""A model repository goes to S3 once and from there, verified, to the hosts of two real Tritons, one after the other."""
+"""A model repository goes to S3 once and from there, verified, to the hosts of two real Tritons."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ from tests.support.fake_pigeon import FakePigeon
 
 
 class NoisyPigeon(FakePigeon):
-    """`FakePigeon`, and noise of the bound for pictures that are drawn among others, another at each call and `seed`."""
+    """`FakePigeon` with noise of the bound for pictures that are drawn among others.
+
+    It is another at each call, and with another `seed`.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Changes to a copy of the tiny repository: what another build or a retrained adapter would make of it."""
+"""Changes to a copy of the tiny repository, as another build or a retrained adapter makes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def add_adapter(repository: Path, checkpoint: Path, number: int, work: Path) -> 
 
 
 def rename_build(repository: Path, build: str) -> None:
-    """The same networks under another build's name, as after an upgrade of our code; one process for each model."""
+    """The same networks under another build's name, as after an upgrade of our code.
+
+    Each model has one process.
+    """
     path = repository / MANIFEST
     manifest = json.loads(path.read_text())
     for model, entry in manifest["models"].items():

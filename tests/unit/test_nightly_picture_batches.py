@@ -1,4 +1,4 @@
-"""Pictures that threads ask for at the same time are one request; one bad picture spoils none of the others."""
+"""Pictures that threads ask for at the same time are one request, and none spoils another."""
 
 from __future__ import annotations
 

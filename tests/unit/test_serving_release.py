@@ -1,4 +1,4 @@
-"""A release's list is only believed when it stays inside the repository, is whole, and is what its name says."""
+"""A release's list stays inside the repository, is whole, and is what its name says, or is refused."""
 
 from __future__ import annotations
 

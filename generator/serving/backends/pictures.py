@@ -28,7 +28,9 @@ BATCH_EMBEDDING = 5e-3
 def draw_pictures(
     config: TaskConfig, codes: Sequence[Sequence[int]], seeds: Sequence[int], call: Call, batch: int = 1
 ) -> Drawn:
-    """One picture per row of codes 0..K-1, from the noise of its (seed, 0); `batch`: how many in one UNet call.
+    """One picture per row of codes 0..K-1, from the noise of its (seed, 0).
+
+    batch: how many are in one UNet call.
 
     Raises:
         BadInput: no picture, another number of seeds than of rows, or a code outside the codebook.

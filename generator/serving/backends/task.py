@@ -261,9 +261,9 @@ def noise_rows(config: TaskConfig, seed: int, rows: int) -> NDArray[np.float32]:
 def paint(
     config: TaskConfig, codes: Sequence[Sequence[int]], noise: NDArray[np.float32], call: Call
 ) -> NDArray[np.uint8]:
-    """Codes per row, and the noise (N, C, H, W) to start from -> images (N, S, S, 3); the negative prompt is zeros.
+    """Codes and noise (N, C, H, W) to start from, per row -> images (N, S, S, 3).
 
-    Sampler, steps and guidance are the checkpoint's.
+    The negative prompt is zeros. Sampler, steps and guidance are the checkpoint's.
     """
     rows = len(codes)
     decoded = call("token_decoder", padded_codes(codes, config.max_codes), ["prompt_embeds", "pooled"])
