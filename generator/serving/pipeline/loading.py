@@ -1,0 +1,129 @@
+"""Weights from the folders of models.pipeline, refused where they do not fit each other; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from generator.pigeon.placement import Placement
+from generator.serving.pipeline.folders import Folders
+from schemas.errors import ModelError
+
+PROJECTION = "image_proj.proj.weight"
+"""Tensor of a plain IP-Adapter: (4 x the UNet's cross-attention width, width of the image embeddings)."""
+HALF = "fp16"
+
+
+def load_encoder(folder: Path, placement: Placement) -> CLIPVisionModelWithProjection:
+    """The IP-Adapter's image encoder, in float32.
+
+    Raises:
+        ModelError: weights are missing or damaged.
+    """
+    with _readable("image_encoder", folder):
+        model, found = CLIPVisionModelWithProjection.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    _refuse_missing("image_encoder", folder, found)
+    return model.to(placement.device("scorer")).eval()
+
+
+def load_scorer(folder: Path, placement: Placement) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The scorer, in float32, with its text tokenizer.
+
+    Raises:
+        ModelError: weights or tokenizer are missing or damaged.
+    """
+    with _readable("scorer", folder):
+        model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    _refuse_missing("scorer", folder, found)
+    return model.to(placement.device("scorer")).eval(), tokenizer
+
+
+def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, scale: float, placement: Placement) -> Any:
+    """The pipeline with its IP-Adapter, in the placement's precision.
+
+    Raises:
+        ModelError: a part is missing or damaged, or IP-Adapter, encoder and UNet are not for each other.
+    """
+    _check_adapter(folders, int(encoder.config.projection_dim))
+    # What judges pictures is the night's, and the encoder is asked by us alone.
+    without = {"safety_checker": None, "requires_safety_checker": False} if folders.kind == "StableDiffusionPipeline" else {}
+    with _readable("folder", folders.pipeline):
+        pipeline = DiffusionPipeline.from_pretrained(
+            folders.pipeline,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=_variant(folders.pipeline),
+            torch_dtype=placement.dtype,
+            image_encoder=None,
+            feature_extractor=None,
+            **without,
+        )
+    with _readable("ip_adapter", folders.ip_adapter):
+        pipeline.load_ip_adapter(
+            str(folders.ip_adapter.parent),
+            subfolder="",
+            weight_name=folders.ip_adapter.name,
+            image_encoder_folder=None,
+            local_files_only=True,
+        )
+    pipeline.set_ip_adapter_scale(scale)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(placement.device("diffusion"))
+
+
+def _check_adapter(folders: Folders, width: int) -> None:
+    """Refuse an IP-Adapter that is not plain, or not for this encoder and UNet."""
+    path = folders.ip_adapter
+    with _readable("ip_adapter", path), safe_open(path, framework="numpy") as file:
+        names = set(file.keys())
+        shape = file.get_slice(PROJECTION).get_shape() if PROJECTION in names else None
+    if shape is None or not any(name.startswith("ip_adapter.") for name in names):
+        raise ModelError(
+            f"models.pipeline.ip_adapter {path}: has no {PROJECTION}, so it is no plain IP-Adapter (plus, full and faceid take "
+            "more than one embedding of a picture); use ip-adapter_sd15, ip-adapter_sdxl or their _vit-h files"
+        )
+    if shape[1] != width:
+        raise ModelError(
+            f"models.pipeline.ip_adapter {path}: takes embeddings of {shape[1]}, the image encoder {folders.image_encoder} gives "
+            f"{width}; set PIGEON_MODELS__PIPELINE__IMAGE_ENCODER to the one that it was trained with"
+        )
+    crossed = json.loads((folders.pipeline / "unet" / "config.json").read_bytes()).get("cross_attention_dim")
+    if shape[0] != 4 * crossed:
+        raise ModelError(
+            f"models.pipeline.ip_adapter {path}: is for a UNet with cross_attention_dim {shape[0] // 4}, the pipeline's has "
+            f"{crossed}; an IP-Adapter of SD 1.5 does not fit SDXL"
+        )
+
+
+def _variant(pipeline: Path) -> str | None:
+    """`fp16` where the folder has only such weights."""
+    unet = pipeline / "unet"
+    halves = list(unet.glob(f"*.{HALF}*.safetensors"))
+    return HALF if halves and len(halves) == len(list(unet.glob("*.safetensors"))) else None
+
+
+@contextmanager
+def _readable(setting: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"models.pipeline.{setting} {path}: cannot be loaded: {reason}; copy it again") from error
+
+
+def _refuse_missing(setting: str, folder: Path, found: dict[str, Any]) -> None:
+    """Weights that a file lacks would be random numbers."""
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"models.pipeline.{setting} {folder}: {len(missing)} weights are missing, the first is {missing[0]}; copy it again"
+        )
