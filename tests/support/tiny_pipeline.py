@@ -177,7 +177,7 @@ def _pipeline(
         unet=unet,
         text_encoder=encoder,
         tokenizer=tokenizer,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         image_encoder=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from generator.pigeon.placement import Placement
-from generator.serving.pipeline.folders import Folders
+from generator.serving.pipeline.folders import INDEX, Folders
 from schemas.errors import ModelError
 
 PROJECTION = "image_proj.proj.weight"
 """Tensor of a plain IP-Adapter: (4 x the UNet's cross-attention width, width of the image embeddings)."""
 HALF = "fp16"
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""Parts of a pipeline that have weights."""
+
+
+def silence() -> None:
+    """Keep the libraries' bars and hints out of a night's output; what matters in them is an error here."""
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def load_encoder(folder: Path, placement: Placement) -> CLIPVisionModelWithProjection:
@@ -57,16 +69,10 @@ def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, sca
     _check_adapter(folders, int(encoder.config.projection_dim))
     # What judges pictures is the night's, and the encoder is asked by us alone.
     without = {"safety_checker": None, "requires_safety_checker": False} if folders.kind == "StableDiffusionPipeline" else {}
+    networks = _load_networks(folders, placement)
     with _readable("folder", folders.pipeline):
         pipeline = DiffusionPipeline.from_pretrained(
-            folders.pipeline,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=_variant(folders.pipeline),
-            torch_dtype=placement.dtype,
-            image_encoder=None,
-            feature_extractor=None,
-            **without,
+            folders.pipeline, local_files_only=True, image_encoder=None, feature_extractor=None, **without, **networks
         )
     with _readable("ip_adapter", folders.ip_adapter):
         pipeline.load_ip_adapter(
@@ -79,6 +85,28 @@ def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, sca
     pipeline.set_ip_adapter_scale(scale)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(placement.device("diffusion"))
+
+
+def _load_networks(folders: Folders, placement: Placement) -> dict[str, Any]:
+    """One by one, because a pipeline as a whole fills what a file lacks with random numbers and goes on."""
+    index = json.loads((folders.pipeline / INDEX).read_bytes())
+    loaded = {}
+    for name in (name for name in NETWORKS if name in folders.parts):
+        library, kind = index[name]
+        folder = folders.pipeline / name
+        if library not in {"diffusers", "transformers"}:
+            raise ModelError(f"models.pipeline.folder {folder}: its class is of {library}; diffusers and transformers are loaded")
+        with _readable("folder", folder):
+            loaded[name], found = getattr(importlib.import_module(library), kind).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=_variant(folder),
+                dtype=placement.dtype,
+                output_loading_info=True,
+            )
+        _refuse_missing("folder", folder, found)
+    return loaded
 
 
 def _check_adapter(folders: Folders, width: int) -> None:
@@ -105,11 +133,10 @@ def _check_adapter(folders: Folders, width: int) -> None:
         )
 
 
-def _variant(pipeline: Path) -> str | None:
+def _variant(folder: Path) -> str | None:
     """`fp16` where the folder has only such weights."""
-    unet = pipeline / "unet"
-    halves = list(unet.glob(f"*.{HALF}*.safetensors"))
-    return HALF if halves and len(halves) == len(list(unet.glob("*.safetensors"))) else None
+    halves = list(folder.glob(f"*.{HALF}*.safetensors"))
+    return HALF if halves and len(halves) == len(list(folder.glob("*.safetensors"))) else None
 
 
 @contextmanager

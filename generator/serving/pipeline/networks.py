@@ -19,7 +19,7 @@ from generator.serving.api import InferenceCorrupt, InferenceUnavailable
 from generator.serving.pipeline.answers import unit
 from generator.serving.pipeline.folders import Folders
 from generator.serving.pipeline.image_prompt import Floats, ImagePrompt
-from generator.serving.pipeline.loading import load_diffusion, load_encoder, load_scorer
+from generator.serving.pipeline.loading import load_diffusion, load_encoder, load_scorer, silence
 from generator.serving.tensors import fitted
 from schemas.settings_models import PipelineSettings
 
@@ -38,6 +38,7 @@ class Networks:
         Raises:
             ModelError: as `loading`.
         """
+        silence()
         self._encoder: CLIPVisionModelWithProjection = load_encoder(folders.image_encoder, placement)
         self._scorer, self._tokenizer = load_scorer(folders.scorer, placement)
         self._diffusion = load_diffusion(folders, self._encoder, settings.scale, placement)
