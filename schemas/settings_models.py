@@ -31,7 +31,9 @@ class PipelineSettings(Group):
     scorer: Path | None = Field(
         None, description="Folder of a CLIP model (transformers) with its tokenizer, which scores pictures and texts."
     )
-    scale: float = Field(0.6, ge=0, le=2, description="Strength of the image prompt beside the text (IP-Adapter's scale).")
+    scale: float = Field(
+        0.6, ge=0, le=2, description="Strength of the image prompt beside the text (IP-Adapter's scale)."
+    )
     least_history: Share = Field(
         0.5,
         description="Share of the history in the image prompt at α = 0, the rest is the reference; it grows to 1 at α = 1.",
@@ -60,7 +62,8 @@ class ModelSettings(Group):
     """Which model."""
 
     preset: Literal["nano", "lavit-7b", "pipeline"] = Field(
-        "nano", description="nano, lavit-7b: Pigeon behind Triton. pipeline: models.pipeline, drawn with by the night itself."
+        "nano",
+        description="nano, lavit-7b: Pigeon behind Triton. pipeline: models.pipeline, drawn with by the night itself.",
     )
     checkpoint: Path | None = Field(
         None, description="Checkpoint directory of Pigeon; empty = the committed nano weights."

@@ -44,8 +44,11 @@ class Drawers:
     def read(cls, session: Session, settings: Settings, base_weights: str) -> Drawers:
         """Read the registry; before it has versions, the checkpoint as shipped draws.
 
-        `base_weights`: as the model server states them.
+        The registry is Pigeon's: a pipeline has one version, which draws for everybody. `base_weights`: as the model states them.
         """
+        shipped = Drawer(f"{settings.models.preset}-1", 1, weights_of(base_weights, None))
+        if settings.models.preset == "pipeline":
+            return cls(shipped, None, 0.0)
         rows = session.execute(
             select(ModelVersion.state, ModelVersion.version, ModelVersion.number, ModelVersion.adapter_sha256).where(
                 ModelVersion.state.in_(("champion", "canary"))
@@ -55,5 +58,4 @@ class Drawers:
             state: Drawer(version, number, weights_of(base_weights, adapter))
             for state, version, number, adapter in rows
         }
-        champion = found.get("champion", Drawer(f"{settings.models.preset}-1", 1, weights_of(base_weights, None)))
-        return cls(champion, found.get("canary"), settings.retrain.canary_share)
+        return cls(found.get("champion", shipped), found.get("canary"), settings.retrain.canary_share)

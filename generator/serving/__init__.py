@@ -1,7 +1,7 @@
 """Pigeon behind Triton: export to ONNX, the model repository, its backends, and their client.
 
     commands    `pigeon models build`, `check` and `load`
-    api         what night and loop ask of the served model, as plain types
+    api         what night and loop ask of the served model, as plain types; CONTRACT.md has the rules
     client      `TritonPigeon`, that contract over gRPC
     control     what the servers serve; loading and unloading
     pool        several servers: which one is asked, which are left alone
@@ -17,8 +17,9 @@
     build       checkpoint -> a complete repository
     export      checkpoint -> ONNX graphs, each compared with PyTorch
     tensorrt    the same graphs compiled ahead of time (extra `[tensorrt]`)
+    pipeline    a diffusers pipeline with an IP-Adapter behind the same contract, in the night's process
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
-Imports generator.pigeon and schemas; torch in export, and in build when it builds. Imported by generator/cli.py (commands),
-generator.nightly (api, client) and generator.feedback (api, client, adapters, repository): those modules need no torch.
+Imports generator.pigeon and schemas; torch in export and pipeline, and in build when it builds. Imported by generator/cli.py (commands),
+generator.nightly (api, client, pipeline) and generator.feedback (api, client, adapters, repository): those modules need no torch.
 """

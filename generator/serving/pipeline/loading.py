@@ -68,7 +68,9 @@ def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, sca
     """
     _check_adapter(folders, int(encoder.config.projection_dim))
     # What judges pictures is the night's, and the encoder is asked by us alone.
-    without = {"safety_checker": None, "requires_safety_checker": False} if folders.kind == "StableDiffusionPipeline" else {}
+    without = (
+        {"safety_checker": None, "requires_safety_checker": False} if folders.kind == "StableDiffusionPipeline" else {}
+    )
     networks = _load_networks(folders, placement)
     with _readable("folder", folders.pipeline):
         pipeline = DiffusionPipeline.from_pretrained(
@@ -95,7 +97,9 @@ def _load_networks(folders: Folders, placement: Placement) -> dict[str, Any]:
         library, kind = index[name]
         folder = folders.pipeline / name
         if library not in {"diffusers", "transformers"}:
-            raise ModelError(f"models.pipeline.folder {folder}: its class is of {library}; diffusers and transformers are loaded")
+            raise ModelError(
+                f"models.pipeline.folder {folder}: its class is of {library}; diffusers and transformers are loaded"
+            )
         with _readable("folder", folder):
             loaded[name], found = getattr(importlib.import_module(library), kind).from_pretrained(
                 folder,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from generator.pigeon.placement import Placement
 from generator.pigeon.sampling import noise_image
@@ -104,7 +104,9 @@ class Networks:
             callback_on_step_end=_stops(stop_at),
         ).images[0]
         if not np.isfinite(drawn).all():
-            raise InferenceCorrupt("picture: is not finite; check the weights, or set compute.precision to fp32 or bf16")
+            raise InferenceCorrupt(
+                "picture: is not finite; check the weights, or set compute.precision to fp32 or bf16"
+            )
         return (drawn * 255).round().astype(np.uint8)
 
 
