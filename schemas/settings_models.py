@@ -1,4 +1,4 @@
-"""Settings of the model that draws: Pigeon behind Triton, or a diffusers pipeline in the night's own process."""
+"""Settings of the model that draws: Pigeon behind Triton, or a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT_FIELDS = frozenset({"title", "description"})
 
 
 class PipelineSettings(Group):
-    """A folder of diffusers with an IP-Adapter, drawn with where models.preset is pipeline. All by path; nothing is downloaded."""
+    """A diffusers folder with an IP-Adapter, where models.preset is pipeline; nothing is downloaded."""
 
     folder: Path | None = Field(
         None, description="StableDiffusionPipeline or StableDiffusionXLPipeline, as save_pretrained writes it."

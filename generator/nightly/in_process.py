@@ -1,4 +1,4 @@
-"""A night whose model is in its own process: a diffusers pipeline (models.preset = pipeline), without Triton."""
+"""A night whose model is in its own process, without Triton: a diffusers pipeline (models.preset)."""
 
 from __future__ import annotations
 

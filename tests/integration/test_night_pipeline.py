@@ -1,4 +1,4 @@
-"""A night drawn by a diffusers pipeline of tiny random weights, on real Postgres, S3 and Kafka, without Triton."""
+"""A night by a diffusers pipeline of tiny random weights: real Postgres and S3, no Triton."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def elsewhere(drawn_by_pipeline: Settings) -> Iterator[Settings]:
 
 
 def night(settings: Settings, lines: list[str] | None = None) -> Night:
-    """The night as the command makes it, by a pipeline that is loaded anew; its announcer is a test double."""
+    """The night as the command makes it, by weights loaded again; its announcer is a test double."""
     echo = [] if lines is None else lines
     return Night(pipeline_context(settings, Announcements, echo.append, None), NIGHT)
 

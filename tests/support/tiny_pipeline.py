@@ -1,4 +1,4 @@
-"""Tiny random Stable Diffusion pipelines with IP-Adapter, image encoder and scorer, as folders that the product loads."""
+"""Tiny random Stable Diffusion pipelines with IP-Adapter, image encoder and scorer, as folders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LETTERS = (*string.ascii_lowercase, *string.digits, *" .,!?'")
 
 
 def tiny_pipeline(folder: Path, *, xl: bool = False) -> PipelineSettings:
-    """-> settings that lead to folder/{pipeline, ip_adapter.safetensors, image_encoder, scorer}; the same every time."""
+    """-> settings that lead to what is written into `folder`; the same every time."""
     torch.set_num_threads(1)
     torch.manual_seed(5)
     tokenizer = _tokenizer(folder / "words")

@@ -1,4 +1,4 @@
-"""A diffusers pipeline with an IP-Adapter behind the night's contract (`api.ServedPigeon`, CONTRACT.md), in its process.
+"""A diffusers pipeline with an IP-Adapter behind the night's contract (`api.ServedPigeon`).
 
     image_prompt    an image prompt as codes
     answers         a task's answers: image prompts between its reference and its history
@@ -7,6 +7,6 @@
     networks        encoder, scorer and diffusion: one picture or text at a time
     model           `ServedPipeline`, the contract
 
-Works on the CPU and on a GPU (`compute.device`); nothing is downloaded. Imports generator.pigeon (sampling, placement), numpy,
+Runs in the process of the night, on `compute.device`; nothing is downloaded. CONTRACT.md says what it promises. Imports generator.pigeon (sampling, placement), numpy,
 and torch, transformers and diffusers in loading and networks. Imported by generator.nightly, for models.preset = pipeline.
 """

@@ -1,4 +1,4 @@
-"""A task's answers: image prompts between its reference and its history, each with one of a few start noises; only numpy.
+"""A task's answers: image prompts between its reference and its history; only numpy.
 
 The image prompt of α mixes the mean of the history's embeddings with the reference's. The noise is what is sampled: all are
 equally likely at any temperature, so the model prefers none (log π is the same for all), and the greedy answer has noise 0.

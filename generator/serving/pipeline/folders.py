@@ -1,4 +1,4 @@
-"""What models.pipeline names on disk: checked before any weights are read, and hashed into what results are known by.
+"""What models.pipeline names on disk: checked before any weights are read, and hashed.
 
 No torch: `pigeon doctor` looks here as well.
 """

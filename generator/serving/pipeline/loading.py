@@ -1,4 +1,4 @@
-"""Weights from the folders of models.pipeline, refused where they do not fit each other; nothing is downloaded."""
+"""Weights from the folders of models.pipeline, refused where they do not fit each other."""
 
 from __future__ import annotations
 

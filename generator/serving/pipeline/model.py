@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 class ServedPipeline:
-    """A diffusers pipeline (see `api.ServedPigeon`); threads may share one instance, which computes for one at a time.
+    """A diffusers pipeline as the night's model (see `api.ServedPigeon`).
 
-    Weights are loaded when something is asked of them, and hashed when a version is. A deadline counts from when a call's turn
+    Threads may share one instance, which computes for one at a time. Weights are loaded when something is asked of them, and hashed when a version is. A deadline counts from when a call's turn
     has come.
     """
 
@@ -109,7 +109,9 @@ class ServedPipeline:
             return [self._picture(prompt, seed, 0, stop_at) for prompt, seed in prompts]
 
     def draw(self, request: DrawRequest, *, deadline_seconds: float | None = None) -> list[DrawnImage]:
-        """One candidate per α, in the order of `request.alphas`: answer i at temperature 1, drawn with (seed, i).
+        """One candidate per α, in the order of `request.alphas`.
+
+        Answer i is sampled at temperature 1 and drawn with (seed, i).
 
         Raises:
             InferenceError: as `answer` and `draw_pictures`.

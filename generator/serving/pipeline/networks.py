@@ -1,4 +1,4 @@
-"""The pipeline's networks: each picture and text is computed alone, so that its bytes do not depend on its neighbours."""
+"""The pipeline's networks; each picture and text is computed alone, whatever its neighbours."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _stops(stop_at: float) -> Any:
 
 
 def _prepared(image: Pixels, size: int, mean: Floats, stddev: Floats) -> Tensor:
-    """(H, W, 3) -> (1, 3, size, size): the whole picture, squeezed; a crop would lose what stands at a poster's ends."""
+    """(H, W, 3) -> (1, 3, size, size): squeezed whole, for a crop would lose a poster's ends."""
     pixels = fitted(image, 0, size).astype(np.float32) / 255
     return torch.from_numpy((pixels - mean) / stddev).permute(2, 0, 1)[None]
 
