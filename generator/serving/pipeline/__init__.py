@@ -7,6 +7,7 @@
     networks        encoder, scorer and diffusion: one picture or text at a time
     model           `ServedPipeline`, the contract
 
-Runs in the process of the night, on `compute.device`; nothing is downloaded. CONTRACT.md says what it promises. Imports generator.pigeon (sampling, placement), numpy,
-and torch, transformers and diffusers in loading and networks. Imported by generator.nightly, for models.preset = pipeline.
+Runs in the process of the night, on `compute.device`; nothing is downloaded. CONTRACT.md says what it promises. Imports
+generator.pigeon (sampling, placement), numpy, and torch, transformers and diffusers in loading and networks. Imported by
+generator.nightly, for models.preset = pipeline, and by serving.doctor.
 """

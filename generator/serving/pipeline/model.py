@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class ServedPipeline:
     """A diffusers pipeline as the night's model (see `api.ServedPigeon`).
 
-    Threads may share one instance, which computes for one at a time. Weights are loaded when something is asked of them, and hashed when a version is. A deadline counts from when a call's turn
-    has come.
+    Threads may share one instance, which computes for one at a time. Weights are loaded when something is asked of them, and
+    hashed when a version is. A deadline counts from when a call's turn has come.
     """
 
     def __init__(self, settings: Settings) -> None:
