@@ -10,6 +10,8 @@ from pydantic import Field, field_validator
 
 from schemas.settings_group import Group, Share
 
+PIPELINE_VERSION = "pipeline-1"
+"""Name of the model version that a pipeline draws as. The registry, which is Pigeon's, has none of it."""
 TEXT_FIELDS = frozenset({"title", "description"})
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.frozen_prompt import share
 from schemas.hashing import weights_of
 from schemas.settings import Settings
+from schemas.settings_models import PIPELINE_VERSION
 from schemas.tables import ModelVersion
 
 
@@ -46,9 +47,8 @@ class Drawers:
 
         The registry is Pigeon's: a pipeline has one version, which draws for everybody. `base_weights`: as the model states them.
         """
-        shipped = Drawer(f"{settings.models.preset}-1", 1, weights_of(base_weights, None))
         if settings.models.preset == "pipeline":
-            return cls(shipped, None, 0.0)
+            return cls(Drawer(PIPELINE_VERSION, 1, weights_of(base_weights, None)), None, 0.0)
         rows = session.execute(
             select(ModelVersion.state, ModelVersion.version, ModelVersion.number, ModelVersion.adapter_sha256).where(
                 ModelVersion.state.in_(("champion", "canary"))
@@ -58,4 +58,5 @@ class Drawers:
             state: Drawer(version, number, weights_of(base_weights, adapter))
             for state, version, number, adapter in rows
         }
-        return cls(found.get("champion", shipped), found.get("canary"), settings.retrain.canary_share)
+        champion = found.get("champion", Drawer(f"{settings.models.preset}-1", 1, weights_of(base_weights, None)))
+        return cls(champion, found.get("canary"), settings.retrain.canary_share)
