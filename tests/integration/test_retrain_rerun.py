@@ -266,7 +266,9 @@ def test_a_task_that_was_never_resumed_or_cannot_be_read_gives_no_pair_and_stops
     assert any(line.startswith("1 pairs left out") for line in echoed)
 
 
-def test_pairs_of_another_base_checkpoint_and_of_a_pipeline_are_left_out(engine: Engine, context: RetrainContext) -> None:
+def test_pairs_of_another_base_checkpoint_and_of_a_pipeline_are_left_out(
+    engine: Engine, context: RetrainContext
+) -> None:
     filled(engine)
     with Session(engine) as session, session.begin():
         session.add(ModelVersion(version="old-1", number=-1, state="retired", base_sha256="another", metrics={}))

@@ -68,14 +68,14 @@ def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, sca
     """
     _check_adapter(folders, int(encoder.config.projection_dim))
     # What judges pictures is the night's, and the encoder is asked by us alone.
-    without = (
-        {"safety_checker": None, "requires_safety_checker": False} if folders.kind == "StableDiffusionPipeline" else {}
-    )
+    without: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}
+    if folders.kind == "StableDiffusionPipeline":
+        without |= {"safety_checker": None, "requires_safety_checker": False}
+    else:
+        without |= {"add_watermarker": False}  # else a package that happens to be installed would change the pixels
     networks = _load_networks(folders, placement)
     with _readable("folder", folders.pipeline):
-        pipeline = DiffusionPipeline.from_pretrained(
-            folders.pipeline, local_files_only=True, image_encoder=None, feature_extractor=None, **without, **networks
-        )
+        pipeline = DiffusionPipeline.from_pretrained(folders.pipeline, local_files_only=True, **without, **networks)
     with _readable("ip_adapter", folders.ip_adapter):
         pipeline.load_ip_adapter(
             str(folders.ip_adapter.parent),
@@ -129,8 +129,10 @@ def _check_adapter(folders: Folders, width: int) -> None:
             f"models.pipeline.ip_adapter {path}: takes embeddings of {shape[1]}, the image encoder {folders.image_encoder} gives "
             f"{width}; set PIGEON_MODELS__PIPELINE__IMAGE_ENCODER to the one that it was trained with"
         )
-    crossed = json.loads((folders.pipeline / "unet" / "config.json").read_bytes()).get("cross_attention_dim")
-    if shape[0] != 4 * crossed:
+    unet = folders.pipeline / "unet" / "config.json"
+    with _readable("folder", unet):
+        crossed = json.loads(unet.read_bytes())["cross_attention_dim"]
+    if crossed is None or shape[0] != 4 * crossed:
         raise ModelError(
             f"models.pipeline.ip_adapter {path}: is for a UNet with cross_attention_dim {shape[0] // 4}, the pipeline's has "
             f"{crossed}; an IP-Adapter of SD 1.5 does not fit SDXL"

@@ -91,7 +91,7 @@ class Networks:
         pipeline = self._diffusion
         drawn: NDArray[np.float32] = pipeline(
             prompt=prompt.text,
-            negative_prompt=self._settings.negative,
+            negative_prompt=self._settings.negative or None,
             ip_adapter_image_embeds=[embedding.to(pipeline.device, pipeline.dtype)],
             latents=start.to(pipeline.device, pipeline.dtype),
             # What some schedulers add at each step.
