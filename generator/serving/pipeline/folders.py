@@ -75,6 +75,7 @@ def versions_of(folders: Folders, settings: PipelineSettings, precision: str) ->
     """Hash all weights; a large pipeline takes as long as it takes to read."""
     tokenizer = combined_hash([REVISION, tree_hashes(folders.image_encoder), tree_hashes(folders.scorer)])
     drawing = [
+        tokenizer,  # a picture is stored with its embedding by the scorer
         {name: tree_hashes(folders.pipeline / name) for name in folders.parts},
         file_hash(folders.ip_adapter),
         settings.model_dump(mode="json", include={"scale", "negative", "steps", "guidance", "side"}),

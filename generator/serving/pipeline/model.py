@@ -143,7 +143,7 @@ class ServedPipeline:
 
     @property
     def drawing_version(self) -> str:
-        """Hash of the pipeline, the IP-Adapter, and the settings that pictures depend on."""
+        """Hash of the pipeline, the IP-Adapter, the scorer, and the settings that pictures depend on."""
         return self._versions.drawing_version
 
     @property
