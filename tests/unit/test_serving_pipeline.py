@@ -314,7 +314,7 @@ def test_weights_that_are_missing_are_not_filled_with_random_numbers(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("retrain",), ("models", "build"), ("models", "list"), ("train", "align", "--dataset", "d", "--out", "o")],
+    [("retrain",), ("models", "build"), ("models", "check"), ("train", "align", "--dataset", "d", "--out", "o")],
 )
 def test_commands_of_pigeons_weights_refuse_a_pipeline(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
