@@ -28,7 +28,8 @@ from tests.support.night_world import NIGHT, Announcements, build
 from tests.support.tiny_pipeline import tiny_pipeline
 
 pytestmark = pytest.mark.integration
-TWO = {"variants": 1, "answers": 4, "outage_seconds": 5.0}
+NIGHTLY = {"variants": 1, "answers": 4, "outage_seconds": 5.0, "min_reference_score": -100.0}
+"""Settings of a small night; a random scorer must not refuse what is random, too."""
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def drawn_by_pipeline(settings: Settings, tmp_path: Path) -> Settings:
     models = settings.models.model_copy(update={"preset": "pipeline", "pipeline": pipeline})
     # Nobody listens there: a night that asked Triton would fail.
     triton = settings.triton.model_copy(update={"url": "127.0.0.1:1"})
-    night = settings.night.model_copy(update=TWO)
+    night = settings.night.model_copy(update=NIGHTLY)
     return settings.model_copy(update={"models": models, "triton": triton, "night": night})
 
 
@@ -134,6 +135,6 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {
         "PIGEON_MODELS__PRESET": "pipeline",
         **{f"PIGEON_MODELS__PIPELINE__{name.upper()}": str(value) for name, value in pipeline.items()},
-        **{f"PIGEON_NIGHT__{name.upper()}": str(value) for name, value in TWO.items()},
+        **{f"PIGEON_NIGHT__{name.upper()}": str(value) for name, value in NIGHTLY.items()},
         "PIGEON_TRITON__URL": settings.triton.url,
     }

@@ -157,6 +157,5 @@ def _readable(setting: str, path: Path) -> Iterator[None]:
 def _refuse_missing(setting: str, folder: Path, found: dict[str, Any]) -> None:
     """Weights that a file lacks would be random numbers."""
     if missing := sorted(found["missing_keys"]):
-        raise ModelError(
-            f"models.pipeline.{setting} {folder}: {len(missing)} weights are missing, the first is {missing[0]}; copy it again"
-        )
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"models.pipeline.{setting} {folder}: lacks the weights {missing[0]}{others}; copy it again")
