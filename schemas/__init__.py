@@ -8,6 +8,7 @@
     settings_retrain           those of retraining, the gate and the canary
     settings_compute           those of the device that trains and scores
     settings_kafka             those of Kafka
+    settings_models            those of the model that draws
     settings_triton            those of the inference servers
     settings_secrets           secrets from files
     settings_group             what a group of settings is made of

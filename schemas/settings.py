@@ -38,6 +38,7 @@ from schemas.settings_group import Seconds, Share
 from schemas.settings_history import HistorySettings
 from schemas.settings_kafka import KafkaSettings
 from schemas.settings_loop import ClickSettings, ReaderSettings
+from schemas.settings_models import ModelSettings
 from schemas.settings_ray import RaySettings
 from schemas.settings_retention import RetentionSettings
 from schemas.settings_retrain import CanarySettings, RetrainSettings
@@ -337,13 +338,6 @@ class ScheduleSettings(_Group):
         if alarm_at is not None and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", alarm_at):
             raise ValueError(f"{alarm_at!r} is not HH:MM, for example 06:30")
         return alarm_at
-
-
-class ModelSettings(_Group):
-    """Which Pigeon."""
-
-    preset: Literal["nano", "lavit-7b"] = "nano"
-    checkpoint: Path | None = Field(None, description="Checkpoint directory; empty = the committed nano weights.")
 
 
 class Settings(BaseSettings):

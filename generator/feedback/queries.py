@@ -8,10 +8,11 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from generator.storage.showings import SHOWINGS
+from schemas.settings_models import PIPELINE_VERSION
 
 # A task that can be trained on: it was drawn, its prompt was kept, and its codes are of the checkpoint that is trained now.
-# A version that the registry does not know is the checkpoint as shipped, before the first retraining.
-_USABLE = """t.status = 'done' AND jsonb_typeof(t.prompt -> 'snapshot') = 'object'
+# A version that the registry does not know is the checkpoint as shipped, before the first retraining, or a pipeline.
+_USABLE = f"""t.status = 'done' AND jsonb_typeof(t.prompt -> 'snapshot') = 'object' AND t.model_version <> '{PIPELINE_VERSION}'
      AND NOT EXISTS (SELECT FROM model_versions v WHERE v.version = t.model_version AND v.base_sha256 <> :base)"""
 
 # The planner takes showings for one row, because it cannot know how the joins' keys hang together, and would compare each with
@@ -99,8 +100,11 @@ SELECT (SELECT count(*) FROM showings) AS showings,
        (SELECT count(*) FROM robots) AS robots,
        (SELECT count(*) FROM logged) - (SELECT count(*) FROM showings) AS showings_left_out,
        (SELECT count(*) FROM events WHERE showing = 0) AS orphans,
-       (SELECT count(*) FROM showings s JOIN posters p USING (poster_id) JOIN model_versions v ON v.version = p.model_version
-        WHERE v.base_sha256 <> :base) AS other_base,
+       (SELECT count(*) FROM showings s JOIN posters p USING (poster_id)
+        LEFT JOIN model_versions v ON v.version = p.model_version
+        WHERE v.base_sha256 <> :base OR p.model_version = '"""
+    + PIPELINE_VERSION
+    + """') AS other_base,
        (SELECT count(*) FROM poster_feedback WHERE occurred_at >= :start AND occurred_at < :stop) AS events
 """
 )

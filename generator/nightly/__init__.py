@@ -22,6 +22,7 @@
     image_hosts       which picture hosts are away, waited for once per host
     image_features    their visual tokens and embeddings, computed once
     generate          the pending tasks: answers, a choice among them, pictures, posters; in stages
+    in_process        a night whose model is a pipeline in its own process
     drawing           what draws a run: `generate`, or `ray_drawing`
     ray_drawing       a run drawn by workers of a Ray cluster: the driver
     ray_worker        one of its workers
@@ -67,7 +68,7 @@
     moments           the due moments of jobs: done, tried again, given up
     schedule_watch    the scheduler's metrics, health, and the alarm of a night that is not published
 
-Imports schemas, generator.storage, generator.safety, generator.serving.api, and generator.serving.client inside commands; no
-torch: the model is reached through Triton. Imported by generator/cli.py and generator.upkeep, and frozen_prompt by
-generator.feedback.
+Imports schemas, generator.storage, generator.safety, generator.serving.api, and inside commands generator.serving.client or
+pipeline; no torch: the model is reached through Triton, or brings it along (models.preset = pipeline). Imported by
+generator/cli.py and generator.upkeep, and frozen_prompt by generator.feedback.
 """

@@ -349,7 +349,7 @@ def _user_list(users: str | None) -> tuple[str, ...] | None:
 
 @contextmanager
 def _context(settings: Settings) -> Iterator[NightContext]:
-    """What the night works with: Triton, Kafka and the terminal."""
+    """What the night works with: Triton or a pipeline in this process, Kafka and the terminal."""
     import functools
 
     from generator.nightly.announce import KafkaAnnouncer
@@ -361,16 +361,21 @@ def _context(settings: Settings) -> Iterator[NightContext]:
     from schemas.runtime import logs
 
     safety = load_check(settings.safety)
+    announcer = functools.partial(KafkaAnnouncer, settings.kafka)
+    echo = logs.teller(settings, "pigeon.night", typer.echo)
+    if settings.models.preset == "pipeline":
+        from generator.nightly.in_process import pipeline_context
+
+        yield pipeline_context(settings, announcer, echo, safety)
+        return
     with TritonPigeon(settings) as model:
 
         def served() -> TritonPigeon:
             _load_missing(settings, model)
             return model
 
-        announcer = functools.partial(KafkaAnnouncer, settings.kafka)
         ensure_served = functools.partial(_ensure_served, settings, model)
         draw_with = RayDrawing if settings.night.engine == "ray" else Generator
-        echo = logs.teller(settings, "pigeon.night", typer.echo)
         yield NightContext(settings, served, announcer, echo, ensure_served, draw_with, safety)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from generator.nightly.frozen_prompt import share
 from schemas.hashing import weights_of
 from schemas.settings import Settings
+from schemas.settings_models import PIPELINE_VERSION
 from schemas.tables import ModelVersion
 
 
@@ -44,8 +45,10 @@ class Drawers:
     def read(cls, session: Session, settings: Settings, base_weights: str) -> Drawers:
         """Read the registry; before it has versions, the checkpoint as shipped draws.
 
-        `base_weights`: as the model server states them.
+        The registry is Pigeon's: a pipeline has one version, which draws for everybody. `base_weights`: as the model states them.
         """
+        if settings.models.preset == "pipeline":
+            return cls(Drawer(PIPELINE_VERSION, 1, weights_of(base_weights, None)), None, 0.0)
         rows = session.execute(
             select(ModelVersion.state, ModelVersion.version, ModelVersion.number, ModelVersion.adapter_sha256).where(
                 ModelVersion.state.in_(("champion", "canary"))

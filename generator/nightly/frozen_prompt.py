@@ -124,7 +124,7 @@ def check_served(served: ServedVersions, run_settings: dict[str, Any]) -> None:
     others = [name for name, version in asdict(served).items() if planned.get(name, version) != version]
     if others:
         raise InputError(
-            f"the night was planned for another checkpoint than Triton serves ({', '.join(others)} differ): serve that one "
+            f"the night was planned for another model than is served ({', '.join(others)} differ): serve that one "
             "again and resume, or plan another --date"
         )
 

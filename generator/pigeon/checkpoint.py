@@ -201,6 +201,11 @@ def read_config(folder: Path, wanted: PigeonConfig | None = None) -> PigeonConfi
         ModelError: there is none, or another one than `wanted`.
     """
     path = folder / "config.json"
+    if (folder / "model_index.json").is_file():
+        raise ModelError(
+            f"{folder}: is a pipeline of diffusers, which can draw nights (models.preset = pipeline) and not be trained or "
+            "evaluated; give the folder of a Pigeon checkpoint"
+        )
     if path.is_file():
         try:
             config = PigeonConfig.from_json(path)

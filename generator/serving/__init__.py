@@ -1,7 +1,7 @@
 """Pigeon behind Triton: export to ONNX, the model repository, its backends, and their client.
 
     commands    `pigeon models build`, `check`, `load`, `push` and `pull`
-    api         what night and loop ask of the served model, as plain types
+    api         what night and loop ask of the served model, as plain types; CONTRACT.md has the rules
     client      `TritonPigeon`, that contract over gRPC
     control     what the servers serve; loading and unloading
     pool        several servers: which one is asked, which are left alone
@@ -25,9 +25,10 @@
     engine_folder  the cpu target with LLaMA on an engine, and what a build writes for it
     tensor_hash  what arrays are known by
     engine      the personalizer's LLaMA on vLLM, in a process of its own
+    pipeline    a diffusers pipeline with an IP-Adapter behind the same contract, in the night's process
     backends    what runs inside Triton (numpy, onnxruntime, tokenizers); copied into the repository
 
-Imports generator.pigeon, generator.storage (release, pull) and schemas; torch in export and agreement, and in build when it builds.
-Imported by generator/cli.py (commands), generator.nightly (api, client) and generator.feedback (api, client, adapters,
-repository): those modules need no torch.
+Imports generator.pigeon, generator.storage (release, pull) and schemas; torch in export, agreement and pipeline, and in build
+when it builds. Imported by generator/cli.py (commands), generator.nightly (api, client, pipeline) and generator.feedback (api,
+client, adapters, repository): those modules need no torch, but for pipeline.
 """

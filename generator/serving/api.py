@@ -37,7 +37,7 @@ class ImageFeatures:
     """What the model knows of one picture."""
 
     tokens: tuple[int, ...]
-    """Visual codes 0..K-1 (the codebook's numbers, not language-model ids); 0 to 64 of them in nano."""
+    """Visual codes, the model's own: Pigeon's are 0..K-1 (the codebook's numbers, not language-model ids), 0 to 64 in nano."""
     embedding: npt.NDArray[np.float32]
     """(D,), unit length: the image scorer's."""
 
@@ -88,7 +88,7 @@ class Answer:
     alpha: float
     temperature: float
     tokens: tuple[int, ...]
-    """Visual codes 0..K-1."""
+    """Visual codes: with the weights and a seed all that the picture is drawn from."""
     logprob: float
     """Natural log-probability under the model at temperature 1, over the ids that an answer may hold, end included."""
     sampling_logprob: float
@@ -148,7 +148,7 @@ class ServerState:
 
 
 class ServedPigeon(Protocol):
-    """The served model.
+    """The served model; CONTRACT.md says what each call promises.
 
     All calls block, may raise `InferenceError`s, and may be made from several threads.
     """

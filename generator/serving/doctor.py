@@ -1,4 +1,4 @@
-"""What is asked of each Triton server for `pigeon doctor`: build, TLS, models, weights."""
+"""What is asked of each Triton server, or of a pipeline's folders, for `pigeon doctor`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from generator.serving.repository import (
 )
 from generator.serving.server import TritonServer
 from generator.serving.tensors import one_line
-from schemas.errors import ModelError, ServerUnavailable
+from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.runtime.checkup import Finding, Probe, ok, warn, wrong
 from schemas.settings import Settings
 from schemas.settings_triton import TritonSettings
@@ -25,6 +25,9 @@ PATIENCE_SECONDS = 5.0
 
 
 def _servers(settings: Settings) -> Iterator[Finding]:
+    if settings.models.preset == "pipeline":
+        yield _pipeline(settings)
+        return
     away = 0
     for address in settings.triton.addresses:
         try:
@@ -63,7 +66,20 @@ def _secrecy(settings: TritonSettings, address: str) -> Iterator[Finding]:
     yield warn(AREA, "TLS", text, "serve gRPC with TLS and set PIGEON_TRITON__TLS=true")
 
 
+def _pipeline(settings: Settings) -> Finding:
+    """What models.pipeline names, where the night draws with that and no Triton."""
+    from generator.serving.pipeline.folders import check_folders
+
+    try:
+        found = check_folders(settings.models.pipeline)
+    except InputError as error:
+        return wrong(AREA, "pipeline", str(error), kind=InputError)
+    return ok(AREA, "pipeline", f"{found.pipeline}: {found.kind}, drawn with by the night; Triton is not asked")
+
+
 def _models(settings: Settings) -> Iterator[Finding]:
+    if settings.models.preset == "pipeline":
+        return
     quick = settings.triton.model_copy(
         update={"network_timeout_seconds": min(settings.triton.network_timeout_seconds, PATIENCE_SECONDS)}
     )

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import generator
-from schemas.errors import ModelError
+from schemas.errors import ModelError, Refused
 from schemas.settings import Settings
 
 MANIFEST = "manifest.json"
@@ -122,7 +122,13 @@ def checkpoint_folder(settings: Settings) -> Path:
 
     Raises:
         ModelError: a preset other than nano without a checkpoint of its own, nano outside a checkout, or no such folder.
+        Refused: the preset is a pipeline, which is no checkpoint of Pigeon.
     """
+    if settings.models.preset == "pipeline":
+        raise Refused(
+            "models.preset is pipeline: it draws nights, and is neither trained nor served by Triton; for Pigeon set "
+            "PIGEON_MODELS__PRESET to nano or lavit-7b"
+        )
     folder = settings.models.checkpoint
     if folder is None:
         if settings.models.preset != "nano":

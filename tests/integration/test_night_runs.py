@@ -224,7 +224,7 @@ def test_what_triton_serves_is_asked_before_anything_is_drawn(settings: Settings
         Night(context, NIGHT).run(Scope())
     assert (asked, model.answered) == ([[("nano-1", 1)]], [])
     model.base_weights = "others"
-    with pytest.raises(InputError, match="planned for another checkpoint than Triton serves"):
+    with pytest.raises(InputError, match="planned for another model than is served"):
         night(settings, model).resume()
     assert model.answered == []
     night(settings).resume()

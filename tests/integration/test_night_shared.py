@@ -234,7 +234,7 @@ def test_a_night_is_not_drawn_by_another_checkpoint_than_it_was_planned_for(sett
         night(settings, broken).run(Scope())
     other = FakePigeon()
     other.base_weights = "fake-weights-2"
-    with pytest.raises(InputError, match="planned for another checkpoint than Triton serves"):
+    with pytest.raises(InputError, match="planned for another model than is served"):
         night(settings, other).resume()
     assert other.answered == []
 

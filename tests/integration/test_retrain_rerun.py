@@ -266,11 +266,14 @@ def test_a_task_that_was_never_resumed_or_cannot_be_read_gives_no_pair_and_stops
     assert any(line.startswith("1 pairs left out") for line in echoed)
 
 
-def test_pairs_of_another_base_checkpoint_are_left_out(engine: Engine, context: RetrainContext) -> None:
+def test_pairs_of_another_base_checkpoint_and_of_a_pipeline_are_left_out(
+    engine: Engine, context: RetrainContext
+) -> None:
     filled(engine)
     with Session(engine) as session, session.begin():
         session.add(ModelVersion(version="old-1", number=-1, state="retired", base_sha256="another", metrics={}))
         session.execute(text("UPDATE night_tasks SET model_version = 'old-1' WHERE user_id IN ('user1', 'user2')"))
+        session.execute(text("UPDATE night_tasks SET model_version = 'pipeline-1' WHERE user_id = 'user3'"))
     users = {dated.pair.user_id for dated in mine(engine, share=0.5).pairs}
-    assert len(users) == 38
-    assert not {"user1", "user2"} & users
+    assert len(users) == 37
+    assert not {"user1", "user2", "user3"} & users

@@ -35,6 +35,7 @@ from generator.serving.repository import check_repository, repository_folder
 from schemas.errors import InputError, ModelError, ServerUnavailable
 from schemas.preferences import PromptSnapshot
 from schemas.settings import Settings, load_settings
+from tests.support.served_contract import check_contract
 from tests.support.tiny_serving import other_adapter, tiny_build
 
 # The first run exports the tiny model, which takes minutes where the cores are busy.
@@ -88,6 +89,11 @@ def same(left, right) -> bool:
         a.tokens == b.tokens and np.array_equal(a.image, b.image) and np.array_equal(a.embedding, b.embedding)
         for a, b in zip(left, right, strict=True)
     )
+
+
+def test_the_served_model_holds_to_the_nights_contract(served: Settings, model: TritonPigeon) -> None:
+    with TritonPigeon(served) as again:
+        check_contract(model, again)
 
 
 def test_answers_are_those_of_pytorch(model: TritonPigeon, checkpoint: Path) -> None:

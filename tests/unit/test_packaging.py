@@ -42,10 +42,11 @@ BEGINNINGS = {
         "generator.training.nano.samples",
     ),
 }
-# What a command reaches by its imports and never runs: a night has the loop's code load adapters, and trains nothing.
+# What a command reaches by its imports and never runs: a night has the loop's code load adapters, and trains nothing. With
+# models.preset = pipeline it runs that one, which needs the extra `serving` as well and says so.
 # A reader makes options of S3 clients, which are beside those of Kafka's.
 NOT_RUN = {
-    **dict.fromkeys(("night", "loop", "web"), ("generator.training", "generator.pigeon")),
+    **dict.fromkeys(("night", "loop", "web"), ("generator.training", "generator.pigeon", "generator.serving.pipeline")),
     "": ("schemas.kafka_token",),
 }
 # Imported inside functions that name the extra to install when it is not there.
