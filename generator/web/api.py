@@ -14,14 +14,15 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from starlette.responses import Response
 
 from generator.web import metrics
-from generator.web.bodies import Accepted, Feedback, FeedbackEvent, Page, Problem
+from generator.web.bodies import Accepted, Feedback, FeedbackEvent, Page, Problem, UrlId
 from generator.web.context import WebContext
 from generator.web.showings import Showing, seal, unseal
 from schemas.errors import InputError, ServerUnavailable
-from schemas.events import Id, PosterFeedback
+from schemas.events import PosterFeedback
 from schemas.manifest import PosterChoice, Withdrawn
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -50,22 +51,24 @@ def add_api(app: FastAPI, context: WebContext, reads: Reads) -> None:
     )
     async def posters(
         request: Request,
-        user: Annotated[Id, Path(description="The user's id.")],
+        user: Annotated[UrlId, Path(description="The user's id.")],
         items: Annotated[
-            list[str],
+            list[Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": "[^,]"})]],
             Query(
                 min_length=1,
                 description="Ids of items by commas, in the page's order; given more than once, each is one id, commas and all.",
             ),
         ],
         request_id: Annotated[
-            Id | None,
+            UrlId | None,
             Query(
                 alias="request",
                 description="The request's or session's id: needed where reader.rotation is not day, and told with feedback.",
             ),
         ] = None,
     ) -> Response:
+        if len(request.query_params.getlist("request")) > 1:
+            raise InputError("query.request: given more than once")
         return reads.answer(user, items, request_id, request.headers.get("if-none-match"))
 
     @app.post(
@@ -116,10 +119,10 @@ class Reads:
         return Response(json.dumps(body).encode(), 200, headers, "application/json")
 
     def _item_ids(self, items: list[str]) -> list[str]:
+        if not all(one.strip(",") for one in items):
+            raise InputError("query.items: names no item; give ids by commas")
         given = items if len(items) > 1 else items[0].split(",")
         found = [item for item in dict.fromkeys(given) if item]
-        if not found:
-            raise InputError("query.items: names no item; give ids by commas")
         if len(found) > self._settings.max_items:
             raise InputError(f"query.items: {len(found)} items, at most {self._settings.max_items} (web.max_items)")
         return found

@@ -81,6 +81,7 @@ def _add_document(app: FastAPI) -> None:
     document.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "A token of web.tokens with the role recommend."}
     }
+    _drop_null_parameters(document)
     schemas = document["components"].get("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
@@ -88,6 +89,18 @@ def _add_document(app: FastAPI) -> None:
     @app.get("/v1/openapi.json", include_in_schema=False)
     def openapi() -> Response:
         return JSONResponse(document)
+
+
+def _drop_null_parameters(document: dict[str, Any]) -> None:
+    """Leave null out of parameters: what a query does not name is left out, it cannot be null."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                schema = parameter["schema"]
+                kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+                if len(kinds) == 1:
+                    del schema["anyOf"]
+                    schema.update(kinds[0])
 
 
 def _add_errors(app: FastAPI, console: Console) -> None:

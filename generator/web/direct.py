@@ -52,6 +52,8 @@ def _asked(scope: Scope) -> tuple[str, list[str], str | None] | None:
         if name == "items":
             items.append(value)
         elif name == "request":
+            if request is not None:
+                return None
             request = value
     try:
         user = _ID.validate_python(path[len(USERS) : -len(_TAIL)])

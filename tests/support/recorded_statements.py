@@ -6,7 +6,7 @@ To record the present release, before the first change of its schema:
         tests/integration/test_web_console.py tests/integration/test_web_api.py tests/integration/test_stored_metrics.py
     python -m tests.support.recorded_statements /tmp/postgres.log
 
-One example of each statement is kept, the shortest, with its first line of rows only.
+One example of each statement is kept, the shortest.
 """
 
 from __future__ import annotations
