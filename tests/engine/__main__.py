@@ -155,7 +155,7 @@ def main() -> int:
     given = parser.parse_args()
     settings = load_settings()
     python = open_engine_environment(engine_environment(settings.state_dir), say)
-    cache = settings.state_dir / "cache"
+    cache = settings.state_dir.absolute() / "cache"
     plain, forwarding = cache / "tests" / "nano-repository", cache / "tests" / "nano-engine-repository"
     plain.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = default_checkpoint()
