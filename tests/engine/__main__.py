@@ -26,7 +26,7 @@ from generator.serving.backends.generation import AnswerGenerator, shared_prefix
 from generator.serving.backends.graph import Graph
 from generator.serving.backends.task import TaskConfig
 from generator.serving.build import build_repository
-from generator.serving.engine_folder import FOLDER, EngineChoice
+from generator.serving.engine_folder import FOLDER
 from generator.serving.repository import default_checkpoint
 from generator.serving.tensor_hash import content_hash
 from schemas.settings import load_settings
@@ -34,6 +34,7 @@ from tests.engine.compare import Agreement, parted
 from tests.engine.process import RunningEngine, running_engine
 from tests.engine.tasks import ALPHAS, TEMPERATURES, PersonalizerTask, nano_tasks
 from tests.support.served_networks import ServedNetworks
+from tests.support.standin_engine import engine_build
 
 BLOCK = 32
 TOGETHER = 4
@@ -160,7 +161,7 @@ def main() -> int:
     plain.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = default_checkpoint()
     build_repository(checkpoint, "nano", plain, report=say)
-    manifest = build_repository(checkpoint, "nano", forwarding, engine=EngineChoice(Path("/run/engine.sock"))).manifest
+    manifest = engine_build(checkpoint, plain, forwarding, Path("/run/engine.sock"))[0].manifest
     model = load_model(checkpoint)
     networks = ServedNetworks.exported(model, plain)
     config = TaskConfig.from_folder(plain / "answers" / "1")
