@@ -21,7 +21,7 @@ _TORCH = re.compile(r"^torch==\S+$", re.MULTILINE)
 def engine_environment(state_dir: Path) -> Path:
     """The environment's folder; PIGEON_ENGINE_VENV shares one among state folders."""
     given = os.environ.get("PIGEON_ENGINE_VENV")
-    return Path(given).resolve() if given else state_dir / "engine" / "venv"
+    return Path(given).resolve() if given else state_dir.absolute() / "engine" / "venv"
 
 
 def open_engine_environment(folder: Path, say: Callable[[str], None]) -> Path:

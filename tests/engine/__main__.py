@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from generator.serving.backends.generation import AnswerGenerator, shared_prefix
 from generator.serving.backends.graph import Graph
 from generator.serving.backends.task import TaskConfig
 from generator.serving.build import build_repository
-from generator.serving.engine_folder import FOLDER, EngineTarget
+from generator.serving.engine_folder import FOLDER
 from generator.serving.repository import default_checkpoint
 from generator.serving.tensor_hash import content_hash
 from schemas.settings import load_settings
@@ -34,6 +34,7 @@ from tests.engine.compare import Agreement, parted
 from tests.engine.process import RunningEngine, running_engine
 from tests.engine.tasks import ALPHAS, TEMPERATURES, PersonalizerTask, nano_tasks
 from tests.support.served_networks import ServedNetworks
+from tests.support.standin_engine import engine_build
 
 BLOCK = 32
 TOGETHER = 4
@@ -148,59 +149,90 @@ def refused(engine: RunningEngine, lora: dict[str, NDArray[np.float32]]) -> str:
     raise SystemExit("the engine answered a model of other weights")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, default=24)
-    parser.add_argument("--half-tasks", type=int, default=4, help="tasks in float16, 0 for none")
-    given = parser.parse_args()
-    settings = load_settings()
-    python = open_engine_environment(engine_environment(settings.state_dir), say)
-    cache = settings.state_dir / "cache"
+@dataclass(frozen=True)
+class Prepared:
+    """Both paths on the same tasks, each with the checkpoint's adapter and with another."""
+
+    tasks: list[PersonalizerTask]
+    ours: Ours
+    others: Ours
+    folder: Path
+    """The engine's."""
+    base: str
+
+
+def prepare(cache: Path, count: int) -> Prepared:
+    """Build nano's repository with and without an engine, and make the tasks."""
     plain, forwarding = cache / "tests" / "nano-repository", cache / "tests" / "nano-engine-repository"
     plain.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = default_checkpoint()
     build_repository(checkpoint, "nano", plain, report=say)
-    manifest = build_repository(checkpoint, "nano", forwarding, target=EngineTarget(Path("/run/engine.sock"))).manifest
+    manifest = engine_build(checkpoint, plain, forwarding, Path("/run/engine.sock"))[0].manifest
     model = load_model(checkpoint)
-    networks = ServedNetworks.exported(model, plain)
     config = TaskConfig.from_folder(plain / "answers" / "1")
-    tasks = nano_tasks(model, config, networks, cache, given.tasks)
+    tasks = nano_tasks(model, config, ServedNetworks.exported(model, plain), cache, count)
     with np.load(plain / "personalizer" / "1" / "adapter.npz") as stored:
         lora = {name: stored[name] for name in ("lora_a", "lora_b")}
-    other = {name: value * np.float32(OTHER_ADAPTER) for name, value in lora.items()}
-    rule = SamplingRule(model.config.generation, model.config.ids.image_end, model.config.ids.vocab_size)
-    positions = model.config.language.max_positions
-    step = Graph(plain / "personalizer" / "graph" / "model.onnx")
-    ours, theirs = Ours(step, rule, lora, positions), Ours(step, rule, other, positions)
-    folder = forwarding / "personalizer" / FOLDER
-    base = manifest.adapter_base
-    failures: list[str] = []
-    with running_engine(python, folder) as engine:
-        client = EngineClient(engine.socket, base, content_hash(lora), lora)
+    ids = model.config.ids
+    ours = Ours(
+        Graph(plain / "personalizer" / "graph" / "model.onnx"),
+        SamplingRule(model.config.generation, ids.image_end, ids.vocab_size),
+        lora,
+        model.config.language.max_positions,
+    )
+    others = replace(ours, lora={name: value * np.float32(OTHER_ADAPTER) for name, value in lora.items()})
+    return Prepared(tasks, ours, others, forwarding / "personalizer" / FOLDER, manifest.adapter_base)
+
+
+def in_float32(python: Path, given: Prepared) -> list[str]:
+    """Print what the engine answers in float32; returns the answers that nothing explains."""
+    tasks, ours, others, base = given.tasks, given.ours, given.others, given.base
+    unexplained: list[str] = []
+    with running_engine(python, given.folder) as engine:
+        client = EngineClient(engine.socket, base, content_hash(ours.lora), ours.lora)
         say(f"engine: {client.check()}; listens after {engine.start_seconds:.0f} s")
         client.close()
-        say(f"other weights: {refused(engine, lora)}")
+        say(f"other weights: {refused(engine, ours.lora)}")
         began = time.monotonic()
-        alone = ask_each(engine, base, lora, tasks)
+        alone = ask_each(engine, base, ours.lora, tasks)
         seconds = time.monotonic() - began
         tokens = sum(int(reply.tensors["counts"].sum()) for reply in alone)
         say(f"one task at a time: {len(tasks)} tasks in {seconds:.1f} s, {tokens / seconds:.0f} answer tokens/s")
         say(f"  prefill: {prefill(tasks, alone)}")
         for name, path, replies in (
-            ("  float32, one task at a time", ours, alone),
-            (f"  float32, {TOGETHER} tasks at a time", ours, ask_all(engine, base, lora, tasks)),
-            ("  float32, another adapter", theirs, ask_all(engine, base, other, tasks)),
+            ("one task at a time", ours, alone),
+            (f"{TOGETHER} tasks at a time", ours, ask_all(engine, base, ours.lora, tasks)),
+            ("another adapter", others, ask_all(engine, base, others.lora, tasks)),
         ):
             agreement = compared(path, tasks, replies)
-            failures += agreement.unexplained
-            say(f"{name}: {agreement}")
-    if given.half_tasks:
-        with running_engine(python, folder, "--dtype", "float16") as engine:
-            half = ask_each(engine, base, lora, tasks[: given.half_tasks])
-            say(f"  float16, one task at a time: {compared(ours, tasks[: given.half_tasks], half)}")
-    for line in failures:
+            unexplained += agreement.unexplained
+            say(f"  float32, {name}: {agreement}")
+    return unexplained
+
+
+def in_float16(python: Path, given: Prepared, count: int) -> None:
+    """Print how many answers are the same in float16; it is no condition."""
+    tasks = given.tasks[:count]
+    with running_engine(python, given.folder, "--dtype", "float16") as engine:
+        replies = ask_each(engine, given.base, given.ours.lora, tasks)
+        say(f"  float16, one task at a time: {compared(given.ours, tasks, replies)}")
+
+
+def main() -> int:
+    """1 where an answer differs and nothing explains it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=24)
+    parser.add_argument("--half-tasks", type=int, default=4, help="tasks in float16, 0 for none")
+    asked = parser.parse_args()
+    state = load_settings().state_dir
+    python = open_engine_environment(engine_environment(state), say)
+    given = prepare(state.absolute() / "cache", asked.tasks)
+    unexplained = in_float32(python, given)
+    for line in unexplained:
         say(f"UNEXPLAINED {line}")
-    return 1 if failures else 0
+    if asked.half_tasks:
+        in_float16(python, given, asked.half_tasks)
+    return 1 if unexplained else 0
 
 
 if __name__ == "__main__":

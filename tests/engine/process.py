@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from generator.serving.backends.engine_client import EngineRefused
+
 START_SECONDS = 600.0
 
 
@@ -19,7 +21,6 @@ START_SECONDS = 600.0
 class RunningEngine:
     socket: Path
     start_seconds: float
-    log: Path
 
 
 @contextmanager
@@ -42,7 +43,11 @@ def running_engine(python: Path, folder: Path, *options: str) -> Iterator[Runnin
                 if process.poll() is not None or time.monotonic() - began > START_SECONDS:
                     raise SystemExit(f"the engine did not start:\n{log.read_text()[-3000:]}")
                 time.sleep(0.2)
-            yield RunningEngine(socket, time.monotonic() - began, log)
+            yield RunningEngine(socket, time.monotonic() - began)
+            if process.poll() is not None:
+                raise SystemExit(f"the engine ended by itself:\n{log.read_text()[-3000:]}")
+        except EngineRefused as error:
+            raise SystemExit(f"{error}; the engine's log ends:\n{log.read_text()[-3000:]}") from error
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from tests.support.tiny_serving import tiny_checkpoint, tiny_model
 
 BASE = "00aa11bb22cc33dd"
 Lora = dict[str, np.ndarray]
+Client = Callable[..., EngineClient]
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,27 @@ def engine(world: World, folder: Path, slow: float = 0.0) -> Iterator[tuple[Path
             server.shutdown()
 
 
-def client(socket: Path, lora: Lora, base: str = BASE) -> EngineClient:
-    return EngineClient(socket, base, content_hash(lora), lora)
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """Makes clients, and closes them after the test."""
+    made: list[EngineClient] = []
+
+    def make(socket: Path, lora: Lora, base: str = BASE, sha256: str | None = None) -> EngineClient:
+        made.append(EngineClient(socket, base, sha256 or content_hash(lora), lora))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
-def test_answers_of_tasks_asked_together_are_those_of_the_graph(world: World, tmp_path: Path) -> None:
+def test_answers_of_tasks_asked_together_are_those_of_the_graph(world: World, tmp_path: Path, client: Client) -> None:
     """Tokens, counts and both log-probabilities, of two adapters at the same time in one batch."""
     asked = [(seed, lora) for seed in (3, 2**63 + 5, 12) for lora in (world.lora, world.other)]
     with engine(world, tmp_path) as (socket, core):
 
         def ask(seed: int, lora: Lora) -> object:
-            mine = client(socket, lora)
-            try:
-                return mine.answer(seed, world.request(seed))
-            finally:
-                mine.close()
+            return client(socket, lora).answer(seed, world.request(seed))
 
         with ThreadPoolExecutor(len(asked)) as pool:
             replies = list(pool.map(lambda one: ask(*one), asked))
@@ -125,15 +132,14 @@ def test_answers_of_tasks_asked_together_are_those_of_the_graph(world: World, tm
     assert rows[3, False] != rows[3, True], "the adapter decides"
 
 
-def test_weights_that_are_not_the_models_are_refused(world: World, tmp_path: Path) -> None:
+def test_weights_that_are_not_the_models_are_refused(world: World, tmp_path: Path, client: Client) -> None:
     with engine(world, tmp_path) as (socket, _):
         with pytest.raises(
             EngineUnavailable, match=f"serves weights {BASE}, not 1{BASE[1:]}; start it on this repository"
         ):
             client(socket, world.lora, "1" + BASE[1:]).check()
-        wrong = EngineClient(socket, BASE, content_hash(world.other), world.lora)
         with pytest.raises(EngineRefused, match="have another hash"):
-            wrong.check()
+            client(socket, world.lora, sha256=content_hash(world.other)).check()
         thin = {name: value[:1] for name, value in world.lora.items()}
         with pytest.raises(EngineRefused, match=r"lora_a is \[1, 2, .*this model takes \[2, 2, "):
             client(socket, thin).check()
@@ -148,7 +154,9 @@ def test_weights_that_are_not_the_models_are_refused(world: World, tmp_path: Pat
         EngineWeights.read(tmp_path)
 
 
-def test_an_engine_that_was_started_again_is_given_the_adapter_again(world: World, tmp_path: Path) -> None:
+def test_an_engine_that_was_started_again_is_given_the_adapter_again(
+    world: World, tmp_path: Path, client: Client
+) -> None:
     mine = client(tmp_path / "engine.sock", world.lora)
     with pytest.raises(EngineUnavailable, match=r"does not answer \(FileNotFoundError.*; start it"):
         mine.check()
@@ -161,7 +169,7 @@ def test_an_engine_that_was_started_again_is_given_the_adapter_again(world: Worl
         mine.answer(3, world.request(3))
 
 
-def test_nobody_computes_for_who_has_gone(world: World, tmp_path: Path) -> None:
+def test_nobody_computes_for_who_has_gone(world: World, tmp_path: Path, client: Client) -> None:
     class Gone(Exception):
         pass
 
@@ -190,11 +198,12 @@ def test_nobody_computes_for_who_has_gone(world: World, tmp_path: Path) -> None:
         ({"prompt_ids": np.full((6, 9), 10**6)}, "must lie in -2.."),
         ({"prompt_ids": np.zeros((6, 5000), dtype=np.int64)}, "5000 prompt tokens and .* exceed the model's"),
         ({"condition": np.zeros((6, 3), dtype=np.float32)}, r"condition: \[6, 3\] must be"),
-        ({"variants": np.array([-1] * 6)}, "question: "),
+        ({"variants": np.array([-1] * 6)}, "must be numbers from 0"),
+        ({"variants": np.array([[1]] * 6)}, "question: TypeError"),
     ],
 )
 def test_a_request_that_does_not_fit_is_refused_and_the_next_is_answered(
-    world: World, tmp_path: Path, change: dict[str, np.ndarray], reason: str
+    world: World, tmp_path: Path, client: Client, change: dict[str, np.ndarray], reason: str
 ) -> None:
     with engine(world, tmp_path) as (socket, _):
         mine = client(socket, world.lora)
@@ -204,7 +213,7 @@ def test_a_request_that_does_not_fit_is_refused_and_the_next_is_answered(
         assert mine.answer(3, world.request(3)).tensors["counts"].min() > 0
 
 
-def test_logits_that_are_not_finite_fail_their_own_request_alone(world: World, tmp_path: Path) -> None:
+def test_logits_that_are_not_finite_fail_their_own_request_alone(world: World, tmp_path: Path, client: Client) -> None:
     broken = {name: value.copy() for name, value in world.lora.items()}
     broken["lora_b"][:] = 3e38
     with engine(world, tmp_path) as (socket, _):

@@ -14,7 +14,7 @@ from torch import Tensor
 from generator.serving.engine.answers import AnswerRows
 from generator.serving.engine.processor import ANSWER_KEY, logits_processor
 from generator.serving.engine.service import Finished
-from generator.serving.engine.weights import LANGUAGE_MODEL, EngineWeights
+from generator.serving.engine.weights import LANGUAGE_MODEL, LORA_MODULES, EngineWeights
 
 BLOCK = 32
 """Tokens per block of the cache; what answers share of a prompt is whole blocks. The CPU's attention takes no smaller one."""
@@ -56,6 +56,8 @@ def open_vllm(weights: EngineWeights, rows: AnswerRows, options: EngineOptions) 
         block_size=BLOCK,
         enable_lora=True,
         max_loras=ADAPTERS,
+        # Else the embedding has LoRA as well, and 0.32's CPU path fails where a batch mixes prompts as embeddings with drawn ids.
+        lora_target_modules=list(LORA_MODULES),
         max_lora_rank=int(weights.language["lora_rank"]),
         logits_processors=[logits_processor(rows)],
         max_model_len=int(weights.language["max_positions"]),

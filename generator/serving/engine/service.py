@@ -142,6 +142,9 @@ class EngineService:
             question.end(failure("rejected", error))
         except (KeyError, TypeError, ValueError) as error:
             question.end(failure("rejected", f"question: {type(error).__name__}: {error}"))
+        except Exception as error:  # one question must not end the others, whatever it holds
+            log.exception("a question failed")
+            question.end(failure("failed", f"{type(error).__name__}: {error}"))
 
     def _hello(self, question: Question) -> None:
         base, version = question.message.fields["base"], question.message.fields["version"]
@@ -184,6 +187,8 @@ class EngineService:
             raise BadRequest(
                 f"{len(prompts)} prompts, {len(variants)} variants, {len(asked)} temperatures: give as many of each"
             )
+        if not 0 <= seed < 2**64 or min(variants, default=0) < 0:
+            raise BadRequest(f"seed {seed} and variants {variants} must be numbers from 0 to 2**64 - 1")
         embeds = self._weights.prompt_embeddings(prompts, tensors["condition"])
         self._open.append(question)
         try:
@@ -193,9 +198,11 @@ class EngineService:
                 question.answers.append(self._rows.open(key, seed, variant, temperature))
                 question.waiting.add(key)
                 self._core.add(key, own, adapter)
-        except ValueError as error:
+        except Exception as error:
             self._give_up(question)
-            raise BadRequest(str(error)) from error
+            if isinstance(error, ValueError):
+                raise BadRequest(str(error)) from error
+            raise
 
     def _give_up(self, question: Question) -> None:
         self._open.remove(question)
