@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from generator.pigeon.checkpoint import load_model
@@ -125,7 +126,9 @@ def _edit_weight(name: str, part: str) -> Callable[[Path], None]:
         path = checkpoint / name
         state = load_file(path)
         key = next(key for key in state if part in key)
-        save_file({**state, key: state[key] * np.float32(1.5)}, path)
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata()
+        save_file({**state, key: state[key] * np.float32(1.5)}, path, metadata)
 
     return edit
 
