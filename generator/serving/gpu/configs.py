@@ -1,4 +1,4 @@
-"""config.pbtxt of the gpu target: TensorRT through ONNX Runtime, batches that its engines are built for, warm-up.
+"""config.pbtxt of the gpu target: TensorRT through ONNX Runtime, batches, warm-up.
 
 A component has the inputs and outputs of the cpu target, but that a number per row is a column. Names of the accelerator's
 options are those of Triton's onnxruntime backend (src/onnxruntime.cc, `LoadModel`), which refuses others.
