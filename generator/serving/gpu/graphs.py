@@ -1,6 +1,8 @@
 """The graphs of the gpu target: float16 inside, where `Placement` allows it.
 
-Inputs and outputs are float32. Image encoder, merger, token decoder, LLaMA and UNet are float16. What decides (keep decision, quantizer, mask generator, scorer)
+Inputs and outputs are float32.
+
+Image encoder, merger, token decoder, LLaMA and UNet are float16. What decides (keep decision, quantizer, mask generator, scorer)
 and the VAE, which overflows in half precision, stay in float32, and so do LoRA and the reference adapter. The types are the
 graph's own, and the engine keeps to them: with no precision flag ONNX Runtime builds a strongly typed TensorRT network.
 """

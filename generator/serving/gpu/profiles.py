@@ -1,4 +1,4 @@
-"""The range of every dimension that an engine is built for: rows of a call, and tokens of a history with its reference."""
+"""The range of every dimension that an engine is built for: rows of a call, and tokens."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def token_range(config: PigeonConfig) -> Range:
 
 
 def shapes(rows: Range, tokens: Range, tensors: tuple[TensorSpec, ...]) -> Mapping[str, str]:
-    """The options `trt_profile_*_shapes`: `name:8x4x16x16,...` per end of the range; -1 is a number of tokens.
+    """The options `trt_profile_*_shapes`: `name:8x4x16x16,...` per end of the range.
 
-    tensors: with their dimensions behind the rows.
+    tensors: with their dimensions behind the rows; -1 is a number of tokens.
     """
 
     def written(end: str) -> str:

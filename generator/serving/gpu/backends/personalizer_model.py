@@ -1,6 +1,8 @@
 """The Triton model `personalizer` of a GPU server: one version per adapter.
 
-LLaMA's step is the model `personalizer_step`. Its cache travels through this process at every token. An engine with a cache of its own takes this file's place.
+LLaMA's step is the model `personalizer_step`.
+
+Its cache travels through this process at every token. An engine with a cache of its own takes this file's place.
 """
 
 from __future__ import annotations
