@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from schemas.runtime.metrics import registry
@@ -39,3 +41,11 @@ ASSIGNED = Gauge("pigeon_assigned_partitions", "Partitions that this member owns
 KAFKA_COMMIT_ERRORS = Counter(
     "pigeon_kafka_commit_errors", "Failed commits to Kafka (lag tools only).", registry=REGISTRY
 )
+
+
+def begin(topics: Iterable[str], reasons: Iterable[str]) -> None:
+    """Show each series at zero: Prometheus sees no increase in one that appears with its first count."""
+    for topic in topics:
+        RECORDS.labels(topic)
+        for reason in reasons:
+            POISON.labels(topic, reason)

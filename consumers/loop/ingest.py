@@ -28,7 +28,7 @@ from consumers.loop.ownership import Ownership
 from consumers.loop.summary import Summary
 from consumers.outage import Backoff, Outage, first_line
 from consumers.write.batch import Batch
-from consumers.write.decode import Limits, decode
+from consumers.write.decode import REASONS, Limits, decode
 from consumers.write.offsets import AlreadyDurable, Fenced
 from consumers.write.upsert import Written
 from consumers.write.writer import Writer
@@ -101,6 +101,7 @@ class Ingest:
             InputError: the broker refuses a setting of ours, or us.
             ServerUnavailable: a dead-letter topic cannot be written, or no broker answers at the start.
         """
+        metrics.begin(self._topics.values(), REASONS)
         assignments = Assignments(self.settings.kafka, self.settings.consumer)
         self._consumer = assignments.consumer
         self._owned = Ownership(self.settings, self._consumer, self._writer)

@@ -38,10 +38,14 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: linear
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
+REASONS = ("null_value", "too_large", "bad_json", "invalid", "key_mismatch", "bad_key", "refused_by_database")
+"""Every short code that poison can have."""
+
+
 class Poison(NamedTuple):
     """Why a record can never be stored."""
 
-    reason: str  # a short code: null_value, too_large, bad_json, invalid, key_mismatch, bad_key, refused_by_database
+    reason: str  # one of REASONS
     detail: str
     error_type: str
     stack: str

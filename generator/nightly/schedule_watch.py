@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
@@ -11,7 +12,7 @@ import structlog
 from apscheduler.triggers.base import BaseTrigger
 from prometheus_client import Counter, Gauge
 
-from generator.nightly.cron import last_moment
+from generator.nightly.cron import JOBS, last_moment
 from schemas.errors import InputError, PigeonError
 from schemas.runtime import health
 from schemas.runtime.metrics import registry
@@ -115,6 +116,14 @@ class SchedulerHealth:
         return not self.problem, self.problem or "ok"
 
 
+def _begin() -> None:
+    """Show each counter at zero: Prometheus sees no increase in one that appears with its first count."""
+    for job in JOBS:
+        GAVE_UP.labels(job)
+        for code in {-signal.SIGKILL, PigeonError.exit_code, *(one.exit_code for one in PigeonError.__subclasses__())}:
+            FAILURES.labels(job, str(int(code)))
+
+
 def serve(settings: ScheduleSettings, checks: SchedulerHealth) -> Callable[[], None]:
     """Answer /metrics, /live and /ready if `schedule.metrics_port` is set; returns what ends it.
 
@@ -123,6 +132,7 @@ def serve(settings: ScheduleSettings, checks: SchedulerHealth) -> Callable[[], N
     """
     if settings.metrics_port is None:
         return lambda: None
+    _begin()
     try:
         server = health.serve(checks, settings.metrics_host, settings.metrics_port)
     except OSError as error:

@@ -177,7 +177,7 @@ def nothing_is_visible(settings: Settings) -> bool:
 
 
 def once_at(point: str, work: Callable[[], object]) -> None:
-    """Do it when a thread of the night reaches the point for the first time; all that reach it wait until it is done."""
+    """Do it when a thread of the night reaches the point first; all that reach it wait until it is done."""
     lock, waiting = threading.Lock(), [work]
 
     def handler(reached: str) -> None:

@@ -77,9 +77,9 @@ class NanoServer:
         os.killpg(self.pid, signal.SIGCONT)
 
     def settle(self, seconds: float = 60.0) -> None:
-        """Wait until all models stay ready: a server that was stopped may have lost stubs, and its supervisor loads those again.
+        """Wait until all models stay ready.
 
-        A load in a test's midst would undo what the test has altered.
+        A server that was stopped may have lost stubs; its supervisor loads those again, which would undo what a test has altered.
         """
         quiet_since, ends = time.monotonic(), time.monotonic() + seconds
         while time.monotonic() - quiet_since < QUIET_SECONDS:
