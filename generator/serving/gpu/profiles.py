@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from generator.pigeon.config import PigeonConfig
 from generator.serving.configs import TensorSpec
 from generator.serving.gpu.backends.rows import ROWS
 
@@ -25,9 +24,8 @@ def row_range(model: str) -> Range:
     return Range(rows.least, rows.usual, rows.most)
 
 
-def token_range(config: PigeonConfig) -> Range:
-    """Tokens of the mask generator's rows: those of a whole prompt at most."""
-    positions = config.language.max_positions
+def token_range(positions: int) -> Range:
+    """Tokens of the mask generator's rows: those of a whole prompt, LLaMA's positions, at most."""
     return Range(1, positions // 4, positions)
 
 
