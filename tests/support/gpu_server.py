@@ -1,6 +1,6 @@
-"""A repository of the gpu target as NVIDIA's Triton would run it: requests checked against config.pbtxt, graphs on the CPU.
+"""A repository of the gpu target, served by a stand-in: requests checked against config.pbtxt.
 
-What stands in is the server, the accelerator and the batcher; our Python models and the graphs are the repository's own.
+Graphs run on the CPU. Our Python models and the graphs are the repository's own; server, accelerator and batcher stand in.
 """
 
 from __future__ import annotations

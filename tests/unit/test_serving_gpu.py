@@ -1,4 +1,4 @@
-"""The gpu target: configurations that Triton's protobuf takes and the graphs bear out, float16 within its bounds.
+"""The gpu target: configurations by Triton's protobuf and the graphs, float16 within its bounds.
 
 Nothing here runs on a GPU: graphs are run by ONNX Runtime on the CPU.
 """

@@ -1,4 +1,4 @@
-"""A GPU host and its engines: what does not match is refused with the numbers, and the entrypoint builds engines once.
+"""A GPU host and its engines: what does not match is refused with the numbers.
 
 Manifests, engines, nvidia-smi and the server are planted: nothing here has a GPU.
 """
@@ -133,7 +133,7 @@ http.server.HTTPServer(("127.0.0.1", int(options["http-port"])), Ready).serve_fo
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`serve-gpu` on a host with the given GPU; its server notes where it was started and exits when all can reach it."""
+    """`serve-gpu` on a host with the given GPU; its server notes where it was started."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "tritonserver").write_text(SERVER)

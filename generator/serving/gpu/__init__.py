@@ -1,4 +1,6 @@
-"""The gpu target of `pigeon models build`: a repository for NVIDIA's Triton image. Nothing of it has run on a GPU.
+"""The gpu target of `pigeon models build`: a repository for NVIDIA's Triton image.
+
+Nothing of it has run on a GPU.
 
     target     what the build asks of this target
     graphs     the networks with float16 inside, and how far each may be from PyTorch

@@ -1,4 +1,4 @@
-"""config.pbtxt of the gpu target: TensorRT through ONNX Runtime, batches that its engines are built for, warm-up.
+"""config.pbtxt of the gpu target: TensorRT through ONNX Runtime, batches, warm-up.
 
 A component has the inputs and outputs of the cpu target, but that a number per row is a column. Names of the accelerator's
 options are those of Triton's onnxruntime backend (src/onnxruntime.cc, `LoadModel`), which refuses others.
@@ -140,7 +140,7 @@ AnySpec = GpuModelSpec | PythonSpec
 def gpu_model_specs(config: PigeonConfig, latent_shape: tuple[int, int, int]) -> tuple[AnySpec, ...]:
     """The models of a repository in the order of loading: those that call others are last."""
     specs = {spec.name: spec for spec in model_specs(config, latent_shape)}
-    tokens = token_range(config)
+    tokens = token_range(config.language.max_positions)
 
     def batched(name: str, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> GpuModelSpec:
         return GpuModelSpec(name, _rowless(inputs), _rowless(outputs), row_range(name), tokens)
@@ -188,7 +188,7 @@ def _step(config: PigeonConfig) -> GpuModelSpec:
         TensorSpec("value", "TYPE_FP32", cache),
     )
     warm = {tensor.name: tuple(1 if dim < 0 else dim for dim in tensor.dims) for tensor in inputs}
-    return GpuModelSpec("personalizer_step", inputs, outputs, None, token_range(config), warm)
+    return GpuModelSpec("personalizer_step", inputs, outputs, None, token_range(language.max_positions), warm)
 
 
 def _rowless(tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:

@@ -1,4 +1,6 @@
-"""The graphs of the gpu target: float16 where `Placement` allows it, float32 at their inputs and outputs.
+"""The graphs of the gpu target: float16 inside, where `Placement` allows it.
+
+Inputs and outputs are float32.
 
 Image encoder, merger, token decoder, LLaMA and UNet are float16. What decides (keep decision, quantizer, mask generator, scorer)
 and the VAE, which overflows in half precision, stay in float32, and so do LoRA and the reference adapter. The types are the
@@ -28,7 +30,7 @@ TOWERS = {"image_scorer/image": "image_tower", "image_scorer/text": "text_tower"
 
 
 class Columns(nn.Module):
-    """A network one of whose inputs is a number per row, taken as a column (B, 1); floating outputs are float32."""
+    """A network that takes its number per row as a column (B, 1); floating outputs are float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class UnetColumns(Columns):
 
 
 class StepInHalf(nn.Module):
-    """`PersonalizerGraph` whose LLaMA computes in its weights' precision; the adapter's vector is float32 before that."""
+    """`PersonalizerGraph` whose LLaMA computes in its weights' precision."""
 
     def __init__(self, inner: PersonalizerGraph) -> None:
         super().__init__()
@@ -104,7 +106,7 @@ WRAPPED: dict[str, tuple[Callable[..., nn.Module], str]] = {
 
 
 def gpu_networks(half: PigeonModel, full: PigeonModel) -> list[Network]:
-    """The graphs of a checkpoint loaded with `Placement("fp16")`, each compared with the one loaded in float32.
+    """The graphs of a checkpoint loaded as `Placement("fp16")`, compared with it in float32.
 
     Raises:
         ModelError: as `networks`.

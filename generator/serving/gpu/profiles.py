@@ -1,11 +1,10 @@
-"""The range of every dimension that an engine is built for: rows of a call, and tokens of a history with its reference."""
+"""The range of every dimension that an engine is built for: rows of a call, and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from generator.pigeon.config import PigeonConfig
 from generator.serving.configs import TensorSpec
 from generator.serving.gpu.backends.rows import ROWS
 
@@ -25,16 +24,15 @@ def row_range(model: str) -> Range:
     return Range(rows.least, rows.usual, rows.most)
 
 
-def token_range(config: PigeonConfig) -> Range:
-    """Tokens of the mask generator's rows: those of a whole prompt at most."""
-    positions = config.language.max_positions
+def token_range(positions: int) -> Range:
+    """Tokens of the mask generator's rows: those of a whole prompt, LLaMA's positions, at most."""
     return Range(1, positions // 4, positions)
 
 
 def shapes(rows: Range, tokens: Range, tensors: tuple[TensorSpec, ...]) -> Mapping[str, str]:
-    """The options `trt_profile_*_shapes`: `name:8x4x16x16,...` per end of the range; -1 is a number of tokens.
+    """The options `trt_profile_*_shapes`: `name:8x4x16x16,...` per end of the range.
 
-    tensors: with their dimensions behind the rows.
+    tensors: with their dimensions behind the rows; -1 is a number of tokens.
     """
 
     def written(end: str) -> str:

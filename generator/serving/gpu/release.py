@@ -1,4 +1,4 @@
-"""The release of NVIDIA's image that a repository of the gpu target is for, and whether a server is of it."""
+"""The release of NVIDIA's image that a repository is for, and whether a server is of it."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ compared with PyTorch under ONNX Runtime, by the build. The server's own TensorR
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from generator.pigeon.config import PigeonConfig
 from generator.serving.gpu.backends.rows import ROWS
 from generator.serving.gpu.profiles import Range, row_range, token_range
 from schemas.errors import InputError, ModelError
@@ -86,7 +86,7 @@ def compile_repository(
     path = repository / "pigeon" / "1" / "config.json"
     if not path.is_file():
         raise ModelError(f"model repository {repository}: {path} is missing; run `pigeon models build --target gpu`")
-    tokens = token_range(PigeonConfig.model_validate_json(path.read_bytes(), extra="ignore"))
+    tokens = token_range(int(json.loads(path.read_bytes())["language"]["max_positions"]))
     graphs = []
     for model in ROWS:
         compiled = compile_graph(trt, repository / model / "1" / "model.onnx", model, row_range(model), tokens, known)

@@ -1,4 +1,4 @@
-"""What runs inside the Triton of a GPU host, beside `generator.serving.backends`, which is copied there too.
+"""What runs inside the Triton of a GPU host, beside `generator.serving.backends`.
 
     rows                 how many rows of each batched model are one call
     calls                requests to the other models: columns, parts, answers on the CPU

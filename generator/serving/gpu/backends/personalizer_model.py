@@ -1,4 +1,6 @@
-"""The Triton model `personalizer` of a GPU server: one version per adapter; LLaMA's step is the model `personalizer_step`.
+"""The Triton model `personalizer` of a GPU server: one version per adapter.
+
+LLaMA's step is the model `personalizer_step`.
 
 Its cache travels through this process at every token. An engine with a cache of its own takes this file's place.
 """

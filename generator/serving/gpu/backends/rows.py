@@ -1,6 +1,6 @@
-"""How many rows of each batched model are one call: Triton's batches, TensorRT's profiles and our own requests agree in it.
+"""How many rows of each batched model are one call.
 
-No numpy, because configurations are written from it too.
+Triton's batches, TensorRT's profiles and our own requests agree in it. No numpy, because configurations are written from it too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LLaMA's step as the generator of answers calls it: a model of this server instead of a graph in this process."""
+"""LLaMA's step as the generator of answers calls it: a model of this server."""
 
 from __future__ import annotations
 
