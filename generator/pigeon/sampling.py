@@ -140,7 +140,10 @@ class SamplingRule:
         return row_stream(seed, variant).random(self.config.max_new_tokens)
 
     def allowed(self, logits: Floats, places: Sequence[int]) -> Floats:
-        """Logits (B, V), -inf where an id may not stand at a row's place: suppressed ids, and an end that is too early."""
+        """Logits (B, V), -inf where an id may not stand at a row's place.
+
+        Suppressed ids never, the end not before `min_new_tokens`.
+        """
         out: Floats = np.where(self._forbidden, -np.inf, logits).astype(np.float32)
         out[np.array(places) < self.config.min_new_tokens, self.end_id] = -np.inf
         return out

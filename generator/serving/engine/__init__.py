@@ -6,6 +6,7 @@
     processor    vLLM's interface to our sampler
     weights      the engine's folder: checked weights, prompts as embeddings, adapters in PEFT's layout
     runner       vLLM itself: requests in, answers out
+    service      what lies between the socket and vLLM's loop
     server       requests over a socket of this machine
     __main__     `python -m generator.serving.engine FOLDER --socket PATH`
 
