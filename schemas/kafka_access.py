@@ -56,8 +56,8 @@ def check_login(settings: KafkaSettings, seconds: float = CONNECT_SECONDS, *, ag
         else:
             _accepted.add(settings)
             return
-    for number, address, failure in silent:
-        if refused := _explain(settings, number, address, failure, seconds):
+    for number, address, silence in silent:
+        if refused := _explain(settings, number, address, silence, seconds):
             raise refused
 
 

@@ -306,7 +306,7 @@ def test_the_second_broker_is_asked_where_the_first_is_away(guarded: Guarded) ->
 def test_commands_of_people_and_nights_work_with_the_rights_that_the_page_lists(
     guarded: Guarded, there: Settings
 ) -> None:
-    """INPUTS 32: `pigeon dlq`, `night run`, `serve` and `topics create`, each with just those of deploy/kafka/README.md."""
+    """INPUTS 32: `pigeon dlq`, `night run`, `serve` and `topics create`, each with just those."""
     prefix = there.kafka.topic_prefix
     topic, user = prefix + INTERACTIONS, as_user(guarded, there)
     send_raw(there, INTERACTIONS, [b"{"])

@@ -1,4 +1,4 @@
-"""A broker of the tests' own that lets in who signs as AWS IAM wants it; it speaks TLS and nothing but logins.
+"""A broker of the tests' own that lets in who signs as AWS IAM wants it, over TLS.
 
 Apache Kafka cannot check these logins: what is sent is a signed address, not a token.
 """
@@ -37,7 +37,10 @@ KNOWN = {
 
 
 class IamBroker:
-    """Knows `secrets` (access key -> secret key) of one region; `seen` is what clients have sent. A context manager."""
+    """Knows `secrets` (access key -> secret key) of one region. A context manager.
+
+    `seen` is what clients have sent.
+    """
 
     def __init__(self, certificate: Path, key: Path, secrets: dict[str, str], region: str) -> None:
         self.secrets, self.region = secrets, region

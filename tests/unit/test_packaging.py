@@ -47,7 +47,7 @@ BEGINNINGS = {
 # A reader makes options of S3 clients, which are beside those of Kafka's.
 NOT_RUN = {
     **dict.fromkeys(("night", "loop", "web"), ("generator.training", "generator.pigeon", "generator.serving.pipeline")),
-    "": ("schemas.kafka_token",),
+    "": ("schemas.kafka_token", "schemas.kafka_network"),
 }
 # Imported inside functions that name the extra to install when it is not there.
 NAMED_WHEN_MISSING = {
