@@ -28,7 +28,8 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 def silence() -> None:
     """Keep the libraries' bars and hints out of a night's output; what matters in them is an error here."""
-    for library in (diffusers_logging, transformers_logging):
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)  # without annotations
+    for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
 
@@ -40,11 +41,12 @@ def load_encoder(folder: Path, placement: Placement) -> CLIPVisionModelWithProje
         ModelError: weights are missing or damaged.
     """
     with _readable("image_encoder", folder):
-        model, found = CLIPVisionModelWithProjection.from_pretrained(
+        loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
-    _refuse_missing("image_encoder", folder, found)
-    return model.to(placement.device("scorer")).eval()
+    _refuse_missing("image_encoder", folder, loaded[1])
+    encoder: CLIPVisionModelWithProjection = loaded[0].to(placement.device("scorer")).eval()
+    return encoder
 
 
 def load_scorer(folder: Path, placement: Placement) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -54,10 +56,12 @@ def load_scorer(folder: Path, placement: Placement) -> tuple[CLIPModel, CLIPToke
         ModelError: weights or tokenizer are missing or damaged.
     """
     with _readable("scorer", folder):
-        model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    _refuse_missing("scorer", folder, found)
-    return model.to(placement.device("scorer")).eval(), tokenizer
+        loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        kind: Any = CLIPTokenizer  # without annotations
+        tokenizer: CLIPTokenizer = kind.from_pretrained(folder, local_files_only=True)
+    _refuse_missing("scorer", folder, loaded[1])
+    scorer: CLIPModel = loaded[0].to(placement.device("scorer")).eval()
+    return scorer, tokenizer
 
 
 def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, scale: float, placement: Placement) -> Any:

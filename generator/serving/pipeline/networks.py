@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from generator.pigeon.placement import Placement
 from generator.pigeon.sampling import noise_image
@@ -39,8 +38,11 @@ class Networks:
             ModelError: as `loading`.
         """
         silence()
-        self._encoder: CLIPVisionModelWithProjection = load_encoder(folders.image_encoder, placement)
-        self._scorer, self._tokenizer = load_scorer(folders.scorer, placement)
+        # The libraries' configurations and outputs are typed loosely.
+        self._encoder: Any = load_encoder(folders.image_encoder, placement)
+        scorer, tokenizer = load_scorer(folders.scorer, placement)
+        self._scorer: Any = scorer
+        self._tokenizer: Any = tokenizer
         self._diffusion = load_diffusion(folders, self._encoder, settings.scale, placement)
         self._settings = settings
         self._encoder_norm, self._scorer_norm = _norm(folders.image_encoder), _norm(folders.scorer)
@@ -61,7 +63,7 @@ class Networks:
     @torch.inference_mode()
     def score_image(self, image: Pixels) -> Floats:
         """(H, W, 3) -> (E,), unit length."""
-        scorer: CLIPModel = self._scorer
+        scorer = self._scorer
         pixels = _prepared(image, int(scorer.config.vision_config.image_size), *self._scorer_norm)
         pooled = scorer.vision_model(pixel_values=pixels.to(scorer.device)).pooler_output
         return unit(_row(scorer.visual_projection(pooled)))
