@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, sca
         without |= {"add_watermarker": False}  # else a package that happens to be installed would change the pixels
     networks = _load_networks(folders, placement)
     with _readable("folder", folders.pipeline):
-        pipeline = DiffusionPipeline.from_pretrained(folders.pipeline, local_files_only=True, **without, **networks)
+        read: Callable[..., Any] = DiffusionPipeline.from_pretrained  # diffusers has no types
+        pipeline = read(folders.pipeline, local_files_only=True, **without, **networks)
     with _readable("ip_adapter", folders.ip_adapter):
         pipeline.load_ip_adapter(
             str(folders.ip_adapter.parent),

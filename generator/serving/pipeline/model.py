@@ -137,6 +137,11 @@ class ServedPipeline:
         return ()
 
     @property
+    def pictures_at_once(self) -> int:
+        """One: a picture's bytes do not depend on others."""
+        return 1
+
+    @property
     def tokenizer_version(self) -> str:
         """Hash of image encoder and scorer."""
         return self._versions.tokenizer_version

@@ -27,7 +27,6 @@ from tests.support.schedule_world import NEVER, free_port, publish
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.faults,
     pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's package prometheus"),
 ]
 
