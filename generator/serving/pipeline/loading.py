@@ -78,8 +78,9 @@ def load_diffusion(folders: Folders, encoder: CLIPVisionModelWithProjection, sca
     else:
         without |= {"add_watermarker": False}  # else a package that happens to be installed would change the pixels
     networks = _load_networks(folders, placement)
+    kind: Any = DiffusionPipeline  # without annotations
     with _readable("folder", folders.pipeline):
-        pipeline = DiffusionPipeline.from_pretrained(folders.pipeline, local_files_only=True, **without, **networks)
+        pipeline = kind.from_pretrained(folders.pipeline, local_files_only=True, **without, **networks)
     with _readable("ip_adapter", folders.ip_adapter):
         pipeline.load_ip_adapter(
             str(folders.ip_adapter.parent),
