@@ -59,8 +59,7 @@ LEFT JOIN LATERAL (
     ) AS newest
   ) AS ranked
   WHERE place <= :most_drawn
-) AS k ON true
-"""  # noqa: S608 - made of our own names
+) AS k ON true"""  # noqa: S608 - made of our own names
 """SQL join: the clicks `k` of the user of the history `h` that count, newest first; bound by `ClickRule.values`."""
 
 

@@ -72,8 +72,7 @@ WITH judged AS MATERIALIZED (
 SELECT state, CASE WHEN state = :unchanged THEN skipped END AS skipped, count(*) AS users,
        CASE WHEN state = :unchanged THEN sum(targets) ELSE 0 END AS targets,
        array_agg(user_id ORDER BY user_id) FILTER (WHERE state IS NULL OR (state <> :unchanged AND planned)) AS user_ids
-FROM judged GROUP BY 1, 2
-"""  # noqa: S608 - made of our own names
+FROM judged GROUP BY 1, 2"""  # noqa: S608 - made of our own names
 # Of the histories only the items: fifty entries with their times and ids are ten times as much to decode.
 _USERS = "{0}.user_id = ANY (CAST(:users AS text[]))"
 _READ = f"""
@@ -81,8 +80,7 @@ SELECT h.user_id, jsonb_path_query_array(h.entries, '$[*].item_id') AS history, 
        {_TARGETS} AS targets_fingerprint{{columns}}
 FROM user_histories h LEFT JOIN recommendations r ON r.user_id = h.user_id AND {_USERS.format("r")}
 {{joined}}
-WHERE {_USERS.format("h")} ORDER BY h.user_id
-"""  # noqa: S608 - made of our own names
+WHERE {_USERS.format("h")} ORDER BY h.user_id"""  # noqa: S608 - made of our own names
 # Where histories take in no clicks, the statements read nothing of them.
 _WITHOUT = {"fingerprint": "h.fingerprint", "columns": "", "joined": ""}
 _WITH = {

@@ -8,6 +8,7 @@
     server      one server: requests and model control
     channel     its gRPC channel, which reconnects soon
     doctor      what is asked of Triton for `pigeon doctor`
+    shared_memory  pictures through memory that a server on this host shares
     still_served  whether the weights that answered are those that were asked
     tensors     the server's answers, checked, and its errors by status
     adapters    a retrained adapter installed beside the one that serves

@@ -1,4 +1,4 @@
-"""The cpu target with LLaMA on an engine: what a build writes for it is LLaMA, the reference's layers, their hashes, and code."""
+"""The cpu target with LLaMA on an engine: its layers, their hashes, and the code that runs it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CODE = (
 
 
 class EngineTarget(CpuTarget):
-    """The cpu target, but that vLLM in a process of its own runs LLaMA, and the Triton model `personalizer` forwards to it."""
+    """The cpu target, but vLLM in a process of its own runs LLaMA; Triton's `personalizer` forwards to it."""
 
     runtime = f"{CpuTarget.runtime}; LLaMA by vLLM in a process of its own"
 

@@ -146,8 +146,8 @@ def test_a_night_without_clicks_is_planned_as_it_was_without_the_setting(drawn: 
         react(session, poster_of(session, "u1"), CLICKED)
         session.flush()
         with_it, without = planned(drawn, session), planned(off, session)
-        stored = dict(session.execute(select(UserHistory.user_id, UserHistory.fingerprint)).tuples().all())
-        known = dict(session.execute(select(PlannedUser.user_id, PlannedUser.history_fingerprint)).tuples().all())
+        stored = dict(session.execute(select(UserHistory.user_id, UserHistory.fingerprint)).all())
+        known = dict(session.execute(select(PlannedUser.user_id, PlannedUser.history_fingerprint)).all())
     assert {user: one.history_fingerprint for user, one in without.items()} == stored == known
     assert all(with_it[user] == without[user] for user in ("u0", "u2"))
     assert with_it["u1"].history_fingerprint != stored["u1"]

