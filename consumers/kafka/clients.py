@@ -202,7 +202,7 @@ def beginnings(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicP
 
 
 def ends(client: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-    """The offset after each partition's last record; none of a partition that is told to be empty."""
+    """The offset after each partition's last record; none of one that is told to be empty (Tansu's)."""
     found = client.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
     return {tp: int(at.offset) for tp, at in found.items() if at.offset > 0}
 

@@ -7,7 +7,7 @@ Apache Kafka 4.3:
 - it lists our rights only where it knows the group or topic: a missing group is told of at the join;
 - a broker that stands still (SIGSTOP) keeps its connections, takes new ones, and has its partitions until the others put it out.
 Tansu (the embedded one):
-- its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch;
+- its `end_offsets` lies, so the end of a log is `known_end`, known after the first fetch, and the lag stands still while paused;
 - a position past the end is never refused, so loop/ownership.py compares it with `known_end` and also takes OffsetOutOfRange;
 - joining a group takes half the session timeout: the embedded settings use a short one;
 - it makes a topic that a producer asks for, even when told not to (noida-db, too): a missing dead-letter topic shows elsewhere only;
