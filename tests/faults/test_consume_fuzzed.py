@@ -150,7 +150,8 @@ class Mill:
         written = self.writer.write(batch)
         dead = len(self.sink.taken) - before
         stored = sum(written.rows.values())
-        assert stored + written.duplicates + written.stale + written.forgotten + dead == len(given)
+        skipped = written.duplicates + written.stale + written.forgotten + written.unknown_tombstones
+        assert stored + skipped + dead == len(given)
         assert dead == len(batch.poison), "what Postgres refused is in the batch's account as well"
         self.records += len(given)
 
