@@ -225,13 +225,13 @@ class Scheduler:
             lease.check(connection)
         self._tell_problem("")
         self._record_ended(lease)
+        now = self._now()  # one for all: else upkeep could see a night's moment that the night has not seen
         for job in JOBS:
             if job not in self._tries:
-                self._consider(lease, job)
+                self._consider(lease, job, now)
 
-    def _consider(self, lease: Lease, job: str) -> None:
+    def _consider(self, lease: Lease, job: str, now: datetime) -> None:
         """Start the job when its latest moment is new, or open and to be tried again."""
-        now = self._now()
         moment = self._due(job, now)
         row = self._moments.get(moment) if moment else None
         if moment is not None and row is None:
