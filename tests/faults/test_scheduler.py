@@ -405,7 +405,9 @@ def test_a_night_that_is_not_there_in_the_morning_is_an_alarm(
         assert read("/ready") == "ok\n"
         assert "the loop came round" in read("/live")
         assert 'pigeon_schedule_failures_total{exit_code="3",job="night"}' in read("/metrics")
-        assert 'pigeon_schedule_gave_up_total{job="canary"} 0.0' in read("/metrics"), "or its first increase is not seen"
+        assert 'pigeon_schedule_gave_up_total{job="canary"} 0.0' in read("/metrics"), (
+            "or its first increase is not seen"
+        )
         assert "pigeon_schedule_leading 1.0" in read("/metrics")
         clock.now = DAY + timedelta(hours=7)
         told(echoed, "is given up")
