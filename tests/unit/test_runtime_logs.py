@@ -115,7 +115,7 @@ class Recorder:
 def test_the_trace_goes_on_to_triton_and_into_announced_events(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Recorder()
     server = object.__new__(TritonServer)
-    server.client = seen
+    server.client, server._shared = seen, None
     announcer = object.__new__(KafkaAnnouncer)
     announcer._settings, announcer._producer, announcer._error = KafkaSettings(), seen, OSError
     event = PosterPublished(

@@ -215,7 +215,7 @@ def test_a_repository_that_one_server_refuses_is_kept_from_those_that_serve(
     cluster: Cluster, model: TritonPigeon, monkeypatch, caplog
 ) -> None:
     first, second = cluster.fakes
-    manifest = RepositoryManifest.model_construct(build=first.build)
+    manifest = RepositoryManifest.model_construct(build=first.build, models=dict.fromkeys(MODELS), gpu=None)
     monkeypatch.setattr(control, "check_repository", lambda *given: manifest)
     first.refused = "token_decoder"
     with pytest.raises(ModelError, match=rf"its file is damaged; left as they were: {cluster.addresses[1]}"):
