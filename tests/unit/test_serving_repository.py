@@ -133,6 +133,13 @@ def _edit_weight(name: str, part: str) -> Callable[[Path], None]:
     return edit
 
 
+def _edit_codebook(checkpoint: Path) -> None:
+    """Another codebook in all parts; their marks are of the old one, and a checkpoint of before has none."""
+    for path in checkpoint.rglob("*.safetensors"):
+        save_file(load_file(path), path)
+    _edit_weight("visual_tokenizer/tokenizer_encoder.safetensors", "quantize.embedding")(checkpoint)
+
+
 DECODER = "visual_tokenizer/highres_tokenizer_decoder.safetensors"
 PIXELS = "highres_pixel_decoding"
 
@@ -151,7 +158,7 @@ PIXELS = "highres_pixel_decoding"
         ),
         (_edit_weight(DECODER, "pos_embed"), {"drawing_version", "base_weights", "adapter_base"}),
         (
-            _edit_weight("visual_tokenizer/tokenizer_encoder.safetensors", "quantize.embedding"),
+            _edit_codebook,
             {"drawing_version", "base_weights", "adapter_base", "tokenizer_version"},
         ),
         (
