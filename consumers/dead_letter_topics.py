@@ -238,7 +238,7 @@ class _Index:
         with self._connection, self._connection.cursor() as cursor:
             for table in ("dead_letters", "dead_letter_marks"):
                 cursor.execute(
-                    f"DELETE FROM {table} WHERE topic = %s AND topic_id = %s AND partition = %s",  # noqa: S608
+                    f"DELETE FROM {table} WHERE topic = %s AND topic_id = %s AND partition = %s",  # noqa: S608 - our own names
                     (tp.topic, self._topics.ids[tp.topic], tp.partition),
                 )
                 self._count(cursor, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,21 @@ def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
         requested_output_names=outputs,
         inputs=[pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in inputs.items()],
     ).exec()
+    return read_answer(response, model, outputs)
+
+
+def read_answer(response: Any, model: str, outputs: Iterable[str]) -> Arrays:
+    """What another model gave, looked at.
+
+    Raises:
+        Cancelled, NotReady, BadInput, BadAnswer: as the model reports, or an output is missing or not finite.
+        CallFailed: the model answered with another error.
+    """
     if response.has_error():
         label, _, reason = response.error().message().partition(": ")
         if label in _FAILURES:
             raise _FAILURES[label][0](reason)
-        raise CallFailed(response.error().message())
+        raise CallFailed(f"{model}: {response.error().message()}")
     return {name: _output(response, model, name) for name in outputs}
 
 

@@ -14,28 +14,20 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from generator.serving.backends.graph import Arrays, BadAnswer, BadInput
+from generator.serving.backends.graph import Arrays, BadInput
 from generator.serving.backends.triton import (
-    CallFailed,
-    Cancelled,
     NotReady,
     answer,
     inputs_of,
     model_folder,
     padded_tokens,
     parameter,
+    read_answer,
     stop_if_cancelled,
 )
 from generator.serving.gpu.backends.rows import ROWS
 
 __all__ = ["answer", "call", "inputs_of", "model_folder", "padded_tokens", "parameter", "stop_if_cancelled"]
-
-_FAILURES: dict[str, type[Exception]] = {
-    "rejected": BadInput,
-    "corrupt": BadAnswer,
-    "not ready": NotReady,
-    "cancelled": Cancelled,
-}
 
 
 def call(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: list[str], version: int = -1) -> Arrays:
@@ -80,19 +72,4 @@ def _ask(request: Any, model: str, inputs: Mapping[str, NDArray[Any]], outputs: 
         # Without it an answer stays on the device where it was computed, and numpy cannot read it there.
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).exec()
-    if response.has_error():
-        label, _, reason = response.error().message().partition(": ")
-        if label in _FAILURES:
-            raise _FAILURES[label](reason)
-        raise CallFailed(f"{model}: {response.error().message()}")
-    return {name: _output(response, model, name) for name in outputs}
-
-
-def _output(response: Any, model: str, name: str) -> NDArray[Any]:
-    tensor = pb_utils.get_output_tensor_by_name(response, name)
-    if tensor is None:
-        raise BadAnswer(f"{model}: answered without its output {name}")
-    value: NDArray[Any] = tensor.as_numpy()
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise BadAnswer(f"{model}: output {name} is not finite; check the weights and the precision")
-    return value
+    return read_answer(response, model, outputs)
