@@ -13,6 +13,7 @@
     overhead    processor time that is not the model's, per poster
     plan        planning at scale, and nights with nothing new
     manifest    writing and reading manifests
+    console     the console's pages over a million posters against those over ten thousand
     ingest      the ingest path against its own parts and against plain loops
     shared_memory  pictures by shared memory against gRPC
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 
 import pytest
 from sqlalchemy import Engine
@@ -71,5 +72,6 @@ def test_clients_come_up_where_the_first_of_the_servers_is_silent(settings: Sett
     with socket.create_server(("127.0.0.1", 0)) as silent:
         servers = f"127.0.0.1:{silent.getsockname()[1]},{settings.kafka.bootstrap_servers}"
         there = changed(settings, "kafka", bootstrap_servers=servers)
-        for make in (clients.producer, clients.admin):
-            make(there.kafka).close()
+        with closing(clients.admin(there.kafka)) as admin, closing(clients.producer(there.kafka)) as producer:
+            assert CATALOG in admin.list_topics()
+            assert producer.partitions_for(CATALOG)

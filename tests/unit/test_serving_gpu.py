@@ -6,7 +6,9 @@ Nothing here runs on a GPU: graphs are run by ONNX Runtime on the CPU.
 from __future__ import annotations
 
 import ast
+import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from generator.pigeon.model import PigeonModel
 from generator.pigeon.pipeline import Item, PigeonPipeline, Task
 from generator.pigeon.placement import Placement
 from generator.pigeon.presets import preset
+from generator.pigeon.sampling import noise_image
 from generator.serving import build
 from generator.serving.agreement import FLOAT32, compare, placed_inputs
 from generator.serving.client import BATCH
@@ -114,7 +117,8 @@ def assert_complete(config: Any) -> None:
     assert config.input
     assert config.output
     assert config.instance_group[0].count >= 1
-    assert config.parameters["build"].string_value == "b1" if "build" in config.parameters else True
+    if "build" in config.parameters:
+        assert config.parameters["build"].string_value == "b1"
     assert config.version_policy.WhichOneof("policy_choice")
 
 
@@ -256,8 +260,6 @@ def padded(model: PigeonModel, rows: list[Any]) -> list[tuple[torch.Tensor, torc
 
 
 def noise_of(seed: int, model: PigeonModel) -> np.ndarray:
-    from generator.pigeon.sampling import noise_image
-
     return noise_image(seed, 0, model.diffusion.latent_shape)[None]
 
 
@@ -287,8 +289,6 @@ def test_a_whole_task_and_its_answers_run_on_a_gpu_hosts_models(world, server: G
 
 
 def prompt_json(items: list[Item], wanted: Any) -> bytes:
-    import json
-
     return json.dumps(
         {
             "history_titles": [item.title for item in items[:2]],
@@ -313,7 +313,7 @@ def test_more_rows_than_an_engine_takes_are_several_requests(world, server: GpuS
 
 def test_equal_versions_would_be_equal_results(world) -> None:
     """A GPU host gives other codes and pictures than a CPU one; an adapter fits both."""
-    _, cpu, gpu = (path if number == 0 else read_manifest(path) for number, path in enumerate(world))
+    cpu, gpu = (read_manifest(repository) for repository in world[1:])
     assert isinstance(cpu, RepositoryManifest)
     assert isinstance(gpu, RepositoryManifest)
     assert gpu.adapter_base == cpu.adapter_base
@@ -358,6 +358,6 @@ def test_backends_of_a_gpu_host_import_only_what_its_image_has() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 top = name.partition(".")[0]
-                assert top in allowed or top in __import__("sys").stdlib_module_names, f"{path.name} imports {name}"
+                assert top in allowed or top in sys.stdlib_module_names, f"{path.name} imports {name}"
                 if name.startswith("generator.serving"):
                     assert ".backends." in name, f"{path.name}: {name}"
